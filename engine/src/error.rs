@@ -1,0 +1,30 @@
+//! The crate's error: which stage failed, with that stage's own error as the source.
+
+use crate::{fetch::FetchError, image::ImageError, model::LoadError, task::PromptError};
+
+/// Why a picture got no answer, or a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The prompt is no task, or has text where none belongs.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The picture's bytes could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The bytes are no picture that can be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The checkpoint directory cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The caller asked for the run to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The computation itself failed.
+    #[error("the model failed on this picture")]
+    Compute(#[from] candle_core::Error),
+    /// The thread pool could not be started.
+    #[error("cannot start the compute threads")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}

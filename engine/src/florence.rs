@@ -1,0 +1,381 @@
+//! The pipeline as one value: a picture and a prompt in, an answer out.
+//!
+//! [`Florence::prepare`] is light and may run on any thread; [`Florence::run`] computes, on the
+//! engine's own threads, for one or several prepared pictures together.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde_json::Value;
+
+use crate::{
+    Coordinates, Error,
+    generate::{Decoding, Generated, Rules, generate},
+    image::{DecodeLimits, Orientation, PixelValues, Preprocessor, decode},
+    model::{Config, GenerationDefaults, GenerationFields, LoadError, Model},
+    postprocess::{Scale, post_process},
+    task::{Prompt, PromptError},
+    text::Text,
+};
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A CUDA device by its ordinal; needs the `cuda` feature.
+    Cuda(usize),
+}
+
+/// How a checkpoint is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Where the model runs.
+    pub device: Device,
+    /// Compute threads; 0 takes as many as the machine has cores.
+    pub threads: usize,
+    /// Niceness of the compute threads, 0 to 19.
+    pub nice: i32,
+}
+
+/// How a picture is read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PrepareOptions {
+    /// What the decoder may use.
+    pub limits: DecodeLimits,
+    /// Whether the EXIF orientation is applied.
+    pub orientation: Orientation,
+}
+
+/// How an answer is generated; `None` takes the checkpoint's default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerateOptions {
+    /// Beams; 1 is greedy search.
+    pub beams: Option<usize>,
+    /// Most tokens of an answer (default 1024, or what the model has positions for).
+    pub max_new_tokens: Option<usize>,
+    /// No n-gram of this length may occur twice; 0 switches the rule off.
+    pub no_repeat_ngram: Option<usize>,
+    /// Exponent of the length by which a hypothesis' log-probability is divided.
+    pub length_penalty: Option<f32>,
+    /// How coordinates are written.
+    pub coordinates: Coordinates,
+}
+
+/// A picture and a prompt, ready for the model.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    prompt: Prompt,
+    prompt_ids: Vec<u32>,
+    pixels: PixelValues,
+    size: (usize, usize),
+    decode_ms: f64,
+    preprocess_ms: f64,
+}
+
+impl Prepared {
+    /// Ids of the prompt's sentence.
+    pub fn prompt_ids(&self) -> &[u32] {
+        &self.prompt_ids
+    }
+
+    /// The model's input.
+    pub fn pixels(&self) -> &PixelValues {
+        &self.pixels
+    }
+}
+
+/// One entry of a batch.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The picture and the prompt.
+    pub prepared: &'a Prepared,
+    /// How the answer is generated.
+    pub options: &'a GenerateOptions,
+}
+
+/// What the model says of a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The generated text, special tokens included.
+    pub text: String,
+    /// The generated ids, start and end token included.
+    pub token_ids: Vec<u32>,
+    /// The reference's JSON: `{"<OD>": {"bboxes": .., "labels": ..}}`.
+    pub json: Value,
+    /// For tasks with boxes, one score a box: the geometric mean of the probabilities of its four
+    /// location tokens. Empty for other tasks.
+    pub scores: Vec<f32>,
+    /// Mean log-probability of the tokens, as the search ranks it.
+    pub score: f32,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Milliseconds per stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Timings {
+    pub decode: f64,
+    pub preprocess: f64,
+    pub vision: f64,
+    pub encoder: f64,
+    pub decoder: f64,
+    pub postprocess: f64,
+}
+
+/// A loaded checkpoint with all that surrounds the network.
+pub struct Florence {
+    name: String,
+    model: Model,
+    text: Text,
+    preprocessor: Preprocessor,
+    generation: GenerationDefaults,
+    threads: rayon::ThreadPool,
+}
+
+/// Answers have at most this many tokens unless the caller says otherwise.
+const MAX_NEW_TOKENS: usize = 1024;
+
+impl Florence {
+    /// Loads a checkpoint directory of either layout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Load`] names the file or tensor that is missing, damaged or misshapen.
+    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, Error> {
+        let device = match options.device {
+            Device::Cpu => candle_core::Device::Cpu,
+            Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
+        };
+        let threads = thread_pool(options)?;
+        let (config, config_path): (Config, _) = read_json(directory, "config.json")?;
+        if let Some(problem) = config.problem() {
+            return Err(LoadError::Config { path: config_path, problem }.into());
+        }
+        let (preprocessor, path): (Preprocessor, _) =
+            read_json(directory, "preprocessor_config.json")?;
+        let side = preprocessor.side().ok_or_else(|| LoadError::Config {
+            path,
+            problem: "the picture size must be a square".to_owned(),
+        })?;
+        let generation = if directory.join("generation_config.json").exists() {
+            Some(read_json::<GenerationFields>(directory, "generation_config.json")?.0)
+        } else {
+            None
+        };
+        let text = Text::load(directory)?;
+        let model = threads.install(|| Model::load(directory, &config, side, &device))?;
+        if text.vocabulary() > model.vocabulary() + 1 {
+            let problem = format!(
+                "the tokenizer has {} ids, the model only {}",
+                text.vocabulary(),
+                model.vocabulary()
+            );
+            return Err(LoadError::Config { path: config_path, problem }.into());
+        }
+        let name = directory.file_name().unwrap_or(directory.as_os_str()).to_string_lossy();
+        Ok(Self {
+            name: name.into_owned(),
+            generation: config.generation(generation),
+            model,
+            text,
+            preprocessor,
+            threads,
+        })
+    }
+
+    /// Name of the checkpoint's directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network itself; for tests and tools.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Most tokens that an answer can have.
+    pub fn max_new_tokens(&self) -> usize {
+        self.model.target_limit()
+    }
+
+    /// Checks and tokenizes a prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`PromptError`] says what is wrong with it.
+    pub fn check_prompt(&self, prompt: &str) -> Result<(), PromptError> {
+        self.encode_prompt(&prompt.parse()?).map(|_ids| ())
+    }
+
+    fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
+        let ids = self.text.encode(prompt)?;
+        let limit = self.model.source_limit().saturating_sub(self.model.visual_length());
+        if ids.len() > limit {
+            return Err(PromptError::TooLong { found: ids.len(), limit });
+        }
+        Ok(ids)
+    }
+
+    /// Decodes and preprocesses a picture, and tokenizes a prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Image`] or [`Error::Prompt`].
+    pub fn prepare(
+        &self,
+        picture: &[u8],
+        prompt: &str,
+        options: &PrepareOptions,
+    ) -> Result<Prepared, Error> {
+        let prompt: Prompt = prompt.parse()?;
+        let prompt_ids = self.encode_prompt(&prompt)?;
+        let start = Instant::now();
+        let rgb = decode(picture, options.limits, options.orientation)?;
+        let decode_ms = milliseconds(start);
+        let start = Instant::now();
+        let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));
+        let preprocess_ms = milliseconds(start);
+        let size = (rgb.width, rgb.height);
+        Ok(Prepared { prompt, prompt_ids, pixels, size, decode_ms, preprocess_ms })
+    }
+
+    /// Answers one prepared picture.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn run_one(&self, prepared: &Prepared, options: &GenerateOptions) -> Result<Answer, Error> {
+        let mut answers = self.run(&[Job { prepared, options }], &|_| false)?;
+        answers.pop().flatten().ok_or(Error::Cancelled)
+    }
+
+    /// Answers prepared pictures together; their decoder steps are joined, their answers are not
+    /// affected by each other. `None` for a job that `stopped` names; it is asked before every step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn run(
+        &self,
+        jobs: &[Job<'_>],
+        stopped: &(dyn Fn(usize) -> bool + Sync),
+    ) -> Result<Vec<Option<Answer>>, Error> {
+        self.threads.install(|| self.run_here(jobs, stopped))
+    }
+
+    fn run_here(
+        &self,
+        jobs: &[Job<'_>],
+        stopped: &(dyn Fn(usize) -> bool + Sync),
+    ) -> Result<Vec<Option<Answer>>, Error> {
+        let mut decodings = Vec::with_capacity(jobs.len());
+        let mut timings = Vec::with_capacity(jobs.len());
+        let mut started = Vec::with_capacity(jobs.len());
+        for (i, Job { prepared, options }) in jobs.iter().enumerate() {
+            if stopped(i) {
+                continue;
+            }
+            let mut timing = Timings {
+                decode: prepared.decode_ms,
+                preprocess: prepared.preprocess_ms,
+                ..Timings::default()
+            };
+            let start = Instant::now();
+            let visual = self.model.visual_tokens(&prepared.pixels, |_| {})?;
+            timing.vision = milliseconds(start);
+            let start = Instant::now();
+            let encoded = self.model.encode(&visual, &prepared.prompt_ids)?;
+            let cross = self.model.cross(&encoded)?;
+            timing.encoder = milliseconds(start);
+            decodings.push(Decoding { cross, rules: self.rules(options) });
+            timings.push(timing);
+            started.push(i);
+        }
+        let start = Instant::now();
+        let generated = generate(&self.model, &decodings, &|row| stopped(started[row]))?;
+        let decoder = milliseconds(start);
+        let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
+        for ((i, generated), timing) in started.into_iter().zip(generated).zip(timings) {
+            answers[i] = generated
+                .map(|generated| self.answer(&jobs[i], generated, Timings { decoder, ..timing }));
+        }
+        Ok(answers)
+    }
+
+    fn rules(&self, options: &GenerateOptions) -> Rules {
+        let wanted = options.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+        let limit = self.model.target_limit();
+        let defaults = &self.generation;
+        let defaults = GenerationDefaults {
+            beams: options.beams.unwrap_or(defaults.beams).max(1),
+            no_repeat_ngram: options.no_repeat_ngram.unwrap_or(defaults.no_repeat_ngram),
+            length_penalty: options.length_penalty.unwrap_or(defaults.length_penalty),
+            ..defaults.clone()
+        };
+        Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
+    }
+
+    fn answer(&self, job: &Job<'_>, generated: Generated, timings: Timings) -> Answer {
+        let start = Instant::now();
+        let text = self.text.decode(&generated.ids);
+        let scale = Scale { size: job.prepared.size, coordinates: job.options.coordinates };
+        let parsed = post_process(job.prepared.prompt.task, &text, scale);
+        let scores = self.box_scores(&generated, &parsed.boxes);
+        Answer {
+            text,
+            json: parsed.json,
+            scores,
+            score: generated.score,
+            token_ids: generated.ids,
+            timings: Timings { postprocess: milliseconds(start), ..timings },
+        }
+    }
+
+    /// A box's score: `exp` of the mean log-probability of its four location tokens.
+    fn box_scores(&self, generated: &Generated, boxes: &[usize]) -> Vec<f32> {
+        let locations: Vec<f32> = generated.ids[1..]
+            .iter()
+            .zip(&generated.token_scores)
+            .filter(|(id, _)| self.text.is_location(**id))
+            .map(|(_, score)| *score)
+            .collect();
+        let four = |first: &usize| locations.get(*first..first + 4);
+        let score = |four: &[f32]| (four.iter().sum::<f32>() / 4.0).exp();
+        boxes.iter().filter_map(four).map(score).collect()
+    }
+}
+
+fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {
+    let nice = options.nice;
+    let lower_priority = move |_| {
+        // Best effort: without the permission the threads just run at normal priority.
+        let _ = rustix::process::setpriority_process(None, nice);
+    };
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .thread_name(|i| format!("florence-{i}"))
+        .start_handler(lower_priority)
+        .build()?)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(
+    directory: &Path,
+    name: &str,
+) -> Result<(T, PathBuf), LoadError> {
+    let path = directory.join(name);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok((value, path)),
+        Err(source) => Err(LoadError::Json { path, source }),
+    }
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}

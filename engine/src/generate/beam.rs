@@ -1,0 +1,163 @@
+//! Beam search as in `transformers` 5 (`GenerationMixin._beam_search`), in float32.
+//!
+//! Each step extends every running hypothesis by every token and keeps the best `2 * beams`
+//! candidates. Those among the first `beams` that end become finished hypotheses; the best that
+//! do not end go on. With early stopping the search is over once `beams` hypotheses have finished.
+//! "Impossible" is a subtracted 1e9, as in the reference: its ties are part of the semantics.
+
+use super::{
+    rules::{Rules, log_softmax},
+    search::Path,
+};
+
+const IMPOSSIBLE: f32 = -1e9;
+
+pub(super) struct Beams {
+    running: Vec<Path>,
+    running_scores: Vec<f32>,
+    finished: Vec<Finished>,
+    /// Whether a running hypothesis may still beat the finished ones.
+    may_improve: bool,
+    is_over: bool,
+}
+
+#[derive(Clone)]
+struct Finished {
+    path: Path,
+    score: f32,
+    is_done: bool,
+}
+
+/// A running hypothesis extended by one token.
+#[derive(Clone, Copy)]
+struct Candidate {
+    parent: usize,
+    token: u32,
+    /// Of the whole sequence.
+    total: f32,
+    /// Of the token alone.
+    own: f32,
+}
+
+impl Beams {
+    pub(super) fn new(beams: usize, start: &Path) -> Self {
+        let mut running_scores = vec![IMPOSSIBLE; beams];
+        running_scores[0] = 0.0;
+        let nothing = Finished { path: start.clone(), score: IMPOSSIBLE, is_done: false };
+        Self {
+            running: vec![start.clone(); beams],
+            running_scores,
+            finished: vec![nothing; beams],
+            may_improve: true,
+            is_over: false,
+        }
+    }
+
+    pub(super) fn running(&self) -> &[Path] {
+        &self.running
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_over
+    }
+
+    pub(super) fn advance(&mut self, rules: &Rules, logits: &[f32]) -> Vec<usize> {
+        let candidates = self.candidates(rules, logits);
+        let length = self.running[0].ids.len() + 1;
+        let ends: Vec<bool> = candidates.iter().map(|c| rules.ends(c.token, length)).collect();
+        let divisor = generated_divisor(length, rules.length_penalty);
+
+        self.collect_finished(rules, &candidates, &ends, divisor);
+        let parents = self.continue_running(&candidates, &ends);
+
+        let worst = self.finished.iter().map(|f| f.score).fold(f32::INFINITY, f32::min);
+        let best_running = self.running_scores[0] / divisor;
+        self.may_improve &=
+            self.finished.iter().any(|f| best_running > if f.is_done { worst } else { IMPOSSIBLE });
+        let all_done = self.finished.iter().all(|f| f.is_done);
+        self.is_over = !self.may_improve
+            || (all_done && rules.early_stopping)
+            || ends.iter().all(|ends| *ends);
+        parents
+    }
+
+    /// The best `2 * beams` extensions, best first, lower flat index first among equals.
+    fn candidates(&self, rules: &Rules, logits: &[f32]) -> Vec<Candidate> {
+        let wanted = 2 * self.running.len();
+        let mut best: Vec<Candidate> = Vec::with_capacity(wanted + 1);
+        let rows = logits.chunks_exact(rules.vocabulary);
+        for (parent, (row, base)) in rows.zip(&self.running_scores).enumerate() {
+            let mut scores = log_softmax(row);
+            rules.process(&self.running[parent].ids, &mut scores);
+            for (token, own) in scores.into_iter().enumerate() {
+                let total = own + base;
+                if best.len() == wanted && best.last().is_some_and(|last| total <= last.total) {
+                    continue;
+                }
+                let at = best.partition_point(|kept| kept.total >= total);
+                best.insert(at, Candidate { parent, token: token as u32, total, own });
+                best.truncate(wanted);
+            }
+        }
+        best
+    }
+
+    /// Merges the candidates that end, and rank high enough, into the finished hypotheses.
+    fn collect_finished(
+        &mut self,
+        rules: &Rules,
+        candidates: &[Candidate],
+        ends: &[bool],
+        divisor: f32,
+    ) {
+        let beams = self.running.len();
+        let is_closed = rules.early_stopping && self.finished.iter().all(|f| f.is_done);
+        // Candidates that may not finish would only ever tie with the empty slots: leave them out.
+        let ending = candidates.iter().zip(ends).take(beams).filter(|(_, ends)| **ends);
+        for (candidate, _) in ending {
+            let mut score = candidate.total / divisor;
+            if is_closed {
+                score += IMPOSSIBLE;
+            }
+            if !self.may_improve {
+                score += IMPOSSIBLE;
+            }
+            let path = self.running[candidate.parent].extended(candidate.token, candidate.own);
+            self.finished.push(Finished { path, score, is_done: true });
+        }
+        self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        self.finished.truncate(beams);
+    }
+
+    /// The best candidates that do not end go on; returns their parents.
+    fn continue_running(&mut self, candidates: &[Candidate], ends: &[bool]) -> Vec<usize> {
+        let beams = self.running.len();
+        let mut next: Vec<(f32, &Candidate)> = candidates
+            .iter()
+            .zip(ends)
+            .map(|(candidate, ends)| {
+                (candidate.total + if *ends { IMPOSSIBLE } else { 0.0 }, candidate)
+            })
+            .collect();
+        next.sort_by(|a, b| b.0.total_cmp(&a.0));
+        next.truncate(beams);
+        self.running =
+            next.iter().map(|(_, c)| self.running[c.parent].extended(c.token, c.own)).collect();
+        self.running_scores = next.iter().map(|(score, _)| *score).collect();
+        next.iter().map(|(_, candidate)| candidate.parent).collect()
+    }
+
+    /// The best finished hypothesis, or the best running one if none has finished.
+    pub(super) fn into_best(mut self) -> (Path, f32) {
+        let best = self.finished.swap_remove(0);
+        if best.is_done {
+            return (best.path, best.score);
+        }
+        (self.running.swap_remove(0), self.running_scores[0])
+    }
+}
+
+/// `generated^penalty`, where the start token does not count as generated.
+fn generated_divisor(length: usize, penalty: f32) -> f32 {
+    ((length - 1) as f32).powf(penalty)
+}

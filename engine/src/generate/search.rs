@@ -1,0 +1,147 @@
+//! One job's search: it is given logits and says which rows go on with which tokens.
+
+use super::{beam::Beams, rules::Rules, rules::log_softmax};
+
+/// A finished sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// Token ids, from the start token to the end token.
+    pub ids: Vec<u32>,
+    /// Log-probability of every token after the start token; 0 for a forced one.
+    pub token_scores: Vec<f32>,
+    /// Mean log-probability as beam search ranks it; for greedy search the plain mean.
+    pub score: f32,
+}
+
+/// A sequence under construction.
+#[derive(Debug, Clone)]
+pub(super) struct Path {
+    pub(super) ids: Vec<u32>,
+    pub(super) scores: Vec<f32>,
+}
+
+impl Path {
+    pub(super) fn new(start: u32) -> Self {
+        Self { ids: vec![start], scores: Vec::new() }
+    }
+
+    pub(super) fn extended(&self, token: u32, score: f32) -> Self {
+        let mut next = self.clone();
+        next.push(token, score);
+        next
+    }
+
+    fn push(&mut self, token: u32, score: f32) {
+        self.ids.push(token);
+        self.scores.push(score);
+    }
+}
+
+/// Greedy or beam search, by the number of beams.
+pub struct Search {
+    rules: Rules,
+    state: State,
+}
+
+enum State {
+    Greedy { path: Path, is_finished: bool },
+    Beams(Beams),
+}
+
+impl Search {
+    /// A search at the start token.
+    pub fn new(rules: Rules) -> Self {
+        let path = Path::new(rules.start);
+        let state = if rules.beams <= 1 {
+            State::Greedy { path, is_finished: rules.max_length <= 1 }
+        } else {
+            State::Beams(Beams::new(rules.beams, &path))
+        };
+        Self { rules, state }
+    }
+
+    /// Rows of logits that [`Self::advance`] expects.
+    pub fn rows(&self) -> usize {
+        match &self.state {
+            State::Greedy { .. } => 1,
+            State::Beams(beams) => beams.running().len(),
+        }
+    }
+
+    /// The sequence of every row.
+    pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
+        let paths = match &self.state {
+            State::Greedy { path, .. } => std::slice::from_ref(path),
+            State::Beams(beams) => beams.running(),
+        };
+        paths.iter().map(|path| path.ids.as_slice())
+    }
+
+    /// The token that each row is about to feed to the network.
+    pub(super) fn last_tokens(&self) -> impl Iterator<Item = u32> {
+        self.sequences().filter_map(|ids| ids.last().copied())
+    }
+
+    /// Whether the next token is the same whatever the logits are.
+    pub fn is_forced(&self) -> bool {
+        self.sequences().next().is_some_and(|ids| self.rules.forced(ids.len()).is_some())
+    }
+
+    /// Takes the logits of every row, one after the other; returns, for every row of the next
+    /// step, the row that it continues. `None` serves where the next token is forced.
+    pub fn advance(&mut self, logits: Option<&[f32]>) -> Vec<usize> {
+        let zeros;
+        let logits = if let Some(logits) = logits {
+            logits
+        } else {
+            zeros = vec![0.0; self.rows() * self.rules.vocabulary];
+            &zeros
+        };
+        match &mut self.state {
+            State::Greedy { path, is_finished } => {
+                let token = greedy(&self.rules, path, logits);
+                *is_finished = self.rules.ends(token, path.ids.len());
+                vec![0]
+            }
+            State::Beams(beams) => beams.advance(&self.rules, logits),
+        }
+    }
+
+    /// Whether the answer is complete.
+    pub fn is_finished(&self) -> bool {
+        match &self.state {
+            State::Greedy { is_finished, .. } => *is_finished,
+            State::Beams(beams) => beams.is_finished(),
+        }
+    }
+
+    /// The best sequence.
+    pub fn finish(self) -> Generated {
+        let (path, score) = match self.state {
+            State::Greedy { path, .. } => {
+                let mean = path.scores.iter().sum::<f32>() / path.scores.len().max(1) as f32;
+                (path, mean)
+            }
+            State::Beams(beams) => beams.into_best(),
+        };
+        Generated { ids: path.ids, token_scores: path.scores, score }
+    }
+}
+
+/// Appends the most likely allowed token, the lowest id among equals.
+fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
+    let mut scores = logits.to_vec();
+    rules.process(&path.ids, &mut scores);
+    let mut best = 0;
+    for (token, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = token;
+        }
+    }
+    let score = match rules.forced(path.ids.len()) {
+        Some(_) => 0.0,
+        None => log_softmax(logits)[best],
+    };
+    path.push(best as u32, score);
+    best as u32
+}

@@ -1,0 +1,163 @@
+//! Picture bytes to 8-bit RGB, as Pillow's `convert("RGB")` would give it: alpha is dropped, grey
+//! is replicated, palettes are looked up. Only the first frame of an animation is read.
+//!
+//! Sizes are checked on the header, before any pixel memory is claimed.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+/// Why bytes are not a usable picture.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// None of the formats that are read.
+    #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
+    UnknownFormat,
+    /// The header announces more pixels than allowed.
+    #[error("the picture is {width}x{height}, more than the limit of {limit} pixels")]
+    TooLarge {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Allowed number of pixels.
+        limit: u64,
+    },
+    /// The header or the data cannot be decoded.
+    #[error("the {format} picture is corrupt or truncated")]
+    Corrupt {
+        /// Name of the format that the bytes claim to be.
+        format: &'static str,
+        /// The decoder's own error.
+        #[source]
+        source: image::ImageError,
+    },
+}
+
+/// What a decoder may use.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeLimits {
+    /// Most pixels of a picture.
+    pub pixels: u64,
+    /// Most bytes a decoder may claim.
+    pub bytes: u64,
+}
+
+impl Default for DecodeLimits {
+    fn default() -> Self {
+        Self { pixels: 100_000_000, bytes: 1 << 30 }
+    }
+}
+
+/// Whether the EXIF orientation is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Orientation {
+    /// As stored, like the reference.
+    #[default]
+    AsStored,
+    /// Turned as the EXIF tag says; boxes then refer to the turned picture.
+    Exif,
+}
+
+/// An RGB picture, rows from the top, three bytes a pixel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// `height * width * 3` bytes.
+    pub data: Vec<u8>,
+}
+
+/// Decodes the first frame of a picture.
+///
+/// # Errors
+///
+/// See [`ImageError`].
+pub fn decode(
+    bytes: &[u8],
+    limits: DecodeLimits,
+    orientation: Orientation,
+) -> Result<Rgb, ImageError> {
+    let reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|_error| ImageError::UnknownFormat)?;
+    let format = reader.format().and_then(name).ok_or(ImageError::UnknownFormat)?;
+    let corrupt = |source| ImageError::Corrupt { format, source };
+    let mut decoder = reader.into_decoder().map_err(corrupt)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > limits.pixels {
+        return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
+    }
+    let mut memory = Limits::default();
+    memory.max_alloc = Some(limits.bytes);
+    decoder.set_limits(memory).map_err(corrupt)?;
+    let turn = match orientation {
+        Orientation::AsStored => None,
+        Orientation::Exif => decoder.orientation().ok(),
+    };
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
+    if let Some(turn) = turn {
+        picture.apply_orientation(turn);
+    }
+    let rgb = picture.into_rgb8();
+    Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+fn name(format: ImageFormat) -> Option<&'static str> {
+    Some(match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Tiff => "TIFF",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ExtendedColorType, ImageEncoder};
+
+    use super::*;
+
+    fn png(pixels: &[u8], color: ExtendedColorType) -> Vec<u8> {
+        let mut out = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut out).write_image(pixels, 2, 1, color).unwrap();
+        out
+    }
+
+    fn decoded(bytes: &[u8]) -> Vec<u8> {
+        decode(bytes, DecodeLimits::default(), Orientation::AsStored).unwrap().data
+    }
+
+    #[test]
+    fn alpha_is_dropped_and_grey_replicated_as_pillow_does() {
+        let rgba = png(&[10, 20, 30, 0, 40, 50, 60, 128], ExtendedColorType::Rgba8);
+        assert_eq!(decoded(&rgba), [10, 20, 30, 40, 50, 60]);
+        let grey = png(&[7, 200], ExtendedColorType::L8);
+        assert_eq!(decoded(&grey), [7, 7, 7, 200, 200, 200]);
+        let grey_alpha = png(&[7, 0, 200, 255], ExtendedColorType::La8);
+        assert_eq!(decoded(&grey_alpha), [7, 7, 7, 200, 200, 200]);
+    }
+
+    #[test]
+    fn bad_bytes_are_named() {
+        let limits = DecodeLimits { pixels: 1, bytes: 1 << 20 };
+        let check = |bytes: &[u8], limits, expected: &str| {
+            let error = decode(bytes, limits, Orientation::AsStored).unwrap_err().to_string();
+            assert_eq!(error, expected);
+        };
+        let good = png(&[1; 6], ExtendedColorType::Rgb8);
+        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+        check(b"", DecodeLimits::default(), unknown);
+        check(b"hello", DecodeLimits::default(), unknown);
+        check(&good, limits, "the picture is 2x1, more than the limit of 1 pixels");
+        let corrupt = "the PNG picture is corrupt or truncated";
+        for cut in [9, 20, 40] {
+            check(&good[..cut], DecodeLimits::default(), corrupt);
+        }
+    }
+}

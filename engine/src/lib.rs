@@ -1,0 +1,47 @@
+//! Florence-2 inference: a picture and a task prompt in, a caption, boxes, text or polygons out.
+//!
+//! The crate runs any Florence-2 checkpoint directory on candle, with the answers of the
+//! reference implementation (Hugging Face `transformers`). It knows nothing of Redis.
+//!
+//! # Layout
+//!
+//! - [`task`]: the fifteen tasks and their prompt sentences
+//! - [`image`]: bytes to RGB to pixel values, Pillow's arithmetic to the last bit
+//! - `text`: prompt sentences to token ids and back
+//! - [`model`]: DaViT, the projector and BART on candle tensors
+//! - [`generate`]: greedy and beam search
+//! - `postprocess`: answer text to the reference's JSON
+//! - [`fetch`]: a picture's bytes from an `http(s)` URL
+//! - [`Florence`]: all of the above in one value
+//!
+//! # Example
+//!
+//! ```no_run
+//! use florence_engine::{Florence, GenerateOptions, LoadOptions, PrepareOptions};
+//!
+//! # fn main() -> Result<(), florence_engine::Error> {
+//! let florence = Florence::load("models/tiny".as_ref(), &LoadOptions::default())?;
+//! let picture = std::fs::read("models/tiny/samples/shapes.png").expect("a sample picture");
+//! let prepared = florence.prepare(&picture, "<OD>", &PrepareOptions::default())?;
+//! let answer = florence.run_one(&prepared, &GenerateOptions::default())?;
+//! println!("{}", answer.json);
+//! # Ok(())
+//! # }
+//! ```
+#![warn(missing_docs)]
+
+mod error;
+pub mod fetch;
+mod florence;
+pub mod generate;
+pub mod image;
+pub mod model;
+mod postprocess;
+pub mod task;
+mod text;
+
+pub use error::Error;
+pub use florence::{
+    Answer, Device, Florence, GenerateOptions, Job, LoadOptions, PrepareOptions, Prepared, Timings,
+};
+pub use postprocess::Coordinates;

@@ -1,0 +1,169 @@
+//! The network: DaViT, projector and BART, on candle tensors, one definition for CPU and CUDA.
+//!
+//! Letters of shapes: `B` batch, `C` channels, `H, W` grid, `N` visual tokens (576 at 768 px),
+//! `S` source length, `T` target length, `D` d_model, `A` heads, `K` head size, `V` vocabulary.
+//! Names are those of the reference, `transformers/models/florence2/modeling_florence2.py`.
+
+mod bart;
+mod config;
+mod davit;
+mod ops;
+mod projector;
+mod weights;
+
+use std::path::Path;
+
+use candle_core::{Device, Module, Result, Tensor};
+
+pub(crate) use bart::{CrossCache, SelfCache};
+pub(crate) use config::GenerationFields;
+pub use config::{Config, GenerationDefaults};
+pub use weights::LoadError;
+
+use crate::image::PixelValues;
+use bart::{Decoder, Encoder, embed};
+use davit::DaVit;
+use projector::Projector;
+use weights::Weights;
+
+/// Florence-2's weights; immutable, shared by all requests.
+pub struct Model {
+    vision: DaVit,
+    projector: Projector,
+    /// Token embeddings, `[V, D]`.
+    shared: Tensor,
+    encoder: Encoder,
+    decoder: Decoder,
+    lm_head: candle_nn::Linear,
+    /// Visual tokens of a picture, the pooled one included.
+    visual_length: usize,
+    device: Device,
+}
+
+impl Model {
+    /// Loads a checkpoint directory whose pictures have `side` pixels.
+    pub(crate) fn load(
+        directory: &Path,
+        config: &Config,
+        side: usize,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        let weights = Weights::open(directory, device)?;
+        let (vision, text) = (&config.vision_config, &config.text_config);
+        let d = text.d_model;
+        // Exports differ in which of the three tied tables survives.
+        let table = [
+            "text.shared.weight",
+            "text.encoder.embed_tokens.weight",
+            "text.decoder.embed_tokens.weight",
+        ]
+        .into_iter()
+        .find(|name| weights.shape(name).is_some())
+        .unwrap_or("text.shared.weight");
+        let vocabulary = weights.shape(table).map_or(0, |shape| shape[0]);
+        let shared = weights.get(table, &[vocabulary, d])?;
+        // A fine-tuned checkpoint may carry a head of its own: then that one counts.
+        let head = match weights.shape("lm_head.weight") {
+            Some(_) => weights.get("lm_head.weight", &[vocabulary, d])?,
+            None => shared.clone(),
+        };
+        let bias = match weights.shape("final_logits_bias") {
+            Some(_) => Some(weights.get("final_logits_bias", &[1, vocabulary])?),
+            None => None,
+        };
+        let bias = bias.map(|bias| bias.squeeze(0)).transpose().map_err(LoadError::Device)?;
+        let channels = vision.dim_embed.last().copied().unwrap_or_default();
+        let grid = last_grid(config, side);
+        Ok(Self {
+            vision: DaVit::load(&weights.scope("vision_tower"), vision)?,
+            projector: Projector::load(&weights.scope("projector"), channels, d, grid)?,
+            shared,
+            encoder: Encoder::load(&weights.scope("text.encoder"), text)?,
+            decoder: Decoder::load(&weights.scope("text.decoder"), text)?,
+            lm_head: candle_nn::Linear::new(head, bias),
+            visual_length: 1 + grid * grid,
+            device: device.clone(),
+        })
+    }
+
+    /// Number of ids that the language model knows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.shared.dims()[0]
+    }
+
+    pub(crate) fn visual_length(&self) -> usize {
+        self.visual_length
+    }
+
+    /// Longest sequence of visual tokens and prompt.
+    pub(crate) fn source_limit(&self) -> usize {
+        self.encoder.limit()
+    }
+
+    /// Most tokens that can be generated.
+    pub(crate) fn target_limit(&self) -> usize {
+        self.decoder.limit()
+    }
+
+    /// A picture's visual tokens, `[1, 1 + N, D]`; `seen` is shown the input and every stage.
+    pub fn visual_tokens(
+        &self,
+        pixels: &PixelValues,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        let (side, data) = (pixels.side, pixels.data.as_slice());
+        let pixels = Tensor::from_slice(data, (1, 3, side, side), &self.device)?;
+        seen(&pixels);
+        self.projector.forward(&self.vision.forward(&pixels, seen)?)
+    }
+
+    /// Visual tokens and prompt through the encoder: `[1, 1 + N + T, D]`.
+    pub fn encode(&self, visual: &Tensor, prompt: &[u32]) -> Result<Tensor> {
+        let prompt = embed(&self.shared, prompt)?.unsqueeze(0)?;
+        self.encoder.forward(&Tensor::cat(&[visual, &prompt], 1)?)
+    }
+
+    pub(crate) fn cross(&self, encoded: &Tensor) -> Result<CrossCache> {
+        self.decoder.cross(encoded)
+    }
+
+    /// One decoder step, one token a row: `[rows, D]`.
+    pub(crate) fn decode_step(
+        &self,
+        tokens: &[u32],
+        cache: &mut SelfCache,
+        jobs: &[(&CrossCache, usize)],
+    ) -> Result<Tensor> {
+        self.decoder.step(&embed(&self.shared, tokens)?, cache, jobs)
+    }
+
+    /// `[rows, D] -> [rows, V]`
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.lm_head.forward(hidden)
+    }
+
+    /// The logits after a given start of an answer, `[V]`; for tests and tools.
+    pub fn logits_after(&self, encoded: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+        let cross = self.cross(encoded)?;
+        let mut cache = SelfCache::default();
+        let mut hidden = None;
+        for token in tokens {
+            hidden = Some(self.decode_step(&[*token], &mut cache, &[(&cross, 1)])?);
+        }
+        let hidden = hidden.ok_or_else(|| candle_core::Error::Msg("no tokens given".to_owned()))?;
+        self.logits(&hidden)?.get(0)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// Height and width of the last stage's grid for a square picture.
+fn last_grid(config: &Config, side: usize) -> usize {
+    let vision = &config.vision_config;
+    let steps = vision.patch_size.iter().zip(vision.patch_stride.iter().zip(&vision.patch_padding));
+    steps.fold(side, |side, (size, (stride, padding))| {
+        (side + 2 * padding).saturating_sub(*size) / stride + 1
+    })
+}

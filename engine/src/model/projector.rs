@@ -1,0 +1,69 @@
+//! The projector: visual tokens to the language model's size, with positions and a pooled token.
+
+use candle_core::{Module, Result, Tensor};
+
+use super::{LoadError, ops::LayerNorm, weights::Scope};
+
+pub(crate) struct Projector {
+    /// `[C, D]`
+    projection: Tensor,
+    norm: LayerNorm,
+    /// Position and time of every visual token, `[N, C]`.
+    positions: Tensor,
+}
+
+impl Projector {
+    /// `side` is the height and width of the last stage's grid.
+    pub(crate) fn load(
+        scope: &Scope<'_>,
+        channels: usize,
+        d_model: usize,
+        side: usize,
+    ) -> std::result::Result<Self, LoadError> {
+        // The two layouts store this matrix transposed to each other.
+        let projection = if scope.shape("image_projection_transposed").is_some() {
+            scope.get("image_projection_transposed", &[channels, d_model])?
+        } else {
+            let weight = scope.get("image_projection.weight", &[d_model, channels])?;
+            weight.t().and_then(|w| w.contiguous()).map_err(LoadError::Device)?
+        };
+        let table = |name: &str| {
+            let name = format!("image_position_embed.{name}.weight");
+            let rows = scope.shape(&name).and_then(|shape| shape.first().copied());
+            scope.get(&name, &[rows.unwrap_or(side), channels / 2])
+        };
+        let (rows, columns) = (table("row_embeddings")?, table("column_embeddings")?);
+        if rows.dims()[0] < side || columns.dims()[0] < side {
+            return Err(LoadError::Shape {
+                name: "image_position_embed.row_embeddings.weight".to_owned(),
+                expected: vec![side, channels / 2],
+                found: rows.dims().to_vec(),
+            });
+        }
+        Ok(Self {
+            projection,
+            norm: LayerNorm::load(&scope.pp("image_proj_norm"), d_model)?,
+            positions: positions(&rows, &columns, side).map_err(LoadError::Device)?,
+        })
+    }
+
+    /// `[B, N, C] -> [B, 1 + N, D]`: the mean token first, then every token.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, n, c) = x.dims3()?;
+        let x = x.broadcast_add(&self.positions)?;
+        let tokens = Tensor::cat(&[&x.mean_keepdim(1)?, &x], 1)?;
+        let projected = tokens.reshape((b * (n + 1), c))?.matmul(&self.projection)?;
+        self.norm.forward(&projected.reshape((b, n + 1, ()))?)
+    }
+}
+
+/// `[side * side, C]`: the column's embedding, then the row's, plus the time signal of the only
+/// frame, which is `sin(0), cos(0)` in turn.
+fn positions(rows: &Tensor, columns: &Tensor, side: usize) -> Result<Tensor> {
+    let half = rows.dim(1)?;
+    let columns = columns.narrow(0, 0, side)?.unsqueeze(0)?.broadcast_as((side, side, half))?;
+    let rows = rows.narrow(0, 0, side)?.unsqueeze(1)?.broadcast_as((side, side, half))?;
+    let place = Tensor::cat(&[&columns, &rows], 2)?.reshape((side * side, 2 * half))?;
+    let time: Vec<f32> = (0..2 * half).map(|i| (i % 2) as f32).collect();
+    place.broadcast_add(&Tensor::new(time, rows.device())?)
+}

@@ -1,0 +1,308 @@
+//! A checkpoint's tensors, whatever its layout and file format.
+//!
+//! Names are mapped to one canonical form when the files are opened:
+//! `vision_tower.*`, `projector.*`, `text.*`, `lm_head.weight`, `final_logits_bias`, with the
+//! native layout's spelling below the prefix. The network asks for canonical names only.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor, pickle::PthTensors, safetensors::MmapedSafetensors};
+
+/// Why a checkpoint directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is missing or cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A JSON file is malformed or lacks a field.
+    #[error("{path} is not what Florence-2 needs: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The values of `config.json` contradict each other.
+    #[error("{path}: {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// `tokenizer.json` is missing or malformed.
+    #[error("cannot load {path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: tokenizers::Error,
+    },
+    /// A weight file is damaged.
+    #[error("{path} is damaged or not a weight file: {source}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: candle_core::Error,
+    },
+    /// There is no weight file at all.
+    #[error("{0} holds neither model.safetensors nor pytorch_model.bin")]
+    NoWeights(PathBuf),
+    /// A tensor is missing.
+    #[error("tensor {name} is missing, expected shape {expected:?}")]
+    Missing {
+        /// Canonical name.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Name in the file.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// The device cannot be used.
+    #[error("cannot use the device: {0}")]
+    Device(#[source] candle_core::Error),
+}
+
+enum File {
+    Safetensors(MmapedSafetensors),
+    Pickle(PthTensors),
+}
+
+/// All tensors of a checkpoint by canonical name; they are read when asked for.
+pub(crate) struct Weights {
+    files: Vec<(PathBuf, File)>,
+    index: HashMap<String, Entry>,
+    device: Device,
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: usize,
+    name: String,
+    shape: Vec<usize>,
+}
+
+impl Weights {
+    /// Opens `model.safetensors` (or its shards) or `pytorch_model.bin`.
+    pub(crate) fn open(directory: &Path, device: &Device) -> Result<Self, LoadError> {
+        let mut weights = Self { files: Vec::new(), index: HashMap::new(), device: device.clone() };
+        let single = directory.join("model.safetensors");
+        let shards = directory.join("model.safetensors.index.json");
+        let pickle = directory.join("pytorch_model.bin");
+        if single.exists() {
+            weights.add_safetensors(single)?;
+        } else if shards.exists() {
+            for shard in shard_names(&shards)? {
+                weights.add_safetensors(directory.join(shard))?;
+            }
+        } else if pickle.exists() {
+            weights.add_pickle(pickle)?;
+        } else {
+            return Err(LoadError::NoWeights(directory.to_owned()));
+        }
+        Ok(weights)
+    }
+
+    #[expect(unsafe_code, reason = "mapping a file")]
+    fn add_safetensors(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        // SAFETY: the mapping is read-only; like every user of mapped weights we rely on the
+        // operator not to change a model's files while they are in use.
+        let mapped = unsafe { MmapedSafetensors::new(&path) }
+            .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
+        for (name, view) in mapped.tensors() {
+            self.add(name, view.shape().to_vec());
+        }
+        self.files.push((path, File::Safetensors(mapped)));
+        Ok(())
+    }
+
+    fn add_pickle(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        let tensors = PthTensors::new(&path, None)
+            .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
+        for (name, info) in tensors.tensor_infos() {
+            self.add(name.clone(), info.layout.shape().dims().to_vec());
+        }
+        self.files.push((path, File::Pickle(tensors)));
+        Ok(())
+    }
+
+    /// Records a tensor of the file that is about to be pushed; unknown names are ignored later.
+    fn add(&mut self, name: String, shape: Vec<usize>) {
+        let entry = Entry { file: self.files.len(), name, shape };
+        self.index.insert(canonical(&entry.name), entry);
+    }
+
+    /// The shape of a tensor, if the checkpoint has it.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The tensor of a canonical name as float32, if it has the expected shape.
+    pub(crate) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+        let entry = self.index.get(name).ok_or_else(|| LoadError::Missing {
+            name: name.to_owned(),
+            expected: expected.to_vec(),
+        })?;
+        if entry.shape != expected {
+            return Err(LoadError::Shape {
+                name: entry.name.clone(),
+                expected: expected.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        let (path, file) = &self.files[entry.file];
+        let damaged = |source| LoadError::Damaged { path: path.clone(), source };
+        let tensor = match file {
+            File::Safetensors(file) => file.load(&entry.name, &self.device),
+            File::Pickle(file) => file.get(&entry.name).and_then(|tensor| match tensor {
+                Some(tensor) => tensor.to_device(&self.device),
+                None => Err(candle_core::Error::CannotFindTensor { path: entry.name.clone() }),
+            }),
+        };
+        tensor.and_then(|tensor| tensor.to_dtype(DType::F32)).map_err(damaged)
+    }
+
+    /// The tensors below a prefix.
+    pub(crate) fn scope(&self, prefix: &str) -> Scope<'_> {
+        Scope { weights: self, prefix: prefix.to_owned() }
+    }
+}
+
+/// A place in the tree of names, so that the code of a layer names only what is its own.
+pub(crate) struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    pub(crate) fn pp(&self, part: impl std::fmt::Display) -> Self {
+        Self { weights: self.weights, prefix: format!("{}.{part}", self.prefix) }
+    }
+
+    pub(crate) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+        self.weights.get(&format!("{}.{name}", self.prefix), expected)
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.weights.shape(&format!("{}.{name}", self.prefix))
+    }
+}
+
+fn shard_names(index: &Path) -> Result<Vec<String>, LoadError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index)
+        .map_err(|source| LoadError::Read { path: index.to_owned(), source })?;
+    let index: Index = serde_json::from_str(&text)
+        .map_err(|source| LoadError::Json { path: index.to_owned(), source })?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// One spelling for a tensor of either layout.
+///
+/// ORIG is Microsoft's layout, NAT the one of `florence-community` and newer transformers.
+fn canonical(name: &str) -> String {
+    // ORIG writes the projection as a bare parameter that is multiplied from the right.
+    if name == "image_projection" {
+        return "projector.image_projection_transposed".to_owned();
+    }
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    let name = name
+        .strip_prefix("multi_modal_projector.")
+        .map_or_else(|| name.to_owned(), |rest| format!("projector.{rest}"));
+    if let Some(rest) = name.strip_prefix("language_model.") {
+        return match rest.strip_prefix("model.") {
+            Some(text) => format!("text.{text}"),
+            None if rest.starts_with("lm_head.") || rest == "final_logits_bias" => rest.to_owned(),
+            None => format!("text.{rest}"),
+        };
+    }
+    if name.starts_with("image_proj_norm.") {
+        return format!("projector.{name}");
+    }
+    if let Some(rest) = name.strip_prefix("image_pos_embed.") {
+        return format!("projector.image_position_embed.{rest}");
+    }
+    if !name.starts_with("vision_tower.") {
+        return name;
+    }
+    [
+        (".proj.weight", ".conv.weight", "convs."),
+        (".proj.bias", ".conv.bias", "convs."),
+        (".fn.dw.", ".", ""),
+        (".window_attn.norm.", ".norm1.", ""),
+        (".channel_attn.norm.", ".norm1.", ""),
+        (".ffn.norm.", ".norm2.", ""),
+        (".window_attn.fn.", ".window_attn.", ""),
+        (".channel_attn.fn.", ".channel_attn.", ""),
+        (".ffn.fn.net.", ".ffn.", ""),
+    ]
+    .iter()
+    .filter(|(_, _, only)| name["vision_tower.".len()..].starts_with(only))
+    .fold(name.clone(), |name, (original, native, _)| name.replace(original, native))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_layouts_have_one_canonical_name() {
+        let check = |original: &str, native: &str| {
+            assert_eq!(canonical(original), canonical(native));
+        };
+        check("vision_tower.convs.0.proj.weight", "model.vision_tower.convs.0.conv.weight");
+        check("vision_tower.convs.1.norm.bias", "model.vision_tower.convs.1.norm.bias");
+        let block = "vision_tower.blocks.2.8";
+        for (original, native) in [
+            ("spatial_block.conv1.fn.dw.weight", "spatial_block.conv1.weight"),
+            ("spatial_block.window_attn.norm.weight", "spatial_block.norm1.weight"),
+            ("spatial_block.window_attn.fn.qkv.bias", "spatial_block.window_attn.qkv.bias"),
+            ("spatial_block.window_attn.fn.proj.weight", "spatial_block.window_attn.proj.weight"),
+            ("channel_block.channel_attn.fn.proj.bias", "channel_block.channel_attn.proj.bias"),
+            ("channel_block.channel_attn.norm.bias", "channel_block.norm1.bias"),
+            ("channel_block.conv2.fn.dw.bias", "channel_block.conv2.bias"),
+            ("channel_block.ffn.norm.weight", "channel_block.norm2.weight"),
+            ("channel_block.ffn.fn.net.fc1.weight", "channel_block.ffn.fc1.weight"),
+        ] {
+            check(&format!("{block}.{original}"), &format!("model.{block}.{native}"));
+        }
+        check("image_proj_norm.weight", "model.multi_modal_projector.image_proj_norm.weight");
+        check(
+            "image_pos_embed.row_embeddings.weight",
+            "model.multi_modal_projector.image_position_embed.row_embeddings.weight",
+        );
+        check(
+            "language_model.model.encoder.layers.0.fc1.weight",
+            "model.language_model.encoder.layers.0.fc1.weight",
+        );
+        check("language_model.lm_head.weight", "lm_head.weight");
+        assert_eq!(canonical("language_model.final_logits_bias"), "final_logits_bias");
+    }
+}

@@ -1,0 +1,76 @@
+//! The reference's answers to hand-made texts: `tests/fixtures/postprocess.json`, made with
+//! Microsoft's code ("original") and transformers' ("native"); see `tests/fixtures/README.md`.
+
+use serde_json::Value;
+
+use super::*;
+
+#[derive(serde::Deserialize)]
+struct Case {
+    task: String,
+    text: String,
+    image_size_wh: (usize, usize),
+    instances_original: Vec<Value>,
+    instances_native: Vec<Value>,
+}
+
+/// Our final JSON, regrouped as the reference's list of instances.
+fn expected(task: Task, instances: &[Value]) -> Value {
+    let list = |name: &str| -> Vec<Value> {
+        instances.iter().filter_map(|instance| instance.get(name).cloned()).collect()
+    };
+    let clean =
+        |label: &Value| json!(label.as_str().unwrap_or_default().replace("</s>", "").trim());
+    let answer = match task.answer() {
+        AnswerKind::Quads => {
+            let labels: Vec<Value> = list("text").iter().map(clean).collect();
+            json!({ "quad_boxes": list("quad_box"), "labels": labels })
+        }
+        AnswerKind::Polygons => json!({ "polygons": list("polygons"), "labels": list("cat_name") }),
+        AnswerKind::BoxesOrPolygons => {
+            let (boxes, polygons) = (list("bbox"), list("polygons"));
+            let names = list("cat_name");
+            let (box_names, polygon_names) =
+                if boxes.is_empty() { (vec![], names) } else { (names, vec![]) };
+            json!({ "bboxes": boxes, "bboxes_labels": box_names,
+                    "polygons": polygons, "polygons_labels": polygon_names })
+        }
+        AnswerKind::Phrases => {
+            // One instance holds all boxes of a phrase.
+            let pairs = instances.iter().flat_map(|instance| {
+                let boxes = instance["bbox"].as_array().cloned().unwrap_or_default();
+                boxes.into_iter().map(|b| (b, instance["cat_name"].clone()))
+            });
+            let (boxes, labels): (Vec<_>, Vec<_>) = pairs.unzip();
+            json!({ "bboxes": boxes, "labels": labels })
+        }
+        _ => json!({ "bboxes": list("bbox"), "labels": list("cat_name") }),
+    };
+    json!({ task.token(): answer })
+}
+
+#[test]
+fn every_worked_case_of_both_references_is_reproduced() {
+    let cases: Vec<Case> =
+        serde_json::from_str(include_str!("../../tests/fixtures/postprocess.json")).unwrap();
+    assert!(cases.len() >= 31);
+    for case in cases {
+        let task = Task::ALL.into_iter().find(|task| task.token() == case.task).unwrap();
+        for (coordinates, instances) in [
+            (Coordinates::Float, &case.instances_original),
+            (Coordinates::Integer, &case.instances_native),
+        ] {
+            let scale = Scale { size: case.image_size_wh, coordinates };
+            let found = post_process(task, &case.text, scale).json;
+            assert_eq!(found, expected(task, instances), "{} {:?}", case.task, case.text);
+        }
+    }
+}
+
+#[test]
+fn a_box_knows_its_location_tokens() {
+    let text =
+        "</s><s>a<loc_1><loc_2>b<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8></s>";
+    let scale = Scale { size: (10, 10), coordinates: Coordinates::Float };
+    assert_eq!(post_process(Task::Od, text, scale).boxes, [2, 6]);
+}

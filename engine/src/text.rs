@@ -1,0 +1,106 @@
+//! The tokenizer: prompt sentences to ids, ids to text.
+//!
+//! Microsoft's `tokenizer.json` lacks the 1024 tokens that Florence-2 adds to BART's vocabulary;
+//! they are added here, in the reference's order, where the file does not have them.
+
+use std::path::Path;
+
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::{
+    model::LoadError,
+    task::{Input, Prompt, PromptError},
+};
+
+/// Prompt sentences to token ids and back.
+pub(crate) struct Text {
+    tokenizer: Tokenizer,
+    /// Strings that the tokenizer reads as one special token.
+    special: Vec<String>,
+    first_location: u32,
+}
+
+/// Location bins on each axis.
+pub(crate) const BINS: u32 = 1000;
+
+impl Text {
+    pub(crate) fn load(directory: &Path) -> Result<Self, LoadError> {
+        let path = directory.join("tokenizer.json");
+        let failed = |source| LoadError::Tokenizer { path: path.clone(), source };
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
+        let missing: Vec<AddedToken> = florence_tokens()
+            .filter(|token| tokenizer.token_to_id(token).is_none())
+            .map(|token| AddedToken::from(token, true).normalized(false))
+            .collect();
+        tokenizer.add_special_tokens(missing).map_err(failed)?;
+        let first_location = tokenizer.token_to_id("<loc_0>").unwrap_or_default();
+        let special = tokenizer
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        Ok(Self { tokenizer, special, first_location })
+    }
+
+    /// Number of ids, added tokens included.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The ids of a prompt's sentence, between `<s>` and `</s>`.
+    ///
+    /// User text must not smuggle in special tokens: where a task takes text, any string that the
+    /// tokenizer reads as one is refused. A region has been checked to be four locations.
+    pub(crate) fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
+        if prompt.task.input() == Input::Text
+            && let Some(found) = self.special.iter().find(|s| prompt.input.contains(s.as_str()))
+        {
+            return Err(PromptError::SpecialToken(prompt.task.token(), found.clone()));
+        }
+        let encoding = self
+            .tokenizer
+            .encode_fast(prompt.sentence(), true)
+            .map_err(|_unencodable| PromptError::InputNeeded(prompt.task.token()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids, special tokens included.
+    pub(crate) fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, false).unwrap_or_default()
+    }
+
+    /// Whether an id is one of the location tokens.
+    pub(crate) fn is_location(&self, id: u32) -> bool {
+        (self.first_location..self.first_location + BINS).contains(&id)
+    }
+}
+
+/// The tokens that Florence-2 adds, in its order.
+fn florence_tokens() -> impl Iterator<Item = String> {
+    let first = ["<od>", "</od>", "<ocr>", "</ocr>"].map(str::to_owned);
+    let last = [
+        "<cap>",
+        "</cap>",
+        "<ncap>",
+        "</ncap>",
+        "<dcap>",
+        "</dcap>",
+        "<grounding>",
+        "</grounding>",
+        "<seg>",
+        "</seg>",
+        "<sep>",
+        "<region_cap>",
+        "</region_cap>",
+        "<region_to_desciption>",
+        "</region_to_desciption>",
+        "<proposal>",
+        "</proposal>",
+        "<poly>",
+        "</poly>",
+        "<and>",
+    ]
+    .map(str::to_owned);
+    first.into_iter().chain((0..BINS).map(|n| format!("<loc_{n}>"))).chain(last)
+}

@@ -1,0 +1,46 @@
+//! Helpers of the golden tests.
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
+use std::path::{Path, PathBuf};
+
+use florence_engine::{Florence, LoadOptions};
+use serde_json::Value;
+
+/// A file below `tests/fixtures`.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A JSON fixture.
+pub fn fixture(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(path(name)).unwrap()).unwrap()
+}
+
+/// The checkpoint of a directory.
+pub fn load(directory: &Path) -> Florence {
+    Florence::load(directory, &LoadOptions::default()).unwrap()
+}
+
+/// Compares values with the strided sample of a fixture.
+#[allow(dead_code, clippy::allow_attributes, reason = "not every golden test compares tensors")]
+pub fn compare(what: &str, found: &[f32], expected: &Value, tolerance: f32) {
+    let deviation = expected["std"].as_f64().unwrap() as f32;
+    let count: u64 =
+        expected["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();
+    assert_eq!(found.len() as u64, count, "{what}: number of values");
+    let step = usize::try_from(expected["step"].as_u64().unwrap()).unwrap();
+    let expected: Vec<f32> = serde_json::from_value(expected["values"].clone()).unwrap();
+    let found: Vec<f32> = found.iter().step_by(step).copied().collect();
+    let difference = |i: usize| (found[i] - expected[i]).abs() / deviation;
+    let worst =
+        (0..expected.len()).max_by(|a, b| difference(*a).total_cmp(&difference(*b))).unwrap();
+    println!("{what}: largest difference {:.1e} of the deviation", difference(worst));
+    assert!(
+        difference(worst) <= tolerance,
+        "{what}: value {worst} is {}, expected {}; first {:?}, expected {:?}",
+        found[worst],
+        expected[worst],
+        &found[..5],
+        &expected[..5],
+    );
+}
