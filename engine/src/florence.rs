@@ -3,10 +3,7 @@
 //! [`Florence::prepare`] is light and may run on any thread; [`Florence::run`] computes, on the
 //! engine's own threads, for one or several prepared pictures together.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::Path, time::Instant};
 
 use serde_json::Value;
 
@@ -14,7 +11,7 @@ use crate::{
     Coordinates, Error,
     generate::{Decoding, Generated, Rules, generate},
     image::{DecodeLimits, Orientation, PixelValues, Preprocessor, decode},
-    model::{Config, GenerationDefaults, GenerationFields, LoadError, Model},
+    model::{Checkpoint, Config, GenerationDefaults, GenerationFields, LoadError, Model},
     postprocess::{Scale, post_process},
     task::{Prompt, PromptError},
     text::Text,
@@ -147,45 +144,49 @@ impl Florence {
     ///
     /// [`Error::Load`] names the file or tensor that is missing, damaged or misshapen.
     pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, Error> {
+        Self::from_checkpoint(Checkpoint::Directory(directory), options)
+    }
+
+    /// Loads `models/tiny`, which is part of the library and needs no files.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`], but only for a lack of memory, threads or the device.
+    pub fn embedded(options: &LoadOptions) -> Result<Self, Error> {
+        Self::from_checkpoint(Checkpoint::Embedded, options)
+    }
+
+    fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
+        const CONFIG: &str = "config.json";
+        const PREPROCESSOR: &str = "preprocessor_config.json";
+        const GENERATION: &str = "generation_config.json";
+        let inconsistent =
+            |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
         let device = match options.device {
             Device::Cpu => candle_core::Device::Cpu,
             Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
         };
         let threads = thread_pool(options)?;
-        let (config, config_path): (Config, _) = read_json(directory, "config.json")?;
+        let config: Config = checkpoint.read_json(CONFIG)?;
         if let Some(problem) = config.problem() {
-            return Err(LoadError::Config { path: config_path, problem }.into());
+            return Err(inconsistent(CONFIG, problem).into());
         }
-        let (preprocessor, path): (Preprocessor, _) =
-            read_json(directory, "preprocessor_config.json")?;
-        let side = preprocessor.side().ok_or_else(|| LoadError::Config {
-            path,
-            problem: "the picture size must be a square".to_owned(),
+        let preprocessor: Preprocessor = checkpoint.read_json(PREPROCESSOR)?;
+        let side = preprocessor.side().ok_or_else(|| {
+            inconsistent(PREPROCESSOR, "the picture size must be a square".to_owned())
         })?;
-        let generation = if directory.join("generation_config.json").exists() {
-            Some(read_json::<GenerationFields>(directory, "generation_config.json")?.0)
-        } else {
-            None
-        };
-        let text = Text::load(directory)?;
-        let model = threads.install(|| Model::load(directory, &config, side, &device))?;
-        if text.vocabulary() > model.vocabulary() + 1 {
-            let problem = format!(
-                "the tokenizer has {} ids, the model only {}",
-                text.vocabulary(),
-                model.vocabulary()
-            );
-            return Err(LoadError::Config { path: config_path, problem }.into());
+        let generation: Option<GenerationFields> =
+            checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
+        let text = Text::load(checkpoint)?;
+        let model = threads.install(|| Model::load(checkpoint, &config, side, &device))?;
+        let (ids, rows) = (text.vocabulary(), model.vocabulary());
+        // The native tokenizer's last id, `<image>`, is only a placeholder.
+        if ids > rows + 1 {
+            let problem = format!("the tokenizer has {ids} ids, the model only {rows}");
+            return Err(inconsistent(CONFIG, problem).into());
         }
-        let name = directory.file_name().unwrap_or(directory.as_os_str()).to_string_lossy();
-        Ok(Self {
-            name: name.into_owned(),
-            generation: config.generation(generation),
-            model,
-            text,
-            preprocessor,
-            threads,
-        })
+        let generation = config.generation(generation);
+        Ok(Self { name: checkpoint.name(), generation, model, text, preprocessor, threads })
     }
 
     /// Name of the checkpoint's directory.
@@ -361,19 +362,6 @@ fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {
         .thread_name(|i| format!("florence-{i}"))
         .start_handler(lower_priority)
         .build()?)
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(
-    directory: &Path,
-    name: &str,
-) -> Result<(T, PathBuf), LoadError> {
-    let path = directory.join(name);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| LoadError::Read { path: path.clone(), source })?;
-    match serde_json::from_str(&text) {
-        Ok(value) => Ok((value, path)),
-        Err(source) => Err(LoadError::Json { path, source }),
-    }
 }
 
 fn milliseconds(start: Instant) -> f64 {

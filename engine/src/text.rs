@@ -3,12 +3,10 @@
 //! Microsoft's `tokenizer.json` lacks the 1024 tokens that Florence-2 adds to BART's vocabulary;
 //! they are added here, in the reference's order, where the file does not have them.
 
-use std::path::Path;
-
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{
-    model::LoadError,
+    model::{Checkpoint, LoadError},
     task::{Input, Prompt, PromptError},
 };
 
@@ -24,10 +22,10 @@ pub(crate) struct Text {
 pub(crate) const BINS: u32 = 1000;
 
 impl Text {
-    pub(crate) fn load(directory: &Path) -> Result<Self, LoadError> {
-        let path = directory.join("tokenizer.json");
-        let failed = |source| LoadError::Tokenizer { path: path.clone(), source };
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
+    pub(crate) fn load(checkpoint: Checkpoint<'_>) -> Result<Self, LoadError> {
+        const FILE: &str = "tokenizer.json";
+        let failed = |source| LoadError::Tokenizer { path: checkpoint.path(FILE), source };
+        let mut tokenizer = Tokenizer::from_bytes(checkpoint.read(FILE)?).map_err(failed)?;
         let missing: Vec<AddedToken> = florence_tokens()
             .filter(|token| tokenizer.token_to_id(token).is_none())
             .map(|token| AddedToken::from(token, true).normalized(false))

@@ -1,1 +1,124 @@
+//! FLORENCE.* commands: Florence-2 inside redis-server.
+//!
+//! A job is a Redis hash. Commands write it on the main thread; threads of our own fetch, prepare
+//! and compute; one committer thread stores the answers under the server's lock.
+//!
+//! # Layout
+//!
+//! - `command`: one file per command, all behind a panic guard
+//! - `job`: the hash's fields, read and written
+//! - `events`: keyspace and server events keep the scheduler in step with the keys
+//! - `scheduler`: which job is next (pure)
+//! - `workers`: the threads
+//! - `waiters`: clients blocked in FLORENCE.WAIT
+//! - `config`, `info`, `reply`: settings, counters, errors
+//! - `ffi`: the only hand-written unsafe code
 
+mod command;
+mod config;
+mod events;
+mod ffi;
+mod info;
+mod job;
+mod reply;
+mod scheduler;
+mod state;
+mod waiters;
+mod workers;
+
+use redis_module::{Context, RedisString, Status};
+
+fn init(ctx: &Context, args: &[RedisString]) -> Status {
+    match start(ctx, args) {
+        Ok(()) => Status::Ok,
+        Err(problem) => {
+            ctx.log_warning(&format!("florence: {problem}"));
+            Status::Err
+        }
+    }
+}
+
+fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
+    ffi::check_server()?;
+    ffi::remember(ctx);
+    config::check_arguments(args)?;
+    ffi::set_module_options(ctx);
+    ffi::subscribe(ctx)?;
+    command::describe(ctx)?;
+    // Threads start on the first turn of the event loop: by then the data set is loaded, and a
+    // bad line in redis.conf has already ended the server.
+    ffi::on_event_loop(workers::start);
+    Ok(())
+}
+
+/// Unloading is refused: threads of ours may be computing, and their code must stay mapped.
+/// Valkey calls this at shutdown too, where the answer does not matter.
+fn deinit(_ctx: &Context) -> Status {
+    Status::Err
+}
+
+#[expect(clippy::pedantic, reason = "what the redis_module! macro expands to")]
+#[allow(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
+    unreachable_pub,
+    unused_qualifications,
+    elided_lifetimes_in_paths,
+    clippy::allow_attributes,
+    reason = "the same; not all of these fire in every version"
+)]
+mod module {
+    use redis_module::{
+        InfoContext, RedisResult, configuration::ConfigurationFlags, redis_module,
+    };
+
+    use crate::{command as c, config as v, deinit, init};
+
+    fn add_info(ctx: &InfoContext, for_crash_report: bool) {
+        crate::info::add(ctx, for_crash_report);
+    }
+
+    redis_module! {
+        name: "florence",
+        version: 1,
+        allocator: (std::alloc::System, std::alloc::System),
+        data_types: [],
+        init: init,
+        deinit: deinit,
+        info: add_info,
+        commands: [
+            ["florence.submit", c::submit, "write deny-oom no-monitor no-slowlog", 1, 1, 1, ""],
+            ["florence.get", c::get, "readonly fast", 1, 1, 1, ""],
+            ["florence.wait", c::wait, "readonly blocking", 1, -2, 1, ""],
+            ["florence.cancel", c::cancel, "write fast", 1, -1, 1, ""],
+            ["florence.jobs", c::jobs, "readonly", 0, 0, 0, ""],
+            ["florence.stats", c::stats, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
+            ["florence.model", c::model, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
+            ["florence.help", c::help, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
+        ],
+        configurations: [
+            i64: [
+                ["threads", &v::THREADS, 0, 0, 1024, ConfigurationFlags::IMMUTABLE, None],
+                ["nice", &v::NICE, 5, 0, 19, ConfigurationFlags::IMMUTABLE, None],
+                ["prepare-threads", &v::PREPARE_THREADS, 4, 1, 256, ConfigurationFlags::IMMUTABLE, None],
+                ["max-batch", &v::MAX_BATCH, 8, 1, 64, ConfigurationFlags::DEFAULT, None],
+                ["max-queue", &v::MAX_QUEUE, 100_000, 1, 10_000_000, ConfigurationFlags::DEFAULT, None],
+                ["max-image-bytes", &v::MAX_IMAGE_BYTES, 33_554_432, 1024, 536_870_912, ConfigurationFlags::DEFAULT, None],
+                ["max-image-pixels", &v::MAX_IMAGE_PIXELS, 100_000_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],
+                ["fetch-timeout-ms", &v::FETCH_TIMEOUT_MS, 30_000, 1, 3_600_000, ConfigurationFlags::DEFAULT, None],
+                ["retry-delay-ms", &v::RETRY_DELAY_MS, 1_000, 1, 3_600_000, ConfigurationFlags::DEFAULT, None],
+                ["default-timeout-ms", &v::DEFAULT_TIMEOUT_MS, 300_000, 1, 86_400_000, ConfigurationFlags::DEFAULT, None],
+                ["default-retries", &v::DEFAULT_RETRIES, 3, 0, 100, ConfigurationFlags::DEFAULT, None],
+                ["default-ttl", &v::DEFAULT_TTL, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
+            ],
+            string: [
+                ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
+                ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
+            ],
+            bool: [],
+            enum: [],
+            module_args_as_configuration: true,
+        ]
+    }
+}

@@ -5,17 +5,17 @@
 //! Names are those of the reference, `transformers/models/florence2/modeling_florence2.py`.
 
 mod bart;
+mod checkpoint;
 mod config;
 mod davit;
 mod ops;
 mod projector;
 mod weights;
 
-use std::path::Path;
-
 use candle_core::{Device, Module, Result, Tensor};
 
 pub(crate) use bart::{CrossCache, SelfCache};
+pub(crate) use checkpoint::{Checkpoint, embedded};
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
 pub use weights::LoadError;
@@ -41,14 +41,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a checkpoint directory whose pictures have `side` pixels.
+    /// Loads a checkpoint whose pictures have `side` pixels.
     pub(crate) fn load(
-        directory: &Path,
+        checkpoint: Checkpoint<'_>,
         config: &Config,
         side: usize,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
-        let weights = Weights::open(directory, device)?;
+        let weights = Weights::open(checkpoint, device)?;
         let (vision, text) = (&config.vision_config, &config.text_config);
         let d = text.d_model;
         // Exports differ in which of the three tied tables survives.

@@ -4,12 +4,15 @@
 //! `vision_tower.*`, `projector.*`, `text.*`, `lm_head.weight`, `final_logits_bias`, with the
 //! native layout's spelling below the prefix. The network asks for canonical names only.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+use std::{collections::HashMap, path::PathBuf};
+
+use candle_core::{
+    DType, Device, Tensor,
+    pickle::PthTensors,
+    safetensors::{MmapedSafetensors, SliceSafetensors},
 };
 
-use candle_core::{DType, Device, Tensor, pickle::PthTensors, safetensors::MmapedSafetensors};
+use super::{Checkpoint, embedded};
 
 /// Why a checkpoint directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +89,7 @@ pub enum LoadError {
 
 enum File {
     Safetensors(MmapedSafetensors),
+    Embedded(SliceSafetensors<'static>),
     Pickle(PthTensors),
 }
 
@@ -105,23 +109,39 @@ struct Entry {
 
 impl Weights {
     /// Opens `model.safetensors` (or its shards) or `pytorch_model.bin`.
-    pub(crate) fn open(directory: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub(crate) fn open(checkpoint: Checkpoint<'_>, device: &Device) -> Result<Self, LoadError> {
+        const SINGLE: &str = "model.safetensors";
+        const SHARDS: &str = "model.safetensors.index.json";
+        const PICKLE: &str = "pytorch_model.bin";
         let mut weights = Self { files: Vec::new(), index: HashMap::new(), device: device.clone() };
-        let single = directory.join("model.safetensors");
-        let shards = directory.join("model.safetensors.index.json");
-        let pickle = directory.join("pytorch_model.bin");
-        if single.exists() {
-            weights.add_safetensors(single)?;
-        } else if shards.exists() {
-            for shard in shard_names(&shards)? {
-                weights.add_safetensors(directory.join(shard))?;
+        if let Checkpoint::Embedded = checkpoint {
+            weights.add_embedded(embedded(SINGLE).unwrap_or_default(), checkpoint.path(SINGLE))?;
+        } else if checkpoint.has(SINGLE) {
+            weights.add_safetensors(checkpoint.path(SINGLE))?;
+        } else if checkpoint.has(SHARDS) {
+            let Index { weight_map } = checkpoint.read_json(SHARDS)?;
+            let mut shards: Vec<String> = weight_map.into_values().collect();
+            shards.sort_unstable();
+            shards.dedup();
+            for shard in shards {
+                weights.add_safetensors(checkpoint.path(&shard))?;
             }
-        } else if pickle.exists() {
-            weights.add_pickle(pickle)?;
+        } else if checkpoint.has(PICKLE) {
+            weights.add_pickle(checkpoint.path(PICKLE))?;
         } else {
-            return Err(LoadError::NoWeights(directory.to_owned()));
+            return Err(LoadError::NoWeights(checkpoint.path("")));
         }
         Ok(weights)
+    }
+
+    fn add_embedded(&mut self, bytes: &'static [u8], path: PathBuf) -> Result<(), LoadError> {
+        let file = SliceSafetensors::new(bytes)
+            .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
+        for (name, view) in file.tensors() {
+            self.add(name, view.shape().to_vec());
+        }
+        self.files.push((path, File::Embedded(file)));
+        Ok(())
     }
 
     #[expect(unsafe_code, reason = "mapping a file")]
@@ -175,6 +195,7 @@ impl Weights {
         let damaged = |source| LoadError::Damaged { path: path.clone(), source };
         let tensor = match file {
             File::Safetensors(file) => file.load(&entry.name, &self.device),
+            File::Embedded(file) => file.load(&entry.name, &self.device),
             File::Pickle(file) => file.get(&entry.name).and_then(|tensor| match tensor {
                 Some(tensor) => tensor.to_device(&self.device),
                 None => Err(candle_core::Error::CannotFindTensor { path: entry.name.clone() }),
@@ -209,19 +230,10 @@ impl Scope<'_> {
     }
 }
 
-fn shard_names(index: &Path) -> Result<Vec<String>, LoadError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: HashMap<String, String>,
-    }
-    let text = std::fs::read_to_string(index)
-        .map_err(|source| LoadError::Read { path: index.to_owned(), source })?;
-    let index: Index = serde_json::from_str(&text)
-        .map_err(|source| LoadError::Json { path: index.to_owned(), source })?;
-    let mut names: Vec<String> = index.weight_map.into_values().collect();
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
+/// `model.safetensors.index.json`: which shard holds a tensor.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
 }
 
 /// One spelling for a tensor of either layout.

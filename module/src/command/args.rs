@@ -1,0 +1,56 @@
+//! A cursor over a command's arguments; mistakes become the error replies Redis users know.
+
+use redis_module::{RedisError, RedisString};
+
+use crate::reply;
+
+pub(crate) struct Args {
+    left: std::vec::IntoIter<RedisString>,
+}
+
+impl Args {
+    /// The arguments after the command's name.
+    pub(crate) fn new(args: Vec<RedisString>) -> Self {
+        let mut left = args.into_iter();
+        left.next();
+        Self { left }
+    }
+
+    pub(crate) fn next(&mut self) -> Result<RedisString, RedisError> {
+        self.left.next().ok_or(RedisError::WrongArity)
+    }
+
+    /// The next argument, if there is one.
+    pub(crate) fn option(&mut self) -> Option<RedisString> {
+        self.left.next()
+    }
+
+    pub(crate) fn rest(&mut self) -> Vec<RedisString> {
+        self.left.by_ref().collect()
+    }
+
+    /// Refuses what is left over.
+    pub(crate) fn finish(&mut self) -> Result<(), RedisError> {
+        self.left.next().map_or(Ok(()), |_| Err(reply::syntax()))
+    }
+
+    /// The integer after an option.
+    pub(crate) fn integer(&mut self, option: &str, min: i64, max: i64) -> Result<i64, RedisError> {
+        let value = self.left.next().ok_or_else(reply::syntax)?;
+        let value = value.parse_integer().ok();
+        value
+            .filter(|value| (min..=max).contains(value))
+            .ok_or_else(|| reply::not_an_integer(option, min, max))
+    }
+}
+
+/// Whether an argument is a word, in any case.
+pub(crate) fn is_word(arg: &RedisString, word: &str) -> bool {
+    arg.as_slice().eq_ignore_ascii_case(word.as_bytes())
+}
+
+/// Text of an argument.
+pub(crate) fn utf8(arg: &RedisString, what: &str) -> Result<String, RedisError> {
+    String::from_utf8(arg.as_slice().to_vec())
+        .map_err(|_not_text| reply::error("ERR", format!("{what} is not valid UTF-8")))
+}

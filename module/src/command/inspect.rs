@@ -1,0 +1,119 @@
+//! `FLORENCE.JOBS`, `STATS`, `MODEL` and `HELP`: looking at the module.
+
+use std::sync::atomic::Ordering;
+
+use redis_module::{Context, RedisResult, RedisValue};
+
+use super::args::Args;
+use crate::{
+    config, ffi,
+    job::{self, State},
+    reply::{self, bulk},
+    state::{Model, SHARED},
+    waiters,
+};
+
+const DEFAULT_COUNT: i64 = 100;
+
+/// `FLORENCE.JOBS [STATE s] [COUNT n]`: keys and states of unfinished jobs, in the order of their turn.
+pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
+    let (mut state, mut count) = (None, DEFAULT_COUNT);
+    while let Some(option) = args.option() {
+        match option.to_string_lossy().to_ascii_uppercase().as_str() {
+            "STATE" => {
+                let name = args.next()?.to_string_lossy().to_ascii_lowercase();
+                let known = State::parse(name.as_bytes())
+                    .ok_or_else(|| reply::error("ERR", "unknown state"))?;
+                state = Some(known);
+            }
+            "COUNT" => count = args.integer("COUNT", 1, 100_000)?,
+            _ => return Err(reply::syntax()),
+        }
+    }
+    let db = ffi::selected_db(ctx);
+    let keys: Vec<_> = SHARED.scheduler.lock().keys(db).cloned().collect();
+    let found = keys.into_iter().filter_map(|key| {
+        let found = job::open(ctx, &key).ok()?.visible_state();
+        state.is_none_or(|state| state == found).then(|| {
+            reply::map([
+                ("id", RedisValue::StringBuffer(key.name.to_vec())),
+                ("state", bulk(found.name())),
+            ])
+        })
+    });
+    Ok(RedisValue::Array(found.take(usize::try_from(count).unwrap_or_default()).collect()))
+}
+
+/// The counters that STATS and INFO show.
+pub(crate) fn figures() -> Vec<(&'static str, u64)> {
+    let (waiting, active) = {
+        let scheduler = SHARED.scheduler.lock();
+        (scheduler.waiting() as u64, scheduler.active() as u64)
+    };
+    let counters = &SHARED.counters;
+    let mut figures = vec![
+        ("jobs_waiting", waiting),
+        ("jobs_active", active),
+        ("waiters", waiters::count() as u64),
+    ];
+    figures.extend(
+        [
+            ("jobs_submitted", &counters.submitted),
+            ("jobs_done", &counters.done),
+            ("jobs_failed", &counters.failed),
+            ("jobs_cancelled", &counters.cancelled),
+            ("attempts_retried", &counters.retried),
+            ("submits_refused", &counters.refused),
+            ("answers_dropped", &counters.dropped),
+            ("panics", &counters.panics),
+            ("batches", &counters.batches),
+            ("fetch_ms_total", &counters.fetch_ms),
+            ("infer_ms_total", &counters.infer_ms),
+        ]
+        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed))),
+    );
+    figures
+}
+
+/// `FLORENCE.STATS`
+pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
+    args.finish()?;
+    let integer = |n: u64| RedisValue::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+    Ok(reply::map(figures().into_iter().map(|(name, n)| (name, integer(n)))))
+}
+
+/// `FLORENCE.MODEL`
+pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
+    args.finish()?;
+    let (state, name, error) = match &*SHARED.model.read() {
+        Model::Loading => ("loading", RedisValue::Null, RedisValue::Null),
+        Model::Ready(florence) => ("ready", bulk(florence.name()), RedisValue::Null),
+        Model::Failed(problem) => ("failed", RedisValue::Null, bulk(problem.clone())),
+    };
+    Ok(reply::map([
+        ("state", bulk(state)),
+        ("name", name),
+        ("directory", bulk(config::text(&config::MODEL))),
+        ("device", bulk("cpu")),
+        ("precision", bulk("f32")),
+        ("error", error),
+    ]))
+}
+
+/// `FLORENCE.HELP`
+pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
+    args.finish()?;
+    let lines = [
+        "FLORENCE.SUBMIT key image prompt [PRIORITY n] [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n]",
+        "    key: * lets the server choose. image: an http(s) URL, an absolute path or file:// URL",
+        "    below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, <OCR>, ...",
+        "FLORENCE.GET key [RESULT]",
+        "FLORENCE.WAIT key [key ...] timeout",
+        "FLORENCE.CANCEL key [key ...]",
+        "FLORENCE.JOBS [STATE state] [COUNT n]",
+        "FLORENCE.STATS",
+        "FLORENCE.MODEL",
+        "FLORENCE.HELP",
+    ];
+    Ok(RedisValue::Array(lines.into_iter().map(bulk).collect()))
+}

@@ -1,0 +1,85 @@
+//! The commands, one file each, behind a guard that turns a panic into an error reply.
+
+mod args;
+mod cancel;
+mod get;
+mod inspect;
+mod submit;
+mod wait;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use redis_module::{Context, RedisError, RedisResult, RedisString};
+
+pub(crate) use inspect::figures;
+pub(crate) use wait::finished;
+
+use crate::{
+    ffi::{self, CommandInfo},
+    state::{Counters, SHARED},
+};
+use args::Args;
+
+type Handler = fn(&Context, &mut Args) -> RedisResult;
+
+fn guarded(ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResult {
+    let mut args = Args::new(args);
+    catch_unwind(AssertUnwindSafe(|| handler(ctx, &mut args))).unwrap_or_else(|_panic| {
+        Counters::add(&SHARED.counters.panics, 1);
+        Err(RedisError::Str("ERR florence internal error"))
+    })
+}
+
+macro_rules! handlers {
+    ($($name:ident => $handler:expr;)*) => {
+        $(pub(crate) fn $name(ctx: &Context, args: Vec<RedisString>) -> RedisResult {
+            guarded(ctx, args, $handler)
+        })*
+    };
+}
+
+handlers! {
+    submit => submit::run;
+    get => get::run;
+    wait => wait::run;
+    cancel => cancel::run;
+    jobs => inspect::jobs;
+    stats => inspect::stats;
+    model => inspect::model;
+    help => inspect::help;
+}
+
+const fn info(
+    name: &'static str,
+    arity: i32,
+    complexity: &'static str,
+    summary: &'static str,
+) -> CommandInfo {
+    CommandInfo { name, summary, complexity, arity }
+}
+
+const INFOS: [CommandInfo; 8] = [
+    info(
+        "florence.submit",
+        -4,
+        "O(1)",
+        "Creates a job that asks Florence-2 about a picture; replies its key.",
+    ),
+    info("florence.get", -2, "O(1)", "A job as a map, or with RESULT only its answer's JSON."),
+    info(
+        "florence.wait",
+        -3,
+        "O(N) with N keys",
+        "Waits for the first of several jobs to end; replies that job as a map.",
+    ),
+    info("florence.cancel", -2, "O(N) with N keys", "Cancels jobs that have not ended."),
+    info("florence.jobs", -1, "O(N) with N unfinished jobs", "Lists the unfinished jobs."),
+    info("florence.stats", 1, "O(1)", "Counters of the module."),
+    info("florence.model", 1, "O(1)", "Which model is loaded, and whether it is ready."),
+    info("florence.help", 1, "O(1)", "The commands in short."),
+];
+
+/// Tells the server what COMMAND DOCS shows.
+pub(crate) fn describe(ctx: &Context) -> Result<(), String> {
+    INFOS.iter().try_for_each(|info| ffi::describe(ctx, info))
+}

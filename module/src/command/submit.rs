@@ -1,0 +1,197 @@
+//! `FLORENCE.SUBMIT key image prompt [option ...]`: creates a job.
+//!
+//! All that can be refused is refused here, before anything is stored. The job is queued by the
+//! keyspace event of its own HSET, like a job that comes from a file, a master or a migration.
+
+use florence_engine::task::Prompt;
+use redis_module::{
+    CallOptionsBuilder, CallReply, CallResult, Context, RedisError, RedisResult, RedisString,
+    RedisValue,
+};
+use sha2::{Digest, Sha256};
+
+use super::args::{Args, is_word, utf8};
+use crate::{
+    config, ffi,
+    job::{self, Fields, Job, NoJob},
+    reply,
+    state::{Counters, Model, SHARED},
+    workers,
+};
+
+/// Where the picture comes from.
+struct Picture {
+    /// As GET shows it: the URI, `DATA` or `KEY name`.
+    shown: String,
+    bytes: Option<Vec<u8>>,
+}
+
+struct Options {
+    priority: i64,
+    timeout: i64,
+    retries: i64,
+    ttl: i64,
+    beams: Option<i64>,
+    max_tokens: Option<i64>,
+}
+
+pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
+    let key = args.next()?;
+    let picture = picture(ctx, args)?;
+    let prompt = utf8(&args.next()?, "the prompt")?;
+    let options = Options::parse(args)?;
+    check_prompt(&prompt)?;
+
+    let fields = fields(&picture, &prompt, &options);
+    let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
+    let name = RedisValue::StringBuffer(key.as_slice().to_vec());
+    match Job::open(ctx, &key) {
+        // The same request again: the reply of the first one was lost.
+        Ok(job) if job.bytes("request").as_deref() == Some(request_of(&fields)) => {
+            return Ok(name);
+        }
+        Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
+        Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
+        Err(NoJob::Missing) => {}
+    }
+    check_queue()?;
+    job::write(ctx, key.as_slice(), &fields).map_err(RedisError::String)?;
+    Counters::add(&SHARED.counters.submitted, 1);
+    Ok(name)
+}
+
+fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
+    let first = args.next()?;
+    if is_word(&first, "DATA") {
+        let bytes = args.next()?.as_slice().to_vec();
+        check_size(bytes.len())?;
+        return Ok(Picture { shown: "DATA".to_owned(), bytes: Some(bytes) });
+    }
+    if is_word(&first, "KEY") {
+        let key = args.next()?;
+        let bytes = string_key(ctx, &key)?;
+        check_size(bytes.len())?;
+        return Ok(Picture { shown: format!("KEY {}", key.to_string_lossy()), bytes: Some(bytes) });
+    }
+    let uri = utf8(&first, "the image")?;
+    workers::check_source(&uri)?;
+    Ok(Picture { shown: uri, bytes: None })
+}
+
+fn check_size(bytes: usize) -> Result<(), RedisError> {
+    let limit = config::size(&config::MAX_IMAGE_BYTES);
+    if bytes == 0 {
+        return Err(reply::error("ERR", "the image is empty"));
+    }
+    if bytes > limit {
+        let text = format!("the image has {bytes} bytes, florence.max-image-bytes is {limit}");
+        return Err(reply::error("ERR", text));
+    }
+    Ok(())
+}
+
+/// The bytes of a string key, read with the rights of the calling user.
+fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
+    let options = CallOptionsBuilder::new().verify_acl().errors_as_replies().build();
+    let result: CallResult<'_> = ctx.call_ext("GET", &options, &[key.as_slice()][..]);
+    match result {
+        Ok(CallReply::String(bytes)) => Ok(bytes.as_bytes().to_vec()),
+        Ok(_) => Err(reply::error("ERR", "the image key does not exist")),
+        Err(error) => Err(RedisError::String(error.to_utf8_string().unwrap_or_default())),
+    }
+}
+
+impl Options {
+    fn parse(args: &mut Args) -> Result<Self, RedisError> {
+        let default = |setting| i64::try_from(config::number(setting)).unwrap_or_default();
+        let mut options = Self {
+            priority: 0,
+            timeout: default(&config::DEFAULT_TIMEOUT_MS),
+            retries: default(&config::DEFAULT_RETRIES),
+            ttl: default(&config::DEFAULT_TTL),
+            beams: None,
+            max_tokens: None,
+        };
+        while let Some(option) = args.option() {
+            match option.to_string_lossy().to_ascii_uppercase().as_str() {
+                "PRIORITY" => options.priority = args.integer("PRIORITY", 0, 9)?,
+                "TIMEOUT" => options.timeout = args.integer("TIMEOUT", 1, 86_400_000)?,
+                "RETRIES" => options.retries = args.integer("RETRIES", 0, 100)?,
+                "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
+                "BEAMS" => options.beams = Some(args.integer("BEAMS", 1, 16)?),
+                "MAXTOKENS" => options.max_tokens = Some(args.integer("MAXTOKENS", 1, 4096)?),
+                _ => return Err(reply::syntax()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Checks a prompt as far as it can be: the tokenizer is there once the model is.
+fn check_prompt(prompt: &str) -> Result<(), RedisError> {
+    let checked = match &*SHARED.model.read() {
+        Model::Ready(florence) => florence.check_prompt(prompt),
+        Model::Loading => prompt.parse::<Prompt>().map(|_prompt| ()),
+        Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
+    };
+    checked.map_err(|problem| reply::bad_prompt(&problem))
+}
+
+fn check_queue() -> Result<(), RedisError> {
+    let waiting = SHARED.scheduler.lock().waiting();
+    if waiting < config::size(&config::MAX_QUEUE) {
+        return Ok(());
+    }
+    Counters::add(&SHARED.counters.refused, 1);
+    Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
+}
+
+fn fields(picture: &Picture, prompt: &str, options: &Options) -> Fields {
+    let mut request: Fields = vec![
+        ("image", picture.shown.clone().into()),
+        ("prompt", prompt.into()),
+        ("priority", options.priority.to_string().into()),
+        ("timeout", options.timeout.to_string().into()),
+        ("retries", options.retries.to_string().into()),
+        ("ttl", options.ttl.to_string().into()),
+    ];
+    let mut number = |name, value: Option<i64>| {
+        if let Some(value) = value {
+            request.push((name, value.to_string().into()));
+        }
+    };
+    number("beams", options.beams);
+    number("maxtokens", options.max_tokens);
+    if let Some(bytes) = &picture.bytes {
+        request.push(("data", bytes.clone()));
+    }
+    let mut digest = Sha256::new();
+    for (name, value) in &request {
+        digest.update((name.len() as u64).to_le_bytes());
+        digest.update(name);
+        digest.update((value.len() as u64).to_le_bytes());
+        digest.update(value);
+    }
+    let mut fields = vec![("request", digest.finalize()[..16].to_vec())];
+    fields.extend(request);
+    fields.push(("submitted_at", job::unix_ms().to_string().into()));
+    fields.extend(job::new_fields());
+    fields
+}
+
+/// The digest of the request, which [`fields`] puts first.
+fn request_of(fields: &Fields) -> &[u8] {
+    &fields[0].1
+}
+
+/// `florence:` and a ULID: sortable by time, unique without asking anyone.
+fn new_key(ctx: &Context) -> RedisString {
+    const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let mut number = u128::from(job::unix_ms().unsigned_abs()) << 80;
+    for (i, byte) in ffi::random().into_iter().enumerate() {
+        number |= u128::from(byte) << (8 * i);
+    }
+    let mut name = b"florence:".to_vec();
+    name.extend((0..26).rev().map(|i| CROCKFORD[(number >> (5 * i)) as usize & 31]));
+    ffi::string(ctx, &name)
+}

@@ -1,0 +1,64 @@
+//! `FLORENCE.WAIT key [key ...] timeout`: blocks until one of the jobs has ended, like BLPOP.
+
+use redis_module::{Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue};
+
+use super::{args::Args, get::as_map};
+use crate::{
+    ffi,
+    job::{Job, NoJob},
+    reply,
+    scheduler::JobKey,
+    waiters,
+};
+
+pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
+    let mut keys = args.rest();
+    let timeout = keys.pop().ok_or(RedisError::WrongArity)?;
+    if keys.is_empty() {
+        return Err(RedisError::WrongArity);
+    }
+    let timeout_ms = milliseconds(&timeout)?;
+    let mut pending = Vec::new();
+    for key in keys {
+        match Job::open(ctx, &key) {
+            Ok(job) if job.state.is_final() => return Ok(as_map(key.as_slice(), &job)),
+            Ok(_) => pending.push(key),
+            Err(NoJob::Missing) => {}
+            Err(reason) => return reply::no_job(reason),
+        }
+    }
+    if pending.is_empty() {
+        return Err(reply::error("NOJOB", "none of the keys is a job"));
+    }
+    if ctx.get_flags().contains(ContextFlags::DENY_BLOCKING) {
+        return Ok(RedisValue::Null);
+    }
+    let db = ffi::selected_db(ctx);
+    let names = pending.iter().map(|key| JobKey { db, name: key.as_slice().into() }).collect();
+    let id = waiters::next_id();
+    waiters::add(id, ffi::block(ctx, &pending, timeout_ms, id), names);
+    Ok(RedisValue::NoReply)
+}
+
+/// Seconds, with decimals, as BLPOP takes them.
+fn milliseconds(timeout: &RedisString) -> Result<i64, RedisError> {
+    let seconds = timeout.parse_float().ok().filter(|seconds| seconds.is_finite());
+    let seconds = seconds.ok_or(RedisError::Str("ERR timeout is not a float or out of range"))?;
+    if seconds < 0.0 {
+        return Err(RedisError::Str("ERR timeout is negative"));
+    }
+    if seconds > 1e9 {
+        return Err(RedisError::Str("ERR timeout is out of range"));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "checked to be at most 1e12")]
+    let milliseconds = (seconds * 1e3).ceil() as i64;
+    Ok(milliseconds)
+}
+
+/// The reply for a waiting client whose key was signalled, or `None` to let it wait on.
+pub(crate) fn finished(ctx: &Context, key: &RedisString) -> Option<RedisResult> {
+    match Job::open(ctx, key) {
+        Ok(job) if job.state.is_final() => Some(Ok(as_map(key.as_slice(), &job))),
+        _ => None,
+    }
+}

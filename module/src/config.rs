@@ -1,0 +1,108 @@
+//! Settings, as `CONFIG SET florence.*` and `loadmodule` arguments know them.
+//!
+//! Names, defaults and ranges stand once, in the table of `redis_module!`; here are the values.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis_module::RedisString;
+
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* pub(crate) static $name: AtomicI64 = AtomicI64::new(0);)*
+    };
+}
+
+numbers! {
+    /// Compute threads; 0 leaves one core to Redis.
+    THREADS;
+    /// Niceness of the compute threads.
+    NICE;
+    /// Threads that fetch and decode pictures.
+    PREPARE_THREADS;
+    /// Most jobs that are decoded together.
+    MAX_BATCH;
+    /// Most jobs that may wait.
+    MAX_QUEUE;
+    /// Largest picture in bytes.
+    MAX_IMAGE_BYTES;
+    /// Largest picture in pixels.
+    MAX_IMAGE_PIXELS;
+    /// Time for one download.
+    FETCH_TIMEOUT_MS;
+    /// Pause before the first retry; doubles with every further one.
+    RETRY_DELAY_MS;
+    /// TIMEOUT of a job that gives none.
+    DEFAULT_TIMEOUT_MS;
+    /// RETRIES of a job that gives none.
+    DEFAULT_RETRIES;
+    /// TTL of a job that gives none.
+    DEFAULT_TTL;
+}
+
+/// Directory of the checkpoint; empty for the embedded one.
+pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Directories that pictures may be read from, separated by spaces; empty for none.
+pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+
+const NAMES: [&str; 14] = [
+    "threads",
+    "nice",
+    "prepare-threads",
+    "max-batch",
+    "max-queue",
+    "max-image-bytes",
+    "max-image-pixels",
+    "fetch-timeout-ms",
+    "retry-delay-ms",
+    "default-timeout-ms",
+    "default-retries",
+    "default-ttl",
+    "model",
+    "file-roots",
+];
+
+/// A setting as an unsigned number; the table's ranges have no negative ones.
+pub(crate) fn number(setting: &AtomicI64) -> u64 {
+    u64::try_from(setting.load(Ordering::Relaxed)).unwrap_or_default()
+}
+
+/// As [`number`], for sizes.
+pub(crate) fn size(setting: &AtomicI64) -> usize {
+    usize::try_from(number(setting)).unwrap_or(usize::MAX)
+}
+
+/// As [`number`], for settings in milliseconds.
+pub(crate) fn milliseconds(setting: &AtomicI64) -> Duration {
+    Duration::from_millis(number(setting))
+}
+
+/// The value of a text setting.
+pub(crate) fn text(setting: &Mutex<String>) -> String {
+    setting.lock().map(|text| text.clone()).unwrap_or_default()
+}
+
+/// The directories that pictures may be read from.
+pub(crate) fn file_roots() -> Vec<PathBuf> {
+    text(&FILE_ROOTS).split_whitespace().map(PathBuf::from).collect()
+}
+
+/// The crate ignores unknown `loadmodule` arguments; a typing error must not pass silently.
+pub(crate) fn check_arguments(args: &[RedisString]) -> Result<(), String> {
+    for pair in args.chunks(2) {
+        let name = pair[0].to_string_lossy();
+        if !NAMES.contains(&name.as_str()) {
+            return Err(format!("unknown module argument '{name}'"));
+        }
+        if pair.len() == 1 {
+            return Err(format!("module argument '{name}' has no value"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! The module's only hand-written unsafe code: what the redis-module crate does not wrap.
+//!
+//! Raw pointers do not leave this file, but for the opaque [`BlockedClient`]. Every callback that
+//! the server makes catches panics: a panic must not unwind into C.
+#![expect(unsafe_code, reason = "the Redis module API")]
+
+use std::{
+    ffi::{CString, c_int, c_longlong, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr::null_mut,
+};
+
+use redis_module::{Context, RedisString, raw};
+
+use crate::{command, events, state::SHARED, waiters};
+
+/// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
+const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
+
+/// Calls an API function that [`check_server`] has found.
+macro_rules! api {
+    ($name:ident ( $($arg:expr),* $(,)? )) => {{
+        // SAFETY: reading a pointer that is set once, while the module loads.
+        let function = unsafe { raw::$name };
+        let function = function.expect("check_server refuses servers without it");
+        // SAFETY: the arguments are live objects of the server, used under its lock, as the
+        // callers of this file's functions have it: they hold a `Context`.
+        unsafe { function($($arg),*) }
+    }};
+}
+
+macro_rules! require {
+    ($($name:ident),* $(,)?) => {
+        // SAFETY: reading pointers that are set once, while the module loads.
+        [$((stringify!($name), unsafe { let pointer = raw::$name; pointer.is_some() })),*]
+    };
+}
+
+/// Whether the server has all that this module needs.
+pub(crate) fn check_server() -> Result<(), String> {
+    let needed = require![
+        RedisModule_BlockClientOnKeys,
+        RedisModule_UnblockClient,
+        RedisModule_SignalKeyAsReady,
+        RedisModule_GetBlockedClientReadyKey,
+        RedisModule_GetBlockedClientPrivateData,
+        RedisModule_AvoidReplicaTraffic,
+        RedisModule_SetModuleOptions,
+        RedisModule_SubscribeToServerEvent,
+        RedisModule_SubscribeToKeyspaceEvents,
+        RedisModule_SetCommandInfo,
+        RedisModule_GetCommand,
+        RedisModule_SelectDb,
+        RedisModule_GetSelectedDb,
+        RedisModule_EventLoopAddOneShot,
+        RedisModule_CreateTimer,
+        RedisModule_NotifyKeyspaceEvent,
+        RedisModule_ReplyWithNull,
+        RedisModule_GetRandomBytes,
+        RedisModule_GetDetachedThreadSafeContext,
+    ];
+    match needed.into_iter().find(|(_, is_there)| !is_there) {
+        Some((name, _)) => Err(format!("this server lacks {name}: Redis 7.0 or newer is needed")),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn set_module_options(ctx: &Context) {
+    api!(RedisModule_SetModuleOptions(ctx.get_raw(), HANDLES_SLOT_MIGRATION));
+}
+
+/// Runs `f` and counts a panic instead of letting it into C.
+fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_panic| {
+        crate::state::Counters::add(&SHARED.counters.panics, 1);
+        fallback
+    })
+}
+
+const OK: c_int = raw::REDISMODULE_OK as c_int;
+const ERR: c_int = raw::REDISMODULE_ERR as c_int;
+
+// Events.
+
+/// Registers for the keyspace and server events that the scheduler lives on.
+pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
+    let wanted = raw::REDISMODULE_NOTIFY_GENERIC
+        | raw::REDISMODULE_NOTIFY_STRING
+        | raw::REDISMODULE_NOTIFY_HASH
+        | raw::REDISMODULE_NOTIFY_EXPIRED
+        | raw::REDISMODULE_NOTIFY_EVICTED
+        | raw::REDISMODULE_NOTIFY_LOADED;
+    let subscribed = api!(RedisModule_SubscribeToKeyspaceEvents(
+        ctx.get_raw(),
+        wanted as c_int,
+        Some(on_keyspace_event)
+    ));
+    if subscribed != OK {
+        return Err("cannot subscribe to keyspace events".to_owned());
+    }
+    for id in [
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+        raw::REDISMODULE_EVENT_FLUSHDB,
+        raw::REDISMODULE_EVENT_LOADING,
+        raw::REDISMODULE_EVENT_SHUTDOWN,
+        raw::REDISMODULE_EVENT_SWAPDB,
+    ] {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        let raw_ctx = ctx.get_raw();
+        if api!(RedisModule_SubscribeToServerEvent(raw_ctx, event, Some(on_server_event))) != OK {
+            return Err(format!("cannot subscribe to server event {id}"));
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn on_keyspace_event(
+    ctx: *mut raw::RedisModuleCtx,
+    _kind: c_int,
+    event: *const std::ffi::c_char,
+    key: *mut raw::RedisModuleString,
+) -> c_int {
+    guard(OK, || {
+        // SAFETY: the server passes a C string that lives as long as this call.
+        let event = unsafe { std::ffi::CStr::from_ptr(event) };
+        let name = RedisString::string_as_slice(key);
+        events::keyspace(&Context::new(ctx), event.to_bytes(), name);
+        OK
+    })
+}
+
+extern "C" fn on_server_event(
+    ctx: *mut raw::RedisModuleCtx,
+    event: raw::RedisModuleEvent,
+    sub: u64,
+    data: *mut c_void,
+) {
+    const ENDED: u64 = 1;
+    guard((), || match (event.id, sub) {
+        (raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, _) => {
+            events::role_changed(&Context::new(ctx));
+        }
+        (raw::REDISMODULE_EVENT_FLUSHDB, ENDED) => {
+            // SAFETY: this event's data is this struct, alive as long as this call.
+            let db = unsafe { (*data.cast::<raw::RedisModuleFlushInfo>()).dbnum };
+            events::flushed((db >= 0).then_some(db));
+        }
+        (
+            raw::REDISMODULE_EVENT_LOADING,
+            raw::REDISMODULE_SUBEVENT_LOADING_ENDED | raw::REDISMODULE_SUBEVENT_LOADING_FAILED,
+        ) => on_event_loop(events::role_changed),
+        (raw::REDISMODULE_EVENT_LOADING, _) => events::loading_started(),
+        (raw::REDISMODULE_EVENT_SHUTDOWN, _) => crate::workers::stop(),
+        (raw::REDISMODULE_EVENT_SWAPDB, _) => {
+            // SAFETY: as above.
+            let swap = unsafe { *data.cast::<raw::RedisModuleSwapDbInfo>() };
+            events::swapped(swap.dbnum_first, swap.dbnum_second);
+        }
+        _ => {}
+    });
+}
+
+/// Calls `f` from the event loop, as soon as it turns.
+pub(crate) fn on_event_loop(f: fn(&Context)) {
+    extern "C" fn run(ctx: *mut raw::RedisModuleCtx, f: *mut c_void) {
+        // SAFETY: `f` is the function pointer given to CreateTimer below.
+        let f = unsafe { std::mem::transmute::<*mut c_void, fn(&Context)>(f) };
+        guard((), || f(&Context::new(ctx)));
+    }
+    api!(RedisModule_CreateTimer(module_context(), 0, Some(run), f as *mut c_void));
+}
+
+/// The module's own context, which needs no client.
+fn module_context() -> *mut raw::RedisModuleCtx {
+    static CONTEXT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *CONTEXT
+        .get_or_init(|| api!(RedisModule_GetDetachedThreadSafeContext(loading_context())) as usize)
+        as *mut raw::RedisModuleCtx
+}
+
+/// The context of OnLoad, for [`module_context`] to copy the module's identity from.
+fn loading_context() -> *mut raw::RedisModuleCtx {
+    LOADING_CONTEXT.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+static LOADING_CONTEXT: std::sync::atomic::AtomicPtr<raw::RedisModuleCtx> =
+    std::sync::atomic::AtomicPtr::new(null_mut());
+
+/// Ends the wait of the event loop, so that what a thread has changed is acted on now.
+pub(crate) fn wake_event_loop() {
+    extern "C" fn nothing(_data: *mut c_void) {}
+    api!(RedisModule_EventLoopAddOneShot(Some(nothing), null_mut()));
+}
+
+// Keys and databases.
+
+pub(crate) fn selected_db(ctx: &Context) -> i32 {
+    api!(RedisModule_GetSelectedDb(ctx.get_raw()))
+}
+
+pub(crate) fn select_db(ctx: &Context, db: i32) {
+    if selected_db(ctx) != db {
+        api!(RedisModule_SelectDb(ctx.get_raw(), db));
+    }
+}
+
+/// A string of the server's, of any bytes.
+pub(crate) fn string(ctx: &Context, bytes: &[u8]) -> RedisString {
+    RedisString::create_from_slice(ctx.get_raw(), bytes)
+}
+
+/// Tells subscribers of keyspace events.
+pub(crate) fn notify(ctx: &Context, event: &str, key: &[u8]) {
+    ctx.notify_keyspace_event(raw::NotifyEvent::MODULE, event, &string(ctx, key));
+}
+
+/// Whether a write would break a pause of writes (failover, CLIENT PAUSE): servers abort on it.
+pub(crate) fn are_writes_paused() -> bool {
+    api!(RedisModule_AvoidReplicaTraffic()) != 0
+}
+
+/// Random bytes from the server.
+pub(crate) fn random() -> [u8; 10] {
+    let mut bytes = [0; 10];
+    api!(RedisModule_GetRandomBytes(bytes.as_mut_ptr(), bytes.len()));
+    bytes
+}
+
+// Blocked clients.
+
+/// A client that waits; the handle is good until [`waiters::remove`] is called for it.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockedClient(*mut raw::RedisModuleBlockedClient);
+
+// SAFETY: the handle is only ever used under the server's lock, which makes one thread at a time
+// its owner.
+unsafe impl Send for BlockedClient {}
+
+/// Blocks the calling client on keys, for ever if `timeout_ms` is 0.
+pub(crate) fn block(
+    ctx: &Context,
+    keys: &[RedisString],
+    timeout_ms: i64,
+    id: u64,
+) -> BlockedClient {
+    let mut keys: Vec<*mut raw::RedisModuleString> = keys.iter().map(|key| key.inner).collect();
+    BlockedClient(api!(RedisModule_BlockClientOnKeys(
+        ctx.get_raw(),
+        Some(on_key_ready),
+        Some(on_timeout),
+        Some(on_free),
+        c_longlong::from(timeout_ms),
+        keys.as_mut_ptr(),
+        c_int::try_from(keys.len()).unwrap_or(c_int::MAX),
+        id as *mut c_void,
+    )))
+}
+
+/// Ends a client's wait: its timeout callback answers. Under the server's lock only.
+pub(crate) fn unblock(client: BlockedClient) {
+    api!(RedisModule_UnblockClient(client.0, null_mut()));
+}
+
+pub(crate) fn signal_key(ctx: &Context, key: &[u8]) {
+    api!(RedisModule_SignalKeyAsReady(ctx.get_raw(), string(ctx, key).inner));
+}
+
+extern "C" fn on_key_ready(
+    ctx: *mut raw::RedisModuleCtx,
+    _argv: *mut *mut raw::RedisModuleString,
+    _argc: c_int,
+) -> c_int {
+    guard(ERR, || {
+        let context = Context::new(ctx);
+        let key = api!(RedisModule_GetBlockedClientReadyKey(ctx));
+        if key.is_null() {
+            return ERR;
+        }
+        // The server keeps its own reference: this one must be counted too.
+        let key = RedisString::new(std::ptr::NonNull::new(ctx), key);
+        match command::finished(&context, &key) {
+            Some(reply) => context.reply(reply) as c_int,
+            None => ERR,
+        }
+    })
+}
+
+extern "C" fn on_timeout(
+    ctx: *mut raw::RedisModuleCtx,
+    _argv: *mut *mut raw::RedisModuleString,
+    _argc: c_int,
+) -> c_int {
+    api!(RedisModule_ReplyWithNull(ctx))
+}
+
+extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, id: *mut c_void) {
+    guard((), || waiters::remove(id as u64));
+}
+
+// Documentation of commands.
+
+/// What COMMAND DOCS and COMMAND INFO tell of a command.
+pub(crate) struct CommandInfo {
+    pub(crate) name: &'static str,
+    pub(crate) summary: &'static str,
+    pub(crate) complexity: &'static str,
+    pub(crate) arity: i32,
+}
+
+pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|error| error.to_string());
+    let (name, summary) = (text(info.name)?, text(info.summary)?);
+    let (complexity, since) = (text(info.complexity)?, text("1.0.0")?);
+    let command = api!(RedisModule_GetCommand(ctx.get_raw(), name.as_ptr()));
+    if command.is_null() {
+        return Err(format!("command {} is not registered", info.name));
+    }
+    // The header's own constant is not linked into a Rust module.
+    let version = raw::RedisModuleCommandInfoVersion {
+        version: 1,
+        sizeof_historyentry: size_of::<raw::RedisModuleCommandHistoryEntry>(),
+        sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
+        sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
+    };
+    let raw_info = raw::RedisModuleCommandInfo {
+        version: &raw const version,
+        summary: summary.as_ptr(),
+        complexity: complexity.as_ptr(),
+        since: since.as_ptr(),
+        history: null_mut(),
+        tips: std::ptr::null(),
+        arity: info.arity,
+        key_specs: null_mut(),
+        args: null_mut(),
+    };
+    // The server copies what it is given.
+    if api!(RedisModule_SetCommandInfo(command, &raw const raw_info)) != OK {
+        return Err(format!("cannot describe {}", info.name));
+    }
+    set_category(ctx, command);
+    Ok(())
+}
+
+/// The `@florence` category, where the server knows module categories (7.4, Valkey 8).
+fn set_category(ctx: &Context, command: *mut raw::RedisModuleCommand) {
+    // SAFETY: reading pointers that are set once, while the module loads.
+    let (add, set) =
+        unsafe { (raw::RedisModule_AddACLCategory, raw::RedisModule_SetCommandACLCategories) };
+    if let (Some(add), Some(set)) = (add, set) {
+        // SAFETY: a live context and command, and C strings; adding it twice is refused, harmlessly.
+        unsafe {
+            add(ctx.get_raw(), c"florence".as_ptr());
+            set(command, c"florence".as_ptr());
+        }
+    }
+}
+
+/// Remembers the context of OnLoad; to be called first.
+pub(crate) fn remember(ctx: &Context) {
+    LOADING_CONTEXT.store(ctx.get_raw(), std::sync::atomic::Ordering::Relaxed);
+    module_context();
+}

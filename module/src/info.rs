@@ -1,0 +1,31 @@
+//! `INFO florence`: the counters, and the state of the model.
+
+use redis_module::InfoContext;
+
+use crate::{
+    command::figures,
+    state::{Model, SHARED},
+};
+
+/// Adds our section. In a crash report no lock may be taken, so it is left out there.
+pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
+    if for_crash_report {
+        return;
+    }
+    let (model, error) = match &*SHARED.model.read() {
+        Model::Loading => ("loading", String::new()),
+        Model::Ready(_) => ("ready", String::new()),
+        Model::Failed(problem) => ("failed", problem.replace(['\r', '\n'], " ")),
+    };
+    // A section that cannot be built is one that INFO was not asked for.
+    let Ok(mut section) = ctx.builder().add_section("engine").field("model", model) else {
+        return;
+    };
+    for (name, value) in figures() {
+        let Ok(next) = section.field(name, value.to_string()) else { return };
+        section = next;
+    }
+    if let Ok(section) = section.field("model_error", error) {
+        let _ = section.build_section().and_then(|builder| builder.build_info());
+    }
+}
