@@ -1,1 +1,15 @@
+//! Integration tests against real redis-server processes.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
+#[path = "suite/clients.rs"]
+mod clients; // redis-py and node-redis, as their users would
+#[path = "suite/commands.rs"]
+mod commands; // what each command answers, and refuses
+#[path = "suite/durability.rs"]
+mod durability; // crashes, replicas, migration, flushes: no job is lost
+#[path = "suite/load.rs"]
+mod load; // many jobs, many waiters
+#[path = "suite/module.rs"]
+mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/sources.rs"]
+mod sources; // where pictures come from, and what is wrong with them

@@ -69,9 +69,7 @@ fn deinit(_ctx: &Context) -> Status {
     reason = "the same; not all of these fire in every version"
 )]
 mod module {
-    use redis_module::{
-        InfoContext, RedisResult, configuration::ConfigurationFlags, redis_module,
-    };
+    use redis_module::{InfoContext, RedisResult, configuration::ConfigurationFlags, redis_module};
 
     use crate::{command as c, config as v, deinit, init};
 

@@ -97,7 +97,8 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
     match result {
         Ok(CallReply::String(bytes)) => Ok(bytes.as_bytes().to_vec()),
         Ok(_) => Err(reply::error("ERR", "the image key does not exist")),
-        Err(error) => Err(RedisError::String(error.to_utf8_string().unwrap_or_default())),
+        Err(error) if error.as_bytes().starts_with(b"WRONGTYPE") => Err(RedisError::WrongType),
+        Err(_denied) => Err(reply::error("NOPERM", "this user may not read the image key")),
     }
 }
 

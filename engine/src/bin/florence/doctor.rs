@@ -1,0 +1,50 @@
+//! `florence doctor`: what this machine offers, and whether a model loads.
+
+use std::path::PathBuf;
+
+use florence_engine::{Florence, LoadOptions};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Checkpoint directory to check; without it the embedded tiny model
+    #[arg(long)]
+    model: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    println!("cores         {cores}");
+    println!("cpu features  {}", cpu_features().join(" "));
+    println!("cuda          {}", if cfg!(feature = "cuda") { "built in" } else { "not built in" });
+    let options = LoadOptions::default();
+    let start = std::time::Instant::now();
+    let loaded = match &args.model {
+        Some(directory) => Florence::load(directory, &options),
+        None => Florence::embedded(&options),
+    };
+    let florence = loaded?;
+    println!(
+        "model         {} loads in {} ms, answers of up to {} tokens",
+        florence.name(),
+        start.elapsed().as_millis(),
+        florence.max_new_tokens()
+    );
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    let features = [
+        ("avx2", std::is_x86_feature_detected!("avx2")),
+        ("fma", std::is_x86_feature_detected!("fma")),
+        ("avx512f", std::is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
+        ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
+    ];
+    features.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    vec![std::env::consts::ARCH]
+}

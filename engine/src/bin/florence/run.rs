@@ -1,0 +1,119 @@
+//! `florence run`: answers for pictures, as text or as one JSON object a line.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use florence_engine::{
+    Coordinates, Device, Florence, GenerateOptions, LoadOptions, PrepareOptions, image::Orientation,
+};
+use serde_json::json;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Checkpoint directory; without it the embedded tiny model answers
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Task token, with its text where the task takes one: "<OD>", "<OPEN_VOCABULARY_DETECTION> a car"
+    #[arg(long)]
+    prompt: String,
+    /// Beams; 1 is greedy search (default: the checkpoint's)
+    #[arg(long)]
+    beams: Option<usize>,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 1024)]
+    max_new_tokens: usize,
+    /// No n-gram of this length may occur twice; 0 for no such rule (default: the checkpoint's)
+    #[arg(long)]
+    no_repeat_ngram: Option<usize>,
+    /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
+    #[arg(long)]
+    length_penalty: Option<f32>,
+    /// Number format of the weights; auto takes the fastest that is exact, today float32
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    precision: Precision,
+    /// Coordinates as floats, or truncated as newer transformers give them
+    #[arg(long, value_enum, default_value_t = CoordinateFormat::Float)]
+    coordinates: CoordinateFormat,
+    /// Turn pictures as their EXIF tag says
+    #[arg(long)]
+    exif: bool,
+    /// CUDA device to run on, where built with the cuda feature
+    #[arg(long)]
+    cuda: Option<usize>,
+    /// Compute threads; 0 for all cores
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Pictures
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    F32,
+    Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CoordinateFormat {
+    Float,
+    Int,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let florence = load(args)?;
+    let prepare = PrepareOptions {
+        orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
+        ..PrepareOptions::default()
+    };
+    let generate = GenerateOptions {
+        beams: args.beams,
+        max_new_tokens: Some(args.max_new_tokens),
+        no_repeat_ngram: args.no_repeat_ngram,
+        length_penalty: args.length_penalty,
+        coordinates: match args.coordinates {
+            CoordinateFormat::Float => Coordinates::Float,
+            CoordinateFormat::Int => Coordinates::Integer,
+        },
+    };
+    for image in &args.images {
+        let shown = image.display();
+        let bytes = std::fs::read(image).with_context(|| format!("cannot read {shown}"))?;
+        let prepared =
+            florence.prepare(&bytes, &args.prompt, &prepare).with_context(|| shown.to_string())?;
+        let answer = florence.run_one(&prepared, &generate).with_context(|| shown.to_string())?;
+        if args.json {
+            let line = json!({
+                "image": shown.to_string(),
+                "prompt": args.prompt,
+                "model": florence.name(),
+                "text": answer.text,
+                "token_ids": answer.token_ids,
+                "answer": answer.json,
+                "scores": answer.scores,
+                "timings_ms": answer.timings,
+            });
+            println!("{line}");
+        } else {
+            println!("{shown}: {}", answer.json);
+        }
+    }
+    Ok(())
+}
+
+fn load(args: &Args) -> anyhow::Result<Florence> {
+    let (Precision::F32 | Precision::Auto) = args.precision;
+    let options = LoadOptions {
+        device: args.cuda.map_or(Device::Cpu, Device::Cuda),
+        threads: args.threads,
+        nice: 0,
+    };
+    Ok(match &args.model {
+        Some(directory) => Florence::load(directory, &options)?,
+        None => Florence::embedded(&options)?,
+    })
+}

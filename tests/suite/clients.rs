@@ -1,0 +1,34 @@
+//! redis-py and node-redis, as their users would.
+//!
+//! `FLORENCE_PYTHON` names a Python with redis-py (default: `.venv/bin/python`); node-redis is
+//! found in `tests/clients/node_modules`. `make test` installs both.
+
+use std::{path::PathBuf, process::Command};
+
+use florence_tests::{Server, picture};
+
+fn run(program: PathBuf, script: &str) {
+    let server = Server::start();
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
+    let output = Command::new(&program)
+        .arg(script)
+        .arg(server.port.to_string())
+        .arg(picture("shapes.png"))
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}; run `make test`", program.display()));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    assert!(out.contains("all right"), "{out}{err}");
+}
+
+#[test]
+fn redis_py_submits_and_waits() {
+    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
+    run(std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from), "client.py");
+}
+
+#[test]
+fn node_redis_submits_and_waits() {
+    run(PathBuf::from("node"), "client.mjs");
+}

@@ -1,0 +1,198 @@
+//! Crashes, replicas, migration, flushes: no job is lost, none is answered twice.
+
+use std::collections::HashMap;
+
+use florence_tests::{Pictures, Server, Settings, eventually, picture};
+
+type Job = HashMap<String, Option<String>>;
+
+fn finished(server: &Server, key: &str) -> Job {
+    let job: Job = server.call(&["FLORENCE.WAIT", key, "60"]);
+    assert_eq!(job["state"].as_deref(), Some("done"), "{key}: {job:?}");
+    job
+}
+
+#[test]
+fn a_crash_in_mid_job_loses_nothing() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "appendfsync always"];
+    let mut server = Server::with(Settings::lines(&lines));
+    server.call::<()>(&["FLORENCE.SUBMIT", "slow", &pictures.url("slow/1000/sign.png"), "<OCR>"]);
+    for i in 0..10 {
+        let url = pictures.url("shapes.png");
+        server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>"]);
+    }
+    eventually("it is worked on", || (server.state("slow") == "fetching").then_some(()));
+    server.kill();
+    server.restart();
+    for i in 0..10 {
+        finished(&server, &format!("j{i}"));
+    }
+    let slow = finished(&server, "slow");
+    assert_eq!(slow["attempts"].as_deref(), Some("2"));
+}
+
+#[test]
+fn a_job_that_the_server_died_on_twice_is_given_up() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "appendfsync always"];
+    let mut server = Server::with(Settings::lines(&lines));
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/60000/sign.png"), "<OCR>"]);
+    for attempt in 1..=2 {
+        let attempt = Some(attempt.to_string());
+        eventually("an attempt begins", || (server.job("j")["attempts"] == attempt).then_some(()));
+        server.kill();
+        server.restart();
+    }
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert!(job["error"].as_deref().unwrap().contains("\"CRASH\""), "{job:?}");
+}
+
+#[test]
+fn a_promoted_replica_runs_the_pending_jobs() {
+    let pictures = Pictures::serve();
+    let mut master = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    let replica = Server::start();
+    replica.call::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+    eventually("the replica follows", || {
+        replica
+            .call::<String>(&["INFO", "replication"])
+            .contains("master_link_status:up")
+            .then_some(())
+    });
+    master.call::<()>(&["FLORENCE.SUBMIT", "slow", &pictures.url("slow/4000/sign.png"), "<OCR>"]);
+    let url = pictures.url("shapes.png");
+    for i in 0..5 {
+        master.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>"]);
+    }
+    eventually("the replica has them", || (replica.stat("jobs_waiting") >= 5).then_some(()));
+    // A replica only watches.
+    assert_eq!(replica.stat("jobs_done"), 0);
+    let refused = replica.error(&["FLORENCE.SUBMIT", "x", &url, "<OD>"]);
+    assert!(refused.starts_with("READONLY"), "{refused}");
+    master.kill();
+    replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+    finished(&replica, "slow");
+    for i in 0..5 {
+        finished(&replica, &format!("j{i}"));
+    }
+}
+
+#[test]
+fn wait_works_on_a_replica() {
+    let pictures = Pictures::serve();
+    let (master, replica) = (Server::start(), Server::start());
+    replica.call::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+    eventually("the replica follows", || {
+        replica
+            .call::<String>(&["INFO", "replication"])
+            .contains("master_link_status:up")
+            .then_some(())
+    });
+    master.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/700/sign.png"), "<OCR>"]);
+    eventually("the job is there", || (replica.call::<i64>(&["EXISTS", "j"]) == 1).then_some(()));
+    let on_replica = finished(&replica, "j");
+    assert_eq!(on_replica["result"], finished(&master, "j")["result"]);
+}
+
+#[test]
+fn renamed_copied_and_restored_jobs_run() {
+    let pictures = Pictures::serve();
+    let server = Server::start();
+    let submit = |key: &str| {
+        let url = pictures.url("slow/800/sign.png");
+        server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<OCR>"]);
+        eventually("it is worked on", || (server.state(key) == "fetching").then_some(()));
+    };
+    submit("a");
+    server.call::<()>(&["RENAME", "a", "b"]);
+    finished(&server, "b");
+    submit("c");
+    server.call::<i64>(&["COPY", "c", "d"]);
+    finished(&server, "c");
+    finished(&server, "d");
+    submit("e");
+    let mut connection = server.connect();
+    let dump: Vec<u8> = redis::cmd("DUMP").arg("e").query(&mut connection).unwrap();
+    let _: () = redis::cmd("RESTORE").arg("f").arg(0).arg(dump).query(&mut connection).unwrap();
+    finished(&server, "f");
+}
+
+#[test]
+fn a_reload_of_the_data_set_resumes_its_jobs() {
+    let pictures = Pictures::serve();
+    let server = Server::start();
+    for i in 0..5 {
+        let url = pictures.url("slow/500/sign.png");
+        server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OCR>"]);
+    }
+    server.call::<()>(&["DEBUG", "RELOAD"]);
+    for i in 0..5 {
+        finished(&server, &format!("j{i}"));
+    }
+}
+
+#[test]
+fn answers_wait_while_writes_are_paused() {
+    let pictures = Pictures::serve();
+    let mut server = Server::start();
+    server.wait_for_model();
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/600/sign.png"), "<OCR>"]);
+    eventually("it is worked on", || (server.state("j") == "fetching").then_some(()));
+    server.call::<()>(&["CLIENT", "PAUSE", "2500", "WRITE"]);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert!(server.is_alive());
+    assert_eq!(server.state("j"), "fetching");
+    finished(&server, "j");
+}
+
+#[test]
+fn a_flush_during_work_drops_the_answers() {
+    let pictures = Pictures::serve();
+    let mut server = Server::start();
+    for i in 0..20 {
+        server.call::<()>(&[
+            "FLORENCE.SUBMIT",
+            &format!("j{i}"),
+            &pictures.url("shapes.png"),
+            "<OD>",
+        ]);
+    }
+    server.call::<()>(&["FLUSHALL"]);
+    eventually("nothing is left to do", || {
+        (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
+    });
+    // A job of the same name afterwards is its own.
+    server.call::<()>(&["FLORENCE.SUBMIT", "j0", &pictures.url("sign.png"), "<OCR>"]);
+    assert_eq!(finished(&server, "j0")["prompt"].as_deref(), Some("<OCR>"));
+    assert!(server.is_alive());
+}
+
+#[test]
+fn jobs_live_in_their_own_database() {
+    let server = Server::start();
+    let bytes = std::fs::read(picture("sign.png")).unwrap();
+    let mut connection = server.connect();
+    let _: () = redis::cmd("SELECT").arg(3).query(&mut connection).unwrap();
+    let _: () = redis::cmd("FLORENCE.SUBMIT")
+        .arg("j")
+        .arg("DATA")
+        .arg(bytes)
+        .arg("<OCR>")
+        .query(&mut connection)
+        .unwrap();
+    let job: Job = redis::cmd("FLORENCE.WAIT").arg("j").arg(30).query(&mut connection).unwrap();
+    assert_eq!(job["state"].as_deref(), Some("done"));
+    assert_eq!(server.call::<i64>(&["EXISTS", "j"]), 0);
+}
+
+#[test]
+fn a_clean_shutdown_ends_quickly_with_work_in_progress() {
+    let pictures = Pictures::serve();
+    let mut server = Server::with(Settings::lines(&["appendonly yes"]));
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/1000/sign.png"), "<OCR>"]);
+    let _: redis::RedisResult<()> = server.try_call(&["SHUTDOWN"]);
+    eventually("the server ends", || (!server.is_alive()).then_some(()));
+    server.restart();
+    finished(&server, "j");
+}

@@ -1,0 +1,161 @@
+//! Where pictures come from, and what is wrong with them.
+
+use std::collections::HashMap;
+
+use florence_tests::{Pictures, Server, Settings, picture};
+use serde_json::{Value, json};
+
+type Job = HashMap<String, Option<String>>;
+
+fn error(job: &Job) -> Value {
+    serde_json::from_str(job["error"].as_deref().expect("a failed job")).unwrap()
+}
+
+fn submit_bytes(server: &Server, key: &str, bytes: &[u8]) -> Job {
+    let mut connection = server.connect();
+    let _: String = redis::cmd("FLORENCE.SUBMIT")
+        .arg(key)
+        .arg("DATA")
+        .arg(bytes)
+        .arg("<OD>")
+        .query(&mut connection)
+        .unwrap();
+    server.call(&["FLORENCE.WAIT", key, "30"])
+}
+
+#[test]
+fn every_source_gives_the_same_answer() {
+    let pictures = Pictures::serve();
+    let path = picture("shapes.png");
+    let root = path.parent().unwrap().display();
+    let server = Server::with(Settings::lines(&[&format!("florence.file-roots {root}")]));
+    let bytes = std::fs::read(&path).unwrap();
+    let mut connection = server.connect();
+    let _: () = redis::cmd("SET").arg("bytes").arg(&bytes[..]).query(&mut connection).unwrap();
+    let by_data = submit_bytes(&server, "data", &bytes)["result"].clone().unwrap();
+    let path = path.display().to_string();
+    for (key, image) in [
+        ("path", &[path.as_str()][..]),
+        ("file", &[&format!("file://{path}")]),
+        ("http", &[&pictures.url("shapes.png")]),
+        ("redirect", &[&pictures.url("redirect/shapes.png")]),
+        ("key", &["KEY", "bytes"]),
+    ] {
+        let command = [&["FLORENCE.SUBMIT", key], image, &["<OD>"]].concat();
+        server.call::<String>(&command);
+        let job: Job = server.call(&["FLORENCE.WAIT", key, "30"]);
+        assert_eq!(job["result"].as_ref(), Some(&by_data), "{key}: {job:?}");
+    }
+}
+
+#[test]
+fn files_outside_the_roots_are_denied_even_through_links() {
+    let roots = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::copy(picture("shapes.png"), outside.path().join("x.png")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("x.png"), roots.path().join("link.png"))
+        .unwrap();
+    let root = roots.path().display().to_string();
+    let server = Server::with(Settings::lines(&[&format!("florence.file-roots {root}")]));
+    let denied = "DENIED the file is not below a directory of florence.file-roots";
+    for path in [format!("{root}/../x.png"), format!("{root}x/x.png"), "/etc/passwd".to_owned()] {
+        assert_eq!(server.error(&["FLORENCE.SUBMIT", "j", &path, "<OD>"]), denied, "{path}");
+    }
+    server.call::<()>(&["FLORENCE.SUBMIT", "link", &format!("{root}/link.png"), "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "link", "30"]);
+    assert_eq!(error(&job)["code"], "DENIED");
+}
+
+#[test]
+fn damaged_pictures_fail_with_their_format_named() {
+    let mut server = Server::start();
+    let png = std::fs::read(picture("shapes.png")).unwrap();
+    let jpeg = std::fs::read(picture("poster.jpg")).unwrap();
+    let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+    for (key, bytes, message) in [
+        ("text", &b"hello"[..], unknown),
+        ("zeros", &[0; 1000], unknown),
+        ("png-header", &png[..20], "the PNG picture is corrupt or truncated"),
+        ("png-half", &png[..png.len() / 2], "the PNG picture is corrupt or truncated"),
+        ("jpeg-header", &jpeg[..10], "the JPEG picture is corrupt or truncated"),
+    ] {
+        let job = submit_bytes(&server, key, bytes);
+        let expected = json!({ "code": "IMAGE", "message": message, "retryable": false });
+        assert_eq!(error(&job), expected, "{key}");
+        let mut flipped = bytes.to_vec();
+        flipped.reverse();
+        submit_bytes(&server, &format!("{key}-reversed"), &flipped);
+    }
+    // Bytes changed in the middle: an answer or an error, but never the end of the server.
+    for i in 0..40 {
+        for (name, original) in [("png", &png), ("jpeg", &jpeg)] {
+            let mut bytes = original.clone();
+            let at = (i * 7919 + 13) % bytes.len();
+            bytes[at] ^= 1 << (i % 8);
+            let job = submit_bytes(&server, &format!("{name}-{i}"), &bytes);
+            assert!(matches!(job["state"].as_deref(), Some("done" | "failed")), "{job:?}");
+        }
+    }
+    assert!(server.is_alive());
+    assert_eq!(server.stat("panics"), 0);
+}
+
+#[test]
+fn a_huge_picture_is_refused_by_its_header() {
+    let server = Server::with(Settings::lines(&["florence.max-image-pixels 1000"]));
+    let job = submit_bytes(&server, "big", &std::fs::read(picture("shapes.png")).unwrap());
+    let message = error(&job)["message"].as_str().unwrap().to_owned();
+    assert_eq!(message, "the picture is 360x280, more than the limit of 1000 pixels");
+}
+
+#[test]
+fn http_errors_are_told_and_only_transient_ones_are_retried() {
+    let pictures = Pictures::serve();
+    let lines = ["florence.retry-delay-ms 20", "florence.max-image-bytes 20000"];
+    let server = Server::with(Settings::lines(&lines));
+    let run = |key: &str, url: &str, retries: &str| -> Job {
+        server.call::<()>(&["FLORENCE.SUBMIT", key, url, "<OD>", "RETRIES", retries]);
+        server.call(&["FLORENCE.WAIT", key, "30"])
+    };
+    let missing = run("404", &pictures.url("status/404"), "3");
+    let expected =
+        json!({ "code": "FETCH", "message": "the server answered 404", "retryable": false });
+    assert_eq!((error(&missing), missing["attempts"].as_deref()), (expected, Some("1")));
+
+    let broken = run("500", &pictures.url("status/500"), "2");
+    assert_eq!(broken["attempts"].as_deref(), Some("3"));
+    assert_eq!(error(&broken)["message"], "the server answered 500");
+
+    let text = run("text", &pictures.url("text"), "3");
+    assert_eq!(
+        (error(&text)["code"].as_str(), text["attempts"].as_deref()),
+        (Some("IMAGE"), Some("1"))
+    );
+
+    let large = run("large", &pictures.url("poster.jpg"), "3");
+    assert_eq!(error(&large)["message"], "the picture is larger than the limit of 20000 bytes");
+
+    let nobody = run("nobody", "http://127.0.0.1:1/secret?token=abc", "0");
+    assert_eq!(error(&nobody)["message"], "the server cannot be reached or broke off");
+}
+
+#[test]
+fn a_flaky_server_is_asked_again() {
+    let pictures = Pictures::serve();
+    let server = Server::with(Settings::lines(&["florence.retry-delay-ms 20"]));
+    let url = pictures.url("flaky/2/shapes.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert_eq!((job["state"].as_deref(), job["attempts"].as_deref()), (Some("done"), Some("3")));
+    assert_eq!(pictures.hits(), 3);
+}
+
+#[test]
+fn an_attempt_that_takes_too_long_times_out() {
+    let pictures = Pictures::serve();
+    let server = Server::start();
+    let url = pictures.url("slow/1500/shapes.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OD>", "TIMEOUT", "300", "RETRIES", "0"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert_eq!(error(&job)["code"], "TIMEOUT");
+}
