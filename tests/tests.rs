@@ -1,5 +1,5 @@
 //! Integration tests against real redis-server processes.
-#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 #[path = "suite/clients.rs"]
 mod clients; // redis-py and node-redis, as their users would

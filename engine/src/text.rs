@@ -102,3 +102,55 @@ fn florence_tokens() -> impl Iterator<Item = String> {
     .map(str::to_owned);
     first.into_iter().chain((0..BINS).map(|n| format!("<loc_{n}>"))).chain(last)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, path::PathBuf};
+
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids_with_special: Vec<u32>,
+        decode: String,
+    }
+
+    /// The real tokenizer may not be part of the project: `FLORENCE_TOKENIZER_DIR` names it.
+    #[test]
+    fn the_real_tokenizer_gives_the_references_ids() {
+        let Some(directory) = std::env::var_os("FLORENCE_TOKENIZER_DIR").map(PathBuf::from) else {
+            // Not captured by the test runner, unlike the print macros.
+            let _ = std::io::stderr().write_all(
+                b"\nNOT RUN: FLORENCE_TOKENIZER_DIR names no directory with the real tokenizer.json\n",
+            );
+            return;
+        };
+        let text = Text::load(Checkpoint::Directory(&directory)).unwrap();
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../tests/fixtures/tokenizer.json")).unwrap();
+        assert!(cases.len() >= 32);
+        for case in cases {
+            let encoding = text.tokenizer.encode_fast(case.text.as_str(), true).unwrap();
+            assert_eq!(encoding.get_ids(), case.ids_with_special, "{:?}", case.text);
+            assert_eq!(text.decode(&case.ids_with_special), case.decode, "{:?}", case.text);
+        }
+    }
+
+    #[test]
+    fn every_sentence_of_the_embedded_model_survives_a_round() {
+        let text = Text::load(Checkpoint::Embedded).unwrap();
+        for prompt in [
+            "<OD>",
+            "<OPEN_VOCABULARY_DETECTION> a b",
+            "<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>",
+        ] {
+            let prompt: Prompt = prompt.parse().unwrap();
+            let ids = text.encode(&prompt).unwrap();
+            assert_eq!(text.decode(&ids), format!("<s>{}</s>", prompt.sentence()));
+        }
+        let region: Prompt = "<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>".parse().unwrap();
+        let ids = text.encode(&region).unwrap();
+        assert_eq!(ids.iter().filter(|id| text.is_location(**id)).count(), 4);
+    }
+}

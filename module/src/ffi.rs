@@ -77,8 +77,9 @@ fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
     })
 }
 
-const OK: c_int = raw::REDISMODULE_OK as c_int;
-const ERR: c_int = raw::REDISMODULE_ERR as c_int;
+/// `REDISMODULE_OK` and `REDISMODULE_ERR`.
+const OK: c_int = 0;
+const ERR: c_int = 1;
 
 // Events.
 

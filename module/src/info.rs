@@ -26,6 +26,7 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         section = next;
     }
     if let Ok(section) = section.field("model_error", error) {
-        let _ = section.build_section().and_then(|builder| builder.build_info());
+        let _ =
+            section.build_section().and_then(redis_module::context::InfoContextBuilder::build_info);
     }
 }

@@ -77,8 +77,7 @@ impl Scheduler {
     /// Takes over what a key says now.
     pub(crate) fn observe(&mut self, key: &JobKey, seen: &Seen) {
         match (seen, self.jobs.get(key)) {
-            (Seen::Active { .. }, Some(Slot::Active(_))) => {}
-            (Seen::Nothing, None) => {}
+            (Seen::Active { .. }, Some(Slot::Active(_))) | (Seen::Nothing, None) => {}
             (Seen::Waiting { rank, until: None }, Some(Slot::Ready((known, _))))
                 if rank == known => {}
             (Seen::Nothing, Some(_)) => self.remove(key),

@@ -73,13 +73,12 @@ fn respond(url: &str, hit: usize) -> Body {
         ["flaky", n, _] if hit < n.parse().unwrap() => {
             Response::from_string("later").with_status_code(503)
         }
-        ["flaky", _, name] => sample(name),
         ["text"] => Response::from_string("this is no picture"),
         ["redirect", name] => {
             let location = Header::from_bytes("Location", format!("/{name}")).unwrap();
             Response::from_string("").with_status_code(302).with_header(location)
         }
-        [name] => sample(name),
+        [name] | ["flaky", _, name] => sample(name),
         _ => Response::from_string("no").with_status_code(404),
     }
 }

@@ -3,14 +3,17 @@
 //! `FLORENCE_PYTHON` names a Python with redis-py (default: `.venv/bin/python`); node-redis is
 //! found in `tests/clients/node_modules`. `make test` installs both.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use florence_tests::{Server, picture};
 
-fn run(program: PathBuf, script: &str) {
+fn run(program: &Path, script: &str) {
     let server = Server::start();
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
-    let output = Command::new(&program)
+    let output = Command::new(program)
         .arg(script)
         .arg(server.port.to_string())
         .arg(picture("shapes.png"))
@@ -25,10 +28,11 @@ fn run(program: PathBuf, script: &str) {
 #[test]
 fn redis_py_submits_and_waits() {
     let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
-    run(std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from), "client.py");
+    let python = std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from);
+    run(&python, "client.py");
 }
 
 #[test]
 fn node_redis_submits_and_waits() {
-    run(PathBuf::from("node"), "client.mjs");
+    run(Path::new("node"), "client.mjs");
 }

@@ -89,13 +89,13 @@ impl Beams {
         for (parent, (row, base)) in rows.zip(&self.running_scores).enumerate() {
             let mut scores = log_softmax(row);
             rules.process(&self.running[parent].ids, &mut scores);
-            for (token, own) in scores.into_iter().enumerate() {
+            for (token, own) in (0..).zip(scores) {
                 let total = own + base;
                 if best.len() == wanted && best.last().is_some_and(|last| total <= last.total) {
                     continue;
                 }
                 let at = best.partition_point(|kept| kept.total >= total);
-                best.insert(at, Candidate { parent, token: token as u32, total, own });
+                best.insert(at, Candidate { parent, token, total, own });
                 best.truncate(wanted);
             }
         }

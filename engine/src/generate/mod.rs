@@ -33,8 +33,7 @@ pub(crate) fn generate(
     let mut cache = SelfCache::default();
     while !active.is_empty() {
         let logits = step(model, jobs, &searches, &active, &mut cache)?;
-        let mut parents = Vec::new();
-        let mut first = 0;
+        let (mut parents, mut first) = (Vec::new(), 0);
         let mut still = Vec::with_capacity(active.len());
         for job in active {
             let Some(search) = &mut searches[job] else { continue };
@@ -46,14 +45,16 @@ pub(crate) fn generate(
             } else if search.is_finished() {
                 results[job] = searches[job].take().map(Search::finish);
             } else {
-                parents.extend(chosen.into_iter().map(|parent| (first + parent) as u32));
+                parents.extend(chosen.into_iter().map(|parent| first + parent));
                 still.push(job);
             }
             first += rows;
         }
         active = still;
-        let unchanged = parents.len() == first && parents.iter().zip(0..).all(|(p, i)| *p == i);
-        if !unchanged && !active.is_empty() {
+        let is_unchanged = parents.iter().copied().eq(0..first);
+        if !is_unchanged && !active.is_empty() {
+            #[expect(clippy::cast_possible_truncation, reason = "a batch has few rows")]
+            let parents: Vec<u32> = parents.into_iter().map(|parent| parent as u32).collect();
             cache.select(&Tensor::new(parents, model.device())?)?;
         }
     }

@@ -132,16 +132,16 @@ impl Search {
 fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
     let mut scores = logits.to_vec();
     rules.process(&path.ids, &mut scores);
-    let mut best = 0;
-    for (token, score) in scores.iter().enumerate() {
-        if *score > scores[best] {
-            best = token;
+    let (mut best, mut best_score) = (0, f32::NEG_INFINITY);
+    for (token, score) in (0..).zip(scores) {
+        if score > best_score {
+            (best, best_score) = (token, score);
         }
     }
     let score = match rules.forced(path.ids.len()) {
         Some(_) => 0.0,
-        None => log_softmax(logits)[best],
+        None => log_softmax(logits)[best as usize],
     };
-    path.push(best as u32, score);
-    best as u32
+    path.push(best, score);
+    best
 }

@@ -193,7 +193,7 @@ impl DecoderLayer {
         for (cross, rows) in jobs {
             let q = q.narrow(0, first, *rows)?.transpose(0, 1)?; // [1, rows, D]
             let (k, v) = &cross.0[layer];
-            mixed.push(self.cross.mix_heads(&self.cross.split(&q)?, k, v)?);
+            mixed.push(Attention::mix_heads(&self.cross.split(&q)?, k, v)?);
             first += rows;
         }
         self.cross.out.forward(&Tensor::cat(&mixed, 1)?.transpose(0, 1)?)
@@ -244,13 +244,13 @@ impl Attention {
     }
 
     /// Queries over keys and values, heads joined: `[B, T, D]`
-    fn mix_heads(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn mix_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         attend(&q.matmul(&k.t()?)?, v)?.transpose(1, 2)?.flatten_from(2)
     }
 
     /// As [`Self::mix_heads`], through the output projection.
     fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        self.out.forward(&self.mix_heads(q, k, v)?)
+        self.out.forward(&Self::mix_heads(q, k, v)?)
     }
 }
 

@@ -5,8 +5,10 @@ use serde::Deserialize;
 /// Sizes of the network.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
-    pub(crate) vision_config: VisionConfig,
-    pub(crate) text_config: TextConfig,
+    #[serde(rename = "vision_config")]
+    pub(crate) vision: VisionConfig,
+    #[serde(rename = "text_config")]
+    pub(crate) text: TextConfig,
     /// Only the native layout has it.
     image_token_id: Option<u32>,
 }
@@ -78,7 +80,7 @@ impl Config {
     pub(crate) fn generation(&self, file: Option<GenerationFields>) -> GenerationDefaults {
         let fields = match (self.image_token_id, file) {
             (Some(_), Some(file)) => file,
-            _ => self.text_config.generation.clone(),
+            _ => self.text.generation.clone(),
         };
         GenerationDefaults {
             beams: fields.num_beams.unwrap_or(3),
@@ -104,7 +106,7 @@ impl Config {
             patch_padding,
             patch_prenorm,
             window_size,
-        } = &self.vision_config;
+        } = &self.vision;
         let stages = dim_embed.len();
         let lengths = [num_heads, num_groups, depths, patch_size, patch_stride, patch_padding]
             .map(Vec::len)
@@ -119,7 +121,7 @@ impl Config {
                 return Some(format!("{dim} channels do not divide into the heads or groups"));
             }
         }
-        let text = &self.text_config;
+        let text = &self.text;
         for heads in [text.encoder_attention_heads, text.decoder_attention_heads] {
             if !divides(heads, text.d_model) {
                 return Some(format!(

@@ -49,7 +49,7 @@ impl Model {
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
         let weights = Weights::open(checkpoint, device)?;
-        let (vision, text) = (&config.vision_config, &config.text_config);
+        let (vision, text) = (&config.vision, &config.text);
         let d = text.d_model;
         // Exports differ in which of the three tied tables survives.
         let table = [
@@ -161,7 +161,7 @@ impl Model {
 
 /// Height and width of the last stage's grid for a square picture.
 fn last_grid(config: &Config, side: usize) -> usize {
-    let vision = &config.vision_config;
+    let vision = &config.vision;
     let steps = vision.patch_size.iter().zip(vision.patch_stride.iter().zip(&vision.patch_padding));
     steps.fold(side, |side, (size, (stride, padding))| {
         (side + 2 * padding).saturating_sub(*size) / stride + 1

@@ -1,5 +1,11 @@
 //! Helpers of the golden tests.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "test helpers"
+)]
+#![allow(dead_code, clippy::allow_attributes, reason = "not every test needs every helper")]
 
 use std::path::{Path, PathBuf};
 
@@ -7,23 +13,22 @@ use florence_engine::{Florence, LoadOptions};
 use serde_json::Value;
 
 /// A file below `tests/fixtures`.
-pub fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// A JSON fixture.
-pub fn fixture(name: &str) -> Value {
+pub(crate) fn fixture(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path(name)).unwrap()).unwrap()
 }
 
 /// The checkpoint of a directory.
-pub fn load(directory: &Path) -> Florence {
+pub(crate) fn load(directory: &Path) -> Florence {
     Florence::load(directory, &LoadOptions::default()).unwrap()
 }
 
 /// Compares values with the strided sample of a fixture.
-#[allow(dead_code, clippy::allow_attributes, reason = "not every golden test compares tensors")]
-pub fn compare(what: &str, found: &[f32], expected: &Value, tolerance: f32) {
+pub(crate) fn compare(what: &str, found: &[f32], expected: &Value, tolerance: f32) {
     let deviation = expected["std"].as_f64().unwrap() as f32;
     let count: u64 =
         expected["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();

@@ -77,10 +77,11 @@ fn line(picture: &mut RgbImage, from: Point, to: Point, colour: Rgb<u8>) {
         let (x, y) = (from.0 + (to.0 - from.0) * t, from.1 + (to.1 - from.1) * t);
         for (dx, dy) in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)] {
             let (x, y) = (x + dx, y + dy);
-            if x >= 0.0 && y >= 0.0 {
-                if let Some(pixel) = picture.get_pixel_mut_checked(x as u32, y as u32) {
-                    *pixel = colour;
-                }
+            if x >= 0.0
+                && y >= 0.0
+                && let Some(pixel) = picture.get_pixel_mut_checked(x as u32, y as u32)
+            {
+                *pixel = colour;
             }
         }
     }

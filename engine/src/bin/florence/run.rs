@@ -14,7 +14,7 @@ pub(crate) struct Args {
     /// Checkpoint directory; without it the embedded tiny model answers
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Task token, with its text where the task takes one: "<OD>", "<OPEN_VOCABULARY_DETECTION> a car"
+    /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
     /// Beams; 1 is greedy search (default: the checkpoint's)

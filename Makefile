@@ -1,0 +1,65 @@
+# `make demo` and `make test` are the two commands; `make help` lists the others.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate train clean
+
+CARGO  ?= cargo
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
+RELEASE := target/release
+WORK   ?= /tmp/florence-work
+# Used by the developers' targets only: a Python with tools/requirements.txt.
+REFERENCE_PYTHON ?= .venv-reference/bin/python
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup:  ## install what the build and the demo need (Debian)
+	@tools/setup.sh base
+
+build: setup  ## build the module and the command line
+	$(CARGO) build --release --locked -p florence-module -p florence-engine
+
+demo: build  ## start redis-server with the module and ask it about the sample pictures
+	@tools/demo.sh
+
+run: build  ## redis-server with redis.conf, in the foreground
+	redis-server redis.conf
+
+test: setup  ## everything: unit tests, goldens, docs, real servers, lints
+	@tools/setup.sh tests
+	$(MAKE) --no-print-directory lint unit integration
+
+unit:  ## unit tests, goldens of the reference, documentation tests
+	$(CARGO) test --release --locked -p florence-engine -p florence-module
+	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
+
+integration:  ## the integration tests on every server that tools/setup.sh installed
+	$(CARGO) build --release --locked -p florence-module
+	@tools/integration.sh
+
+lint:  ## formatting, clippy, documentation, layers
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
+	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
+
+.venv-reference:
+	python3 -m venv $@
+	$@/bin/pip install -q -r tools/requirements.txt
+
+fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
+	cd tools && ../$(REFERENCE_PYTHON) make_fixtures.py random && ../$(REFERENCE_PYTHON) make_fixtures.py tiny
+
+fidelity: .venv-reference build  ## compare with the reference on random checkpoints of base and large shape
+	cd tools && for shape in base large; do \
+	  ../$(REFERENCE_PYTHON) fidelity.py $$shape --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, into its model card
+	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --florence ../$(RELEASE)/florence --work $(WORK)
+
+train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
+	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --minutes 240
+
+clean:  ## remove what was built and installed here
+	rm -rf target .venv .venv-reference .servers tests/clients/node_modules demo-out

