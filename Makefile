@@ -41,7 +41,7 @@ integration:  ## the integration tests on every server that tools/setup.sh insta
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 .venv-reference:

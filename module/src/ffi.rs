@@ -69,6 +69,16 @@ pub(crate) fn set_module_options(ctx: &Context) {
     api!(RedisModule_SetModuleOptions(ctx.get_raw(), HANDLES_SLOT_MIGRATION));
 }
 
+/// Keeps candle from starting a pool of its own, whose threads spin: the engine's pool does all.
+pub(crate) fn limit_candle() {
+    const NAME: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: called from OnLoad, before any thread of ours starts; at start-up the server
+        // has no other threads yet, and it does not change its environment later.
+        unsafe { std::env::set_var(NAME, "1") };
+    }
+}
+
 /// Runs `f` and counts a panic instead of letting it into C.
 fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_panic| {

@@ -25,8 +25,8 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         let Ok(next) = section.field(name, value.to_string()) else { return };
         section = next;
     }
-    if let Ok(section) = section.field("model_error", error) {
-        let _ =
-            section.build_section().and_then(redis_module::context::InfoContextBuilder::build_info);
+    let Ok(section) = section.field("model_error", error) else { return };
+    if let Ok(built) = section.build_section() {
+        let _ = built.build_info();
     }
 }

@@ -41,6 +41,7 @@ fn init(ctx: &Context, args: &[RedisString]) -> Status {
 fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     ffi::check_server()?;
     ffi::remember(ctx);
+    ffi::limit_candle();
     config::check_arguments(args)?;
     ffi::set_module_options(ctx);
     ffi::subscribe(ctx)?;

@@ -429,7 +429,7 @@ impl From<Error> for Failure {
 fn commit_loop(outbox: &Receiver<Commit>) {
     let mut waiting: Vec<Commit> = Vec::new();
     loop {
-        let timeout = if waiting.is_empty() { Duration::from_mins(60) } else { WRITE_PAUSE };
+        let timeout = if waiting.is_empty() { Duration::from_hours(1) } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
             Err(RecvTimeoutError::Timeout) => {}

@@ -1,0 +1,30 @@
+# Redis with Florence-2: docker build -t florence . && docker run -p 6379:6379 florence
+FROM rust:1.95-bookworm AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libclang-14-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY engine engine
+COPY module module
+COPY tests tests
+COPY models models
+RUN cargo build --release --locked -p florence-module -p florence-engine
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends redis-server redis-tools \
+    && rm -rf /var/lib/apt/lists/* \
+    && install -d -o redis -g redis /data
+COPY --from=build /src/target/release/libflorence.so /usr/lib/redis/modules/libflorence.so
+COPY --from=build /src/target/release/florence /usr/bin/florence
+USER redis
+WORKDIR /data
+VOLUME /data
+EXPOSE 6379
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+    CMD redis-cli INFO florence | grep -q 'florence_model:ready'
+# Protected mode would refuse clients outside of the container: publish the port with care.
+CMD ["redis-server", "--loadmodule", "/usr/lib/redis/modules/libflorence.so", \
+     "--dir", "/data", "--appendonly", "yes", "--maxmemory-policy", "noeviction", \
+     "--protected-mode", "no"]
