@@ -66,5 +66,10 @@ pub(crate) fn loading_started() {
 pub(crate) fn role_changed(ctx: &Context) {
     let flags = ctx.get_flags();
     let is_master = flags.contains(ContextFlags::MASTER) && !flags.contains(ContextFlags::LOADING);
+    ctx.log_notice(if is_master {
+        "florence: master, jobs run here"
+    } else {
+        "florence: replica or loading, jobs are only watched"
+    });
     schedule(|scheduler| scheduler.set_enabled(is_master));
 }

@@ -144,6 +144,43 @@ mod tests {
     }
 
     #[test]
+    fn every_format_is_read() {
+        let grey = image::RgbImage::from_pixel(5, 4, image::Rgb([90, 90, 90]));
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+        ] {
+            let mut bytes = Cursor::new(Vec::new());
+            grey.write_to(&mut bytes, format).unwrap();
+            let rgb = decode(bytes.get_ref(), DecodeLimits::default(), Orientation::AsStored);
+            let rgb = rgb.unwrap();
+            assert_eq!((rgb.width, rgb.height), (5, 4), "{format:?}");
+            assert!(rgb.data.iter().all(|value| value.abs_diff(90) <= 1), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn exif_turns_a_picture_only_when_asked() {
+        // A 2x1 PNG with an eXIf chunk that says "turn by a quarter".
+        let pixels = [10, 20, 30, 40, 50, 60];
+        let mut bytes = Vec::new();
+        let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+        let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        encoder.set_exif_metadata(exif.to_vec()).unwrap();
+        encoder.write_image(&pixels, 2, 1, ExtendedColorType::Rgb8).unwrap();
+        let size = |orientation| {
+            let rgb = decode(&bytes, DecodeLimits::default(), orientation).unwrap();
+            (rgb.width, rgb.height)
+        };
+        assert_eq!(size(Orientation::AsStored), (2, 1));
+        assert_eq!(size(Orientation::Exif), (1, 2));
+    }
+
+    #[test]
     fn bad_bytes_are_named() {
         let limits = DecodeLimits { pixels: 1, bytes: 1 << 20 };
         let check = |bytes: &[u8], limits, expected: &str| {

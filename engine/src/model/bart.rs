@@ -15,9 +15,48 @@ use super::{
 /// Rows that BART's position tables hold before position 0.
 const POSITION_OFFSET: usize = 2;
 
-pub(crate) struct Encoder {
+/// What both sides begin with: positions added to the embeddings, then a norm.
+struct Entry {
     positions: Tensor,
     norm: LayerNorm,
+}
+
+impl Entry {
+    /// The table's length is the checkpoint's own: 1024 positions in most, 4096 in the newer large.
+    fn load(scope: &Scope<'_>, d_model: usize) -> std::result::Result<Self, LoadError> {
+        let name = "embed_positions.weight";
+        let rows = scope.shape(name).and_then(|shape| shape.first().copied());
+        let rows = rows.filter(|rows| *rows > POSITION_OFFSET).unwrap_or(1026);
+        Ok(Self {
+            positions: scope.get(name, &[rows, d_model])?,
+            norm: LayerNorm::load(&scope.pp("layernorm_embedding"), d_model)?,
+        })
+    }
+
+    /// Number of positions.
+    fn limit(&self) -> usize {
+        self.positions.dims()[0] - POSITION_OFFSET
+    }
+
+    /// `[.., T, D] -> [.., T, D]`, the first of the `T` tokens standing at position `first`.
+    fn forward(&self, x: &Tensor, first: usize) -> Result<Tensor> {
+        let t = x.dim(D::Minus2)?;
+        let positions = self.positions.narrow(0, POSITION_OFFSET + first, t)?;
+        self.norm.forward(&x.broadcast_add(&positions)?)
+    }
+}
+
+/// The layers `layers.0`, `layers.1`, .. below a scope.
+fn load_layers<T>(
+    scope: &Scope<'_>,
+    count: usize,
+    load: impl Fn(&Scope<'_>) -> std::result::Result<T, LoadError>,
+) -> std::result::Result<Vec<T>, LoadError> {
+    (0..count).map(|i| load(&scope.pp(format_args!("layers.{i}")))).collect()
+}
+
+pub(crate) struct Encoder {
+    entry: Entry,
     layers: Vec<EncoderLayer>,
 }
 
@@ -33,38 +72,26 @@ impl Encoder {
         scope: &Scope<'_>,
         config: &TextConfig,
     ) -> std::result::Result<Self, LoadError> {
-        let layer = |i| {
-            let scope = scope.pp(format_args!("layers.{i}"));
-            let (d, heads) = (config.d_model, config.encoder_attention_heads);
+        let (d, heads) = (config.d_model, config.encoder_attention_heads);
+        let layers = load_layers(scope, config.encoder_layers, |scope| {
             Ok(EncoderLayer {
                 attention: Attention::load(&scope.pp("self_attn"), d, heads)?,
                 attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
-                mlp: Mlp::load(&scope, d)?,
+                mlp: Mlp::load(scope, d)?,
                 norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
             })
-        };
-        Ok(Self {
-            positions: position_table(scope, config)?,
-            norm: LayerNorm::load(&scope.pp("layernorm_embedding"), config.d_model)?,
-            layers: (0..config.encoder_layers)
-                .map(layer)
-                .collect::<std::result::Result<_, LoadError>>()?,
-        })
+        })?;
+        Ok(Self { entry: Entry::load(scope, d)?, layers })
     }
 
     /// Longest sequence.
     pub(crate) fn limit(&self) -> usize {
-        self.positions.dims()[0] - POSITION_OFFSET
+        self.entry.limit()
     }
 
     /// `[1, S, D] -> [1, S, D]`
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, s, _) = x.dims3()?;
-        let mut x = self.norm.forward(&x.broadcast_add(&self.positions.narrow(
-            0,
-            POSITION_OFFSET,
-            s,
-        )?)?)?;
+        let mut x = self.entry.forward(x, 0)?;
         for layer in &self.layers {
             let q = layer.attention.queries(&x)?;
             let (k, v) = layer.attention.keys_values(&x)?;
@@ -77,8 +104,7 @@ impl Encoder {
 }
 
 pub(crate) struct Decoder {
-    positions: Tensor,
-    norm: LayerNorm,
+    entry: Entry,
     layers: Vec<DecoderLayer>,
 }
 
@@ -117,30 +143,23 @@ impl Decoder {
         scope: &Scope<'_>,
         config: &TextConfig,
     ) -> std::result::Result<Self, LoadError> {
-        let layer = |i| {
-            let scope = scope.pp(format_args!("layers.{i}"));
-            let (d, heads) = (config.d_model, config.decoder_attention_heads);
+        let (d, heads) = (config.d_model, config.decoder_attention_heads);
+        let layers = load_layers(scope, config.decoder_layers, |scope| {
             Ok(DecoderLayer {
                 attention: Attention::load(&scope.pp("self_attn"), d, heads)?,
                 attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
                 cross: Attention::load(&scope.pp("encoder_attn"), d, heads)?,
                 cross_norm: LayerNorm::load(&scope.pp("encoder_attn_layer_norm"), d)?,
-                mlp: Mlp::load(&scope, d)?,
+                mlp: Mlp::load(scope, d)?,
                 norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
             })
-        };
-        Ok(Self {
-            positions: position_table(scope, config)?,
-            norm: LayerNorm::load(&scope.pp("layernorm_embedding"), config.d_model)?,
-            layers: (0..config.decoder_layers)
-                .map(layer)
-                .collect::<std::result::Result<_, LoadError>>()?,
-        })
+        })?;
+        Ok(Self { entry: Entry::load(scope, d)?, layers })
     }
 
     /// Most tokens that can be fed, the start token included.
     pub(crate) fn limit(&self) -> usize {
-        self.positions.dims()[0] - POSITION_OFFSET
+        self.entry.limit()
     }
 
     /// Keys and values of `encoded`, `[1, S, D]`, computed once per picture and prompt.
@@ -158,8 +177,7 @@ impl Decoder {
         cache: &mut SelfCache,
         jobs: &[(&CrossCache, usize)],
     ) -> Result<Tensor> {
-        let position = self.positions.get(cache.length + POSITION_OFFSET)?;
-        let mut x = self.norm.forward(&embedded.broadcast_add(&position)?)?.unsqueeze(1)?; // [rows, 1, D]
+        let mut x = self.entry.forward(&embedded.unsqueeze(1)?, cache.length)?; // [rows, 1, D]
         for (i, layer) in self.layers.iter().enumerate() {
             let q = layer.attention.queries(&x)?;
             let (mut k, mut v) = layer.attention.keys_values(&x)?;
@@ -252,17 +270,6 @@ impl Attention {
     fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         self.out.forward(&Self::mix_heads(q, k, v)?)
     }
-}
-
-/// The table's length is the checkpoint's own: 1024 positions in most, 4096 in the newer large.
-fn position_table(
-    scope: &Scope<'_>,
-    config: &TextConfig,
-) -> std::result::Result<Tensor, LoadError> {
-    let name = "embed_positions.weight";
-    let rows = scope.shape(name).and_then(|shape| shape.first().copied());
-    let rows = rows.filter(|rows| *rows > POSITION_OFFSET).unwrap_or(1026);
-    scope.get(name, &[rows, config.d_model])
 }
 
 /// The rows of `table` for `ids`: `[ids, D]`.

@@ -33,15 +33,15 @@ impl DaVit {
             let block = |b: usize| {
                 let scope = scope.pp(format_args!("blocks.{i}.{b}"));
                 let (spatial, channel) = (scope.pp("spatial_block"), scope.pp("channel_block"));
+                let size = config.dim_embed[i];
+                let heads =
+                    Projections::load(&spatial.pp("window_attn"), size, config.num_heads[i])?;
+                let window = WindowAttention { projections: heads, window: config.window_size };
+                let groups =
+                    Projections::load(&channel.pp("channel_attn"), size, config.num_groups[i])?;
                 Ok((
-                    Block::load(&spatial, config.dim_embed[i], |size| {
-                        WindowAttention::load(&spatial.pp("window_attn"), size, config, i)
-                            .map(Attention::Window)
-                    })?,
-                    Block::load(&channel, config.dim_embed[i], |size| {
-                        ChannelAttention::load(&channel.pp("channel_attn"), size, config, i)
-                            .map(Attention::Channel)
-                    })?,
+                    Block::load(&spatial, size, Attention::Window(window))?,
+                    Block::load(&channel, size, Attention::Channel(ChannelAttention(groups)))?,
                 ))
             };
             Ok(Stage {
@@ -135,12 +135,12 @@ impl Block {
     fn load(
         scope: &Scope<'_>,
         size: usize,
-        attention: impl Fn(usize) -> std::result::Result<Attention, LoadError>,
+        attention: Attention,
     ) -> std::result::Result<Self, LoadError> {
         Ok(Self {
             conv1: DepthwiseResidual::load(&scope.pp("conv1"), size)?,
             norm1: LayerNorm::load(&scope.pp("norm1"), size)?,
-            attention: attention(size)?,
+            attention,
             conv2: DepthwiseResidual::load(&scope.pp("conv2"), size)?,
             norm2: LayerNorm::load(&scope.pp("norm2"), size)?,
             mlp: Mlp::load(&scope.pp("ffn"), size)?,
@@ -164,36 +164,38 @@ impl Block {
     }
 }
 
-/// Self-attention within square windows, without position bias or shift.
-struct WindowAttention {
+/// The projections around an attention, and into how many parts the channels divide.
+struct Projections {
     qkv: candle_nn::Linear,
     proj: candle_nn::Linear,
-    heads: usize,
+    parts: usize,
+}
+
+impl Projections {
+    fn load(scope: &Scope<'_>, size: usize, parts: usize) -> std::result::Result<Self, LoadError> {
+        Ok(Self {
+            qkv: linear(&scope.pp("qkv"), size, 3 * size)?,
+            proj: linear(&scope.pp("proj"), size, size)?,
+            parts,
+        })
+    }
+}
+
+/// Self-attention within square windows, without position bias or shift.
+struct WindowAttention {
+    projections: Projections,
     window: usize,
 }
 
 impl WindowAttention {
-    fn load(
-        scope: &Scope<'_>,
-        size: usize,
-        config: &VisionConfig,
-        stage: usize,
-    ) -> std::result::Result<Self, LoadError> {
-        Ok(Self {
-            qkv: linear(&scope.pp("qkv"), size, 3 * size)?,
-            proj: linear(&scope.pp("proj"), size, size)?,
-            heads: config.num_heads[stage],
-            window: config.window_size,
-        })
-    }
-
     /// `[B, N, C] -> [B, N, C]`
     ///
     /// The grid is padded with zeros at the right and the bottom to whole windows; padded cells
     /// take part in the attention, unmasked, as in the reference.
     fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
         let (b, n, c) = x.dims3()?;
-        let (side, heads) = (self.window, self.heads);
+        let Projections { qkv, proj, parts: heads } = &self.projections;
+        let (side, heads) = (self.window, *heads);
         let (rows, columns) = (h.div_ceil(side), w.div_ceil(side));
         let windows = x
             .reshape((b, h, w, c))?
@@ -202,8 +204,7 @@ impl WindowAttention {
             .reshape(&[b, rows, side, columns, side, c][..])?
             .permute(vec![0, 1, 3, 2, 4, 5])?
             .reshape((b * rows * columns, side * side, c))?;
-        let qkv = self
-            .qkv
+        let qkv = qkv
             .forward(&windows)? // [windows, side * side, 3C]
             .reshape((b * rows * columns, side * side, 3, heads, c / heads))?
             .permute((2, 0, 3, 1, 4))?
@@ -213,8 +214,7 @@ impl WindowAttention {
         let windows = attend(&scores, &qkv.i(2)?)? // [windows, A, side * side, K]
             .transpose(1, 2)?
             .reshape((b * rows * columns, side * side, c))?;
-        self.proj
-            .forward(&windows)?
+        proj.forward(&windows)?
             .reshape(&[b, rows, columns, side, side, c][..])?
             .permute(vec![0, 1, 3, 2, 4, 5])?
             .reshape((b, rows * side, columns * side, c))?
@@ -224,41 +224,24 @@ impl WindowAttention {
 }
 
 /// Attention across the channels of each group.
-struct ChannelAttention {
-    qkv: candle_nn::Linear,
-    proj: candle_nn::Linear,
-    groups: usize,
-}
+struct ChannelAttention(Projections);
 
 impl ChannelAttention {
-    fn load(
-        scope: &Scope<'_>,
-        size: usize,
-        config: &VisionConfig,
-        stage: usize,
-    ) -> std::result::Result<Self, LoadError> {
-        Ok(Self {
-            qkv: linear(&scope.pp("qkv"), size, 3 * size)?,
-            proj: linear(&scope.pp("proj"), size, size)?,
-            groups: config.num_groups[stage],
-        })
-    }
-
     /// `[B, N, C] -> [B, N, C]`
     ///
     /// The scale is `N^-0.5`, of the number of tokens and not of the head's size (docs/MODEL.md).
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, n, c) = x.dims3()?;
-        let qkv = self
-            .qkv
+        let Projections { qkv, proj, parts: groups } = &self.0;
+        let qkv = qkv
             .forward(x)? // [B, N, 3C]
-            .reshape((b, n, 3, self.groups, c / self.groups))?
+            .reshape((b, n, 3, *groups, c / groups))?
             .permute((2, 0, 3, 4, 1))?
             .contiguous()?; // [3, B, groups, C/groups, N]
         let scores = (qkv.i(0)? * (n as f64).powf(-0.5))?.matmul(&qkv.i(1)?.t()?)?;
         let mixed = attend(&scores, &qkv.i(2)?)? // [B, groups, C/groups, N]
             .permute((0, 3, 1, 2))?
             .reshape((b, n, c))?;
-        self.proj.forward(&mixed)
+        proj.forward(&mixed)
     }
 }
