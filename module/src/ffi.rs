@@ -8,6 +8,7 @@ use std::{
     ffi::{CString, c_int, c_longlong, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::null_mut,
+    time::Duration,
 };
 
 use redis_module::{Context, RedisString, raw};
@@ -57,7 +58,6 @@ pub(crate) fn check_server() -> Result<(), String> {
         RedisModule_NotifyKeyspaceEvent,
         RedisModule_ReplyWithNull,
         RedisModule_GetRandomBytes,
-        RedisModule_GetDetachedThreadSafeContext,
     ];
     match needed.into_iter().find(|(_, is_there)| !is_there) {
         Some((name, _)) => Err(format!("this server lacks {name}: Redis 7.0 or newer is needed")),
@@ -159,7 +159,7 @@ extern "C" fn on_server_event(
         (
             raw::REDISMODULE_EVENT_LOADING,
             raw::REDISMODULE_SUBEVENT_LOADING_ENDED | raw::REDISMODULE_SUBEVENT_LOADING_FAILED,
-        ) => on_event_loop(events::role_changed),
+        ) => on_event_loop(&Context::new(ctx), events::role_changed),
         (raw::REDISMODULE_EVENT_LOADING, _) => events::loading_started(),
         (raw::REDISMODULE_EVENT_SHUTDOWN, _) => crate::workers::stop(),
         (raw::REDISMODULE_EVENT_SWAPDB, _) => {
@@ -172,30 +172,9 @@ extern "C" fn on_server_event(
 }
 
 /// Calls `f` from the event loop, as soon as it turns.
-pub(crate) fn on_event_loop(f: fn(&Context)) {
-    extern "C" fn run(ctx: *mut raw::RedisModuleCtx, f: *mut c_void) {
-        // SAFETY: `f` is the function pointer given to CreateTimer below.
-        let f = unsafe { std::mem::transmute::<*mut c_void, fn(&Context)>(f) };
-        guard((), || f(&Context::new(ctx)));
-    }
-    api!(RedisModule_CreateTimer(module_context(), 0, Some(run), f as *mut c_void));
+pub(crate) fn on_event_loop(ctx: &Context, f: fn(&Context)) {
+    ctx.create_timer(Duration::ZERO, |ctx, f: fn(&Context)| guard((), || f(ctx)), f);
 }
-
-/// The module's own context, which needs no client.
-fn module_context() -> *mut raw::RedisModuleCtx {
-    static CONTEXT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *CONTEXT
-        .get_or_init(|| api!(RedisModule_GetDetachedThreadSafeContext(loading_context())) as usize)
-        as *mut raw::RedisModuleCtx
-}
-
-/// The context of OnLoad, for [`module_context`] to copy the module's identity from.
-fn loading_context() -> *mut raw::RedisModuleCtx {
-    LOADING_CONTEXT.load(std::sync::atomic::Ordering::Relaxed)
-}
-
-static LOADING_CONTEXT: std::sync::atomic::AtomicPtr<raw::RedisModuleCtx> =
-    std::sync::atomic::AtomicPtr::new(null_mut());
 
 /// Ends the wait of the event loop, so that what a thread has changed is acted on now.
 pub(crate) fn wake_event_loop() {
@@ -364,10 +343,4 @@ fn set_category(ctx: &Context, command: *mut raw::RedisModuleCommand) {
             set(command, c"florence".as_ptr());
         }
     }
-}
-
-/// Remembers the context of OnLoad; to be called first.
-pub(crate) fn remember(ctx: &Context) {
-    LOADING_CONTEXT.store(ctx.get_raw(), std::sync::atomic::Ordering::Relaxed);
-    module_context();
 }

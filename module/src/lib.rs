@@ -9,6 +9,7 @@
 //! - `job`: the hash's fields, read and written
 //! - `events`: keyspace and server events keep the scheduler in step with the keys
 //! - `scheduler`: which job is next (pure)
+//! - `source`: where pictures may come from
 //! - `workers`: the threads
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 //! - `config`, `info`, `reply`: settings, counters, errors
@@ -22,6 +23,7 @@ mod info;
 mod job;
 mod reply;
 mod scheduler;
+mod source;
 mod state;
 mod waiters;
 mod workers;
@@ -40,7 +42,6 @@ fn init(ctx: &Context, args: &[RedisString]) -> Status {
 
 fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     ffi::check_server()?;
-    ffi::remember(ctx);
     ffi::limit_candle();
     config::check_arguments(args)?;
     ffi::set_module_options(ctx);
@@ -48,7 +49,7 @@ fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     command::describe(ctx)?;
     // Threads start on the first turn of the event loop: by then the data set is loaded, and a
     // bad line in redis.conf has already ended the server.
-    ffi::on_event_loop(workers::start);
+    ffi::on_event_loop(ctx, workers::start);
     Ok(())
 }
 

@@ -14,9 +14,8 @@ use super::args::{Args, is_word, utf8};
 use crate::{
     config, ffi,
     job::{self, Fields, Job, NoJob},
-    reply,
+    reply, source,
     state::{Counters, Model, SHARED},
-    workers,
 };
 
 /// Where the picture comes from.
@@ -74,7 +73,7 @@ fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
         return Ok(Picture { shown: format!("KEY {}", key.to_string_lossy()), bytes: Some(bytes) });
     }
     let uri = utf8(&first, "the image")?;
-    workers::check_source(&uri)?;
+    source::check(&uri)?;
     Ok(Picture { shown: uri, bytes: None })
 }
 

@@ -1,0 +1,179 @@
+//! Prepare threads: claim a job, fetch and decode its picture, tokenize its prompt.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Sender;
+use florence_engine::{
+    Florence, GenerateOptions, PrepareOptions, Prepared,
+    fetch::{FetchLimits, Fetcher},
+    image::DecodeLimits,
+};
+use redis_module::Context;
+
+use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
+use crate::{
+    config,
+    job::{self, Fields, State, unix_ms},
+    scheduler::{Control, JobKey, Next},
+    source,
+    state::{self, Counters, Model, SHARED, is_shutting_down, schedule},
+};
+
+/// A job whose attempts died with the server this often is not tried again.
+const MAX_CRASHES: i64 = 2;
+
+/// A job that this process has claimed.
+pub(super) struct Claimed {
+    pub(super) key: JobKey,
+    pub(super) control: Arc<Control>,
+    pub(super) attempt: i64,
+    pub(super) prompt: String,
+    pub(super) image: String,
+    pub(super) data: Option<Vec<u8>>,
+    pub(super) options: GenerateOptions,
+    pub(super) deadline: Instant,
+}
+
+impl Claimed {
+    pub(super) fn is_over(&self) -> bool {
+        self.control.is_stopped() || Instant::now() >= self.deadline
+    }
+}
+
+/// A claimed job, ready for the model.
+pub(super) struct Work {
+    pub(super) claimed: Claimed,
+    pub(super) prepared: Prepared,
+    pub(super) fetch_ms: u64,
+}
+
+pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
+    let fetcher = Fetcher::new(FetchLimits {
+        bytes: config::number(&config::MAX_IMAGE_BYTES),
+        total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
+        ..FetchLimits::default()
+    });
+    while let Some((key, control, florence)) = next_job() {
+        let claimed = match with_server(|ctx| claim(ctx, &key, &control)) {
+            Claim::Taken(claimed) => claimed,
+            Claim::Gone => continue,
+            Claim::NotNow => {
+                schedule(|scheduler| scheduler.put_back(&key, Instant::now() + WRITE_PAUSE));
+                continue;
+            }
+        };
+        let start = Instant::now();
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&florence, &fetcher, &claimed)));
+        let prepared = prepared.unwrap_or_else(|_panic| Err(Failure::internal()));
+        let fetch_ms = elapsed_ms(start);
+        Counters::add(&SHARED.counters.fetch_ms, fetch_ms);
+        let sent = match prepared {
+            Ok(prepared) => work.send(Work { claimed, prepared, fetch_ms }).is_ok(),
+            Err(failure) => {
+                let result = Err(failure);
+                commits.send(Commit { claimed, result, fetch_ms, infer_ms: 0 }).is_ok()
+            }
+        };
+        if !sent {
+            return;
+        }
+    }
+}
+
+/// Waits for a job and for a model that can answer it; `None` at shutdown.
+fn next_job() -> Option<(JobKey, Arc<Control>, Arc<Florence>)> {
+    let mut scheduler = SHARED.scheduler.lock();
+    loop {
+        if is_shutting_down() {
+            return None;
+        }
+        let florence = match &*SHARED.model.read() {
+            Model::Ready(florence) => Some(Arc::clone(florence)),
+            _ => None,
+        };
+        let until = match florence {
+            None => None,
+            Some(florence) => match scheduler.next(Instant::now()) {
+                Next::Run(key, control) => return Some((key, control, florence)),
+                Next::WaitUntil(until) => Some(until),
+                Next::Idle => None,
+            },
+        };
+        let until = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+        SHARED.work.wait_until(&mut scheduler, until);
+    }
+}
+
+enum Claim {
+    Taken(Claimed),
+    Gone,
+    NotNow,
+}
+
+/// Takes a job under the server's lock: the attempt is counted before anything is tried.
+fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
+    if !can_write(ctx) {
+        return Claim::NotNow;
+    }
+    let Ok(job) = job::open(ctx, key) else { return Claim::Gone };
+    if control.is_stopped() || job.state.is_final() {
+        return Claim::Gone;
+    }
+    let crashes = job.number("crashes").unwrap_or_default() + i64::from(job.is_interrupted());
+    let attempt = job.number("attempts").unwrap_or_default() + 1;
+    let timeout = u64::try_from(job.number("timeout").unwrap_or(300_000)).unwrap_or_default();
+    let claimed = Claimed {
+        key: key.clone(),
+        control: Arc::clone(control),
+        attempt,
+        prompt: job.text("prompt").unwrap_or_default(),
+        image: job.text("image").unwrap_or_default(),
+        data: job.bytes("data"),
+        options: job.options(),
+        deadline: Instant::now() + Duration::from_millis(timeout),
+    };
+    let ttl = job.number("ttl").unwrap_or_default();
+    let queued = unix_ms() - job.number("submitted_at").unwrap_or_default();
+    drop(job);
+    if crashes >= MAX_CRASHES {
+        let failure =
+            Failure::permanent("CRASH", "the server died twice while working on this job");
+        let _ = job::finish(ctx, &key.name, State::Failed, ttl, failure.fields());
+        Counters::add(&SHARED.counters.failed, 1);
+        return Claim::Gone;
+    }
+    let fields: Fields = vec![
+        ("attempts", attempt.to_string().into()),
+        ("crashes", crashes.to_string().into()),
+        ("owner", state::owner().into()),
+        ("started_at", unix_ms().to_string().into()),
+        ("queue_ms", queued.to_string().into()),
+        ("state", State::Fetching.name().into()),
+    ];
+    match job::write(ctx, &key.name, &fields) {
+        Ok(()) => Claim::Taken(claimed),
+        Err(_refused) => Claim::NotNow,
+    }
+}
+
+fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<Prepared, Failure> {
+    let fetched;
+    let bytes = if let Some(data) = &claimed.data {
+        data
+    } else {
+        fetched = source::read(fetcher, &claimed.image)?;
+        &fetched
+    };
+    let options = PrepareOptions {
+        limits: DecodeLimits {
+            pixels: config::number(&config::MAX_IMAGE_PIXELS),
+            ..DecodeLimits::default()
+        },
+        ..PrepareOptions::default()
+    };
+    florence.prepare(bytes, &claimed.prompt, &options).map_err(Failure::from)
+}
