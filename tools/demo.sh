@@ -5,9 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2> /dev/null || echo 6399)
+port=$((20000 + RANDOM % 20000))
+while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do port=$((port + 1)); done
 data=$(mktemp -d)
-redis-server redis.conf --port "$port" --dir "$data" --florence.file-roots "$PWD" > "$data/log" 2>&1 &
+redis-server redis.conf --port "$port" --appendonly no --save "" --florence.file-roots "$PWD" > "$data/log" 2>&1 &
 server=$!
 trap 'kill $server 2> /dev/null || true; wait $server 2> /dev/null || true; rm -rf "$data"' EXIT
 trap 'exit 0' INT TERM
@@ -33,7 +34,7 @@ ask() {
     answer=$(cli FLORENCE.GET "$key" RESULT)
     echo "$answer"
     if [[ $answer == *boxes* || $answer == *polygons* ]]; then
-        out=demo-out/${picture%.*}-$(tr -dc 'A-Z_' <<< "$prompt").png
+        out=demo-out/${picture%.*}-$(tr -d '<' <<< "${prompt%%>*}").png
         target/release/florence draw "$samples/$picture" "$answer" "$out"
     fi
 }

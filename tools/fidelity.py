@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -64,7 +65,9 @@ def main():
     compared = wrong = 0
     for prompt in PROMPTS:
         for beams in (1, 3):
+            start = time.time()
             expected, _, parsed = model.answer(image, prompt, beams, args.tokens)
+            print(f"reference {prompt} {beams} beams: {time.time() - start:.1f} s", flush=True)
             for directory in (native, original):
                 line = subprocess.run(
                     [args.florence, "run", "--model", directory, "--prompt", prompt, "--beams", str(beams), "--json",

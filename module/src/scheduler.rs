@@ -127,6 +127,14 @@ impl Scheduler {
         }
     }
 
+    /// Forgets a job that turned out not to be there, unless its key has a new one already.
+    pub(crate) fn release(&mut self, key: &JobKey, control: &Arc<Control>) {
+        let is_same = |slot: &Slot| matches!(slot, Slot::Active(own) if Arc::ptr_eq(own, control));
+        if self.jobs.get(key).is_some_and(is_same) {
+            self.remove(key);
+        }
+    }
+
     fn insert(&mut self, key: &JobKey, rank: i64, until: Option<Instant>) {
         self.arrivals += 1;
         let place = (rank, self.arrivals);
@@ -278,6 +286,19 @@ mod tests {
         scheduler.observe(&key("a"), &Seen::Waiting { rank: 0, until: Some(later) });
         assert!(matches!(scheduler.next(now), Next::WaitUntil(at) if at == later));
         assert_eq!(order(&mut scheduler, later), ["a"]);
+    }
+
+    #[test]
+    fn releasing_an_old_claim_leaves_a_new_job_alone() {
+        let (mut scheduler, now) = (enabled(), Instant::now());
+        scheduler.observe(&key("a"), &waiting(0));
+        let (_, old) = run(&mut scheduler, now).unwrap();
+        scheduler.observe(&key("a"), &Seen::Nothing);
+        scheduler.observe(&key("a"), &waiting(0));
+        scheduler.release(&key("a"), &old);
+        let (_, new) = run(&mut scheduler, now).unwrap();
+        scheduler.release(&key("a"), &new);
+        assert!(!scheduler.knows(&key("a")));
     }
 
     #[test]

@@ -168,6 +168,23 @@ fn a_flush_during_work_drops_the_answers() {
 }
 
 #[test]
+fn an_old_answer_never_lands_in_a_new_job_of_the_same_name() {
+    let pictures = Pictures::serve();
+    let server = Server::start();
+    for round in 0..5 {
+        let url = pictures.url(&format!("slow/{}/sign.png", 200 + round));
+        server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OCR>"]);
+        eventually("it is worked on", || (server.state("j") == "fetching").then_some(()));
+        server.call::<()>(&["DEL", "j"]);
+        server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/400/shapes.png"), "<OD>"]);
+        let job = finished(&server, "j");
+        assert!(job["result"].as_deref().unwrap().starts_with("{\"<OD>\""), "{job:?}");
+        server.call::<()>(&["DEL", "j"]);
+    }
+    assert!(server.stat("answers_dropped") >= 5);
+}
+
+#[test]
 fn jobs_live_in_their_own_database() {
     let server = Server::start();
     let bytes = std::fs::read(picture("sign.png")).unwrap();

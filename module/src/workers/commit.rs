@@ -50,7 +50,7 @@ fn store(ctx: &Context, commit: Commit) -> Option<Commit> {
         return Some(commit);
     }
     let job = job::open(ctx, &commit.claimed.key).ok();
-    let job = job.filter(|job| job.is_claimed(commit.claimed.attempt));
+    let job = job.filter(|job| commit.claimed.holds(job));
     let Some(job) = job.filter(|_| flags.contains(ContextFlags::MASTER)) else {
         Counters::add(&SHARED.counters.dropped, 1);
         return None;

@@ -40,9 +40,7 @@ fn mark_running(ctx: &Context, batch: &[Work]) {
         return;
     }
     for Work { claimed, .. } in batch {
-        let is_claimed =
-            job::open(ctx, &claimed.key).is_ok_and(|job| job.is_claimed(claimed.attempt));
-        if is_claimed {
+        if job::open(ctx, &claimed.key).is_ok_and(|job| claimed.holds(&job)) {
             let fields = vec![("state", State::Running.name().into())];
             let _ = job::write(ctx, &claimed.key.name, &fields);
         }

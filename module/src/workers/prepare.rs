@@ -17,7 +17,7 @@ use redis_module::Context;
 use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
 use crate::{
     config,
-    job::{self, Fields, State, unix_ms},
+    job::{self, Fields, Job, State, unix_ms},
     scheduler::{Control, JobKey, Next},
     source,
     state::{self, Counters, Model, SHARED, is_shutting_down, schedule},
@@ -42,6 +42,12 @@ impl Claimed {
     pub(super) fn is_over(&self) -> bool {
         self.control.is_stopped() || Instant::now() >= self.deadline
     }
+
+    /// Whether the job under the key is still the one that was claimed, by this claim. The key
+    /// may hold a later job of the same name: its event has stopped this claim's control.
+    pub(super) fn holds(&self, job: &Job) -> bool {
+        !self.control.is_stopped() && job.is_claimed(self.attempt)
+    }
 }
 
 /// A claimed job, ready for the model.
@@ -60,7 +66,10 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
     while let Some((key, control, florence)) = next_job() {
         let claimed = match with_server(|ctx| claim(ctx, &key, &control)) {
             Claim::Taken(claimed) => claimed,
-            Claim::Gone => continue,
+            Claim::Gone => {
+                schedule(|scheduler| scheduler.release(&key, &control));
+                continue;
+            }
             Claim::NotNow => {
                 schedule(|scheduler| scheduler.put_back(&key, Instant::now() + WRITE_PAUSE));
                 continue;
