@@ -45,7 +45,7 @@ ask sign.png '<OCR_WITH_REGION>'
 ask sign.png '<DETAILED_CAPTION>'
 ask poster.jpg '<OCR>'
 ask poster.jpg '<DENSE_REGION_CAPTION>'
-ask poster.jpg '<OPEN_VOCABULARY_DETECTION>blue circle'
+ask tall.png '<OPEN_VOCABULARY_DETECTION>purple circle'
 ask tall.png '<CAPTION_TO_PHRASE_GROUNDING>a green circle and the word TEA'
 
 echo
