@@ -52,6 +52,7 @@ def main():
     args.add_argument("--work", type=Path, required=True)
     args.add_argument("--tokenizer", type=Path, default=Path(__file__).parent.parent / "models/tiny")
     args.add_argument("--tokens", type=int, default=24)
+    args.add_argument("--prompts", type=int, default=len(PROMPTS))
     args = args.parse_args()
     native, original = args.work / f"{args.shape}-native", args.work / f"{args.shape}-original"
     args.work.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def main():
     image = Image.open(picture)
     model = reference.Reference(native)
     compared = wrong = 0
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[: args.prompts]:
         for beams in (1, 3):
             start = time.time()
             expected, _, parsed = model.answer(image, prompt, beams, args.tokens)
