@@ -53,10 +53,12 @@ def main():
     args.add_argument("--tokenizer", type=Path, default=Path(__file__).parent.parent / "models/tiny")
     args.add_argument("--tokens", type=int, default=24)
     args.add_argument("--prompts", type=int, default=len(PROMPTS))
+    args.add_argument("--spread", type=float, default=2.0, help="width of the random weights, 1 is the usual init")
     args = args.parse_args()
     native, original = args.work / f"{args.shape}-native", args.work / f"{args.shape}-original"
     args.work.mkdir(parents=True, exist_ok=True)
-    tensors = reference.random_checkpoint(native, config(args.shape), 11, args.tokenizer, 768, spread=2.0, half=True)
+    tensors = reference.random_checkpoint(native, config(args.shape), 11, args.tokenizer, 768, spread=args.spread,
+                                          half=True)
     reference.original_layout(native, original, tensors)
     del tensors
     picture = args.work / "picture.png"
