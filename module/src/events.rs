@@ -28,7 +28,9 @@ pub(crate) fn keyspace(ctx: &Context, event: &[u8], name: &[u8]) {
 fn refresh(ctx: &Context, key: &JobKey) {
     match job::open(ctx, key) {
         Ok(job) => {
-            schedule(|scheduler| scheduler.observe(key, &job.seen()));
+            // Read before the scheduler is locked: its lock is not held across calls to the server.
+            let seen = job.seen();
+            schedule(|scheduler| scheduler.observe(key, &seen));
             if job.state.is_final() {
                 waiters::signal(ctx, key);
             }

@@ -41,7 +41,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let options = Options::parse(args)?;
     check_prompt(&prompt)?;
 
-    let fields = fields(&picture, &prompt, &options);
+    let fields = fields(picture, &prompt, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
@@ -146,9 +146,9 @@ fn check_queue() -> Result<(), RedisError> {
     Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
 }
 
-fn fields(picture: &Picture, prompt: &str, options: &Options) -> Fields {
+fn fields(picture: Picture, prompt: &str, options: &Options) -> Fields {
     let mut request: Fields = vec![
-        ("image", picture.shown.clone().into()),
+        ("image", picture.shown.into()),
         ("prompt", prompt.into()),
         ("priority", options.priority.to_string().into()),
         ("timeout", options.timeout.to_string().into()),
@@ -162,8 +162,8 @@ fn fields(picture: &Picture, prompt: &str, options: &Options) -> Fields {
     };
     number("beams", options.beams);
     number("maxtokens", options.max_tokens);
-    if let Some(bytes) = &picture.bytes {
-        request.push(("data", bytes.clone()));
+    if let Some(bytes) = picture.bytes {
+        request.push(("data", bytes));
     }
     let mut digest = Sha256::new();
     for (name, value) in &request {
