@@ -59,7 +59,7 @@ evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, 
 	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --florence ../$(RELEASE)/florence --work $(WORK)
 
 train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
-	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --minutes 240
+	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
 	rm -rf target .venv .venv-reference .servers tests/clients/node_modules demo-out
