@@ -240,9 +240,10 @@ def main():
                                               batch_size=None, num_workers=1, prefetch_factor=4))
     mean, mean_centre, since = 0.0, 0.0, time.time()
     while step < args.steps:
-        lr = args.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+        share = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+        lr = args.lr * max(share, 0.01)
         for group in optimizer.param_groups:
-            group["lr"] = max(lr, args.lr * 0.01)
+            group["lr"] = lr
         pixels, packs, seen = next(loader)
         stage = []
         value = step_loss(model, pixels, packs, loss, stage)
@@ -262,9 +263,8 @@ def main():
         if step % 50 == 0:
             print(f"step {step} loss {mean:.4f} centre {mean_centre:.3f} lr {lr:.2e} {(time.time() - since) / 50:.2f} s/step", flush=True)
             since = time.time()
-        if step % 250 == 0:
+        if step % 250 == 0 or step == args.steps:
             save(args.run, model, head, optimizer, ema, step)
-    save(args.run, model, head, optimizer, ema, step)
 
 
 if __name__ == "__main__":
