@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "the Redis module API")]
 
 use std::{
-    ffi::{CString, c_int, c_longlong, c_void},
+    ffi::{CStr, CString, c_int, c_longlong, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::null_mut,
     time::Duration,
@@ -133,7 +133,7 @@ extern "C" fn on_keyspace_event(
 ) -> c_int {
     guard(OK, || {
         // SAFETY: the server passes a C string that lives as long as this call.
-        let event = unsafe { std::ffi::CStr::from_ptr(event) };
+        let event = unsafe { CStr::from_ptr(event) };
         let name = RedisString::string_as_slice(key);
         events::keyspace(&Context::new(ctx), event.to_bytes(), name);
         OK
@@ -295,6 +295,49 @@ pub(crate) struct CommandInfo {
     pub(crate) summary: &'static str,
     pub(crate) complexity: &'static str,
     pub(crate) arity: i32,
+    /// Where its keys are, if not only where the command table says; copied by the server.
+    pub(crate) keys: &'static [KeySpec],
+}
+
+/// One key of a command: the argument at a position, or the one after a word.
+pub(crate) struct KeySpec {
+    pub(crate) begin: KeyBegin,
+    pub(crate) flags: u32,
+}
+
+pub(crate) enum KeyBegin {
+    Position(c_int),
+    /// The word is searched from argument 2 on.
+    After(&'static CStr),
+}
+
+impl KeySpec {
+    pub(crate) const WRITE: u32 = raw::REDISMODULE_CMD_KEY_RW
+        | raw::REDISMODULE_CMD_KEY_INSERT
+        | raw::REDISMODULE_CMD_KEY_ACCESS;
+    pub(crate) const READ: u32 = raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS;
+
+    fn raw(&self) -> raw::RedisModuleCommandKeySpec {
+        // SAFETY: plain numbers, pointers and unions of them, for which zero is a value.
+        let mut spec: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
+        spec.flags = u64::from(self.flags);
+        spec.find_keys_type = raw::RedisModuleKeySpecFindKeysType_REDISMODULE_KSPEC_FK_RANGE;
+        spec.fk.range.keystep = 1;
+        match self.begin {
+            KeyBegin::Position(pos) => {
+                spec.begin_search_type =
+                    raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_INDEX;
+                spec.bs.index.pos = pos;
+            }
+            KeyBegin::After(word) => {
+                spec.begin_search_type =
+                    raw::RedisModuleKeySpecBeginSearchType_REDISMODULE_KSPEC_BS_KEYWORD;
+                spec.bs.keyword.keyword = word.as_ptr();
+                spec.bs.keyword.startfrom = 2;
+            }
+        }
+        spec
+    }
 }
 
 pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> {
@@ -312,6 +355,9 @@ pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> 
         sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
         sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
     };
+    // SAFETY: as in `KeySpec::raw`; a spec of zeros ends the list.
+    let end: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
+    let mut keys: Vec<_> = info.keys.iter().map(KeySpec::raw).chain([end]).collect();
     let raw_info = raw::RedisModuleCommandInfo {
         version: &raw const version,
         summary: summary.as_ptr(),
@@ -320,7 +366,7 @@ pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> 
         history: null_mut(),
         tips: std::ptr::null(),
         arity: info.arity,
-        key_specs: null_mut(),
+        key_specs: if info.keys.is_empty() { null_mut() } else { keys.as_mut_ptr() },
         args: null_mut(),
     };
     // The server copies what it is given.

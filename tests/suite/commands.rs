@@ -261,3 +261,17 @@ fn resp3_clients_get_maps() {
     let job: Value = redis::cmd("FLORENCE.WAIT").arg("j").arg(30).query(&mut connection).unwrap();
     assert!(matches!(job, Value::Map(_)), "{job:?}");
 }
+
+#[test]
+fn clients_and_servers_find_the_keys_of_commands() {
+    let server = Server::start();
+    let keys =
+        |args: &[&str]| server.call::<Vec<String>>(&[&["COMMAND", "GETKEYS"], args].concat());
+    assert_eq!(keys(&["FLORENCE.SUBMIT", "job", "http://a/b.png", "<OD>"]), ["job"]);
+    assert_eq!(
+        keys(&["FLORENCE.SUBMIT", "job", "key", "photo", "<OD>", "TTL", "9"]),
+        ["job", "photo"]
+    );
+    assert_eq!(keys(&["FLORENCE.WAIT", "a", "b", "0"]), ["a", "b"]);
+    assert_eq!(keys(&["FLORENCE.CANCEL", "a", "b"]), ["a", "b"]);
+}

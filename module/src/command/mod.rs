@@ -15,7 +15,7 @@ pub(crate) use inspect::figures;
 pub(crate) use wait::finished;
 
 use crate::{
-    ffi::{self, CommandInfo},
+    ffi::{self, CommandInfo, KeyBegin, KeySpec},
     state::{Counters, SHARED},
 };
 use args::Args;
@@ -55,16 +55,22 @@ const fn info(
     complexity: &'static str,
     summary: &'static str,
 ) -> CommandInfo {
-    CommandInfo { name, summary, complexity, arity }
+    CommandInfo { name, summary, complexity, arity, keys: &[] }
 }
 
 const INFOS: [CommandInfo; 8] = [
-    info(
-        "florence.submit",
-        -4,
-        "O(1)",
-        "Creates a job that asks Florence-2 about a picture; replies its key.",
-    ),
+    CommandInfo {
+        keys: &[
+            KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
+            KeySpec { begin: KeyBegin::After(c"KEY"), flags: KeySpec::READ },
+        ],
+        ..info(
+            "florence.submit",
+            -4,
+            "O(1)",
+            "Creates a job that asks Florence-2 about a picture; replies its key.",
+        )
+    },
     info("florence.get", -2, "O(1)", "A job as a map, or with RESULT only its answer's JSON."),
     info(
         "florence.wait",
