@@ -18,6 +18,9 @@ pub enum Error {
     /// The checkpoint directory cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// bfloat16 was asked for, and the processor cannot multiply it.
+    #[error("this processor has no bfloat16 products (AVX512-BF16): use precision f32 or auto")]
+    NoBf16,
     /// The caller asked for the run to stop.
     #[error("cancelled")]
     Cancelled,

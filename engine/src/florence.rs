@@ -9,11 +9,14 @@ use serde_json::Value;
 
 use crate::{
     Coordinates, Error,
-    generate::{Decoding, Generated, Rules, generate},
+    generate::{self, Decoding, Generated, Rules},
     image::{DecodeLimits, Orientation, PixelValues, Preprocessor, decode},
-    model::{Checkpoint, Config, GenerationDefaults, GenerationFields, LoadError, Model},
+    kernels::{self, Cpu},
+    model::{
+        Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
+    },
     postprocess::{Scale, post_process},
-    task::{Prompt, PromptError},
+    task::{Prompt, PromptError, Task},
     text::Text,
 };
 
@@ -27,11 +30,39 @@ pub enum Device {
     Cuda(usize),
 }
 
+/// In what numbers the model computes on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// float32 throughout: the reference's answers.
+    #[default]
+    F32,
+    /// Matrix products of bfloat16, summed in float32; needs AVX512-BF16.
+    Bf16,
+    /// The fastest that the processor has and that agrees with float32 (docs/SPEED.md).
+    Auto,
+}
+
+/// Which code computes on the CPU.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Kernels {
+    /// This project's, on the best instruction set of the processor.
+    #[default]
+    Best,
+    /// This project's, on a given instruction set.
+    On(Cpu),
+    /// candle's operations, as on other devices.
+    Candle,
+}
+
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: Device,
+    /// In what numbers it computes.
+    pub precision: Precision,
+    /// Which code computes on the CPU.
+    pub kernels: Kernels,
     /// Compute threads; 0 takes as many as the machine has cores.
     pub threads: usize,
     /// Niceness of the compute threads, 0 to 19.
@@ -85,7 +116,27 @@ impl Prepared {
     }
 }
 
-/// One entry of a batch.
+/// What the vision tower makes of a picture, whatever the prompt; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Visual {
+    /// `[1, 1 + N, D]`
+    tokens: candle_core::Tensor,
+    milliseconds: f64,
+}
+
+impl Visual {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.tokens.elem_count() * size_of::<f32>()
+    }
+
+    /// The same, for a job that did not have to wait for it.
+    pub fn reused(&self) -> Self {
+        Self { tokens: self.tokens.clone(), milliseconds: 0.0 }
+    }
+}
+
+/// One entry of [`Florence::run`].
 #[derive(Debug)]
 pub struct Job<'a> {
     /// The picture and the prompt.
@@ -131,6 +182,7 @@ pub struct Florence {
     text: Text,
     preprocessor: Preprocessor,
     generation: GenerationDefaults,
+    compute: Compute,
     threads: rayon::ThreadPool,
 }
 
@@ -156,6 +208,15 @@ impl Florence {
         Self::from_checkpoint(Checkpoint::Embedded, options)
     }
 
+    /// A model of a published size with made-up weights, to measure speed without any file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::embedded`].
+    pub fn synthetic(shape: Shape, options: &LoadOptions) -> Result<Self, Error> {
+        Self::from_checkpoint(Checkpoint::Synthetic(shape), options)
+    }
+
     fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
         const CONFIG: &str = "config.json";
         const PREPROCESSOR: &str = "preprocessor_config.json";
@@ -166,6 +227,7 @@ impl Florence {
             Device::Cpu => candle_core::Device::Cpu,
             Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
         };
+        let compute = compute(options)?;
         let threads = thread_pool(options)?;
         let config: Config = checkpoint.read_json(CONFIG)?;
         if let Some(problem) = config.problem() {
@@ -178,7 +240,7 @@ impl Florence {
         let generation: Option<GenerationFields> =
             checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
         let text = Text::load(checkpoint)?;
-        let model = threads.install(|| Model::load(checkpoint, &config, side, &device))?;
+        let model = threads.install(|| Model::load(checkpoint, &config, side, &device, compute))?;
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
@@ -186,7 +248,8 @@ impl Florence {
             return Err(inconsistent(CONFIG, problem).into());
         }
         let generation = config.generation(generation);
-        Ok(Self { name: checkpoint.name(), generation, model, text, preprocessor, threads })
+        let name = checkpoint.name();
+        Ok(Self { name, generation, model, text, preprocessor, compute, threads })
     }
 
     /// Name of the checkpoint's directory.
@@ -197,6 +260,15 @@ impl Florence {
     /// The network itself; for tests and tools.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What the model computes with: `f32 avx512`, `bf16 avx512`, `candle`.
+    pub fn arithmetic(&self) -> String {
+        match self.compute {
+            Compute::Kernels(cpu, kernels::Precision::F32) => format!("f32 {}", cpu.name()),
+            Compute::Kernels(cpu, kernels::Precision::Bf16) => format!("bf16 {}", cpu.name()),
+            Compute::Candle => "candle".to_owned(),
+        }
     }
 
     /// Most tokens that an answer can have.
@@ -274,38 +346,32 @@ impl Florence {
         jobs: &[Job<'_>],
         stopped: &(dyn Fn(usize) -> bool + Sync),
     ) -> Result<Vec<Option<Answer>>, Error> {
-        let mut decodings = Vec::with_capacity(jobs.len());
-        let mut timings = Vec::with_capacity(jobs.len());
-        let mut started = Vec::with_capacity(jobs.len());
-        for (i, Job { prepared, options }) in jobs.iter().enumerate() {
-            if stopped(i) {
-                continue;
-            }
-            let mut timing = Timings {
-                decode: prepared.decode_ms,
-                preprocess: prepared.preprocess_ms,
-                ..Timings::default()
-            };
-            let start = Instant::now();
-            let visual = self.model.visual_tokens(&prepared.pixels, |_| {})?;
-            timing.vision = milliseconds(start);
-            let start = Instant::now();
-            let encoded = self.model.encode(&visual, &prepared.prompt_ids)?;
-            let cross = self.model.cross(&encoded)?;
-            timing.encoder = milliseconds(start);
-            decodings.push(Decoding { cross, rules: self.rules(options) });
-            timings.push(timing);
-            started.push(i);
-        }
-        let start = Instant::now();
-        let generated = generate(&self.model, &decodings, &|row| stopped(started[row]))?;
-        let decoder = milliseconds(start);
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
-        for ((i, generated), timing) in started.into_iter().zip(generated).zip(timings) {
-            answers[i] = generated
-                .map(|generated| self.answer(&jobs[i], generated, Timings { decoder, ..timing }));
+        let mut batch = Batch::new(self);
+        for (i, Job { prepared, options }) in jobs.iter().enumerate() {
+            if !stopped(i) {
+                batch.join(i, prepared, &self.visual(prepared)?, options)?;
+            }
+        }
+        while !batch.is_empty() {
+            batch.retain(|i| !stopped(*i));
+            for (i, answer) in batch.step()? {
+                answers[i] = Some(answer);
+            }
         }
         Ok(answers)
+    }
+
+    /// The visual tokens of a prepared picture.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn visual(&self, prepared: &Prepared) -> Result<Visual, Error> {
+        let start = Instant::now();
+        let seen = |_: &candle_core::Tensor| {};
+        let tokens = self.threads.install(|| self.model.visual_tokens(&prepared.pixels, seen))?;
+        Ok(Visual { tokens, milliseconds: milliseconds(start) })
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {
@@ -321,11 +387,11 @@ impl Florence {
         Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
     }
 
-    fn answer(&self, job: &Job<'_>, generated: Generated, timings: Timings) -> Answer {
+    fn answer(&self, question: &Question, generated: Generated, timings: Timings) -> Answer {
         let start = Instant::now();
         let text = self.text.decode(&generated.ids);
-        let scale = Scale { size: job.prepared.size, coordinates: job.options.coordinates };
-        let parsed = post_process(job.prepared.prompt.task, &text, scale);
+        let scale = Scale { size: question.size, coordinates: question.coordinates };
+        let parsed = post_process(question.task, &text, scale);
         let scores = self.box_scores(&generated, &parsed.boxes);
         Answer {
             text,
@@ -349,6 +415,129 @@ impl Florence {
         let score = |four: &[f32]| (four.iter().sum::<f32>() / 4.0).exp();
         boxes.iter().filter_map(four).map(score).collect()
     }
+}
+
+/// Jobs that are decoded together, step by step: a job joins when its picture is encoded and
+/// leaves when its answer is complete. Answers do not depend on who else is in the batch.
+pub struct Batch<'a, T> {
+    florence: &'a Florence,
+    running: Vec<Running<T>>,
+}
+
+struct Running<T> {
+    ticket: T,
+    decoding: Decoding,
+    question: Question,
+    timings: Timings,
+    joined: Instant,
+}
+
+/// What the answer's text is read by.
+struct Question {
+    task: Task,
+    size: (usize, usize),
+    coordinates: Coordinates,
+}
+
+impl<'a, T> Batch<'a, T> {
+    /// An empty batch.
+    pub fn new(florence: &'a Florence) -> Self {
+        Self { florence, running: Vec::new() }
+    }
+
+    /// Encodes a picture and a prompt, and takes the job in; `ticket` comes back with the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn join(
+        &mut self,
+        ticket: T,
+        prepared: &Prepared,
+        visual: &Visual,
+        options: &GenerateOptions,
+    ) -> Result<(), Error> {
+        let florence = self.florence;
+        let start = Instant::now();
+        let encode = || {
+            let encoded = florence.model.encode(&visual.tokens, &prepared.prompt_ids)?;
+            florence.model.cross(&encoded)
+        };
+        let cross = florence.threads.install(encode)?;
+        let timings = Timings {
+            decode: prepared.decode_ms,
+            preprocess: prepared.preprocess_ms,
+            vision: visual.milliseconds,
+            encoder: milliseconds(start),
+            ..Timings::default()
+        };
+        let question = Question {
+            task: prepared.prompt.task,
+            size: prepared.size,
+            coordinates: options.coordinates,
+        };
+        let decoding = Decoding::new(&florence.model, cross, florence.rules(options));
+        self.running.push(Running { ticket, decoding, question, timings, joined: Instant::now() });
+        Ok(())
+    }
+
+    /// One token for every job; returns the answers that are complete now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`]; the jobs are then in no state to go on.
+    pub fn step(&mut self) -> Result<Vec<(T, Answer)>, Error> {
+        let (florence, running) = (self.florence, &mut self.running);
+        let unfinished =
+            running.iter_mut().map(|job| &mut job.decoding).filter(|job| !job.is_finished());
+        let unfinished: Vec<_> = unfinished.collect();
+        if !unfinished.is_empty() {
+            florence.threads.install(|| generate::step(&florence.model, unfinished))?;
+        }
+        let finished = running.extract_if(.., |job| job.decoding.is_finished()).map(|job| {
+            let timings = Timings { decoder: milliseconds(job.joined), ..job.timings };
+            (job.ticket, florence.answer(&job.question, job.decoding.finish(), timings))
+        });
+        Ok(finished.collect())
+    }
+
+    /// Drops the jobs that `keep` refuses.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.running.retain(|job| keep(&job.ticket));
+    }
+
+    /// The jobs that are being decoded.
+    pub fn tickets(&self) -> impl Iterator<Item = &T> {
+        self.running.iter().map(|job| &job.ticket)
+    }
+
+    /// Number of jobs that are being decoded.
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Whether there is no job left.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+}
+
+/// What a model is to compute with.
+fn compute(options: &LoadOptions) -> Result<Compute, Error> {
+    let cpu = match (options.device, options.kernels) {
+        (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Candle),
+        (_, Kernels::Best) => Cpu::detect(),
+        (_, Kernels::On(cpu)) => cpu,
+    };
+    Ok(Compute::Kernels(
+        cpu,
+        match options.precision {
+            Precision::F32 => kernels::Precision::F32,
+            Precision::Bf16 if !cpu.has_bf16() => return Err(Error::NoBf16),
+            Precision::Auto if !cpu.has_bf16() => kernels::Precision::F32,
+            Precision::Bf16 | Precision::Auto => kernels::Precision::Bf16,
+        },
+    ))
 }
 
 fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {

@@ -8,6 +8,7 @@
 //! - [`task`]: the fifteen tasks and their prompt sentences
 //! - [`image`]: bytes to RGB to pixel values, Pillow's arithmetic to the last bit
 //! - `text`: prompt sentences to token ids and back
+//! - `kernels`: what the network computes on the CPU
 //! - [`model`]: DaViT, the projector and BART on candle tensors
 //! - [`generate`]: greedy and beam search
 //! - `postprocess`: answer text to the reference's JSON
@@ -35,6 +36,7 @@ pub mod fetch;
 mod florence;
 pub mod generate;
 pub mod image;
+mod kernels;
 pub mod model;
 mod postprocess;
 pub mod task;
@@ -42,6 +44,8 @@ mod text;
 
 pub use error::Error;
 pub use florence::{
-    Answer, Device, Florence, GenerateOptions, Job, LoadOptions, PrepareOptions, Prepared, Timings,
+    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Precision,
+    PrepareOptions, Prepared, Timings, Visual,
 };
+pub use kernels::Cpu;
 pub use postprocess::Coordinates;

@@ -3,14 +3,15 @@
 //! Layers are post-norm. A decoder step takes one token per row; rows of several jobs stand side
 //! by side, each job with its own encoded picture.
 
-use candle_core::{D, IndexOp, Module, Result, Tensor};
+use candle_core::{D, DType, IndexOp, Result, Tensor};
 
 use super::{
     LoadError,
     config::TextConfig,
-    ops::{LayerNorm, Mlp, attend, linear},
+    layers::{Compute, LayerNorm, Linear, Mlp, attend, floats, like},
     weights::Scope,
 };
+use crate::kernels::{self, Cpu, History, SequenceKeys};
 
 /// Rows that BART's position tables hold before position 0.
 const POSITION_OFFSET: usize = 2;
@@ -38,11 +39,17 @@ impl Entry {
         self.positions.dims()[0] - POSITION_OFFSET
     }
 
-    /// `[.., T, D] -> [.., T, D]`, the first of the `T` tokens standing at position `first`.
-    fn forward(&self, x: &Tensor, first: usize) -> Result<Tensor> {
-        let t = x.dim(D::Minus2)?;
-        let positions = self.positions.narrow(0, POSITION_OFFSET + first, t)?;
+    /// `[1, S, D] -> [1, S, D]`, tokens standing at the positions 0, 1, ...
+    fn sequence(&self, x: &Tensor) -> Result<Tensor> {
+        let positions = self.positions.narrow(0, POSITION_OFFSET, x.dim(1)?)?;
         self.norm.forward(&x.broadcast_add(&positions)?)
+    }
+
+    /// `[rows, D] -> [rows, D]`, every row standing at a position of its own.
+    fn rows(&self, x: &Tensor, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
+        #[expect(clippy::cast_possible_truncation, reason = "below the table's length")]
+        let rows: Vec<u32> = positions.map(|at| (POSITION_OFFSET + at) as u32).collect();
+        self.norm.forward(&(x + embed(&self.positions, &rows)?)?)
     }
 }
 
@@ -77,7 +84,7 @@ impl Encoder {
             Ok(EncoderLayer {
                 attention: Attention::load(&scope.pp("self_attn"), d, heads)?,
                 attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
-                mlp: Mlp::load(scope, d)?,
+                mlp: Mlp::load(scope, None, d)?,
                 norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
             })
         })?;
@@ -91,13 +98,12 @@ impl Encoder {
 
     /// `[1, S, D] -> [1, S, D]`
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.entry.forward(x, 0)?;
+        let mut x = self.entry.sequence(x)?;
         for layer in &self.layers {
-            let q = layer.attention.queries(&x)?;
-            let (k, v) = layer.attention.keys_values(&x)?;
-            let mixed = layer.attention.mix(&q, &k, &v)?;
-            x = layer.attention_norm.forward(&(x + mixed)?)?;
-            x = layer.norm.forward(&(&x + layer.mlp.forward(&x)?)?)?;
+            let keys = layer.attention.keys(&x)?;
+            let mixed = layer.attention.over(&layer.attention.q.forward(&x)?, &keys)?;
+            x = layer.attention_norm.forward(&layer.attention.out.forward_add(&mixed, &x)?)?;
+            x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
         }
         Ok(x)
     }
@@ -117,25 +123,42 @@ struct DecoderLayer {
     norm: LayerNorm,
 }
 
-/// The encoded picture and prompt as each decoder layer sees them: keys and values `[1, A, S, K]`.
-pub(crate) struct CrossCache(Vec<(Tensor, Tensor)>);
+/// The encoded picture and prompt as each decoder layer sees them.
+pub(crate) struct CrossCache(Vec<Keys>);
 
-/// What the decoder has seen so far: per layer, keys and values `[rows, A, T, K]`.
-#[derive(Default)]
-pub(crate) struct SelfCache {
-    layers: Vec<(Tensor, Tensor)>,
-    length: usize,
+/// What the decoder has seen so far of one job's rows.
+pub(crate) enum SelfCache {
+    Kernel(History),
+    /// Per layer, keys and values `[rows, A, T, K]`.
+    Candle(Vec<(Tensor, Tensor)>),
 }
 
 impl SelfCache {
     /// Keeps and reorders rows: row `i` continues what `parents[i]` has seen.
-    pub(crate) fn select(&mut self, parents: &Tensor) -> Result<()> {
-        for (k, v) in &mut self.layers {
-            *k = k.index_select(parents, 0)?;
-            *v = v.index_select(parents, 0)?;
+    pub(crate) fn select(&mut self, parents: &[usize]) -> Result<()> {
+        match self {
+            Self::Kernel(history) => history.select(parents),
+            Self::Candle(layers) => {
+                #[expect(clippy::cast_possible_truncation, reason = "a job has few rows")]
+                let parents: Vec<u32> = parents.iter().map(|parent| *parent as u32).collect();
+                for (k, v) in layers {
+                    let parents = Tensor::new(parents.as_slice(), k.device())?;
+                    *k = k.index_select(&parents, 0)?;
+                    *v = v.index_select(&parents, 0)?;
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// One job's part of a decoder step.
+pub(crate) struct StepRows<'a> {
+    /// Tokens that the job's rows have been fed.
+    pub(crate) position: usize,
+    pub(crate) rows: usize,
+    pub(crate) cross: &'a CrossCache,
+    pub(crate) cache: &'a mut SelfCache,
 }
 
 impl Decoder {
@@ -150,7 +173,7 @@ impl Decoder {
                 attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
                 cross: Attention::load(&scope.pp("encoder_attn"), d, heads)?,
                 cross_norm: LayerNorm::load(&scope.pp("encoder_attn_layer_norm"), d)?,
-                mlp: Mlp::load(scope, d)?,
+                mlp: Mlp::load(scope, None, d)?,
                 norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
             })
         })?;
@@ -164,79 +187,158 @@ impl Decoder {
 
     /// Keys and values of `encoded`, `[1, S, D]`, computed once per picture and prompt.
     pub(crate) fn cross(&self, encoded: &Tensor) -> Result<CrossCache> {
-        let layers = self.layers.iter().map(|layer| layer.cross.keys_values(encoded));
+        let layers = self.layers.iter().map(|layer| layer.cross.keys(encoded));
         Ok(CrossCache(layers.collect::<Result<_>>()?))
     }
 
-    /// One token per row: embeddings `[rows, D] -> [rows, D]`.
-    ///
-    /// `jobs` lists, in the order of the rows, every job's picture and its number of rows.
-    pub(crate) fn step(
-        &self,
-        embedded: &Tensor,
-        cache: &mut SelfCache,
-        jobs: &[(&CrossCache, usize)],
-    ) -> Result<Tensor> {
-        let mut x = self.entry.forward(&embedded.unsqueeze(1)?, cache.length)?; // [rows, 1, D]
-        for (i, layer) in self.layers.iter().enumerate() {
-            let q = layer.attention.queries(&x)?;
-            let (mut k, mut v) = layer.attention.keys_values(&x)?;
-            if let Some((past_k, past_v)) = cache.layers.get(i) {
-                k = Tensor::cat(&[past_k, &k], 2)?;
-                v = Tensor::cat(&[past_v, &v], 2)?;
-            }
-            let mixed = layer.attention.mix(&q, &k, &v)?;
-            cache.layers.splice(i..(i + 1).min(cache.layers.len()), [(k, v)]);
-            x = layer.attention_norm.forward(&(x + mixed)?)?;
-            let mixed = layer.cross_attention(&x, i, jobs)?;
-            x = layer.cross_norm.forward(&(x + mixed)?)?;
-            x = layer.norm.forward(&(&x + layer.mlp.forward(&x)?)?)?;
+    /// An empty cache for a job.
+    pub(crate) fn cache(&self) -> SelfCache {
+        match self.layers.first().map(|layer| layer.attention.compute) {
+            Some(Compute::Kernels(..)) => SelfCache::Kernel(History::default()),
+            _ => SelfCache::Candle(Vec::new()),
         }
-        cache.length += 1;
-        x.squeeze(1)
+    }
+
+    /// One token per row: embeddings `[rows, D] -> [rows, D]`, the rows of all jobs in order.
+    pub(crate) fn step(&self, embedded: &Tensor, jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
+        let positions = jobs.iter().flat_map(|job| std::iter::repeat_n(job.position, job.rows));
+        let mut x = self.entry.rows(embedded, positions)?;
+        for job in &mut *jobs {
+            if let SelfCache::Kernel(history) = job.cache {
+                history.advance(job.rows);
+            }
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mixed = layer.attention.over_history(&x, i, jobs)?;
+            x = layer.attention_norm.forward(&layer.attention.out.forward_add(&mixed, &x)?)?;
+            let mixed = layer.cross.over_pictures(&layer.cross.q.forward(&x)?, i, jobs)?;
+            x = layer.cross_norm.forward(&layer.cross.out.forward_add(&mixed, &x)?)?;
+            x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
+        }
+        Ok(x)
     }
 }
 
-impl DecoderLayer {
-    /// `[rows, 1, D] -> [rows, 1, D]`; the rows of a job attend to that job's picture together.
-    fn cross_attention(
-        &self,
-        x: &Tensor,
-        layer: usize,
-        jobs: &[(&CrossCache, usize)],
-    ) -> Result<Tensor> {
-        let q = self.cross.project_queries(x)?; // [rows, 1, D]
-        let mut mixed = Vec::with_capacity(jobs.len());
-        let mut first = 0;
-        for (cross, rows) in jobs {
-            let q = q.narrow(0, first, *rows)?.transpose(0, 1)?; // [1, rows, D]
-            let (k, v) = &cross.0[layer];
-            mixed.push(Attention::mix_heads(&self.cross.split(&q)?, k, v)?);
-            first += rows;
-        }
-        self.cross.out.forward(&Tensor::cat(&mixed, 1)?.transpose(0, 1)?)
-    }
+/// Keys and values of a sequence.
+enum Keys {
+    Kernel(SequenceKeys),
+    /// `[B, A, S, K]` each.
+    Candle(Tensor, Tensor),
 }
 
 /// Multi-head attention with biases everywhere; queries are scaled by `K^-0.5`.
 struct Attention {
-    q: candle_nn::Linear,
-    k: candle_nn::Linear,
-    v: candle_nn::Linear,
-    out: candle_nn::Linear,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
     heads: usize,
+    compute: Compute,
 }
 
 impl Attention {
     fn load(scope: &Scope<'_>, d: usize, heads: usize) -> std::result::Result<Self, LoadError> {
-        let projection = |name| linear(&scope.pp(name), d, d);
+        let projection = |name| Linear::load(&scope.pp(name), d, d);
         Ok(Self {
             q: projection("q_proj")?,
             k: projection("k_proj")?,
             v: projection("v_proj")?,
             out: projection("out_proj")?,
             heads,
+            compute: scope.compute(),
         })
+    }
+
+    /// Keys and values of a sequence, `[1, S, D]`.
+    fn keys(&self, x: &Tensor) -> Result<Keys> {
+        let (k, v) = (self.k.forward(x)?, self.v.forward(x)?);
+        match self.compute {
+            Compute::Kernels(..) => {
+                let d = x.dim(D::Minus1)?;
+                let packed =
+                    floats(&k, |k| floats(&v, |v| SequenceKeys::pack(k, v, d, self.heads)));
+                Ok(Keys::Kernel(packed??))
+            }
+            Compute::Candle => Ok(Keys::Candle(self.split(&k)?, self.split(&v)?)),
+        }
+    }
+
+    /// Attention of the queries, `[1, T, D]`, over a sequence.
+    fn over(&self, q: &Tensor, keys: &Keys) -> Result<Tensor> {
+        match (self.compute, keys) {
+            (Compute::Kernels(cpu, _), Keys::Kernel(keys)) => {
+                like(q, floats(q, |q| kernels::attend_sequence(cpu, q, keys))?, q.dim(D::Minus1)?)
+            }
+            (_, Keys::Candle(k, v)) => self.mix(q, k, v),
+            (Compute::Candle, Keys::Kernel(_)) => Err(mixed_up()),
+        }
+    }
+
+    /// Attention of every job's queries, `[rows, D]`, over its picture.
+    fn over_pictures(&self, q: &Tensor, layer: usize, jobs: &[StepRows<'_>]) -> Result<Tensor> {
+        if let Compute::Kernels(cpu, _) = self.compute {
+            let pictures = jobs.iter().map(|job| match &job.cross.0[layer] {
+                Keys::Kernel(keys) => Ok((keys, job.rows)),
+                Keys::Candle(..) => Err(mixed_up()),
+            });
+            let pictures = pictures.collect::<Result<Vec<_>>>()?;
+            let mixed = floats(q, |q| kernels::attend_sequences(cpu, q, &pictures))?;
+            return like(q, mixed, q.dim(D::Minus1)?);
+        }
+        let mut first = 0;
+        let parts = jobs.iter().map(|job| {
+            let q = q.narrow(0, first, job.rows)?.unsqueeze(0)?; // [1, rows, D]
+            first += job.rows;
+            self.over(&q, &job.cross.0[layer])?.squeeze(0)
+        });
+        Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Self-attention of every job's rows, `[rows, D]`, over what they have seen and themselves.
+    fn over_history(&self, x: &Tensor, layer: usize, jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
+        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
+        if let Compute::Kernels(cpu, _) = self.compute {
+            return self.over_histories(cpu, [&q, &k, &v], layer, jobs);
+        }
+        let mut first = 0;
+        let mut parts = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let SelfCache::Candle(cache) = job.cache else { return Err(mixed_up()) };
+            // One token a row: [rows, 1, D].
+            let rows = |x: &Tensor| x.narrow(0, first, job.rows)?.unsqueeze(1);
+            let (mut k, mut v) = (self.split(&rows(&k)?)?, self.split(&rows(&v)?)?);
+            if let Some((past_k, past_v)) = cache.get(layer) {
+                k = Tensor::cat(&[past_k, &k], 2)?;
+                v = Tensor::cat(&[past_v, &v], 2)?;
+            }
+            parts.push(self.mix(&rows(&q)?, &k, &v)?.squeeze(1)?);
+            cache.splice(layer..(layer + 1).min(cache.len()), [(k, v)]);
+            first += job.rows;
+        }
+        Tensor::cat(&parts, 0)
+    }
+
+    fn over_histories(
+        &self,
+        cpu: Cpu,
+        [q, k, v]: [&Tensor; 3],
+        layer: usize,
+        jobs: &mut [StepRows<'_>],
+    ) -> Result<Tensor> {
+        let d = q.dim(D::Minus1)?;
+        let histories = jobs.iter_mut().map(|job| match job.cache {
+            SelfCache::Kernel(history) => Ok(history),
+            SelfCache::Candle(_) => Err(mixed_up()),
+        });
+        let histories = histories.collect::<Result<Vec<_>>>()?;
+        let mixed = floats(q, |q| {
+            floats(k, |k| {
+                floats(v, |v| {
+                    kernels::attend_histories(cpu, layer, histories, [q, k, v], d, self.heads)
+                })
+            })
+        })???;
+        like(q, mixed, d)
     }
 
     /// `[B, T, D] -> [B, A, T, K]`
@@ -245,34 +347,20 @@ impl Attention {
         x.reshape((b, t, self.heads, d / self.heads))?.transpose(1, 2)?.contiguous()
     }
 
-    /// `[B, T, D] -> [B, T, D]`
-    fn project_queries(&self, x: &Tensor) -> Result<Tensor> {
-        let scale = ((x.dim(D::Minus1)? / self.heads) as f64).powf(-0.5);
-        self.q.forward(x)? * scale
-    }
-
-    /// `[B, T, D] -> [B, A, T, K]`
-    fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        self.split(&self.project_queries(x)?)
-    }
-
-    /// `[B, S, D] -> [B, A, S, K]`, twice
-    fn keys_values(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.split(&self.k.forward(x)?)?, self.split(&self.v.forward(x)?)?))
-    }
-
-    /// Queries over keys and values, heads joined: `[B, T, D]`
-    fn mix_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        attend(&q.matmul(&k.t()?)?, v)?.transpose(1, 2)?.flatten_from(2)
-    }
-
-    /// As [`Self::mix_heads`], through the output projection.
+    /// Queries `[B, T, D]` over keys and values `[B, A, S, K]`, heads joined: `[B, T, D]`
     fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        self.out.forward(&Self::mix_heads(q, k, v)?)
+        let scale = ((q.dim(D::Minus1)? / self.heads) as f64).powf(-0.5);
+        let q = self.split(&(q * scale)?)?;
+        attend(&q.matmul(&k.t()?)?, v)?.transpose(1, 2)?.flatten_from(2)
     }
 }
 
-/// The rows of `table` for `ids`: `[ids, D]`.
+/// A cache made by another model: no caller can do that.
+fn mixed_up() -> candle_core::Error {
+    candle_core::Error::Msg("a cache of another device".to_owned()).bt()
+}
+
+/// The rows of `table` for `ids`: `[ids, D]`, as float32.
 pub(crate) fn embed(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    table.i(&Tensor::new(ids, table.device())?)
+    table.i(&Tensor::new(ids, table.device())?)?.to_dtype(DType::F32)
 }

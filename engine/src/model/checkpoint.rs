@@ -15,6 +15,47 @@ pub(crate) enum Checkpoint<'a> {
     Directory(&'a Path),
     /// `models/tiny`, which is part of the library.
     Embedded,
+    /// Made-up weights, with the tokenizer of `models/tiny`.
+    Synthetic(Shape),
+}
+
+/// The published sizes of Florence-2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// 0.23 billion weights.
+    Base,
+    /// 0.77 billion weights.
+    Large,
+}
+
+impl Shape {
+    pub(super) const VOCABULARY: usize = 51_328;
+
+    pub(super) fn d_model(self) -> usize {
+        match self {
+            Self::Base => 768,
+            Self::Large => 1024,
+        }
+    }
+
+    fn config(self) -> serde_json::Value {
+        let (embed, heads, layers, text_heads) = match self {
+            Self::Base => ([128, 256, 512, 1024], [4, 8, 16, 32], 6, 12),
+            Self::Large => ([256, 512, 1024, 2048], [8, 16, 32, 64], 12, 16),
+        };
+        serde_json::json!({
+            "vision_config": {
+                "embed_dim": embed, "num_heads": heads, "num_groups": heads,
+                "depths": [1, 1, 9, 1], "patch_size": [7, 3, 3, 3], "patch_stride": [4, 2, 2, 2],
+                "patch_padding": [3, 1, 1, 1], "patch_prenorm": [false, true, true, true],
+                "window_size": 12,
+            },
+            "text_config": {
+                "d_model": self.d_model(), "encoder_layers": layers, "decoder_layers": layers,
+                "encoder_attention_heads": text_heads, "decoder_attention_heads": text_heads,
+            },
+        })
+    }
 }
 
 macro_rules! embedded {
@@ -38,6 +79,7 @@ impl Checkpoint<'_> {
                 path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
             }
             Self::Embedded => "tiny".to_owned(),
+            Self::Synthetic(shape) => format!("synthetic-{shape:?}").to_lowercase(),
         }
     }
 
@@ -46,13 +88,14 @@ impl Checkpoint<'_> {
         match self {
             Self::Directory(path) => path.join(name),
             Self::Embedded => Path::new("embedded").join(name),
+            Self::Synthetic(_) => Path::new("synthetic").join(name),
         }
     }
 
     pub(crate) fn has(self, name: &str) -> bool {
         match self {
             Self::Directory(path) => path.join(name).exists(),
-            Self::Embedded => embedded(name).is_some(),
+            Self::Embedded | Self::Synthetic(_) => embedded(name).is_some(),
         }
     }
 
@@ -60,7 +103,13 @@ impl Checkpoint<'_> {
         let path = self.path(name);
         match self {
             Self::Directory(_) => std::fs::read(&path).map(Cow::Owned),
-            Self::Embedded => {
+            Self::Synthetic(shape) if name == "config.json" => {
+                Ok(Cow::Owned(shape.config().to_string().into_bytes()))
+            }
+            Self::Synthetic(_) if name == "preprocessor_config.json" => {
+                Ok(Cow::Borrowed(br#"{"size": {"height": 768, "width": 768}, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}"#.as_slice()))
+            }
+            Self::Embedded | Self::Synthetic(_) => {
                 embedded(name).map(Cow::Borrowed).ok_or(std::io::ErrorKind::NotFound.into())
             }
         }

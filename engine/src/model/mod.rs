@@ -8,21 +8,24 @@ mod bart;
 mod checkpoint;
 mod config;
 mod davit;
-mod ops;
+mod layers;
 mod projector;
 mod weights;
 
-use candle_core::{Device, Module, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
-pub(crate) use bart::{CrossCache, SelfCache};
+pub(crate) use bart::{CrossCache, SelfCache, StepRows};
+pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
+pub(crate) use layers::Compute;
 pub use weights::LoadError;
 
 use crate::image::PixelValues;
 use bart::{Decoder, Encoder, embed};
 use davit::DaVit;
+use layers::Linear;
 use projector::Projector;
 use weights::Weights;
 
@@ -30,11 +33,11 @@ use weights::Weights;
 pub struct Model {
     vision: DaVit,
     projector: Projector,
-    /// Token embeddings, `[V, D]`.
+    /// Token embeddings, `[V, D]`, in the numbers of the file.
     shared: Tensor,
     encoder: Encoder,
     decoder: Decoder,
-    lm_head: candle_nn::Linear,
+    lm_head: Linear,
     /// Visual tokens of a picture, the pooled one included.
     visual_length: usize,
     device: Device,
@@ -47,8 +50,9 @@ impl Model {
         config: &Config,
         side: usize,
         device: &Device,
+        compute: Compute,
     ) -> std::result::Result<Self, LoadError> {
-        let weights = Weights::open(checkpoint, device)?;
+        let weights = Weights::open(checkpoint, device, compute)?;
         let (vision, text) = (&config.vision, &config.text);
         let d = text.d_model;
         // Exports differ in which of the three tied tables survives.
@@ -61,11 +65,11 @@ impl Model {
         .find(|name| weights.shape(name).is_some())
         .unwrap_or("text.shared.weight");
         let vocabulary = weights.shape(table).map_or(0, |shape| shape[0]);
-        let shared = weights.get(table, &[vocabulary, d])?;
+        let shared = weights.get_stored(table, &[vocabulary, d])?;
         // A fine-tuned checkpoint may carry a head of its own: then that one counts.
         let head = match weights.shape("lm_head.weight") {
             Some(_) => weights.get("lm_head.weight", &[vocabulary, d])?,
-            None => shared.clone(),
+            None => weights.get(table, &[vocabulary, d])?,
         };
         let bias = match weights.shape("final_logits_bias") {
             Some(_) => Some(weights.get("final_logits_bias", &[1, vocabulary])?),
@@ -80,7 +84,7 @@ impl Model {
             shared,
             encoder: Encoder::load(&weights.scope("text.encoder"), text)?,
             decoder: Decoder::load(&weights.scope("text.decoder"), text)?,
-            lm_head: candle_nn::Linear::new(head, bias),
+            lm_head: Linear::new(compute, head, bias).map_err(LoadError::Device)?,
             visual_length: 1 + grid * grid,
             device: device.clone(),
         })
@@ -127,14 +131,14 @@ impl Model {
         self.decoder.cross(encoded)
     }
 
-    /// One decoder step, one token a row: `[rows, D]`.
-    pub(crate) fn decode_step(
-        &self,
-        tokens: &[u32],
-        cache: &mut SelfCache,
-        jobs: &[(&CrossCache, usize)],
-    ) -> Result<Tensor> {
-        self.decoder.step(&embed(&self.shared, tokens)?, cache, jobs)
+    /// An empty cache for a job's rows.
+    pub(crate) fn cache(&self) -> SelfCache {
+        self.decoder.cache()
+    }
+
+    /// One decoder step, one token a row: `[rows, D]`, the rows of all jobs in order.
+    pub(crate) fn decode_step(&self, tokens: &[u32], jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
+        self.decoder.step(&embed(&self.shared, tokens)?, jobs)
     }
 
     /// `[rows, D] -> [rows, V]`
@@ -144,18 +148,15 @@ impl Model {
 
     /// The logits after a given start of an answer, `[V]`; for tests and tools.
     pub fn logits_after(&self, encoded: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-        let cross = self.cross(encoded)?;
-        let mut cache = SelfCache::default();
+        let (cross, mut cache) = (self.cross(encoded)?, self.cache());
         let mut hidden = None;
-        for token in tokens {
-            hidden = Some(self.decode_step(&[*token], &mut cache, &[(&cross, 1)])?);
+        for (position, token) in tokens.iter().enumerate() {
+            let (cross, cache) = (&cross, &mut cache);
+            let rows = StepRows { position, rows: 1, cross, cache };
+            hidden = Some(self.decode_step(&[*token], &mut [rows])?);
         }
         let hidden = hidden.ok_or_else(|| candle_core::Error::Msg("no tokens given".to_owned()))?;
         self.logits(&hidden)?.get(0)
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
     }
 }
 

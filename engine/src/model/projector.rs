@@ -1,12 +1,15 @@
 //! The projector: visual tokens to the language model's size, with positions and a pooled token.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::{LoadError, ops::LayerNorm, weights::Scope};
+use super::{
+    LoadError,
+    layers::{LayerNorm, Linear},
+    weights::Scope,
+};
 
 pub(crate) struct Projector {
-    /// `[C, D]`
-    projection: Tensor,
+    projection: Linear,
     norm: LayerNorm,
     /// Position and time of every visual token, `[N, C]`.
     positions: Tensor,
@@ -22,11 +25,13 @@ impl Projector {
     ) -> std::result::Result<Self, LoadError> {
         // The two layouts store this matrix transposed to each other.
         let projection = if scope.shape("image_projection_transposed").is_some() {
-            scope.get("image_projection_transposed", &[channels, d_model])?
-        } else {
-            let weight = scope.get("image_projection.weight", &[d_model, channels])?;
+            let weight = scope.get("image_projection_transposed", &[channels, d_model])?;
             weight.t().and_then(|w| w.contiguous()).map_err(LoadError::Device)?
+        } else {
+            scope.get("image_projection.weight", &[d_model, channels])?
         };
+        let projection =
+            Linear::new(scope.compute(), projection, None).map_err(LoadError::Device)?;
         let table = |name: &str| {
             let name = format!("image_position_embed.{name}.weight");
             let rows = scope.shape(&name).and_then(|shape| shape.first().copied());
@@ -49,11 +54,9 @@ impl Projector {
 
     /// `[B, N, C] -> [B, 1 + N, D]`: the mean token first, then every token.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, n, c) = x.dims3()?;
         let x = x.broadcast_add(&self.positions)?;
         let tokens = Tensor::cat(&[&x.mean_keepdim(1)?, &x], 1)?;
-        let projected = tokens.reshape((b * (n + 1), c))?.matmul(&self.projection)?;
-        self.norm.forward(&projected.reshape((b, n + 1, ()))?)
+        self.norm.forward(&self.projection.forward(&tokens)?)
     }
 }
 

@@ -12,7 +12,7 @@ use candle_core::{
     safetensors::{MmapedSafetensors, SliceSafetensors},
 };
 
-use super::{Checkpoint, embedded};
+use super::{Checkpoint, Shape, embedded, layers::Compute};
 
 /// Why a checkpoint directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,7 @@ enum File {
     Safetensors(MmapedSafetensors),
     Embedded(SliceSafetensors<'static>),
     Pickle(PthTensors),
+    Synthetic,
 }
 
 /// All tensors of a checkpoint by canonical name; they are read when asked for.
@@ -98,6 +99,7 @@ pub(crate) struct Weights {
     files: Vec<(PathBuf, File)>,
     index: HashMap<String, Entry>,
     device: Device,
+    compute: Compute,
 }
 
 #[derive(Clone)]
@@ -109,12 +111,20 @@ struct Entry {
 
 impl Weights {
     /// Opens `model.safetensors` (or its shards) or `pytorch_model.bin`.
-    pub(crate) fn open(checkpoint: Checkpoint<'_>, device: &Device) -> Result<Self, LoadError> {
+    pub(crate) fn open(
+        checkpoint: Checkpoint<'_>,
+        device: &Device,
+        compute: Compute,
+    ) -> Result<Self, LoadError> {
         const SINGLE: &str = "model.safetensors";
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
-        let mut weights = Self { files: Vec::new(), index: HashMap::new(), device: device.clone() };
-        if let Checkpoint::Embedded = checkpoint {
+        let (files, index) = (Vec::new(), HashMap::new());
+        let mut weights = Self { files, index, device: device.clone(), compute };
+        if let Checkpoint::Synthetic(shape) = checkpoint {
+            weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
+            weights.files.push((checkpoint.path(SINGLE), File::Synthetic));
+        } else if let Checkpoint::Embedded = checkpoint {
             weights.add_embedded(embedded(SINGLE).unwrap_or_default(), checkpoint.path(SINGLE))?;
         } else if checkpoint.has(SINGLE) {
             weights.add_safetensors(checkpoint.path(SINGLE))?;
@@ -180,6 +190,15 @@ impl Weights {
 
     /// The tensor of a canonical name as float32, if it has the expected shape.
     pub(crate) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+        let tensor = self.get_stored(name, expected)?;
+        tensor.to_dtype(DType::F32).map_err(LoadError::Device)
+    }
+
+    /// The same in the numbers that the file has.
+    pub(crate) fn get_stored(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+        if let [(_, File::Synthetic)] = self.files.as_slice() {
+            return synthetic(name, expected).map_err(LoadError::Device);
+        }
         let entry = self.index.get(name).ok_or_else(|| LoadError::Missing {
             name: name.to_owned(),
             expected: expected.to_vec(),
@@ -200,8 +219,9 @@ impl Weights {
                 Some(tensor) => tensor.to_device(&self.device),
                 None => Err(candle_core::Error::CannotFindTensor { path: entry.name.clone() }),
             }),
+            File::Synthetic => synthetic(name, expected),
         };
-        tensor.and_then(|tensor| tensor.to_dtype(DType::F32)).map_err(damaged)
+        tensor.map_err(damaged)
     }
 
     /// The tensors below a prefix.
@@ -225,9 +245,42 @@ impl Scope<'_> {
         self.weights.get(&format!("{}.{name}", self.prefix), expected)
     }
 
+    /// What the layers below are to compute with.
+    pub(crate) fn compute(&self) -> Compute {
+        self.weights.compute
+    }
+
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.weights.shape(&format!("{}.{name}", self.prefix))
     }
+}
+
+/// A made-up tensor that keeps activations in range: norms are neutral, biases 0, weights uniform
+/// with the variance of one over their inputs; the same name always gets the same values.
+fn synthetic(name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
+    let count: usize = shape.iter().product();
+    let values = if name.ends_with(".bias") {
+        vec![0.0; count]
+    } else if name.contains("norm") {
+        vec![1.0; count]
+    } else {
+        let inputs: usize = shape.iter().skip(1).product();
+        let width = (12.0 / inputs.max(1) as f32).sqrt();
+        let seed = name.bytes().fold(0x9e37_79b9_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        (0..count as u64)
+            .map(|i| width * (unit(seed ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) - 0.5))
+            .collect()
+    };
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// A number below 1 from the bits of another (the finisher of `splitmix64`).
+fn unit(bits: u64) -> f32 {
+    let mixed = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed >> 40) as f32 / (1 << 24) as f32
 }
 
 /// `model.safetensors.index.json`: which shard holds a tensor.

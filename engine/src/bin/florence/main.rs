@@ -1,8 +1,10 @@
 //! `florence`: the engine on the command line, without Redis.
 #![expect(clippy::print_stdout, reason = "a command-line tool")]
 
+mod bench;
 mod doctor;
 mod draw;
+mod load;
 mod pull;
 mod run;
 
@@ -24,6 +26,8 @@ enum Command {
     Pull(pull::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
     Draw(draw::Args),
+    /// Measure how long each stage takes.
+    Bench(bench::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -33,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use florence_engine::{
-    Coordinates, Device, Florence, GenerateOptions, LoadOptions, PrepareOptions, image::Orientation,
-};
+use florence_engine::{Coordinates, GenerateOptions, PrepareOptions, image::Orientation};
 use serde_json::json;
+
+use crate::load::ModelArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint directory; without it the embedded tiny model answers
-    #[arg(long)]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
@@ -29,21 +28,12 @@ pub(crate) struct Args {
     /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
     #[arg(long)]
     length_penalty: Option<f32>,
-    /// Number format of the weights; auto takes the fastest that is exact, today float32
-    #[arg(long, value_enum, default_value_t = Precision::Auto)]
-    precision: Precision,
     /// Coordinates as floats, or truncated as newer transformers give them
     #[arg(long, value_enum, default_value_t = CoordinateFormat::Float)]
     coordinates: CoordinateFormat,
     /// Turn pictures as their EXIF tag says
     #[arg(long)]
     exif: bool,
-    /// CUDA device to run on, where built with the cuda feature
-    #[arg(long)]
-    cuda: Option<usize>,
-    /// Compute threads; 0 for all cores
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -53,19 +43,13 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Precision {
-    F32,
-    Auto,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum CoordinateFormat {
     Float,
     Int,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let florence = load(args)?;
+    let florence = args.model.load()?;
     let prepare = PrepareOptions {
         orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
         ..PrepareOptions::default()
@@ -103,17 +87,4 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn load(args: &Args) -> anyhow::Result<Florence> {
-    let (Precision::F32 | Precision::Auto) = args.precision;
-    let options = LoadOptions {
-        device: args.cuda.map_or(Device::Cpu, Device::Cuda),
-        threads: args.threads,
-        nice: 0,
-    };
-    Ok(match &args.model {
-        Some(directory) => Florence::load(directory, &options)?,
-        None => Florence::embedded(&options)?,
-    })
 }

@@ -1,0 +1,79 @@
+//! The options that say which model is loaded, and how.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::ValueEnum;
+use florence_engine::{Cpu, Device, Florence, Kernels, LoadOptions, Precision, model::Shape};
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Checkpoint directory; without it the embedded tiny model answers
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Made-up weights of a published size instead, to measure speed
+    #[arg(long, value_enum, conflicts_with = "model")]
+    synthetic: Option<SyntheticShape>,
+    /// Numbers that matrix products are computed in; auto takes bfloat16 where the CPU has it
+    #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
+    precision: PrecisionName,
+    /// Instruction set: scalar, avx2, avx512, neon, or candle for candle's own operations
+    /// (default: the best one)
+    #[arg(long)]
+    kernels: Option<String>,
+    /// Compute threads; 0 for all cores
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// CUDA device to run on, where built with the cuda feature
+    #[arg(long)]
+    cuda: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SyntheticShape {
+    Base,
+    Large,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    F32,
+    Bf16,
+    Auto,
+}
+
+impl ModelArgs {
+    pub(crate) fn load(&self) -> anyhow::Result<Florence> {
+        let options = LoadOptions {
+            device: self.cuda.map_or(Device::Cpu, Device::Cuda),
+            precision: match self.precision {
+                PrecisionName::F32 => Precision::F32,
+                PrecisionName::Bf16 => Precision::Bf16,
+                PrecisionName::Auto => Precision::Auto,
+            },
+            kernels: self.kernels()?,
+            threads: self.threads,
+            nice: 0,
+        };
+        Ok(match (&self.model, self.synthetic) {
+            (Some(directory), _) => Florence::load(directory, &options)?,
+            (None, Some(SyntheticShape::Base)) => Florence::synthetic(Shape::Base, &options)?,
+            (None, Some(SyntheticShape::Large)) => Florence::synthetic(Shape::Large, &options)?,
+            (None, None) => Florence::embedded(&options)?,
+        })
+    }
+
+    fn kernels(&self) -> anyhow::Result<Kernels> {
+        Ok(match self.kernels.as_deref() {
+            None => Kernels::Best,
+            Some("candle") => Kernels::Candle,
+            Some(name) => match Cpu::available().into_iter().find(|cpu| cpu.name() == name) {
+                Some(cpu) => Kernels::On(cpu),
+                None => {
+                    let names: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
+                    bail!("no kernels '{name}' here; there are {} and candle", names.join(", "))
+                }
+            },
+        })
+    }
+}

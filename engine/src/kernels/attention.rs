@@ -1,0 +1,467 @@
+//! Attention: within windows of a grid, across channels, and over sequences.
+//!
+//! Scores of one head exist for one block of rows at a time, in a buffer of the thread.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{
+    Cpu,
+    conv::Grid,
+    gemm::{Finish, Matrix, Panels, Rows, block_rows, padded, product},
+    rows::{LayerNorm, Norm, Softmax, softmax},
+    scratch::{Line, Lines, WIDTH},
+};
+
+/// Packs `x`, rows at a distance of `stride`, as panels whose columns are its columns.
+fn pack_columns(x: &[f32], stride: usize, rows: usize, columns: usize, lines: &mut [Line]) {
+    for (panel, lines) in lines.chunks_mut(rows).enumerate() {
+        let first = panel * WIDTH;
+        let width = WIDTH.min(columns - first);
+        for (row, line) in lines.iter_mut().enumerate() {
+            line.0[..width].copy_from_slice(&x[row * stride + first..][..width]);
+            line.0[width..].fill(0.0);
+        }
+    }
+}
+
+/// Packs `x`, rows at a distance of `stride`, as panels whose columns are its rows.
+fn pack_rows(x: &[f32], stride: usize, rows: usize, columns: usize, lines: &mut [Line]) {
+    for (panel, lines) in lines.chunks_mut(columns).enumerate() {
+        let first = panel * WIDTH;
+        let width = WIDTH.min(rows - first);
+        if width < WIDTH {
+            lines.fill(Line::default());
+        }
+        for row in 0..width {
+            let x = &x[(first + row) * stride..][..columns];
+            for (line, x) in lines.iter_mut().zip(x) {
+                line.0[row] = *x;
+            }
+        }
+    }
+}
+
+fn panels(columns: usize) -> usize {
+    columns.div_ceil(WIDTH)
+}
+
+/// Keys and values of one head, as operands.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    /// `[size, length]`
+    keys: &'a [Line],
+    /// `[length, size]`
+    values: &'a [Line],
+    length: usize,
+    size: usize,
+}
+
+impl Head<'_> {
+    /// `softmax(scale * q k^T) v` for a block of queries.
+    fn attend(&self, cpu: Cpu, q: Rows<'_>, scale: f32, out: &mut [f32], out_stride: usize) {
+        let stride = padded(self.length);
+        let mut scores = Lines::floats(q.count * stride);
+        let scores = scores.as_floats();
+        let keys = Panels { lines: self.keys, steps: self.size, columns: self.length };
+        product(cpu, q, keys, scores, stride);
+        let rows = &mut scores[..q.count * stride];
+        cpu.run(Softmax { rows, stride, size: self.length, scale });
+        let values = Panels { lines: self.values, steps: self.length, columns: self.size };
+        product(cpu, Rows::new(scores, stride, q.count), values, out, out_stride);
+    }
+}
+
+/// `x + proj(attention(qkv(norm(x))))` within square windows of the grid.
+#[derive(Debug)]
+pub(crate) struct WindowAttention {
+    pub(crate) norm: Norm,
+    pub(crate) qkv: Matrix,
+    pub(crate) proj: Matrix,
+    pub(crate) heads: usize,
+    /// Height and width of a window.
+    pub(crate) window: usize,
+}
+
+impl WindowAttention {
+    /// The grid is padded with zeros, after the norm, to whole windows.
+    pub(crate) fn forward(&self, cpu: Cpu, x: &[f32], (b, h, w, c): Grid) -> Vec<f32> {
+        let side = self.window;
+        let (rows, columns) = (h.div_ceil(side), w.div_ceil(side));
+        let mut out = vec![0.0; x.len()];
+        // The lines of every window, from the input and for the result.
+        let mut windows: Vec<Vec<(&[f32], &mut [f32])>> = Vec::new();
+        windows.resize_with(b * rows * columns, Vec::new);
+        let lines = x.chunks_exact(w * c).zip(out.chunks_exact_mut(w * c));
+        for (line, (x, out)) in lines.enumerate() {
+            let first = (line / h * rows + line % h / side) * columns;
+            let parts = x.chunks(side * c).zip(out.chunks_mut(side * c));
+            for (part, window) in parts.zip(&mut windows[first..]) {
+                window.push(part);
+            }
+        }
+        windows.into_par_iter().for_each(|window| self.window(cpu, window, c));
+        out
+    }
+
+    fn window(&self, cpu: Cpu, lines: Vec<(&[f32], &mut [f32])>, c: usize) {
+        let cells = self.window * self.window;
+        let stride = padded(c);
+        let mut tokens = Lines::floats(cells * stride);
+        let tokens = tokens.as_floats();
+        let mut line_tokens = tokens[..cells * stride].chunks_exact_mut(self.window * stride);
+        for (x, _) in &lines {
+            let Some(out) = line_tokens.next() else { break };
+            let (out, beyond) = out.split_at_mut(x.len() / c * stride);
+            cpu.run(LayerNorm { norm: &self.norm, x, stride: c, out, out_stride: stride });
+            beyond.fill(0.0);
+        }
+        line_tokens.for_each(|beyond| beyond.fill(0.0));
+
+        let wide = padded(3 * c);
+        let mut qkv = Lines::floats(cells * wide);
+        let qkv = qkv.as_floats();
+        self.qkv.block(cpu, Rows::new(tokens, stride, cells), &Finish::default(), qkv, wide);
+        let size = c / self.heads;
+        let scale = (size as f32).sqrt().recip();
+        let (mut keys, mut values) =
+            (Lines::new(panels(cells) * size), Lines::new(panels(size) * cells));
+        for head in 0..self.heads {
+            let at = head * size;
+            pack_rows(&qkv[c + at..], wide, cells, size, &mut keys);
+            pack_columns(&qkv[2 * c + at..], wide, cells, size, &mut values);
+            let head = Head { keys: &keys, values: &values, length: cells, size };
+            head.attend(cpu, Rows::new(&qkv[at..], wide, cells), scale, &mut tokens[at..], stride);
+        }
+        // The projection's result takes the place of the queries.
+        self.proj.block(cpu, Rows::new(tokens, stride, cells), &Finish::default(), qkv, wide);
+        let results = qkv.chunks(self.window * wide);
+        for ((x, out), results) in lines.into_iter().zip(results) {
+            for ((x, out), y) in
+                x.chunks_exact(c).zip(out.chunks_exact_mut(c)).zip(results.chunks(wide))
+            {
+                for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                    *out = x + y;
+                }
+            }
+        }
+    }
+}
+
+/// `x + proj(attention(qkv(norm(x))))`, attention being across the channels of each group.
+#[derive(Debug)]
+pub(crate) struct ChannelAttention {
+    pub(crate) norm: Norm,
+    pub(crate) qkv: Matrix,
+    pub(crate) proj: Matrix,
+    pub(crate) groups: usize,
+}
+
+impl ChannelAttention {
+    /// `[B, N, C] -> [B, N, C]`, with `tokens` being `N`.
+    pub(crate) fn forward(&self, cpu: Cpu, x: &[f32], tokens: usize) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        let picture = tokens * self.proj.outputs();
+        for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)) {
+            self.picture(cpu, x, out, tokens);
+        }
+        out
+    }
+
+    fn picture(&self, cpu: Cpu, x: &[f32], out: &mut [f32], tokens: usize) {
+        // Fixed, unlike the blocks of other kernels: the sums of scores follow it.
+        const BLOCK: usize = 144;
+        let c = self.proj.outputs();
+        let size = c / self.groups;
+        let mut values = vec![0.0; x.len()];
+        let partial: Vec<Vec<f32>> = x
+            .par_chunks(BLOCK * c)
+            .zip(values.par_chunks_mut(BLOCK * c))
+            .map(|(x, values)| self.scores(cpu, x, values))
+            .collect();
+        let mut scores = vec![0.0; self.groups * size * size];
+        for partial in partial {
+            for (sum, x) in scores.iter_mut().zip(partial) {
+                *sum += x;
+            }
+        }
+        let scale = (tokens as f32).sqrt().recip();
+        cpu.run(Softmax { rows: &mut scores, stride: size, size, scale });
+        let mut lines = vec![Line::default(); self.groups * panels(size) * size];
+        let groups = lines.chunks_exact_mut(panels(size) * size);
+        for (scores, lines) in scores.chunks_exact(size * size).zip(groups) {
+            pack_rows(scores, size, size, size, lines);
+        }
+        out.par_chunks_mut(BLOCK * c)
+            .zip(x.par_chunks(BLOCK * c))
+            .zip(values.par_chunks(BLOCK * c))
+            .for_each(|((out, x), values)| {
+                let (count, stride) = (x.len() / c, padded(c));
+                let mut mixed = Lines::floats(count * stride);
+                let mixed = mixed.as_floats();
+                for (group, lines) in lines.chunks_exact(panels(size) * size).enumerate() {
+                    let at = group * size;
+                    let panels = Panels { lines, steps: size, columns: size };
+                    let values = Rows::new(&values[at..], c, count);
+                    product(cpu, values, panels, &mut mixed[at..], stride);
+                }
+                let add = Finish { add: Some((x, c)), ..Finish::default() };
+                self.proj.block(cpu, Rows::new(mixed, stride, count), &add, out, c);
+            });
+    }
+
+    /// A block's part of `q^T k` of every group; keeps its values.
+    fn scores(&self, cpu: Cpu, x: &[f32], values: &mut [f32]) -> Vec<f32> {
+        let c = self.proj.outputs();
+        let size = c / self.groups;
+        let (count, stride, wide) = (x.len() / c, padded(c), padded(3 * c));
+        let mut normed = Lines::floats(count * stride);
+        let mut qkv = Lines::floats(count * wide);
+        let (normed, qkv) = (normed.as_floats(), qkv.as_floats());
+        cpu.run(LayerNorm { norm: &self.norm, x, stride: c, out: normed, out_stride: stride });
+        self.qkv.block(cpu, Rows::new(normed, stride, count), &Finish::default(), qkv, wide);
+        for (to, from) in values.chunks_exact_mut(c).zip(qkv.chunks(wide)) {
+            to.copy_from_slice(&from[2 * c..3 * c]);
+        }
+        let mut scores = vec![0.0; self.groups * size * size];
+        let mut keys = Lines::new(panels(size) * count);
+        for (group, scores) in scores.chunks_exact_mut(size * size).enumerate() {
+            let at = group * size;
+            pack_columns(&qkv[c + at..], wide, count, size, &mut keys);
+            let queries = Rows { data: &qkv[at..], stride: 1, step: wide, count: size };
+            let keys = Panels { lines: &keys, steps: count, columns: size };
+            product(cpu, queries, keys, scores, size);
+        }
+        scores
+    }
+}
+
+/// Keys and values of a sequence, packed per head.
+#[derive(Debug)]
+pub(crate) struct SequenceKeys {
+    keys: Vec<Line>,
+    values: Vec<Line>,
+    length: usize,
+    heads: usize,
+    size: usize,
+}
+
+impl SequenceKeys {
+    /// Packs keys and values, both `[S, D]`.
+    pub(crate) fn pack(keys: &[f32], values: &[f32], d: usize, heads: usize) -> Self {
+        let (length, size) = (keys.len() / d, d / heads);
+        let mut packed = Self {
+            keys: vec![Line::default(); heads * panels(length) * size],
+            values: vec![Line::default(); heads * panels(size) * length],
+            length,
+            heads,
+            size,
+        };
+        let heads = packed
+            .keys
+            .par_chunks_exact_mut(panels(length) * size)
+            .zip(packed.values.par_chunks_exact_mut(panels(size) * length));
+        heads.enumerate().for_each(|(head, (to_keys, to_values))| {
+            pack_rows(&keys[head * size..], d, length, size, to_keys);
+            pack_columns(&values[head * size..], d, length, size, to_values);
+        });
+        packed
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        (self.keys.len() + self.values.len()) * size_of::<Line>()
+    }
+
+    fn scale(&self) -> f32 {
+        (self.size as f32).sqrt().recip()
+    }
+
+    fn head(&self, head: usize) -> Head<'_> {
+        let (keys, values) = (panels(self.length) * self.size, panels(self.size) * self.length);
+        Head {
+            keys: &self.keys[head * keys..][..keys],
+            values: &self.values[head * values..][..values],
+            length: self.length,
+            size: self.size,
+        }
+    }
+}
+
+/// Attention of every query, `[T, D]`, over a sequence.
+pub(crate) fn attend_sequence(cpu: Cpu, q: &[f32], sequence: &SequenceKeys) -> Vec<f32> {
+    let scale = sequence.scale();
+    let d = sequence.heads * sequence.size;
+    let mut out = vec![0.0; q.len()];
+    let block = block_rows(q.len() / d);
+    out.par_chunks_mut(block * d).zip(q.par_chunks(block * d)).for_each(|(out, q)| {
+        for head in 0..sequence.heads {
+            let at = head * sequence.size;
+            let q = Rows::new(&q[at..], d, q.len() / d);
+            sequence.head(head).attend(cpu, q, scale, &mut out[at..], d);
+        }
+    });
+    out
+}
+
+/// Attention of a few queries each over sequences of their own: `jobs` lists, in the order of the
+/// rows of `q`, every sequence and its number of rows.
+pub(crate) fn attend_sequences(cpu: Cpu, q: &[f32], jobs: &[(&SequenceKeys, usize)]) -> Vec<f32> {
+    let mut firsts = Vec::with_capacity(jobs.len());
+    let mut first = 0;
+    for (sequence, rows) in jobs {
+        firsts.extend((0..sequence.heads).map(|head| (*sequence, head, first, *rows)));
+        first += rows;
+    }
+    let parts: Vec<Vec<f32>> = firsts
+        .par_iter()
+        .map(|(sequence, head, first, rows)| {
+            let (d, size) = (sequence.heads * sequence.size, sequence.size);
+            let mut out = vec![0.0; rows * size];
+            let q = Rows::new(&q[first * d + head * size..], d, *rows);
+            sequence.head(*head).attend(cpu, q, sequence.scale(), &mut out, size);
+            out
+        })
+        .collect();
+    let mut out = vec![0.0; q.len()];
+    for ((sequence, head, first, _), part) in firsts.into_iter().zip(parts) {
+        let (d, size) = (sequence.heads * sequence.size, sequence.size);
+        for (row, part) in part.chunks_exact(size).enumerate() {
+            out[(first + row) * d + head * size..][..size].copy_from_slice(part);
+        }
+    }
+    out
+}
+
+/// What the rows of one job have seen: keys and values of every layer and step.
+///
+/// Rows share their past: each is a list of slots, so that a search may drop, keep and double rows
+/// without moving any key.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    rows: Vec<Vec<u32>>,
+    slots: u32,
+}
+
+impl History {
+    /// Gives each of `rows` rows a slot for the coming step.
+    pub(crate) fn advance(&mut self, rows: usize) {
+        self.rows.resize_with(rows, Vec::new);
+        for row in &mut self.rows {
+            row.push(self.slots);
+            self.slots += 1;
+        }
+    }
+
+    /// Row `i` goes on from what row `parents[i]` has seen.
+    pub(crate) fn select(&mut self, parents: &[usize]) {
+        self.rows = parents.iter().map(|parent| self.rows[*parent].clone()).collect();
+    }
+
+    /// Adds the rows' keys and values to a layer; attention of the queries, each over its past.
+    fn attend(&mut self, cpu: Cpu, layer: usize, rows: HistoryRows<'_>, heads: usize, scale: f32) {
+        if self.layers.len() <= layer {
+            self.layers.resize_with(layer + 1, Default::default);
+        }
+        let (keys, values) = &mut self.layers[layer];
+        keys.extend_from_slice(rows.keys);
+        values.extend_from_slice(rows.values);
+        let d = rows.queries.len() / self.rows.len().max(1);
+        let parts = rows.queries.chunks_exact(d).zip(rows.out.chunks_exact_mut(d));
+        for ((q, out), slots) in parts.zip(&self.rows) {
+            cpu.run(AttendHistory { keys, values, slots, q, heads, scale, out });
+        }
+    }
+}
+
+/// What a job's rows bring to a layer, `[rows, D]` each.
+struct HistoryRows<'a> {
+    queries: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    out: &'a mut [f32],
+}
+
+/// Self-attention of one decoder step: the rows of all jobs, each over its own history. `qkv` are
+/// queries, keys and values, `[rows, D]` each.
+pub(crate) fn attend_histories(
+    cpu: Cpu,
+    layer: usize,
+    jobs: Vec<&mut History>,
+    qkv: [&[f32]; 3],
+    d: usize,
+    heads: usize,
+) -> Vec<f32> {
+    let scale = ((d / heads) as f32).sqrt().recip();
+    let mut all = vec![0.0; qkv[0].len()];
+    let (mut first, mut rest) = (0, all.as_mut_slice());
+    let mut parts = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let count = job.rows.len() * d;
+        let (out, others) = rest.split_at_mut(count);
+        let [queries, keys, values] = qkv.map(|x| &x[first..first + count]);
+        parts.push((job, HistoryRows { queries, keys, values, out }));
+        rest = others;
+        first += count;
+    }
+    parts.into_par_iter().for_each(|(job, rows)| job.attend(cpu, layer, rows, heads, scale));
+    all
+}
+
+struct AttendHistory<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    slots: &'a [u32],
+    q: &'a [f32],
+    heads: usize,
+    scale: f32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for AttendHistory<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { keys, values, slots, q, heads, scale, out } = self;
+        let (d, size) = (q.len(), q.len() / heads);
+        let length = slots.len();
+        let mut scores = Lines::floats(heads * length);
+        let scores = &mut scores.as_floats()[..heads * length];
+        for (t, slot) in slots.iter().enumerate() {
+            let key = &keys[*slot as usize * d..][..d];
+            let heads = key.chunks_exact(size).zip(q.chunks_exact(size));
+            for (head, (key, q)) in heads.enumerate() {
+                let (key, key_tail) = S::as_simd_f32s(key);
+                let (q, q_tail) = S::as_simd_f32s(q);
+                let sum = key
+                    .iter()
+                    .zip(q)
+                    .fold(simd.splat_f32s(0.0), |sum, (key, q)| simd.mul_add_e_f32s(*key, *q, sum));
+                let tail: f32 = key_tail.iter().zip(q_tail).map(|(key, q)| key * q).sum();
+                scores[head * length + t] = simd.reduce_sum_f32s(sum) + tail;
+            }
+        }
+        for scores in scores.chunks_exact_mut(length) {
+            softmax(simd, scores, scale);
+        }
+        out.fill(0.0);
+        for (t, slot) in slots.iter().enumerate() {
+            let value = &values[*slot as usize * d..][..d];
+            let parts = value.chunks_exact(size).zip(out.chunks_exact_mut(size));
+            for (head, (value, out)) in parts.enumerate() {
+                let weight = scores[head * length + t];
+                let weights = simd.splat_f32s(weight);
+                let (value, value_tail) = S::as_simd_f32s(value);
+                let (out, out_tail) = S::as_mut_simd_f32s(out);
+                for (out, value) in out.iter_mut().zip(value) {
+                    *out = simd.mul_add_e_f32s(*value, weights, *out);
+                }
+                for (out, value) in out_tail.iter_mut().zip(value_tail) {
+                    *out += value * weight;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the network computes on the CPU, on slices of float32.
+//!
+//! Every kernel is written once, over [`pulp::Simd`], and compiled for each instruction set; a
+//! [`Cpu`] is the proof that the processor has one. Results do not depend on the number of
+//! threads, nor on which rows are computed together: every element is summed in one fixed order.
+//!
+//! - `gemm`: packed matrices and their product, the only unsafe code of the kernels
+//! - `rows`: normalisation, softmax, GELU
+//! - `attention`: within windows, across channels, over sequences
+//! - `mlp`, `conv`: the other parts of a layer
+//! - `scratch`: buffers that threads reuse
+
+mod attention;
+mod conv;
+mod gemm;
+mod mlp;
+mod rows;
+mod scratch;
+
+use pulp::{Scalar, Simd, WithSimd};
+
+pub(crate) use attention::{
+    ChannelAttention, History, SequenceKeys, WindowAttention, attend_histories, attend_sequence,
+    attend_sequences,
+};
+pub(crate) use conv::{PatchConv, depthwise_residual};
+pub(crate) use gemm::{Matrix, linear};
+pub(crate) use mlp::Mlp;
+pub(crate) use rows::{Norm, layer_norm};
+
+/// The instruction set that kernels run on, found at run time.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu(Level);
+
+#[derive(Debug, Clone, Copy)]
+enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+}
+
+impl Cpu {
+    /// The best instruction set of this processor.
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Self(Level::Scalar))
+    }
+
+    /// All instruction sets that this processor can run, the best one last.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Self(Level::Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            found.extend(pulp::x86::V3::try_new().map(|simd| Self(Level::Avx2(simd))));
+            found.extend(pulp::x86::V4::try_new().map(|simd| Self(Level::Avx512(simd))));
+        }
+        #[cfg(target_arch = "aarch64")]
+        found.extend(pulp::aarch64::Neon::try_new().map(|simd| Self(Level::Neon(simd))));
+        found
+    }
+
+    /// `scalar`, `avx2`, `avx512` or `neon`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
+        }
+    }
+
+    /// Whether products of bfloat16 pairs are one instruction.
+    pub fn has_bf16(self) -> bool {
+        gemm::Bf16::new(self).is_some()
+    }
+
+    #[inline]
+    fn run<Op: WithSimd>(self, op: Op) -> Op::Output {
+        match self.0 {
+            Level::Scalar => Simd::vectorize(Scalar, op),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(simd) => Simd::vectorize(simd, op),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(simd) => Simd::vectorize(simd, op),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(simd) => Simd::vectorize(simd, op),
+        }
+    }
+}
+
+/// In what numbers products are computed; sums are always float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Precision {
+    /// float32 throughout: the reference's answers.
+    #[default]
+    F32,
+    /// Weights and inputs of matrix products rounded to bfloat16.
+    Bf16,
+}
+
+#[cfg(test)]
+mod tests {
+    /// Numbers between -1 and 1, the same for the same seed.
+    pub(super) fn random(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// Whether all differences are small beside the largest expected value.
+    pub(super) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        let largest = expected.iter().fold(1e-3f32, |most, x| most.max(x.abs()));
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= tolerance * largest, "{what}: {worst} beside {largest}");
+    }
+}

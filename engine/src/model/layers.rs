@@ -1,0 +1,198 @@
+//! The layers that DaViT and BART share.
+//!
+//! On the CPU a layer is prepared when it is loaded: its weights are packed for `kernels`. On
+//! other devices, and as the oracle of the tests, it is a formula of candle's tensor operations.
+
+use candle_core::{D, Device, Module, Result, Storage, Tensor};
+
+use super::{LoadError, weights::Scope};
+use crate::kernels::{self, Cpu, Norm, Precision};
+
+pub(super) type Loaded<T> = std::result::Result<T, LoadError>;
+
+/// What layers compute with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Compute {
+    /// This project's kernels.
+    Kernels(Cpu, Precision),
+    /// candle's operations.
+    Candle,
+}
+
+/// Lends the elements of a float32 tensor on the CPU.
+pub(super) fn floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
+        return Err(candle_core::Error::Msg("not a tensor on the CPU".to_owned()).bt());
+    };
+    Ok(f(&storage.as_slice::<f32>()?[start..end]))
+}
+
+/// A tensor like `x` but with another last dimension.
+pub(super) fn like(x: &Tensor, data: Vec<f32>, last: usize) -> Result<Tensor> {
+    let mut dims = x.dims().to_vec();
+    if let Some(size) = dims.last_mut() {
+        *size = last;
+    }
+    Tensor::from_vec(data, dims, &Device::Cpu)
+}
+
+/// `y = x W^T + b` over the last dimension.
+pub(super) enum Linear {
+    Kernel(Cpu, kernels::Matrix),
+    Candle(candle_nn::Linear),
+}
+
+impl Linear {
+    pub(super) fn load(scope: &Scope<'_>, from: usize, to: usize) -> Loaded<Self> {
+        let (weight, bias) = (scope.get("weight", &[to, from])?, scope.get("bias", &[to])?);
+        Self::new(scope.compute(), weight, Some(bias)).map_err(LoadError::Device)
+    }
+
+    pub(super) fn new(compute: Compute, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(match compute {
+            Compute::Kernels(cpu, precision) => {
+                Self::Kernel(cpu, pack(&weight, bias.as_ref(), precision)?)
+            }
+            Compute::Candle => Self::Candle(candle_nn::Linear::new(weight, bias)),
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kernel(cpu, matrix) => {
+                let y = floats(x, |x| kernels::linear(*cpu, matrix, x, None))?;
+                like(x, y, matrix.outputs())
+            }
+            Self::Candle(linear) => linear.forward(x),
+        }
+    }
+
+    /// `residual + forward(x)`
+    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kernel(cpu, matrix) => {
+                let y = floats(x, |x| {
+                    floats(residual, |add| kernels::linear(*cpu, matrix, x, Some(add)))
+                })??;
+                like(x, y, matrix.outputs())
+            }
+            Self::Candle(linear) => residual + linear.forward(x)?,
+        }
+    }
+}
+
+pub(super) fn pack(
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<kernels::Matrix> {
+    let bias = bias.map(Tensor::to_vec1::<f32>).transpose()?;
+    let inputs = weight.dim(D::Minus1)?;
+    floats(weight, |weight| kernels::Matrix::pack(weight, bias.as_deref(), inputs, precision))
+}
+
+/// The packed weights of a linear layer, for kernels that do more than that layer.
+pub(super) fn matrix(
+    scope: &Scope<'_>,
+    precision: Precision,
+    from: usize,
+    to: usize,
+) -> Loaded<kernels::Matrix> {
+    let (weight, bias) = (scope.get("weight", &[to, from])?, scope.get("bias", &[to])?);
+    pack(&weight, Some(&bias), precision).map_err(LoadError::Device)
+}
+
+/// Layer normalisation over the last dimension, with PyTorch's epsilon.
+pub(super) enum LayerNorm {
+    Kernel(Cpu, Norm),
+    Candle { weight: Tensor, bias: Tensor },
+}
+
+impl LayerNorm {
+    pub(super) fn load(scope: &Scope<'_>, size: usize) -> Loaded<Self> {
+        if let Compute::Kernels(cpu, _) = scope.compute() {
+            return Ok(Self::Kernel(cpu, norm(scope, size)?));
+        }
+        Ok(Self::Candle {
+            weight: scope.get("weight", &[size])?,
+            bias: scope.get("bias", &[size])?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kernel(cpu, norm) => {
+                let y = floats(x, |x| kernels::layer_norm(*cpu, norm, x))?;
+                like(x, y, norm.weight.len())
+            }
+            Self::Candle { weight, bias } => {
+                candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, 1e-5)
+            }
+        }
+    }
+}
+
+/// The weights of a normalisation, for kernels that do more than that.
+pub(super) fn norm(scope: &Scope<'_>, size: usize) -> Loaded<Norm> {
+    let vector = |name| {
+        let tensor = scope.get(name, &[size])?;
+        tensor.to_vec1::<f32>().map_err(LoadError::Device)
+    };
+    Ok(Norm { weight: vector("weight")?, bias: vector("bias")? })
+}
+
+/// `x + fc2(gelu(fc1(norm(x))))`; without a norm, `fc1` sees `x` itself.
+pub(super) enum Mlp {
+    Kernel(Cpu, kernels::Mlp),
+    Candle { norm: Option<LayerNorm>, fc1: Linear, fc2: Linear },
+}
+
+impl Mlp {
+    /// The hidden size is read from the file. `norm` names the norm's place.
+    pub(super) fn load(
+        scope: &Scope<'_>,
+        norm_scope: Option<&Scope<'_>>,
+        size: usize,
+    ) -> Loaded<Self> {
+        let hidden = scope.shape("fc1.weight").and_then(|shape| shape.first().copied());
+        let hidden = hidden.unwrap_or(4 * size);
+        let (fc1, fc2) = (scope.pp("fc1"), scope.pp("fc2"));
+        Ok(match scope.compute() {
+            Compute::Kernels(cpu, precision) => Self::Kernel(
+                cpu,
+                kernels::Mlp {
+                    norm: norm_scope.map(|scope| norm(scope, size)).transpose()?,
+                    fc1: matrix(&fc1, precision, size, hidden)?,
+                    fc2: matrix(&fc2, precision, hidden, size)?,
+                },
+            ),
+            Compute::Candle => Self::Candle {
+                norm: norm_scope.map(|scope| LayerNorm::load(scope, size)).transpose()?,
+                fc1: Linear::load(&fc1, size, hidden)?,
+                fc2: Linear::load(&fc2, hidden, size)?,
+            },
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kernel(cpu, mlp) => {
+                let y = floats(x, |x| mlp.forward(*cpu, x))?;
+                like(x, y, x.dim(D::Minus1)?)
+            }
+            Self::Candle { norm, fc1, fc2 } => {
+                let normed = norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))?;
+                fc2.forward_add(&fc1.forward(&normed)?.gelu_erf()?, x)
+            }
+        }
+    }
+}
+
+/// Softmax of `scores` over the last dimension, times `v`, in candle's operations.
+pub(super) fn attend(scores: &Tensor, v: &Tensor) -> Result<Tensor> {
+    debug_assert_eq!(scores.dim(D::Minus1)?, v.dim(D::Minus2)?);
+    candle_nn::ops::softmax_last_dim(scores)?.matmul(v)
+}
