@@ -268,11 +268,6 @@ impl SequenceKeys {
         packed
     }
 
-    /// Bytes that it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        (self.keys.len() + self.values.len()) * size_of::<Line>()
-    }
-
     fn scale(&self) -> f32 {
         (self.size as f32).sqrt().recip()
     }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::{
     Cpu,
     gemm::{Finish, Matrix, Rows, block_rows, padded},
+    rows::{load, store},
     scratch::Lines,
 };
 
@@ -65,12 +66,12 @@ impl WithSimd for DepthwiseRow<'_> {
             let here = lines[1].map_or(&[][..], |line| &line[column * size..][..size]);
             for at in (0..size).step_by(S::F32_LANES) {
                 let end = (at + S::F32_LANES).min(size);
-                let load = |slice: &[f32]| simd.partial_load_f32s(&slice[at..end]);
+                let load = |slice: &[f32]| load(simd, &slice[at..end]);
                 let mut sum = simd.add_f32s(load(here), load(bias));
                 for (pixel, tap) in &under[..count] {
                     sum = simd.mul_add_e_f32s(load(pixel), load(tap), sum);
                 }
-                simd.partial_store_f32s(&mut out[at..end], sum);
+                store(simd, &mut out[at..end], sum);
             }
         }
     }

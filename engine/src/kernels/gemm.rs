@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::{
     Cpu, Precision,
-    rows::gelu,
+    rows::{gelu, load, store},
     scratch::{Line, Lines, WIDTH},
 };
 
@@ -422,7 +422,7 @@ impl<A> Product<'_, A> {
         let f32s = |slice: &[f32], at: usize| {
             // Beyond the last column there are only zeros to add to zeros.
             let end = (at + S::F32_LANES).min(slice.len());
-            simd.partial_load_f32s(&slice[at.min(end)..end])
+            load(simd, &slice[at.min(end)..end])
         };
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
@@ -444,7 +444,7 @@ impl<A> Product<'_, A> {
                 let count = left.min(S::F32_LANES);
                 // SAFETY: as above.
                 let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
-                simd.partial_store_f32s(to, y);
+                store(simd, to, y);
             }
         }
     }

@@ -4,6 +4,24 @@ use pulp::{Scalar, Simd, WithSimd};
 
 use super::Cpu;
 
+/// Up to a register of floats, the rest 0. A whole register is the common case by far.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from) {
+        ([whole], []) => *whole,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// As many floats as there is room for.
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(to) {
+        ([whole], []) => *whole = values,
+        (_, to) => simd.partial_store_f32s(to, values),
+    }
+}
+
 /// `e^x`, within 2 units in the last place; arguments are clamped to what float32 can hold.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
