@@ -43,10 +43,10 @@ def sha256(path):
 class Reference:
     """A checkpoint in the native layout, ready to answer."""
 
-    def __init__(self, directory, head=None):
+    def __init__(self, directory, head=None, attention="eager"):
         directory = Path(directory)
         self.model = Florence2ForConditionalGeneration.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager").eval()
+            directory, dtype=torch.float32, attn_implementation=attention).eval()
         if head is not None:
             # An untied head, as some fine-tuned checkpoints of the original layout have.
             self.model.lm_head.weight = torch.nn.Parameter(head)
@@ -95,18 +95,24 @@ class Reference:
         out["logits"] = self.model.lm_head(decoded[:, -1])
         return out
 
-    @torch.no_grad()
-    def answer(self, image, prompt, beams, max_new_tokens, **overrides):
-        """Ids and parsed JSON of one picture and prompt."""
-        pixels, ids = self.pixels(image), self.prompt_ids(prompt)
-        n = self.model.get_image_features(pixels).pooler_output.shape[1]
-        inputs = torch.tensor([[self.model.config.image_token_id] * n + ids])
+    def inputs(self, image, prompt):
+        """What `generate` takes of a picture and a prompt."""
+        side = self.preprocessor["size"]["width"] // 32
+        ids = torch.tensor([[self.model.config.image_token_id] * (1 + side * side) + self.prompt_ids(prompt)])
+        return {"input_ids": ids, "pixel_values": self.pixels(image), "attention_mask": torch.ones_like(ids)}
+
+    def config(self, beams, max_new_tokens, **overrides):
+        """The generation settings of a search."""
         config = self.generation | {"num_beams": beams, "max_new_tokens": max_new_tokens, "do_sample": False} | overrides
         if beams == 1:
             config["early_stopping"] = False
-        sequence = self.model.generate(
-            input_ids=inputs, pixel_values=pixels, attention_mask=torch.ones_like(inputs),
-            generation_config=GenerationConfig(**config))[0].tolist()
+        return GenerationConfig(**config)
+
+    @torch.no_grad()
+    def answer(self, image, prompt, beams, max_new_tokens, **overrides):
+        """Ids and parsed JSON of one picture and prompt."""
+        config = self.config(beams, max_new_tokens, **overrides)
+        sequence = self.model.generate(**self.inputs(image, prompt), generation_config=config)[0].tolist()
         text = self.tokenizer.decode(sequence, skip_special_tokens=False)
         task = next(t for t in scenes.PROMPTS if prompt.startswith(t))
         stand_in = types.SimpleNamespace(tasks_answer_post_processing_type=ANSWER_TYPES, post_processor=self.post)

@@ -21,6 +21,9 @@ pub enum Error {
     /// bfloat16 was asked for, and the processor cannot multiply it.
     #[error("this processor has no bfloat16 products (AVX512-BF16): use precision f32 or auto")]
     NoBf16,
+    /// There is no precision of this name.
+    #[error("unknown precision '{0}': f32, bf16 or auto")]
+    UnknownPrecision(String),
     /// The caller asked for the run to stop.
     #[error("cancelled")]
     Cancelled,

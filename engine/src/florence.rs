@@ -3,7 +3,7 @@
 //! [`Florence::prepare`] is light and may run on any thread; [`Florence::run`] computes, on the
 //! engine's own threads, for one or several prepared pictures together.
 
-use std::{path::Path, time::Instant};
+use std::{path::Path, str::FromStr, time::Instant};
 
 use serde_json::Value;
 
@@ -40,6 +40,19 @@ pub enum Precision {
     Bf16,
     /// The fastest that the processor has and that agrees with float32 (docs/SPEED.md).
     Auto,
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "auto" => Ok(Self::Auto),
+            _ => Err(Error::UnknownPrecision(name.to_owned())),
+        }
+    }
 }
 
 /// Which code computes on the CPU.
@@ -93,26 +106,48 @@ pub struct GenerateOptions {
     pub coordinates: Coordinates,
 }
 
-/// A picture and a prompt, ready for the model.
+/// A decoded picture as the model's input.
 #[derive(Debug, Clone)]
-pub struct Prepared {
-    prompt: Prompt,
-    prompt_ids: Vec<u32>,
+pub struct Picture {
     pixels: PixelValues,
     size: (usize, usize),
     decode_ms: f64,
     preprocess_ms: f64,
 }
 
+/// A checked and tokenized prompt.
+#[derive(Debug, Clone)]
+pub struct Question {
+    task: Task,
+    ids: Vec<u32>,
+}
+
+/// A picture and a prompt, ready for the model.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    picture: Picture,
+    question: Question,
+}
+
 impl Prepared {
     /// Ids of the prompt's sentence.
     pub fn prompt_ids(&self) -> &[u32] {
-        &self.prompt_ids
+        &self.question.ids
     }
 
     /// The model's input.
     pub fn pixels(&self) -> &PixelValues {
-        &self.pixels
+        &self.picture.pixels
+    }
+
+    /// The picture alone.
+    pub fn picture(&self) -> &Picture {
+        &self.picture
+    }
+
+    /// The prompt alone.
+    pub fn question(&self) -> &Question {
+        &self.question
     }
 }
 
@@ -121,7 +156,9 @@ impl Prepared {
 pub struct Visual {
     /// `[1, 1 + N, D]`
     tokens: candle_core::Tensor,
-    milliseconds: f64,
+    /// The picture's own size.
+    size: (usize, usize),
+    timings: Timings,
 }
 
 impl Visual {
@@ -132,7 +169,7 @@ impl Visual {
 
     /// The same, for a job that did not have to wait for it.
     pub fn reused(&self) -> Self {
-        Self { tokens: self.tokens.clone(), milliseconds: 0.0 }
+        Self { timings: Timings::default(), ..self.clone() }
     }
 }
 
@@ -281,20 +318,32 @@ impl Florence {
     /// # Errors
     ///
     /// [`PromptError`] says what is wrong with it.
-    pub fn check_prompt(&self, prompt: &str) -> Result<(), PromptError> {
-        self.encode_prompt(&prompt.parse()?).map(|_ids| ())
-    }
-
-    fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
-        let ids = self.text.encode(prompt)?;
+    pub fn question(&self, prompt: &str) -> Result<Question, PromptError> {
+        let prompt: Prompt = prompt.parse()?;
+        let ids = self.text.encode(&prompt)?;
         let limit = self.model.source_limit().saturating_sub(self.model.visual_length());
         if ids.len() > limit {
             return Err(PromptError::TooLong { found: ids.len(), limit });
         }
-        Ok(ids)
+        Ok(Question { task: prompt.task, ids })
     }
 
-    /// Decodes and preprocesses a picture, and tokenizes a prompt.
+    /// Decodes and preprocesses a picture.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Image`].
+    pub fn picture(&self, bytes: &[u8], options: &PrepareOptions) -> Result<Picture, Error> {
+        let start = Instant::now();
+        let rgb = decode(bytes, options.limits, options.orientation)?;
+        let decode_ms = milliseconds(start);
+        let start = Instant::now();
+        let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));
+        let size = (rgb.width, rgb.height);
+        Ok(Picture { pixels, size, decode_ms, preprocess_ms: milliseconds(start) })
+    }
+
+    /// Both of a job's parts.
     ///
     /// # Errors
     ///
@@ -305,16 +354,8 @@ impl Florence {
         prompt: &str,
         options: &PrepareOptions,
     ) -> Result<Prepared, Error> {
-        let prompt: Prompt = prompt.parse()?;
-        let prompt_ids = self.encode_prompt(&prompt)?;
-        let start = Instant::now();
-        let rgb = decode(picture, options.limits, options.orientation)?;
-        let decode_ms = milliseconds(start);
-        let start = Instant::now();
-        let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));
-        let preprocess_ms = milliseconds(start);
-        let size = (rgb.width, rgb.height);
-        Ok(Prepared { prompt, prompt_ids, pixels, size, decode_ms, preprocess_ms })
+        let question = self.question(prompt)?;
+        Ok(Prepared { picture: self.picture(picture, options)?, question })
     }
 
     /// Answers one prepared picture.
@@ -350,7 +391,7 @@ impl Florence {
         let mut batch = Batch::new(self);
         for (i, Job { prepared, options }) in jobs.iter().enumerate() {
             if !stopped(i) {
-                batch.join(i, prepared, &self.visual(prepared)?, options)?;
+                batch.join(i, &prepared.question, &self.visual(&prepared.picture)?, options)?;
             }
         }
         while !batch.is_empty() {
@@ -362,16 +403,22 @@ impl Florence {
         Ok(answers)
     }
 
-    /// The visual tokens of a prepared picture.
+    /// The visual tokens of a picture.
     ///
     /// # Errors
     ///
     /// [`Error::Compute`].
-    pub fn visual(&self, prepared: &Prepared) -> Result<Visual, Error> {
+    pub fn visual(&self, picture: &Picture) -> Result<Visual, Error> {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
-        let tokens = self.threads.install(|| self.model.visual_tokens(&prepared.pixels, seen))?;
-        Ok(Visual { tokens, milliseconds: milliseconds(start) })
+        let tokens = self.threads.install(|| self.model.visual_tokens(&picture.pixels, seen))?;
+        let timings = Timings {
+            decode: picture.decode_ms,
+            preprocess: picture.preprocess_ms,
+            vision: milliseconds(start),
+            ..Timings::default()
+        };
+        Ok(Visual { tokens, size: picture.size, timings })
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {
@@ -387,11 +434,10 @@ impl Florence {
         Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
     }
 
-    fn answer(&self, question: &Question, generated: Generated, timings: Timings) -> Answer {
+    fn answer(&self, reading: Reading, generated: Generated, timings: Timings) -> Answer {
         let start = Instant::now();
         let text = self.text.decode(&generated.ids);
-        let scale = Scale { size: question.size, coordinates: question.coordinates };
-        let parsed = post_process(question.task, &text, scale);
+        let parsed = post_process(reading.task, &text, reading.scale);
         let scores = self.box_scores(&generated, &parsed.boxes);
         Answer {
             text,
@@ -427,16 +473,16 @@ pub struct Batch<'a, T> {
 struct Running<T> {
     ticket: T,
     decoding: Decoding,
-    question: Question,
+    reading: Reading,
     timings: Timings,
     joined: Instant,
 }
 
-/// What the answer's text is read by.
-struct Question {
+/// How the answer's text is to be read.
+#[derive(Clone, Copy)]
+struct Reading {
     task: Task,
-    size: (usize, usize),
-    coordinates: Coordinates,
+    scale: Scale,
 }
 
 impl<'a, T> Batch<'a, T> {
@@ -445,7 +491,7 @@ impl<'a, T> Batch<'a, T> {
         Self { florence, running: Vec::new() }
     }
 
-    /// Encodes a picture and a prompt, and takes the job in; `ticket` comes back with the answer.
+    /// Encodes a picture with a prompt, and takes the job in; `ticket` comes back with the answer.
     ///
     /// # Errors
     ///
@@ -453,31 +499,22 @@ impl<'a, T> Batch<'a, T> {
     pub fn join(
         &mut self,
         ticket: T,
-        prepared: &Prepared,
+        question: &Question,
         visual: &Visual,
         options: &GenerateOptions,
     ) -> Result<(), Error> {
         let florence = self.florence;
         let start = Instant::now();
         let encode = || {
-            let encoded = florence.model.encode(&visual.tokens, &prepared.prompt_ids)?;
+            let encoded = florence.model.encode(&visual.tokens, &question.ids)?;
             florence.model.cross(&encoded)
         };
         let cross = florence.threads.install(encode)?;
-        let timings = Timings {
-            decode: prepared.decode_ms,
-            preprocess: prepared.preprocess_ms,
-            vision: visual.milliseconds,
-            encoder: milliseconds(start),
-            ..Timings::default()
-        };
-        let question = Question {
-            task: prepared.prompt.task,
-            size: prepared.size,
-            coordinates: options.coordinates,
-        };
+        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
+        let scale = Scale { size: visual.size, coordinates: options.coordinates };
+        let reading = Reading { task: question.task, scale };
         let decoding = Decoding::new(&florence.model, cross, florence.rules(options));
-        self.running.push(Running { ticket, decoding, question, timings, joined: Instant::now() });
+        self.running.push(Running { ticket, decoding, reading, timings, joined: Instant::now() });
         Ok(())
     }
 
@@ -496,9 +533,14 @@ impl<'a, T> Batch<'a, T> {
         }
         let finished = running.extract_if(.., |job| job.decoding.is_finished()).map(|job| {
             let timings = Timings { decoder: milliseconds(job.joined), ..job.timings };
-            (job.ticket, florence.answer(&job.question, job.decoding.finish(), timings))
+            (job.ticket, florence.answer(job.reading, job.decoding.finish(), timings))
         });
         Ok(finished.collect())
+    }
+
+    /// Drops all jobs; returns their tickets.
+    pub fn clear(&mut self) -> Vec<T> {
+        self.running.drain(..).map(|job| job.ticket).collect()
     }
 
     /// Drops the jobs that `keep` refuses.
@@ -509,6 +551,11 @@ impl<'a, T> Batch<'a, T> {
     /// The jobs that are being decoded.
     pub fn tickets(&self) -> impl Iterator<Item = &T> {
         self.running.iter().map(|job| &job.ticket)
+    }
+
+    /// The same, to be changed.
+    pub fn tickets_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.running.iter_mut().map(|job| &mut job.ticket)
     }
 
     /// Number of jobs that are being decoded.

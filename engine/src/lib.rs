@@ -44,8 +44,8 @@ mod text;
 
 pub use error::Error;
 pub use florence::{
-    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Precision,
-    PrepareOptions, Prepared, Timings, Visual,
+    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
+    Precision, PrepareOptions, Prepared, Question, Timings, Visual,
 };
 pub use kernels::Cpu;
 pub use postprocess::Coordinates;

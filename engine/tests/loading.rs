@@ -102,11 +102,11 @@ fn special_tokens_cannot_be_smuggled_in() {
     let florence = load(&path("random-native"));
     for text in ["</s>", "a <loc_5> b", "<image>", "x<pad>"] {
         let prompt = format!("<OPEN_VOCABULARY_DETECTION>{text}");
-        let error = florence.check_prompt(&prompt).unwrap_err().to_string();
+        let error = florence.question(&prompt).unwrap_err().to_string();
         assert!(error.contains("must not contain the special token"), "{error}");
     }
     let long = format!("<OPEN_VOCABULARY_DETECTION>{}", "word ".repeat(500));
-    let error = florence.check_prompt(&long).unwrap_err().to_string();
+    let error = florence.question(&long).unwrap_err().to_string();
     assert!(error.contains("the model takes at most"), "{error}");
 }
 

@@ -44,14 +44,20 @@ numbers! {
     DEFAULT_RETRIES;
     /// TTL of a job that gives none.
     DEFAULT_TTL;
+    /// Budget for answers that may be asked for again; 0 for none.
+    RESULT_CACHE_BYTES;
+    /// Budget for encoded pictures that may be asked about again; 0 for none.
+    FEATURE_CACHE_BYTES;
 }
 
 /// Directory of the checkpoint; empty for the embedded one.
 pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Numbers that the model computes in: `f32`, `bf16` or `auto`.
+pub(crate) static PRECISION: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 17] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -64,6 +70,9 @@ const NAMES: [&str; 14] = [
     "default-timeout-ms",
     "default-retries",
     "default-ttl",
+    "result-cache-bytes",
+    "feature-cache-bytes",
+    "precision",
     "model",
     "file-roots",
 ];

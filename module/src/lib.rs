@@ -11,10 +11,12 @@
 //! - `scheduler`: which job is next (pure)
 //! - `source`: where pictures may come from
 //! - `workers`: the threads
+//! - `cache`: answers and encoded pictures that may be asked for again
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 //! - `config`, `info`, `reply`: settings, counters, errors
 //! - `ffi`: the only hand-written unsafe code
 
+mod cache;
 mod command;
 mod config;
 mod events;
@@ -110,9 +112,12 @@ mod module {
                 ["default-timeout-ms", &v::DEFAULT_TIMEOUT_MS, 300_000, 1, 86_400_000, ConfigurationFlags::DEFAULT, None],
                 ["default-retries", &v::DEFAULT_RETRIES, 3, 0, 100, ConfigurationFlags::DEFAULT, None],
                 ["default-ttl", &v::DEFAULT_TTL, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
+                ["result-cache-bytes", &v::RESULT_CACHE_BYTES, 67_108_864, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
+                ["feature-cache-bytes", &v::FEATURE_CACHE_BYTES, 268_435_456, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
             ],
             string: [
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
+                ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
             ],
             bool: [],

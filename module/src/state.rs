@@ -8,7 +8,7 @@ use std::sync::{
 use florence_engine::Florence;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::{job::unix_ms, scheduler::Scheduler};
+use crate::{cache::Verdict, job::unix_ms, scheduler::Scheduler};
 
 /// The model, as far as it is loaded.
 #[derive(Clone)]
@@ -29,7 +29,10 @@ pub(crate) struct Counters {
     /// Answers whose job was gone, cancelled or claimed elsewhere.
     pub(crate) dropped: AtomicU64,
     pub(crate) panics: AtomicU64,
-    pub(crate) batches: AtomicU64,
+    pub(crate) decoder_steps: AtomicU64,
+    pub(crate) cache_results: AtomicU64,
+    pub(crate) cache_features: AtomicU64,
+    pub(crate) cache_misses: AtomicU64,
     pub(crate) fetch_ms: AtomicU64,
     pub(crate) infer_ms: AtomicU64,
 }
@@ -37,6 +40,15 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts the jobs of a verdict.
+    pub(crate) fn cache(&self, verdict: Verdict) -> &AtomicU64 {
+        match verdict {
+            Verdict::Result => &self.cache_results,
+            Verdict::Features => &self.cache_features,
+            Verdict::Miss => &self.cache_misses,
+        }
     }
 }
 

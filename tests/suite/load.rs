@@ -86,6 +86,7 @@ fn batches_give_the_answers_of_single_runs() {
             .arg("DATA")
             .arg(bytes)
             .arg(prompt)
+            .arg("NOCACHE")
             .exec(&mut connection)
             .unwrap();
     };
@@ -96,8 +97,7 @@ fn batches_give_the_answers_of_single_runs() {
             server.call::<HashMap<String, Option<String>>>(&["FLORENCE.WAIT", &key, "60"]);
         }
     }
-    let batches = server.stat("batches");
-    assert_eq!(batches, 16);
+    let steps = server.stat("decoder_steps");
     for name in pictures {
         for prompt in prompts {
             submit(format!("batch:{name}:{prompt}"), name, prompt);
@@ -111,5 +111,71 @@ fn batches_give_the_answers_of_single_runs() {
             assert_eq!(job["text"], alone["text"], "{key}");
         }
     }
-    assert!(server.stat("batches") - batches < 16, "no jobs were batched");
+    assert!(server.stat("decoder_steps") - steps < steps, "no steps were joined");
+}
+
+#[test]
+fn what_was_asked_before_is_not_computed_again() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let ask = |key: &str, prompt: &str, options: &[&str]| {
+        let url = pictures.url("shapes.png");
+        server.call::<()>(&[&["FLORENCE.SUBMIT", key, &url, prompt], options].concat());
+        let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "30"]);
+        assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+        (job["cache"].clone().unwrap(), job["result"].clone().unwrap())
+    };
+    let (verdict, answer) = ask("first", "<OD>", &[]);
+    assert_eq!(verdict, "miss");
+    assert_eq!(ask("again", "<OD>", &[]), ("result".to_owned(), answer.clone()));
+    let (verdict, other) = ask("other", "<OCR>", &[]);
+    assert_eq!(verdict, "features");
+    // Another option is another request; NOCACHE leaves the caches alone.
+    assert_eq!(ask("greedy", "<OD>", &["BEAMS", "1"]).0, "features");
+    assert_eq!(ask("fresh", "<OD>", &["NOCACHE"]), ("miss".to_owned(), answer));
+    assert_eq!(ask("fresh-other", "<OCR>", &["NOCACHE"]), ("miss".to_owned(), other));
+    let stats = ["cache_results", "cache_features", "cache_misses"].map(|name| server.stat(name));
+    assert_eq!(stats, [1, 2, 3]);
+    assert!(server.stat("cache_feature_bytes") > 0 && server.stat("cache_result_bytes") > 0);
+}
+
+#[test]
+fn the_same_request_in_flight_runs_once() {
+    // The only compute thread is busy with a long answer while the others come in.
+    let lines = ["florence.threads 1", "florence.result-cache-bytes 0"];
+    let (server, pictures) = (Server::with(Settings::lines(&lines)), Pictures::serve());
+    let url = pictures.url("poster.jpg");
+    let keys: Vec<String> = (0..20).map(|i| format!("same:{i}")).collect();
+    let mut pipe = redis::pipe();
+    for key in &keys {
+        pipe.cmd("FLORENCE.SUBMIT").arg(key).arg(&url).arg("<DENSE_REGION_CAPTION>").ignore();
+    }
+    pipe.exec(&mut server.connect()).unwrap();
+    let mut texts = std::collections::HashSet::new();
+    for key in &keys {
+        let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "60"]);
+        assert_eq!(job["state"].as_deref(), Some("done"));
+        texts.insert(job["text"].clone());
+    }
+    assert_eq!(texts.len(), 1);
+    assert!(server.stat("cache_results") > 0, "no job shared the answer of another");
+    assert_eq!(
+        server.stat("cache_results") + server.stat("cache_features") + server.stat("cache_misses"),
+        20
+    );
+}
+
+#[test]
+fn cancelling_one_of_several_askers_leaves_the_others_their_answer() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    let url = pictures.url("slow/1000/poster.jpg");
+    for key in ["a", "b", "c"] {
+        server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<DENSE_REGION_CAPTION>"]);
+    }
+    eventually("all are fetched", || (server.stat("jobs_active") == 3).then_some(()));
+    server.call::<()>(&["FLORENCE.CANCEL", "a"]);
+    for (key, state) in [("a", "cancelled"), ("b", "done"), ("c", "done")] {
+        let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "30"]);
+        assert_eq!(job["state"].as_deref(), Some(state), "{key}");
+    }
 }

@@ -70,5 +70,6 @@ pub(super) fn as_map(key: &[u8], job: &Job) -> RedisValue {
         ("fetch_ms", number("fetch_ms")),
         ("infer_ms", number("infer_ms")),
         ("tokens", number("tokens")),
+        ("cache", text("cache")),
     ])
 }

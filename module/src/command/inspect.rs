@@ -6,6 +6,7 @@ use redis_module::{Context, RedisResult, RedisValue};
 
 use super::args::Args;
 use crate::{
+    cache::CACHES,
     config, ffi,
     job::{self, State},
     reply::{self, bulk},
@@ -66,12 +67,17 @@ pub(crate) fn figures() -> Vec<(&'static str, u64)> {
             ("submits_refused", &counters.refused),
             ("answers_dropped", &counters.dropped),
             ("panics", &counters.panics),
-            ("batches", &counters.batches),
+            ("cache_results", &counters.cache_results),
+            ("cache_features", &counters.cache_features),
+            ("cache_misses", &counters.cache_misses),
+            ("decoder_steps", &counters.decoder_steps),
             ("fetch_ms_total", &counters.fetch_ms),
             ("infer_ms_total", &counters.infer_ms),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed))),
     );
+    let (answers, pictures) = CACHES.bytes();
+    figures.extend([("cache_result_bytes", answers), ("cache_feature_bytes", pictures)]);
     figures
 }
 
@@ -85,17 +91,23 @@ pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
 /// `FLORENCE.MODEL`
 pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
-    let (state, name, error) = match &*SHARED.model.read() {
-        Model::Loading => ("loading", RedisValue::Null, RedisValue::Null),
-        Model::Ready(florence) => ("ready", bulk(florence.name()), RedisValue::Null),
-        Model::Failed(problem) => ("failed", RedisValue::Null, bulk(problem.clone())),
+    let (state, name, arithmetic, error) = match &*SHARED.model.read() {
+        Model::Loading => ("loading", RedisValue::Null, String::new(), RedisValue::Null),
+        Model::Ready(florence) => {
+            ("ready", bulk(florence.name()), florence.arithmetic(), RedisValue::Null)
+        }
+        Model::Failed(problem) => {
+            ("failed", RedisValue::Null, String::new(), bulk(problem.clone()))
+        }
     };
+    let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
     Ok(reply::map([
         ("state", bulk(state)),
         ("name", name),
         ("directory", bulk(config::text(&config::MODEL))),
         ("device", bulk("cpu")),
-        ("precision", bulk("f32")),
+        ("precision", bulk(precision)),
+        ("kernels", bulk(kernels)),
         ("error", error),
     ]))
 }
@@ -104,7 +116,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
 pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
     let lines = [
-        "FLORENCE.SUBMIT key image prompt [PRIORITY n] [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n]",
+        "FLORENCE.SUBMIT key image prompt [PRIORITY n] [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [NOCACHE]",
         "    key: * lets the server choose. image: an http(s) URL, an absolute path or file:// URL",
         "    below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, <OCR>, ...",
         "FLORENCE.GET key [RESULT]",

@@ -32,6 +32,7 @@ struct Options {
     ttl: i64,
     beams: Option<i64>,
     max_tokens: Option<i64>,
+    no_cache: bool,
 }
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -111,6 +112,7 @@ impl Options {
             ttl: default(&config::DEFAULT_TTL),
             beams: None,
             max_tokens: None,
+            no_cache: false,
         };
         while let Some(option) = args.option() {
             match option.to_string_lossy().to_ascii_uppercase().as_str() {
@@ -120,6 +122,7 @@ impl Options {
                 "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
                 "BEAMS" => options.beams = Some(args.integer("BEAMS", 1, 16)?),
                 "MAXTOKENS" => options.max_tokens = Some(args.integer("MAXTOKENS", 1, 4096)?),
+                "NOCACHE" => options.no_cache = true,
                 _ => return Err(reply::syntax()),
             }
         }
@@ -130,7 +133,7 @@ impl Options {
 /// Checks a prompt as far as it can be: the tokenizer is there once the model is.
 fn check_prompt(prompt: &str) -> Result<(), RedisError> {
     let checked = match &*SHARED.model.read() {
-        Model::Ready(florence) => florence.check_prompt(prompt),
+        Model::Ready(florence) => florence.question(prompt).map(|_question| ()),
         Model::Loading => prompt.parse::<Prompt>().map(|_prompt| ()),
         Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
     };
@@ -162,6 +165,7 @@ fn fields(picture: Picture, prompt: &str, options: &Options) -> Fields {
     };
     number("beams", options.beams);
     number("maxtokens", options.max_tokens);
+    number("nocache", options.no_cache.then_some(1));
     if let Some(bytes) = picture.bytes {
         request.push(("data", bytes));
     }

@@ -1,6 +1,6 @@
 //! The commit thread: stores answers under the server's lock, when the server takes writes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use florence_engine::Answer;
@@ -8,6 +8,7 @@ use redis_module::{Context, ContextFlags};
 
 use super::{Failure, WRITE_PAUSE, prepare::Claimed, with_server};
 use crate::{
+    cache::Verdict,
     config, ffi,
     job::{self, Fields, Job, State, unix_ms},
     state::{Counters, Model, SHARED, is_shutting_down},
@@ -16,7 +17,8 @@ use crate::{
 /// The end of an attempt, on its way into the key.
 pub(super) struct Commit {
     pub(super) claimed: Claimed,
-    pub(super) result: Result<Answer, Failure>,
+    pub(super) result: Result<Arc<Answer>, Failure>,
+    pub(super) verdict: Verdict,
     pub(super) fetch_ms: u64,
     pub(super) infer_ms: u64,
 }
@@ -74,8 +76,10 @@ fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
             fields.push(("text", answer.text.clone().into()));
             fields.push(("tokens", answer.token_ids.len().to_string().into()));
             fields.push(("model", model_name().into()));
+            fields.push(("cache", commit.verdict.name().into()));
             job::finish(ctx, name, State::Done, ttl, fields)?;
             Counters::add(&SHARED.counters.done, 1);
+            Counters::add(SHARED.counters.cache(commit.verdict), 1);
         }
         Err(failure) => {
             fields.extend(failure.fields());

@@ -1,7 +1,7 @@
 //! The threads: prepare threads fetch and decode, one engine thread computes, one committer stores.
 //!
 //! ```text
-//! scheduler -> prepare (claim, fetch, decode) -> engine (batch, compute) -> committer (store)
+//! scheduler -> prepare (claim, fetch, decode) -> engine (join, step by step) -> committer (store)
 //! ```
 //!
 //! Only claims, state changes and answers take the server's lock, each for a few calls. A panic
@@ -78,9 +78,10 @@ fn load_model() -> Option<Arc<Florence>> {
         threads => threads,
     };
     let nice = i32::try_from(config::number(&config::NICE)).unwrap_or_default();
-    let options = LoadOptions { threads, nice, ..LoadOptions::default() };
     let start = Instant::now();
     let loaded = catch_unwind(|| {
+        let precision = config::text(&config::PRECISION).parse()?;
+        let options = LoadOptions { threads, nice, precision, ..LoadOptions::default() };
         if directory.is_empty() {
             Florence::embedded(&options)
         } else {
@@ -91,8 +92,9 @@ fn load_model() -> Option<Arc<Florence>> {
         Ok(Ok(florence)) => {
             let florence = Arc::new(florence);
             MODULE_CONTEXT.log_notice(&format!(
-                "florence: model {} ready after {} ms, {threads} threads",
+                "florence: model {} ({}) ready after {} ms, {threads} threads",
                 florence.name(),
+                florence.arithmetic(),
                 start.elapsed().as_millis()
             ));
             *SHARED.model.write() = Model::Ready(Arc::clone(&florence));

@@ -8,7 +8,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use florence_engine::{
-    Florence, GenerateOptions, PrepareOptions, Prepared,
+    Answer, Error, Florence, GenerateOptions, Picture, PrepareOptions, Question, Visual,
     fetch::{FetchLimits, Fetcher},
     image::DecodeLimits,
 };
@@ -16,6 +16,7 @@ use redis_module::Context;
 
 use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
 use crate::{
+    cache::{CACHES, Keys, Verdict},
     config,
     job::{self, Fields, Job, State, unix_ms},
     scheduler::{Control, JobKey, Next},
@@ -35,6 +36,8 @@ pub(super) struct Claimed {
     pub(super) image: String,
     pub(super) data: Option<Vec<u8>>,
     pub(super) options: GenerateOptions,
+    /// Neither takes nor leaves anything in the caches.
+    pub(super) no_cache: bool,
     pub(super) deadline: Instant,
 }
 
@@ -53,8 +56,22 @@ impl Claimed {
 /// A claimed job, ready for the model.
 pub(super) struct Work {
     pub(super) claimed: Claimed,
-    pub(super) prepared: Prepared,
+    pub(super) question: Question,
+    pub(super) input: Input,
+    pub(super) keys: Keys,
     pub(super) fetch_ms: u64,
+}
+
+/// What the model is to start from.
+pub(super) enum Input {
+    Picture(Picture),
+    Seen(Visual),
+}
+
+/// What preparing a job came to.
+enum Outcome {
+    Ready { question: Question, input: Input, keys: Keys },
+    Answered(Arc<Answer>),
 }
 
 pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
@@ -77,16 +94,23 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
         };
         let start = Instant::now();
         let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&florence, &fetcher, &claimed)));
-        let prepared = prepared.unwrap_or_else(|_panic| Err(Failure::internal()));
+        let prepared = prepared.unwrap_or_else(|_panic| {
+            Counters::add(&SHARED.counters.panics, 1);
+            Err(Failure::internal())
+        });
         let fetch_ms = elapsed_ms(start);
         Counters::add(&SHARED.counters.fetch_ms, fetch_ms);
-        let sent = match prepared {
-            Ok(prepared) => work.send(Work { claimed, prepared, fetch_ms }).is_ok(),
-            Err(failure) => {
-                let result = Err(failure);
-                commits.send(Commit { claimed, result, fetch_ms, infer_ms: 0 }).is_ok()
+        let (result, verdict) = match prepared {
+            Ok(Outcome::Ready { question, input, keys }) => {
+                if work.send(Work { claimed, question, input, keys, fetch_ms }).is_err() {
+                    return;
+                }
+                continue;
             }
+            Ok(Outcome::Answered(answer)) => (Ok(answer), Verdict::Result),
+            Err(failure) => (Err(failure), Verdict::Miss),
         };
+        let sent = commits.send(Commit { claimed, result, verdict, fetch_ms, infer_ms: 0 }).is_ok();
         if !sent {
             return;
         }
@@ -143,6 +167,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
         image: job.text("image").unwrap_or_default(),
         data: job.bytes("data"),
         options: job.options(),
+        no_cache: job.number("nocache") == Some(1),
         deadline: Instant::now() + Duration::from_millis(timeout),
     };
     let ttl = job.number("ttl").unwrap_or_default();
@@ -169,7 +194,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     }
 }
 
-fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<Prepared, Failure> {
+fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<Outcome, Failure> {
     let fetched;
     let bytes = if let Some(data) = &claimed.data {
         data
@@ -177,6 +202,16 @@ fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<
         fetched = source::read(fetcher, &claimed.image)?;
         &fetched
     };
+    let question = florence.question(&claimed.prompt).map_err(Error::from)?;
+    let keys = Keys::new(bytes, &claimed.prompt, &claimed.options);
+    if !claimed.no_cache {
+        if let Some(answer) = CACHES.answer(&keys) {
+            return Ok(Outcome::Answered(answer));
+        }
+        if let Some(visual) = CACHES.visual(&keys) {
+            return Ok(Outcome::Ready { question, input: Input::Seen(visual), keys });
+        }
+    }
     let options = PrepareOptions {
         limits: DecodeLimits {
             pixels: config::number(&config::MAX_IMAGE_PIXELS),
@@ -184,5 +219,6 @@ fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<
         },
         ..PrepareOptions::default()
     };
-    florence.prepare(bytes, &claimed.prompt, &options).map_err(Failure::from)
+    let input = Input::Picture(florence.picture(bytes, &options)?);
+    Ok(Outcome::Ready { question, input, keys })
 }

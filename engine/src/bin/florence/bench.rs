@@ -53,10 +53,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let prepared = florence.prepare(PICTURE, &args.prompt, &PrepareOptions::default())?;
             times[0] += milliseconds(start);
             let start = Instant::now();
-            let visual = florence.visual(&prepared)?;
+            let visual = florence.visual(prepared.picture())?;
             times[1] += milliseconds(start);
             let start = Instant::now();
-            batch.join(i, &prepared, &visual, &options)?;
+            batch.join(i, prepared.question(), &visual, &options)?;
             times[2] += milliseconds(start);
         }
         let (start, mut steps) = (Instant::now(), 0);

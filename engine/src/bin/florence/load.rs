@@ -15,8 +15,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, conflicts_with = "model")]
     synthetic: Option<SyntheticShape>,
     /// Numbers that matrix products are computed in; auto takes bfloat16 where the CPU has it
-    #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
-    precision: PrecisionName,
+    #[arg(long, default_value = "f32")]
+    precision: Precision,
     /// Instruction set: scalar, avx2, avx512, neon, or candle for candle's own operations
     /// (default: the best one)
     #[arg(long)]
@@ -35,22 +35,11 @@ enum SyntheticShape {
     Large,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum PrecisionName {
-    F32,
-    Bf16,
-    Auto,
-}
-
 impl ModelArgs {
     pub(crate) fn load(&self) -> anyhow::Result<Florence> {
         let options = LoadOptions {
             device: self.cuda.map_or(Device::Cpu, Device::Cuda),
-            precision: match self.precision {
-                PrecisionName::F32 => Precision::F32,
-                PrecisionName::Bf16 => Precision::Bf16,
-                PrecisionName::Auto => Precision::Auto,
-            },
+            precision: self.precision,
             kernels: self.kernels()?,
             threads: self.threads,
             nice: 0,

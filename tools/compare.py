@@ -1,0 +1,97 @@
+"""Times the same checkpoint and picture through PyTorch and through `florence`, in turns.
+
+    python tools/compare.py base|large --florence target/release/florence --work DIR
+
+PyTorch runs float32 with scaled-dot-product attention, its fastest exact setting, with as many
+threads as `florence`; both generate the same number of tokens. Every round measures each side
+once; medians of the rounds are compared. Prints a table for docs/SPEED.md.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import fidelity
+import reference
+
+
+def timed(times, name, function):
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        times[name] = (time.perf_counter() - start) * 1e3
+        return result
+    return call
+
+
+def pytorch(model, image, prompt, beams, tokens):
+    """One whole answer, as a caller would ask for it; the two big stages are timed on their way."""
+    times, network = {}, model.model
+    encoder = network.model.language_model.encoder
+    plain = network.model.get_image_features, encoder.forward
+    network.model.get_image_features, encoder.forward = (
+        timed(times, "vision", plain[0]), timed(times, "encoder", plain[1]))
+    start = time.perf_counter()
+    try:
+        network.generate(**model.inputs(image, prompt), generation_config=model.config(
+            beams, tokens, min_new_tokens=tokens))
+    finally:
+        network.model.get_image_features, encoder.forward = plain
+    times["total"] = (time.perf_counter() - start) * 1e3
+    times["decoder_step"] = (times["total"] - times["vision"] - times["encoder"]) / tokens
+    return times
+
+
+def ours(args, directory, precision, beams):
+    line = subprocess.run(
+        [args.florence, "bench", "--model", directory, "--precision", precision, "--beams", str(beams), "--tokens",
+         str(args.tokens), "--threads", str(args.threads), "--rounds", "1", "--json"],  # and one more to warm up
+        check=True, capture_output=True, text=True).stdout
+    return {name: figures["median"] for name, figures in json.loads(line)["stages_ms"].items()}
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("shape", choices=fidelity.SHAPES)
+    args.add_argument("--florence", required=True)
+    args.add_argument("--work", type=Path, required=True)
+    args.add_argument("--tokenizer", type=Path, default=Path(__file__).parent.parent / "models/tiny")
+    args.add_argument("--threads", type=int, default=2)
+    args.add_argument("--tokens", type=int, default=32)
+    args.add_argument("--rounds", type=int, default=5)
+    args = args.parse_args()
+    directory = args.work / f"{args.shape}-speed"
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not (directory / "config.json").exists():
+        config = fidelity.config(args.shape)
+        reference.random_checkpoint(directory, config, 11, args.tokenizer, 768, spread=1.0, half=True)
+    torch.set_num_threads(args.threads)
+    model = reference.Reference(directory, attention="sdpa")
+    image = Image.open(Path(__file__).parent.parent / "models/tiny/samples/shapes.png")
+    names = ("vision", "encoder", "decoder_step", "total")
+    for beams in (1, 3):
+        rounds = {"pytorch": [], "f32": [], "bf16": []}
+        pytorch(model, image, "<OD>", beams, args.tokens)
+        for _ in range(args.rounds):
+            rounds["pytorch"].append(pytorch(model, image, "<OD>", beams, args.tokens))
+            for precision in ("f32", "bf16"):
+                rounds[precision].append(ours(args, directory, precision, beams))
+        medians = {side: {name: statistics.median(times[name] for times in all_times) for name in names}
+                   for side, all_times in rounds.items()}
+        print(f"\n{args.shape} shape, {beams} beams, {args.tokens} tokens, {args.threads} threads, "
+              f"medians of {args.rounds} rounds\n")
+        print("| ms | PyTorch f32 sdpa | florence f32 | florence bf16 | f32 | bf16 |\n|---|---|---|---|---|---|")
+        for name in names:
+            base, exact, fast = (medians[side][name] for side in ("pytorch", "f32", "bf16"))
+            print(f"| {name.replace('_', ' ')} | {base:.0f} | {exact:.0f} | {fast:.0f} | {base / exact:.1f}x | "
+                  f"{base / fast:.1f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
