@@ -21,31 +21,26 @@ import fidelity
 import reference
 
 
-def timed(times, name, function):
-    def call(*args, **kwargs):
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        times[name] = (time.perf_counter() - start) * 1e3
-        return result
-    return call
-
-
 def pytorch(model, image, prompt, beams, tokens):
-    """One whole answer, as a caller would ask for it; the two big stages are timed on their way."""
-    times, network = {}, model.model
-    encoder = network.model.language_model.encoder
-    plain = network.model.get_image_features, encoder.forward
-    network.model.get_image_features, encoder.forward = (
-        timed(times, "vision", plain[0]), timed(times, "encoder", plain[1]))
+    """One whole answer, as a caller would ask for it; hooks see the two big stages pass."""
+    marks, core = {}, model.model.model
+    stages = {"vision": (core.vision_tower, core.multi_modal_projector), "encoder": 2 * (core.language_model.encoder,)}
+    hooks = []
+    for name, (first, last) in stages.items():
+        def begin(*_args, name=name):
+            marks[name] = -time.perf_counter()
+
+        def end(*_args, name=name):
+            marks[name] += time.perf_counter()
+        hooks += [first.register_forward_pre_hook(begin), last.register_forward_hook(end)]
     start = time.perf_counter()
-    try:
-        network.generate(**model.inputs(image, prompt), generation_config=model.config(
-            beams, tokens, min_new_tokens=tokens))
-    finally:
-        network.model.get_image_features, encoder.forward = plain
-    times["total"] = (time.perf_counter() - start) * 1e3
-    times["decoder_step"] = (times["total"] - times["vision"] - times["encoder"]) / tokens
-    return times
+    model.model.generate(
+        **model.inputs(image, prompt), generation_config=model.config(beams, tokens, min_new_tokens=tokens))
+    total = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    marks["decoder_step"] = (total - marks["vision"] - marks["encoder"]) / tokens
+    return {name: 1e3 * seconds for name, seconds in (marks | {"total": total}).items()}
 
 
 def ours(args, directory, precision, beams):

@@ -3,6 +3,8 @@
     python tools/evaluate.py --florence target/release/florence --work DIR
 
 The answers come from `florence run`, so this scores what users get; the scorer is below, complete.
+With `--against bf16` the same questions are also answered in that precision, and what differs goes
+into docs/SPEED.md instead.
 """
 
 import argparse
@@ -19,7 +21,9 @@ from PIL import Image, ImageDraw
 
 import scenes
 
-CARD = Path(__file__).parent.parent / "models/tiny/README.md"
+ROOT = Path(__file__).parent.parent
+CARD = ROOT / "models/tiny/README.md"
+SPEED = ROOT / "docs/SPEED.md"
 FIRST_SEED = 900_000  # training starts at 10,000,000
 REGION = ("<REGION_TO_CATEGORY>", "<REGION_TO_DESCRIPTION>", "<REGION_TO_OCR>")
 BARS = {
@@ -76,6 +80,7 @@ def main():
     args.add_argument("--florence", required=True)
     args.add_argument("--work", type=Path, required=True)
     args.add_argument("--pictures", type=int, default=500)
+    args.add_argument("--against", choices=("bf16", "auto"))
     args = args.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     questions = defaultdict(list)
@@ -85,18 +90,28 @@ def main():
         scenes.draw(scene).save(path, quality=90)
         for task, text, answer in scenes.tasks(scene, random.Random(i)):
             questions[task + text].append((path, task, answer, (scene.width, scene.height)))
-    counts = defaultdict(lambda: [0, 0, 0])  # hits, found, true: or sum, -, n
 
-    def run(prompt):
+    def run(prompt, precision):
         paths = [str(path) for path, *_ in questions[prompt]]
-        command = [args.florence, "run", "--json", "--threads", "1", "--prompt", prompt, "--max-new-tokens", "256"]
+        command = [args.florence, "run", "--json", "--threads", "1", "--prompt", prompt, "--max-new-tokens", "256",
+                   "--precision", precision]
         return subprocess.run([*command, *paths], check=True, capture_output=True, text=True).stdout.splitlines()
 
-    with ThreadPoolExecutor(2) as pool:
-        for prompt, lines in zip(questions, pool.map(run, questions)):
-            for (_, task, truth, size), line in zip(questions[prompt], lines, strict=True):
-                score(counts, task, truth, size, json.loads(line)["answer"][task])
-    report(counts, args.pictures)
+    def answers(precision):
+        counts, ids = defaultdict(lambda: [0, 0, 0]), []  # hits, found, true: or sum, -, n
+        with ThreadPoolExecutor(2) as pool:
+            for prompt, lines in zip(questions, pool.map(lambda prompt: run(prompt, precision), questions)):
+                for (_, task, truth, size), line in zip(questions[prompt], lines, strict=True):
+                    answer = json.loads(line)
+                    ids.append(answer["token_ids"])
+                    score(counts, task, truth, size, answer["answer"][task])
+        return {name: value(name, *counts[name]) for name in BARS}, ids
+
+    scores, ids = answers("f32")
+    if args.against:
+        compare(args, scores, ids, *answers(args.against))
+    else:
+        report(scores, args.pictures)
 
 
 def score(counts, task, truth, size, answer):
@@ -138,18 +153,40 @@ def bounds(quad):
     return [min(quad[::2]), min(quad[1::2]), max(quad[::2]), max(quad[1::2])]
 
 
-def report(counts, pictures):
+def value(name, hits, found, true):
+    return 2 * hits / max(1, found + true) if "F1" in name else hits / max(1, true)
+
+
+def compare(args, scores, ids, other_scores, other_ids):
+    """Tokens that are equal at the same place, and how far the scores move."""
+    pairs = list(zip(ids, other_ids, strict=True))
+    equal = sum(sum(a == b for a, b in zip(*pair)) for pair in pairs)
+    same = sum(a == b for a, b in pairs)
+    lines = [f"{len(pairs)} answers over {args.pictures} held-out pictures and all tasks, 3 beams: "
+             f"{equal / sum(max(len(a), len(b)) for a, b in pairs):.2%} of the tokens are equal to float32's, "
+             f"{same / len(pairs):.2%} of the answers are equal as a whole.", "",
+             f"| task and measure | f32 | {args.against} | difference |", "|---|---|---|---|"]
+    for name in BARS:
+        one, other = scores[name], other_scores[name]
+        lines.append(f"| `{name.replace('> ', '>` ', 1)} | {one:.3f} | {other:.3f} | {other - one:+.3f} |")
+    write(SPEED, "agreement", lines)
+
+
+def write(path, place, lines):
+    """Replaces what stands between the comments of a place."""
+    print("\n".join(lines))
+    before, rest = path.read_text().split(f"<!-- {place} -->\n", 1)
+    after = rest.split(f"<!-- end of {place} -->\n", 1)[1]
+    path.write_text(f"{before}<!-- {place} -->\n" + "\n".join(lines) + f"\n<!-- end of {place} -->\n{after}")
+
+
+def report(scores, pictures):
     lines = [f"On {pictures} held-out pictures, 3 beams (`make evaluate`):", "", "| task and measure | score | aim |",
              "|---|---|---|"]
     for name, bar in BARS.items():
-        hits, found, true = counts[name]
-        value = 2 * hits / max(1, found + true) if "F1" in name else hits / max(1, true)
         aim = "" if bar is None else f"{bar:.2f}"
-        lines.append(f"| `{name.replace('> ', '>` ', 1)} | {value:.3f} | {aim} |")
-    print("\n".join(lines))
-    before, rest = CARD.read_text().split("<!-- scores -->\n", 1)
-    after = rest.split("<!-- end of scores -->\n", 1)[1]
-    CARD.write_text(before + "<!-- scores -->\n" + "\n".join(lines) + "\n<!-- end of scores -->\n" + after)
+        lines.append(f"| `{name.replace('> ', '>` ', 1)} | {scores[name]:.3f} | {aim} |")
+    write(CARD, "scores", lines)
 
 
 if __name__ == "__main__":

@@ -48,4 +48,7 @@ pub use florence::{
     Precision, PrepareOptions, Prepared, Question, Timings, Visual,
 };
 pub use kernels::Cpu;
+/// The kernels one by one, for benchmarks.
+#[cfg(feature = "bench")]
+pub use kernels::bench;
 pub use postprocess::Coordinates;

@@ -4,11 +4,12 @@
 use std::path::Path;
 
 /// A module of the engine, and the modules that it may name.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("task", &[]),
     ("fetch", &[]),
     ("image", &[]),
-    ("model", &["image"]),
+    ("kernels", &[]),
+    ("model", &["image", "kernels"]),
     ("generate", &["model"]),
     ("postprocess", &["task"]),
     ("text", &["model", "task"]),

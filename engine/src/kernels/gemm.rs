@@ -514,7 +514,7 @@ pub(super) fn padded(size: usize) -> usize {
 
 /// Rows of a task, so that all threads have several and each fits the cache.
 pub(super) fn block_rows(rows: usize) -> usize {
-    rows.div_ceil(4 * rayon::current_num_threads()).clamp(12, 192)
+    rows.div_ceil(2 * rayon::current_num_threads()).clamp(12, 192)
 }
 
 /// Proof that the processor multiplies pairs of bfloat16 (AVX512-BF16).

@@ -11,6 +11,8 @@
 //! - `scratch`: buffers that threads reuse
 
 mod attention;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod conv;
 mod gemm;
 mod mlp;
