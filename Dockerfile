@@ -7,6 +7,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY engine engine
 COPY module module
+COPY loadtests loadtests
 COPY tests tests
 COPY models models
 RUN cargo build --release --locked -p florence-module -p florence-engine

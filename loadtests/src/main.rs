@@ -1,0 +1,87 @@
+//! `florence-load`: measures a running Redis with the Florence module, as its clients see it.
+//!
+//! Every measurement empties the selected database first. Figures go to docs/SPEED.md.
+#![expect(clippy::print_stdout, reason = "a command-line tool")]
+
+mod queue;
+mod reaction;
+mod throughput;
+
+use clap::{Parser, Subcommand};
+use redis::Connection;
+
+/// Load on a Redis with the Florence module.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// The server
+    #[arg(long, default_value = "redis://127.0.0.1:6379/9")]
+    url: String,
+    /// Allow the selected database to be emptied
+    #[arg(long)]
+    flush: bool,
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+#[derive(Subcommand)]
+enum Measurement {
+    /// Pictures a second with so many jobs in flight.
+    Throughput(throughput::Args),
+    /// Latency of PING on an idle server and while the engine is busy.
+    Ping(reaction::PingArgs),
+    /// Time from SUBMIT to the reply of WAIT for answers that cost nothing (cached).
+    Wake(reaction::WakeArgs),
+    /// Memory a job, and rates of SUBMIT and GET, as the queue grows.
+    Queue(queue::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    anyhow::ensure!(cli.flush, "the measurements empty {}: say --flush", cli.url);
+    let client = redis::Client::open(cli.url)?;
+    let mut connection = client.get_connection()?;
+    redis::cmd("FLUSHDB").exec(&mut connection)?;
+    wait_for_model(&mut connection)?;
+    match cli.measurement {
+        Measurement::Throughput(args) => throughput::run(&client, &args),
+        Measurement::Ping(args) => reaction::ping(&client, &args),
+        Measurement::Wake(args) => reaction::wake(&client, &args),
+        Measurement::Queue(args) => queue::run(&client, &args),
+    }?;
+    redis::cmd("FLUSHDB").exec(&mut connection)?;
+    Ok(())
+}
+
+fn wait_for_model(connection: &mut Connection) -> anyhow::Result<()> {
+    loop {
+        let model: std::collections::HashMap<String, Option<String>> =
+            redis::cmd("FLORENCE.MODEL").query(connection)?;
+        match model["state"].as_deref() {
+            Some("ready") => return Ok(()),
+            Some("failed") => anyhow::bail!("no model: {:?}", model["error"]),
+            _ => std::thread::sleep(std::time::Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Submits a picture that is computed whatever the caches hold.
+fn submit(
+    connection: &mut Connection,
+    key: &str,
+    picture: &[u8],
+    prompt: &str,
+    max_tokens: usize,
+) -> redis::RedisResult<()> {
+    let mut command = redis::cmd("FLORENCE.SUBMIT");
+    command.arg(key).arg("DATA").arg(picture).arg(prompt);
+    command.arg("NOCACHE").arg("MAXTOKENS").arg(max_tokens).exec(connection)
+}
+
+/// Waits for a job to be done; the number of its tokens.
+fn wait(connection: &mut Connection, key: &str) -> anyhow::Result<usize> {
+    let job: std::collections::HashMap<String, Option<String>> =
+        redis::cmd("FLORENCE.WAIT").arg(key).arg(600).query(connection)?;
+    anyhow::ensure!(job["state"].as_deref() == Some("done"), "{key}: {job:?}");
+    Ok(job["tokens"].as_deref().unwrap_or_default().parse()?)
+}
