@@ -80,7 +80,7 @@ def main():
     args.add_argument("--florence", required=True)
     args.add_argument("--work", type=Path, required=True)
     args.add_argument("--pictures", type=int, default=500)
-    args.add_argument("--against", choices=("bf16", "auto"))
+    args.add_argument("--against", choices=("int16", "bf16", "auto"))
     args = args.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     questions = defaultdict(list)

@@ -18,11 +18,11 @@ pub enum Error {
     /// The checkpoint directory cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// bfloat16 was asked for, and the processor cannot multiply it.
-    #[error("this processor has no bfloat16 products (AVX512-BF16): use precision f32 or auto")]
-    NoBf16,
+    /// The processor cannot multiply in the precision that was asked for.
+    #[error("this processor has no {0} products ({1}): use precision f32 or auto")]
+    NoPrecision(&'static str, &'static str),
     /// There is no precision of this name.
-    #[error("unknown precision '{0}': f32, bf16 or auto")]
+    #[error("unknown precision '{0}': f32, int16, bf16 or auto")]
     UnknownPrecision(String),
     /// The caller asked for the run to stop.
     #[error("cancelled")]

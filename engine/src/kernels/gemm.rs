@@ -26,6 +26,8 @@ pub(crate) struct Matrix {
     lines: Vec<Line>,
     /// Padded to whole panels.
     bias: Vec<f32>,
+    /// Of int16: what one unit of each column is worth; padded likewise.
+    scales: Vec<f32>,
     precision: Precision,
 }
 
@@ -40,26 +42,27 @@ impl Matrix {
         let outputs = weight.len() / inputs.max(1);
         let steps = steps(inputs, precision);
         let mut lines = vec![Line::default(); outputs.div_ceil(WIDTH) * steps];
-        lines.par_chunks_mut(steps.max(1)).enumerate().for_each(|(panel, lines)| {
+        let mut scales = vec![0.0; outputs.next_multiple_of(WIDTH)];
+        let panels = lines.par_chunks_mut(steps.max(1)).zip(scales.par_chunks_mut(WIDTH));
+        panels.enumerate().for_each(|(panel, (lines, scales))| {
             let rows = weight.chunks_exact(inputs).skip(panel * WIDTH).take(WIDTH);
             for (column, row) in rows.enumerate() {
-                match precision {
-                    Precision::F32 => {
-                        for (line, x) in lines.iter_mut().zip(row) {
-                            line.0[column] = *x;
-                        }
-                    }
-                    Precision::Bf16 => {
-                        for (line, pair) in lines.iter_mut().zip(row.chunks(2)) {
-                            line.0[column] = round_pair(pair);
-                        }
-                    }
+                let scale = int16_scale(row);
+                scales[column] = scale;
+                let pack: &dyn Fn(&[f32]) -> f32 = match precision {
+                    Precision::F32 => &|x| x[0],
+                    Precision::Bf16 => &round_pair,
+                    Precision::Int16 => &|pair| quantize_pair(pair, scale.recip()),
+                };
+                let parts = row.chunks(values_of_a_line(precision));
+                for (line, part) in lines.iter_mut().zip(parts) {
+                    line.0[column] = pack(part);
                 }
             }
         });
         let mut padded = bias.unwrap_or_default().to_vec();
         padded.resize(outputs.next_multiple_of(WIDTH), 0.0);
-        Self { inputs, outputs, lines, bias: padded, precision }
+        Self { inputs, outputs, lines, bias: padded, scales, precision }
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -106,30 +109,68 @@ impl Matrix {
         out: &Target<'_>,
     ) {
         let finish = Finish { bias: Some(&self.bias), ..*finish };
-        match (self.precision, Bf16::new(cpu)) {
-            (Precision::F32, _) => {
-                multiply(cpu, x, self.inputs, self.operand(), panels, &finish, out)
+        match self.precision {
+            Precision::F32 => multiply(cpu, x, self.inputs, self.operand(), panels, &finish, out),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => {
+                let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
+                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
+                let rows = unit.round_rows(x, self.inputs, &mut rounded);
+                // SAFETY: `unit` proves that the processor has the instructions.
+                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
             }
             #[cfg(target_arch = "x86_64")]
-            (Precision::Bf16, Some(bf16)) => {
-                let stride = padded(self.inputs.div_ceil(2));
-                let mut rounded = Lines::floats(x.count * stride);
-                bf16.round_rows(x, self.inputs, rounded.as_floats(), stride);
-                let x = Rows::new(rounded.as_floats(), stride, x.count);
-                // SAFETY: `bf16` proves that the processor has the instructions.
-                unsafe { bf16.multiply(x, self.operand(), panels, &finish, out) }
+            Precision::Int16 => {
+                let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
+                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
+                let mut scales = Lines::floats(x.count);
+                let scales = &mut scales.as_floats()[..x.count];
+                let rows = unit.quantize_rows(x, self.inputs, &mut rounded, scales);
+                let finish = Finish { scales: Some((scales, &self.scales)), ..finish };
+                // SAFETY: as above.
+                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
             }
-            _ => unreachable!("matrices are packed as bfloat16 only where `Cpu::has_bf16`"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("packed in these precisions only where the CPU has them"),
         }
     }
 }
 
 /// Lines of a panel.
 fn steps(inputs: usize, precision: Precision) -> usize {
+    inputs.div_ceil(values_of_a_line(precision))
+}
+
+/// Inputs that one line of a panel holds of every column.
+fn values_of_a_line(precision: Precision) -> usize {
     match precision {
-        Precision::F32 => inputs,
-        Precision::Bf16 => inputs.div_ceil(2),
+        Precision::F32 => 1,
+        Precision::Bf16 | Precision::Int16 => 2,
     }
+}
+
+/// Lines (pairs of inputs) whose int16 products are summed as int32 before they become float32.
+const INT16_STEPS: usize = 64;
+
+/// What one unit of a row of int16 is worth, so that no sum of products of [`INT16_STEPS`] lines
+/// can overflow: the largest number is 32767, and no block's Euclidean length is above the square
+/// root of 2^31 (Cauchy and Schwarz then bound the sum), with a hundredth to spare for rounding.
+#[inline(always)]
+fn int16_scale(row: &[f32]) -> f32 {
+    let mut most = f32::MIN_POSITIVE;
+    for block in row.chunks(2 * INT16_STEPS) {
+        let squares: f32 = block.iter().map(|x| x * x).sum();
+        let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        most = most.max(squares.sqrt() / 45_800.0).max(largest / 32_700.0);
+    }
+    most
+}
+
+/// Two floats in units of a scale's inverse, as int16, in the bits of one float.
+fn quantize_pair(pair: &[f32], inverse: f32) -> f32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 16 bits")]
+    let quantize = |x: f32| u32::from((x * inverse).round_ties_even() as i16 as u16);
+    f32::from_bits(quantize(pair[0]) | pair.get(1).map_or(0, |x| quantize(*x) << 16))
 }
 
 /// Two floats, rounded to the nearest bfloat16, in the bits of one.
@@ -175,6 +216,8 @@ impl Panels<'_> {
 /// What happens to a sum before it is stored, in this order.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Finish<'a> {
+    /// Of int16: what a unit is worth in every row and in every column.
+    pub(super) scales: Option<(&'a [f32], &'a [f32])>,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) gelu: bool,
     /// Added at last: rows like those of the result, and their distance.
@@ -224,12 +267,19 @@ fn multiply(
 trait Arithmetic<S: Simd>: Copy {
     /// Part of a line, as a register.
     type Part: Copy;
+    /// Sums, as a register.
+    type Sum: Copy;
+    /// Lines after which sums are turned into float32.
+    const BLOCK: usize;
+
     /// # Safety
     ///
     /// `S::F32_LANES` floats must be readable at the address.
     unsafe fn load(self, simd: S, from: *const f32) -> Self::Part;
     fn splat(self, simd: S, x: f32) -> Self::Part;
-    fn multiply_add(self, simd: S, x: Self::Part, y: Self::Part, sum: S::f32s) -> S::f32s;
+    fn zero(self, simd: S) -> Self::Sum;
+    fn multiply_add(self, simd: S, x: Self::Part, y: Self::Part, sum: Self::Sum) -> Self::Sum;
+    fn as_f32s(self, simd: S, sum: Self::Sum) -> S::f32s;
 }
 
 #[derive(Clone, Copy)]
@@ -237,6 +287,8 @@ struct F32;
 
 impl<S: Simd> Arithmetic<S> for F32 {
     type Part = S::f32s;
+    type Sum = S::f32s;
+    const BLOCK: usize = usize::MAX;
 
     #[inline(always)]
     unsafe fn load(self, _simd: S, from: *const f32) -> S::f32s {
@@ -250,8 +302,18 @@ impl<S: Simd> Arithmetic<S> for F32 {
     }
 
     #[inline(always)]
+    fn zero(self, simd: S) -> S::f32s {
+        simd.splat_f32s(0.0)
+    }
+
+    #[inline(always)]
     fn multiply_add(self, simd: S, x: S::f32s, y: S::f32s, sum: S::f32s) -> S::f32s {
         simd.mul_add_e_f32s(x, y, sum)
+    }
+
+    #[inline(always)]
+    fn as_f32s(self, _simd: S, sum: S::f32s) -> S::f32s {
+        sum
     }
 }
 
@@ -294,6 +356,12 @@ impl<A> Product<'_, A> {
         assert!(x.count <= out.rows && b.columns <= out.columns, "the result has no room");
         if let Some(bias) = finish.bias {
             assert!(panels.end * WIDTH <= bias.len(), "the bias is too short");
+        }
+        if let Some((rows, columns)) = finish.scales {
+            assert!(
+                x.count <= rows.len() && panels.end * WIDTH <= columns.len(),
+                "scales are missing"
+            );
         }
         if let Some((add, stride)) = finish.add {
             assert!(reach(x.count, stride, b.columns) <= add.len(), "the addend is too short");
@@ -382,27 +450,40 @@ impl<A> Product<'_, A> {
     {
         let Self { x, b, arithmetic, .. } = self;
         let parts = WIDTH / S::F32_LANES; // of a line
-        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+        let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
         // SAFETY: of all tiles together, `run` has checked that rows and panels exist; a vector is
         // a part of a line of one of the tile's panels.
         unsafe {
             let mut left = x.data.as_ptr().add(first * x.stride);
             let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
-            for _ in 0..b.steps {
-                let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
-                    let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
-                    arithmetic.load(simd, right.add(offset))
-                });
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = arithmetic.splat(simd, *left.add(r * x.stride));
-                    for (sum, part) in sums.iter_mut().zip(line) {
-                        *sum = arithmetic.multiply_add(simd, x, part, *sum);
+            let mut rest = b.steps;
+            while rest > 0 {
+                let block = rest.min(A::BLOCK);
+                let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
+                for _ in 0..block {
+                    let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
+                        let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
+                        arithmetic.load(simd, right.add(offset))
+                    });
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = arithmetic.splat(simd, *left.add(r * x.stride));
+                        for (sum, part) in sums.iter_mut().zip(line) {
+                            *sum = arithmetic.multiply_add(simd, x, part, *sum);
+                        }
+                    }
+                    left = left.wrapping_add(x.step);
+                    right = right.add(WIDTH);
+                }
+                for (totals, sums) in totals.iter_mut().zip(sums) {
+                    for (total, sum) in totals.iter_mut().zip(sums) {
+                        let sum = arithmetic.as_f32s(simd, sum);
+                        *total =
+                            if A::BLOCK == usize::MAX { sum } else { simd.add_f32s(*total, sum) };
                     }
                 }
-                left = left.wrapping_add(x.step);
-                right = right.add(WIDTH);
+                rest -= block;
             }
-            self.store(simd, &sums, first, panel * WIDTH);
+            self.store(simd, &totals, first, panel * WIDTH);
         }
     }
 
@@ -429,6 +510,10 @@ impl<A> Product<'_, A> {
                 let at = column + v * S::F32_LANES;
                 let Some(left) = columns.checked_sub(at).filter(|left| *left > 0) else { break };
                 let mut y = *sum;
+                if let Some((rows, columns)) = finish.scales {
+                    let scales = simd.mul_f32s(f32s(columns, at), simd.splat_f32s(rows[first + r]));
+                    y = simd.mul_f32s(y, scales);
+                }
                 if let Some(bias) = finish.bias {
                     y = simd.add_f32s(y, f32s(bias, at));
                 }
@@ -519,97 +604,186 @@ pub(super) fn block_rows(rows: usize) -> usize {
 
 /// Proof that the processor multiplies pairs of bfloat16 (AVX512-BF16).
 #[derive(Clone, Copy)]
-pub(super) struct Bf16 {
-    #[cfg(target_arch = "x86_64")]
-    simd: pulp::x86::V4,
+pub(super) struct Bf16(#[cfg(target_arch = "x86_64")] pulp::x86::V4);
+
+/// Proof that the processor multiplies pairs of int16 (AVX512-VNNI).
+#[derive(Clone, Copy)]
+pub(super) struct Int16(#[cfg(target_arch = "x86_64")] pulp::x86::V4);
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Bf16 {
+    pub(super) fn new(_cpu: Cpu) -> Option<Self> {
+        None
+    }
 }
 
-impl Bf16 {
-    pub(super) fn new(cpu: Cpu) -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        if let super::Level::Avx512(simd) = cpu.0
-            && is_x86_feature_detected!("avx512bf16")
-        {
-            return Some(Self { simd });
-        }
-        let _ = cpu;
+#[cfg(not(target_arch = "x86_64"))]
+impl Int16 {
+    pub(super) fn new(_cpu: Cpu) -> Option<Self> {
         None
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod bf16 {
-    use std::arch::x86_64::{__m512, __m512bh, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps};
+mod pairs {
+    use std::arch::x86_64::{
+        __m512, __m512bh, __m512i, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
+        _mm512_dpwssd_epi32,
+    };
 
     use pulp::x86::V4;
 
     use super::{
-        Arithmetic, Bf16, Finish, Panels, Product, Range, Rows, Target, WIDTH, round_pair,
+        Arithmetic, Bf16, Cpu, Finish, INT16_STEPS, Int16, Lines, Panels, Product, Range, Rows,
+        Target, WIDTH, int16_scale, padded, quantize_pair, round_pair,
     };
+    use crate::kernels::Level;
 
-    impl Arithmetic<V4> for Bf16 {
-        type Part = pulp::f32x16;
+    /// The bits of a register as another type; both are 64 bytes of plain numbers.
+    macro_rules! bits {
+        ($from:ty => $to:ty, $x:expr) => {
+            std::mem::transmute::<$from, $to>($x)
+        };
+    }
 
-        #[inline(always)]
-        unsafe fn load(self, _simd: V4, from: *const f32) -> pulp::f32x16 {
-            // SAFETY: the caller's promise.
-            unsafe { from.cast::<pulp::f32x16>().read_unaligned() }
-        }
+    macro_rules! unit {
+        ($unit:ident, $is_there:expr, $features:literal, $total:ty, $block:expr,
+         |$x:ident, $y:ident, $sum:ident| $multiply_add:expr, |$done:ident| $as_f32s:expr) => {
+            impl Arithmetic<V4> for $unit {
+                type Part = pulp::f32x16;
+                type Sum = $total;
+                const BLOCK: usize = $block;
 
-        #[inline(always)]
-        fn splat(self, simd: V4, x: f32) -> pulp::f32x16 {
-            pulp::Simd::splat_f32s(simd, x)
-        }
+                #[inline(always)]
+                unsafe fn load(self, _simd: V4, from: *const f32) -> pulp::f32x16 {
+                    // SAFETY: the caller's promise.
+                    unsafe { from.cast::<pulp::f32x16>().read_unaligned() }
+                }
 
-        #[inline(always)]
-        fn multiply_add(
-            self,
-            _simd: V4,
-            x: pulp::f32x16,
-            y: pulp::f32x16,
-            sum: pulp::f32x16,
-        ) -> pulp::f32x16 {
-            // SAFETY: `Bf16` proves the feature; all these types are 64 bytes without meaning
-            // beyond their bits.
-            unsafe {
-                let pairs = |x: pulp::f32x16| std::mem::transmute::<pulp::f32x16, __m512bh>(x);
-                let sum = std::mem::transmute::<pulp::f32x16, __m512>(sum);
-                std::mem::transmute::<__m512, pulp::f32x16>(_mm512_dpbf16_ps(
-                    sum,
-                    pairs(x),
-                    pairs(y),
-                ))
+                #[inline(always)]
+                fn splat(self, simd: V4, x: f32) -> pulp::f32x16 {
+                    pulp::Simd::splat_f32s(simd, x)
+                }
+
+                #[inline(always)]
+                fn zero(self, simd: V4) -> $total {
+                    let zero = pulp::Simd::splat_f32s(simd, 0.0);
+                    // SAFETY: as `bits!` has it.
+                    unsafe { bits!(pulp::f32x16 => $total, zero) }
+                }
+
+                #[inline(always)]
+                fn multiply_add(
+                    self,
+                    _: V4,
+                    $x: pulp::f32x16,
+                    $y: pulp::f32x16,
+                    $sum: $total,
+                ) -> $total {
+                    // SAFETY: `self` proves the feature.
+                    unsafe { $multiply_add }
+                }
+
+                #[inline(always)]
+                fn as_f32s(self, _: V4, $done: $total) -> pulp::f32x16 {
+                    // SAFETY: as above.
+                    unsafe { bits!(__m512 => pulp::f32x16, $as_f32s) }
+                }
             }
+
+            impl $unit {
+                pub(in crate::kernels) fn new(cpu: Cpu) -> Option<Self> {
+                    match cpu.0 {
+                        Level::Avx512(simd) => $is_there.then_some(Self(simd)),_ => None,
+                    }
+                }
+
+                /// # Safety
+                ///
+                /// None but the target features, which `self` proves.
+                #[target_feature(enable = $features)]
+                pub(super) unsafe fn multiply(
+                    self,
+                    x: Rows<'_>,
+                    b: Panels<'_>,
+                    panels: Range<usize>,
+                    finish: &Finish<'_>,
+                    out: &Target<'_>,
+                ) {
+                    Product { x, b, panels, finish, out, arithmetic: self }.run(self.0);
+                }
+            }
+        };
+    }
+
+    unit!(
+        Bf16,
+        is_x86_feature_detected!("avx512bf16"),
+        "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,fma,avx2,bmi1,bmi2,lzcnt,popcnt",
+        __m512,
+        usize::MAX,
+        |x, y, sum| _mm512_dpbf16_ps(
+            sum,
+            bits!(pulp::f32x16 => __m512bh, x),
+            bits!(pulp::f32x16 => __m512bh, y)
+        ),
+        |sum| sum
+    );
+
+    unit!(
+        Int16,
+        is_x86_feature_detected!("avx512vnni"),
+        "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,fma,avx2,bmi1,bmi2,lzcnt,popcnt",
+        __m512i,
+        INT16_STEPS,
+        |x, y, sum| _mm512_dpwssd_epi32(
+            sum,
+            bits!(pulp::f32x16 => __m512i, x),
+            bits!(pulp::f32x16 => __m512i, y)
+        ),
+        |sum| _mm512_cvtepi32_ps(sum)
+    );
+
+    impl Bf16 {
+        /// Rounds rows of `inputs` floats to pairs.
+        pub(super) fn round_rows<'a>(
+            self,
+            x: Rows<'_>,
+            inputs: usize,
+            out: &'a mut Lines,
+        ) -> Rows<'a> {
+            // SAFETY: `self` proves the feature.
+            each_row(x, inputs, out, |_, x, out| unsafe { round_row(x, out) })
         }
     }
 
-    impl Bf16 {
-        /// # Safety
-        ///
-        /// None but the target features, which `self` proves.
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,fma,avx2,bmi1,bmi2,lzcnt,popcnt"
-        )]
-        pub(super) unsafe fn multiply(
+    impl Int16 {
+        /// Rounds rows of `inputs` floats to pairs, each row in units of its own.
+        pub(super) fn quantize_rows<'a>(
             self,
             x: Rows<'_>,
-            b: Panels<'_>,
-            panels: Range<usize>,
-            finish: &Finish<'_>,
-            out: &Target<'_>,
-        ) {
-            Product { x, b, panels, finish, out, arithmetic: self }.run(self.simd);
+            inputs: usize,
+            out: &'a mut Lines,
+            scales: &mut [f32],
+        ) -> Rows<'a> {
+            // SAFETY: `self` proves the feature.
+            each_row(x, inputs, out, |row, x, out| scales[row] = unsafe { quantize_row(x, out) })
         }
+    }
 
-        /// Rounds rows of `inputs` floats to rows of pairs at a distance of `stride`.
-        pub(super) fn round_rows(self, x: Rows<'_>, inputs: usize, out: &mut [f32], stride: usize) {
-            assert_eq!(x.step, 1, "rows are not contiguous");
-            let rows = x.data.chunks(x.stride).zip(out.chunks_mut(stride));
-            for (x, out) in rows.take(x.count) {
-                // SAFETY: `self` proves the feature.
-                unsafe { round_row(&x[..inputs], &mut out[..inputs.div_ceil(2)]) };
-            }
+    fn each_row<'a>(
+        x: Rows<'_>,
+        inputs: usize,
+        out: &'a mut Lines,
+        mut f: impl FnMut(usize, &[f32], &mut [f32]),
+    ) -> Rows<'a> {
+        assert_eq!(x.step, 1, "rows are not contiguous");
+        let (pairs, stride) = (inputs.div_ceil(2), padded(inputs.div_ceil(2)));
+        let rows = x.data.chunks(x.stride).zip(out.as_floats().chunks_mut(stride));
+        for (row, (x, out)) in rows.take(x.count).enumerate() {
+            f(row, &x[..inputs], &mut out[..pairs]);
         }
+        Rows::new(out.as_floats(), stride, x.count)
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -618,17 +792,26 @@ mod bf16 {
         let (out, out_tail) = out.split_at_mut(pairs.len() * WIDTH);
         let (lines, _) = out.as_chunks_mut::<WIDTH>();
         for (pairs, line) in pairs.iter().zip(lines) {
-            let [low, high]: [__m512; 2] =
-                bytemuck::must_cast::<[f32; 32], [pulp::f32x16; 2]>(*pairs)
-                    // SAFETY: as in `multiply_add`.
-                    .map(|x| unsafe { std::mem::transmute(x) });
-            let rounded = _mm512_cvtne2ps_pbh(high, low);
-            // SAFETY: as in `multiply_add`.
-            *line = unsafe { std::mem::transmute::<__m512bh, [f32; WIDTH]>(rounded) };
+            let [low, high] = bytemuck::must_cast::<[f32; 32], [pulp::f32x16; 2]>(*pairs);
+            // SAFETY: as `bits!` has it.
+            *line = unsafe {
+                let [low, high] = [low, high].map(|x| bits!(pulp::f32x16 => __m512, x));
+                bits!(__m512bh => [f32; WIDTH], _mm512_cvtne2ps_pbh(high, low))
+            };
         }
         for (out, pair) in out_tail.iter_mut().zip(tail.chunks(2)) {
             *out = round_pair(pair);
         }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    fn quantize_row(x: &[f32], out: &mut [f32]) -> f32 {
+        let scale = int16_scale(x);
+        let inverse = scale.recip();
+        for (out, pair) in out.iter_mut().zip(x.chunks(2)) {
+            *out = quantize_pair(pair, inverse);
+        }
+        scale
     }
 }
 
@@ -706,6 +889,29 @@ mod tests {
                     let expected = plain(&x, &weight, &bias, inputs, None);
                     let found = linear(cpu, &matrix, &x, None);
                     assert_close(&found, &expected, 1e-5, &format!("{inputs} inputs, {rows} rows"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn int16_products_are_near_and_never_overflow() {
+        for inputs in [1, 31, 130, 600, 2048] {
+            let outputs = 50;
+            let (weight, bias) = (random(outputs * inputs, 1), random(outputs, 2));
+            // The worst case for sums: all numbers as large as they get, with one sign.
+            let ones = vec![1.0; outputs * inputs];
+            for (weight, tolerance) in [(weight, 3e-4), (ones, 1e-3)] {
+                let matrix = Matrix::pack(&weight, Some(&bias), inputs, Precision::Int16);
+                for cpu in Cpu::available().into_iter().filter(|cpu| cpu.has_int16()) {
+                    for rows in [1, 3, 12, 13, 60] {
+                        for x in [random(rows * inputs, 3), vec![-2.5; rows * inputs]] {
+                            let expected = plain(&x, &weight, &bias, inputs, None);
+                            let found = linear(cpu, &matrix, &x, None);
+                            let what = format!("{inputs} inputs, {rows} rows");
+                            assert_close(&found, &expected, tolerance, &what);
+                        }
+                    }
                 }
             }
         }

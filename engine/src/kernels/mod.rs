@@ -82,6 +82,11 @@ impl Cpu {
         gemm::Bf16::new(self).is_some()
     }
 
+    /// Whether products of int16 pairs are one instruction.
+    pub fn has_int16(self) -> bool {
+        gemm::Int16::new(self).is_some()
+    }
+
     #[inline]
     fn run<Op: WithSimd>(self, op: Op) -> Op::Output {
         match self.0 {
@@ -104,6 +109,8 @@ pub(crate) enum Precision {
     F32,
     /// Weights and inputs of matrix products rounded to bfloat16.
     Bf16,
+    /// Weights and inputs of matrix products rounded to int16, each row in units of its own.
+    Int16,
 }
 
 #[cfg(test)]
