@@ -151,6 +151,9 @@ fn values_of_a_line(precision: Precision) -> usize {
 
 /// Lines (pairs of inputs) whose int16 products are summed as int32 before they become float32.
 const INT16_STEPS: usize = 64;
+/// Largest Euclidean length of a block in int16, and largest number.
+const BLOCK_LENGTH: f32 = 45_800.0;
+const LARGEST: f32 = 32_700.0;
 
 /// What one unit of a row of int16 is worth, so that no sum of products of [`INT16_STEPS`] lines
 /// can overflow: the largest number is 32767, and no block's Euclidean length is above the square
@@ -161,7 +164,7 @@ fn int16_scale(row: &[f32]) -> f32 {
     for block in row.chunks(2 * INT16_STEPS) {
         let squares: f32 = block.iter().map(|x| x * x).sum();
         let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        most = most.max(squares.sqrt() / 45_800.0).max(largest / 32_700.0);
+        most = most.max(squares.sqrt() / BLOCK_LENGTH).max(largest / LARGEST);
     }
     most
 }
@@ -627,15 +630,17 @@ impl Int16 {
 #[cfg(target_arch = "x86_64")]
 mod pairs {
     use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
-        _mm512_dpwssd_epi32,
+        __m256i, __m512, __m512bh, __m512i, _mm512_abs_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
+        _mm512_cvtps_epi32, _mm512_cvtsepi32_epi16, _mm512_dpbf16_ps, _mm512_dpwssd_epi32,
+        _mm512_fmadd_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+        _mm512_set1_ps, _mm512_setzero_ps,
     };
 
     use pulp::x86::V4;
 
     use super::{
-        Arithmetic, Bf16, Cpu, Finish, INT16_STEPS, Int16, Lines, Panels, Product, Range, Rows,
-        Target, WIDTH, int16_scale, padded, quantize_pair, round_pair,
+        Arithmetic, BLOCK_LENGTH, Bf16, Cpu, Finish, INT16_STEPS, Int16, LARGEST, Lines, Panels,
+        Product, Range, Rows, Target, WIDTH, padded, quantize_pair, round_pair,
     };
     use crate::kernels::Level;
 
@@ -804,12 +809,42 @@ mod pairs {
         }
     }
 
+    /// As [`int16_scale`] and [`quantize_pair`], sixteen at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
     fn quantize_row(x: &[f32], out: &mut [f32]) -> f32 {
-        let scale = int16_scale(x);
-        let inverse = scale.recip();
-        for (out, pair) in out.iter_mut().zip(x.chunks(2)) {
-            *out = quantize_pair(pair, inverse);
+        let register = |x: &[f32; WIDTH]| {
+            let x = bytemuck::must_cast::<[f32; WIDTH], pulp::f32x16>(*x);
+            // SAFETY: as `bits!` has it.
+            unsafe { bits!(pulp::f32x16 => __m512, x) }
+        };
+        let mut scale = f32::MIN_POSITIVE;
+        for block in x.chunks(2 * INT16_STEPS) {
+            let (vectors, tail) = block.as_chunks::<WIDTH>();
+            let mut last = [0.0; WIDTH];
+            last[..tail.len()].copy_from_slice(tail);
+            let (mut squares, mut largest) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            for x in vectors.iter().chain([&last]) {
+                let x = register(x);
+                squares = _mm512_fmadd_ps(x, x, squares);
+                largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
+            }
+            let length = _mm512_reduce_add_ps(squares).sqrt();
+            scale = scale.max(length / BLOCK_LENGTH);
+            scale = scale.max(_mm512_reduce_max_ps(largest) / LARGEST);
+        }
+        let (vectors, tail) = x.as_chunks::<WIDTH>();
+        let inverses = _mm512_set1_ps(scale.recip());
+        let (out, out_tail) = out.split_at_mut(vectors.len() * WIDTH / 2);
+        let (out, _) = out.as_chunks_mut::<{ WIDTH / 2 }>();
+        for (x, out) in vectors.iter().zip(out) {
+            let whole = _mm512_cvtps_epi32(_mm512_mul_ps(register(x), inverses));
+            // SAFETY: both types are 32 bytes of plain numbers.
+            *out = unsafe {
+                std::mem::transmute::<__m256i, [f32; WIDTH / 2]>(_mm512_cvtsepi32_epi16(whole))
+            };
+        }
+        for (out, pair) in out_tail.iter_mut().zip(tail.chunks(2)) {
+            *out = quantize_pair(pair, scale.recip());
         }
         scale
     }
