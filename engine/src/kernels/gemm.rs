@@ -631,9 +631,9 @@ impl Int16 {
 mod pairs {
     use std::arch::x86_64::{
         __m256i, __m512, __m512bh, __m512i, _mm512_abs_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
-        _mm512_cvtps_epi32, _mm512_cvtsepi32_epi16, _mm512_dpbf16_ps, _mm512_dpwssd_epi32,
-        _mm512_fmadd_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
-        _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_cvtps_epi32, _mm512_cvtsepi32_epi16, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_set1_ps,
+        _mm512_setzero_ps,
     };
 
     use pulp::x86::V4;
@@ -741,13 +741,30 @@ mod pairs {
         "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,fma,avx2,bmi1,bmi2,lzcnt,popcnt",
         __m512i,
         INT16_STEPS,
-        |x, y, sum| _mm512_dpwssd_epi32(
+        |x, y, sum| add_products(
             sum,
             bits!(pulp::f32x16 => __m512i, x),
             bits!(pulp::f32x16 => __m512i, y)
         ),
         |sum| _mm512_cvtepi32_ps(sum)
     );
+
+    /// `vpdpwssd`, which the compiler would make two instructions of if it were the intrinsic.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn add_products(mut sum: __m512i, x: __m512i, y: __m512i) -> __m512i {
+        // SAFETY: it reads and writes these registers only.
+        unsafe {
+            std::arch::asm!(
+                "vpdpwssd {sum}, {x}, {y}",
+                sum = inout(zmm_reg) sum,
+                x = in(zmm_reg) x,
+                y = in(zmm_reg) y,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        sum
+    }
 
     impl Bf16 {
         /// Rounds rows of `inputs` floats to pairs.
