@@ -172,6 +172,7 @@ impl Visual {
     }
 
     /// The same, for a job that did not have to wait for it.
+    #[must_use]
     pub fn reused(&self) -> Self {
         Self { timings: Timings::default(), ..self.clone() }
     }
@@ -290,7 +291,7 @@ impl Florence {
         }
         let generation = config.generation(generation);
         let name = checkpoint.name();
-        Ok(Self { name, generation, model, text, preprocessor, compute, threads })
+        Ok(Self { name, model, text, preprocessor, generation, compute, threads })
     }
 
     /// Name of the checkpoint's directory.
@@ -582,10 +583,9 @@ fn compute(options: &LoadOptions) -> Result<Compute, Error> {
         (_, Kernels::On(cpu)) => cpu,
     };
     let precision = match options.precision {
-        Precision::F32 => kernels::Precision::F32,
         Precision::Bf16 if cpu.has_bf16() => kernels::Precision::Bf16,
         Precision::Int16 | Precision::Auto if cpu.has_int16() => kernels::Precision::Int16,
-        Precision::Auto => kernels::Precision::F32,
+        Precision::F32 | Precision::Auto => kernels::Precision::F32,
         Precision::Bf16 => return Err(Error::NoPrecision("bf16", "AVX512-BF16")),
         Precision::Int16 => return Err(Error::NoPrecision("int16", "AVX512-VNNI")),
     };

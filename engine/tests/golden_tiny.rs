@@ -1,12 +1,37 @@
 //! `models/tiny` against the reference: ids and JSON of sixty pictures over all tasks.
 
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod common;
 
 use std::collections::HashSet;
 
 use common::{fixture, path};
-use florence_engine::{Coordinates, Florence, GenerateOptions, Job, LoadOptions, PrepareOptions};
+use florence_engine::{
+    Coordinates, Cpu, Florence, GenerateOptions, Job, Kernels, LoadOptions, Precision,
+    PrepareOptions, Prepared,
+};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+fn question(case: &Value) -> (&str, &str) {
+    (case["picture"].as_str().unwrap(), case["prompt"].as_str().unwrap())
+}
+
+fn prepare(florence: &Florence, case: &Value) -> (Prepared, GenerateOptions) {
+    let (name, prompt) = question(case);
+    let bytes = std::fs::read(path("pictures").join(name)).unwrap();
+    let prepared = florence.prepare(&bytes, prompt, &PrepareOptions::default()).unwrap();
+    let number = |name: &str| case[name].as_u64().map(|n| usize::try_from(n).unwrap());
+    let options = GenerateOptions {
+        beams: number("beams"),
+        max_new_tokens: Some(256),
+        no_repeat_ngram: number("no_repeat_ngram"),
+        coordinates: Coordinates::Integer,
+        ..GenerateOptions::default()
+    };
+    (prepared, options)
+}
 
 #[test]
 fn ids_and_json_equal_the_references() {
@@ -21,20 +46,10 @@ fn ids_and_json_equal_the_references() {
     let (mut pictures, mut tasks) = (HashSet::new(), HashSet::new());
     let mut all = Vec::new();
     for case in cases {
-        let name = case["picture"].as_str().unwrap();
-        let prompt = case["prompt"].as_str().unwrap();
+        let (name, prompt) = question(case);
         pictures.insert(name);
         tasks.insert(prompt.split('>').next().unwrap());
-        let bytes = std::fs::read(path("pictures").join(name)).unwrap();
-        let prepared = florence.prepare(&bytes, prompt, &PrepareOptions::default()).unwrap();
-        let number = |name: &str| case[name].as_u64().map(|n| usize::try_from(n).unwrap());
-        let options = GenerateOptions {
-            beams: number("beams"),
-            max_new_tokens: Some(256),
-            no_repeat_ngram: number("no_repeat_ngram"),
-            coordinates: Coordinates::Integer,
-            ..GenerateOptions::default()
-        };
+        let (prepared, options) = prepare(&florence, case);
         let answer = florence.run_one(&prepared, &options).unwrap();
         let what = format!("{name} {prompt} {options:?}");
         assert_eq!(serde_json::json!(answer.token_ids), case["token_ids"], "{what}");
@@ -57,4 +72,39 @@ fn ids_and_json_equal_the_references() {
             assert_eq!(alone.json, together.json);
         }
     }
+}
+
+#[test]
+fn every_instruction_set_and_candle_give_the_references_ids() {
+    let fixture = fixture("tiny.json");
+    let cases = fixture["cases"].as_array().unwrap();
+    let kernels = Cpu::available().into_iter().map(Kernels::On).chain([Kernels::Candle]);
+    for kernels in kernels {
+        let options = LoadOptions { kernels, ..LoadOptions::default() };
+        let florence = Florence::embedded(&options).unwrap();
+        for case in cases.iter().step_by(7) {
+            let (prepared, options) = prepare(&florence, case);
+            let answer = florence.run_one(&prepared, &options).unwrap();
+            let found = serde_json::json!(answer.token_ids);
+            assert_eq!(found, case["token_ids"], "{kernels:?} {:?}", question(case));
+        }
+    }
+}
+
+#[test]
+fn the_fast_precision_agrees_with_float32() {
+    let fixture = fixture("tiny.json");
+    let cases = fixture["cases"].as_array().unwrap();
+    let options = LoadOptions { precision: Precision::Auto, ..LoadOptions::default() };
+    let florence = Florence::embedded(&options).unwrap();
+    let (mut equal, mut all) = (0, 0);
+    for case in cases {
+        let (prepared, options) = prepare(&florence, case);
+        let found = florence.run_one(&prepared, &options).unwrap().token_ids;
+        let expected: Vec<u32> = serde_json::from_value(case["token_ids"].clone()).unwrap();
+        equal += found.iter().zip(&expected).filter(|(a, b)| a == b).count();
+        all += found.len().max(expected.len());
+    }
+    let share = equal as f64 / all as f64;
+    assert!(share >= 0.99, "{}: only {share:.4} of the tokens", florence.arithmetic());
 }

@@ -38,8 +38,8 @@ pub(crate) fn run(client: &redis::Client, args: &Args) -> anyhow::Result<()> {
         let (keys, process) = memory(&mut connection)?;
         println!(
             "| {last} | {submits:.0} | {gets:.0} | {} | {} |",
-            (keys - base.0) / last as i64,
-            (process - base.1) / last as i64
+            (keys - base.0) / i64::try_from(last)?,
+            (process - base.1) / i64::try_from(last)?
         );
     }
     set(&mut connection, "florence.max-queue", &before.to_string())

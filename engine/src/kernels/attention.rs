@@ -355,7 +355,14 @@ impl History {
     }
 
     /// Adds the rows' keys and values to a layer; attention of the queries, each over its past.
-    fn attend(&mut self, cpu: Cpu, layer: usize, rows: HistoryRows<'_>, heads: usize, scale: f32) {
+    fn attend(
+        &mut self,
+        cpu: Cpu,
+        layer: usize,
+        rows: &mut HistoryRows<'_>,
+        heads: usize,
+        scale: f32,
+    ) {
         if self.layers.len() <= layer {
             self.layers.resize_with(layer + 1, Default::default);
         }
@@ -400,7 +407,9 @@ pub(crate) fn attend_histories(
         rest = others;
         first += count;
     }
-    parts.into_par_iter().for_each(|(job, rows)| job.attend(cpu, layer, rows, heads, scale));
+    parts
+        .into_par_iter()
+        .for_each(|(job, mut rows)| job.attend(cpu, layer, &mut rows, heads, scale));
     all
 }
 

@@ -430,10 +430,9 @@ impl<A> Product<'_, A> {
         match (S::F32_LANES, width) {
             (1, _) => tile!(1 by 16),
             (2..=4, 2) => tile!(1 2 by 8),
-            (2..=4, _) => tile!(1 2 3 4 5 6 by 4),
             (5..=8, 2) => tile!(1 2 by 4),
             (5..=8, _) => tile!(1 2 3 4 5 6 by 2),
-            (_, 4) => tile!(1 2 3 4 5 6 by 4),
+            (2..=4, _) | (_, 4) => tile!(1 2 3 4 5 6 by 4),
             (_, 2) => tile!(1 2 3 4 5 6 7 8 9 10 11 12 by 2),
             _ => tile!(1 2 3 4 5 6 7 8 9 10 11 12 by 1),
         }
@@ -775,7 +774,7 @@ mod pairs {
             out: &'a mut Lines,
         ) -> Rows<'a> {
             // SAFETY: `self` proves the feature.
-            each_row(x, inputs, out, |_, x, out| unsafe { round_row(x, out) })
+            each_row(self.0, x, inputs, out, |_, x, out| unsafe { round_row(x, out) })
         }
     }
 
@@ -788,12 +787,15 @@ mod pairs {
             out: &'a mut Lines,
             scales: &mut [f32],
         ) -> Rows<'a> {
-            // SAFETY: `self` proves the feature.
-            each_row(x, inputs, out, |row, x, out| scales[row] = unsafe { quantize_row(x, out) })
+            each_row(self.0, x, inputs, out, |row, x, out| {
+                // SAFETY: `self` proves the feature.
+                scales[row] = unsafe { quantize_row(x, out) }
+            })
         }
     }
 
     fn each_row<'a>(
+        _proof: V4,
         x: Rows<'_>,
         inputs: usize,
         out: &'a mut Lines,

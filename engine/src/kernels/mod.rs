@@ -9,6 +9,8 @@
 //! - `attention`: within windows, across channels, over sequences
 //! - `mlp`, `conv`: the other parts of a layer
 //! - `scratch`: buffers that threads reuse
+#![expect(clippy::inline_always, reason = "what runs inside of `vectorize` must be inlined there")]
+#![expect(clippy::too_many_arguments, reason = "operands and their strides")]
 
 mod attention;
 #[cfg(feature = "bench")]

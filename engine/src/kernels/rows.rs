@@ -25,7 +25,7 @@ pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], values: S::f32s) {
 /// `e^x`, within 2 units in the last place; arguments are clamped to what float32 can hold.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
@@ -52,12 +52,12 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 #[inline(always)]
 pub(super) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const NUMERATOR: [f32; 7] = [
-        -2.726_142_2e-10,
+        -2.726_142e-10,
         2.770_681_4e-8,
         -2.101_024e-6,
         -5.692_506_4e-5,
         -7.349_906e-4,
-        -2.954_599_8e-3,
+        -2.954_6e-3,
         -1.609_603_3e-2,
     ];
     const DENOMINATOR: [f32; 5] =

@@ -259,7 +259,7 @@ impl Scope<'_> {
 /// with the variance of one over their inputs; the same name always gets the same values.
 fn synthetic(name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
     let count: usize = shape.iter().product();
-    let values = if name.ends_with(".bias") {
+    let values = if name.rsplit('.').next() == Some("bias") {
         vec![0.0; count]
     } else if name.contains("norm") {
         vec![1.0; count]

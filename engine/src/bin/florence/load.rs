@@ -53,16 +53,15 @@ impl ModelArgs {
     }
 
     fn kernels(&self) -> anyhow::Result<Kernels> {
-        Ok(match self.kernels.as_deref() {
-            None => Kernels::Best,
-            Some("candle") => Kernels::Candle,
-            Some(name) => match Cpu::available().into_iter().find(|cpu| cpu.name() == name) {
-                Some(cpu) => Kernels::On(cpu),
-                None => {
-                    let names: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
-                    bail!("no kernels '{name}' here; there are {} and candle", names.join(", "))
-                }
-            },
-        })
+        let name = match self.kernels.as_deref() {
+            None => return Ok(Kernels::Best),
+            Some("candle") => return Ok(Kernels::Candle),
+            Some(name) => name,
+        };
+        let Some(cpu) = Cpu::available().into_iter().find(|cpu| cpu.name() == name) else {
+            let names: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
+            bail!("no kernels '{name}' here; there are {} and candle", names.join(", "))
+        };
+        Ok(Kernels::On(cpu))
     }
 }
