@@ -21,6 +21,9 @@ import fidelity
 import reference
 
 
+PRECISIONS = ("f32", "int16", "bf16")
+
+
 def pytorch(model, image, prompt, beams, tokens):
     """One whole answer, as a caller would ask for it; hooks see the two big stages pass."""
     marks, core = {}, model.model.model
@@ -71,21 +74,19 @@ def main():
     image = Image.open(Path(__file__).parent.parent / "models/tiny/samples/shapes.png")
     names = ("vision", "encoder", "decoder_step", "total")
     for beams in (1, 3):
-        rounds = {"pytorch": [], "f32": [], "bf16": []}
+        rounds = {"PyTorch f32": []} | {precision: [] for precision in PRECISIONS}
         pytorch(model, image, "<OD>", beams, args.tokens)
         for _ in range(args.rounds):
-            rounds["pytorch"].append(pytorch(model, image, "<OD>", beams, args.tokens))
-            for precision in ("f32", "bf16"):
+            rounds["PyTorch f32"].append(pytorch(model, image, "<OD>", beams, args.tokens))
+            for precision in PRECISIONS:
                 rounds[precision].append(ours(args, directory, precision, beams))
-        medians = {side: {name: statistics.median(times[name] for times in all_times) for name in names}
-                   for side, all_times in rounds.items()}
         print(f"\n{args.shape} shape, {beams} beams, {args.tokens} tokens, {args.threads} threads, "
               f"medians of {args.rounds} rounds\n")
-        print("| ms | PyTorch f32 sdpa | florence f32 | florence bf16 | f32 | bf16 |\n|---|---|---|---|---|---|")
+        print("| ms | " + " | ".join(rounds) + " |\n" + "|---" * (1 + len(rounds)) + "|")
         for name in names:
-            base, exact, fast = (medians[side][name] for side in ("pytorch", "f32", "bf16"))
-            print(f"| {name.replace('_', ' ')} | {base:.0f} | {exact:.0f} | {fast:.0f} | {base / exact:.1f}x | "
-                  f"{base / fast:.1f}x |", flush=True)
+            medians = [statistics.median(times[name] for times in all_times) for all_times in rounds.values()]
+            cells = [f"{medians[0]:.0f}"] + [f"{ms:.0f} ({medians[0] / ms:.1f}x)" for ms in medians[1:]]
+            print(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
