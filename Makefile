@@ -2,7 +2,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate train clean
+.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
+        serving train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -57,6 +58,19 @@ fidelity: .venv-reference build  ## compare with the reference on random checkpo
 
 evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, into its model card
 	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --florence ../$(RELEASE)/florence --work $(WORK)
+
+agreement: .venv-reference build  ## compare precision auto with float32 on 500 pictures, into docs/SPEED.md
+	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --against int16 --florence ../$(RELEASE)/florence --work $(WORK)
+
+compare: .venv-reference build  ## time base shape beside PyTorch
+	cd tools && ../$(REFERENCE_PYTHON) compare.py base --florence ../$(RELEASE)/florence --work $(WORK)
+
+bench: setup  ## every kernel on its own, beside the peak of a core
+	$(CARGO) bench --locked -p florence-engine --features bench
+
+serving: build  ## throughput, reaction and a long queue through a server of its own
+	$(CARGO) build --release --locked -p florence-load
+	@tools/serving.sh
 
 train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
