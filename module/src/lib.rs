@@ -103,7 +103,7 @@ mod module {
                 ["threads", &v::THREADS, 0, 0, 1024, ConfigurationFlags::IMMUTABLE, None],
                 ["nice", &v::NICE, 5, 0, 19, ConfigurationFlags::IMMUTABLE, None],
                 ["prepare-threads", &v::PREPARE_THREADS, 4, 1, 256, ConfigurationFlags::IMMUTABLE, None],
-                ["max-batch", &v::MAX_BATCH, 8, 1, 64, ConfigurationFlags::DEFAULT, None],
+                ["max-batch", &v::MAX_BATCH, 16, 1, 64, ConfigurationFlags::DEFAULT, None],
                 ["max-queue", &v::MAX_QUEUE, 100_000, 1, 10_000_000, ConfigurationFlags::DEFAULT, None],
                 ["max-image-bytes", &v::MAX_IMAGE_BYTES, 33_554_432, 1024, 536_870_912, ConfigurationFlags::DEFAULT, None],
                 ["max-image-pixels", &v::MAX_IMAGE_PIXELS, 100_000_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],

@@ -37,9 +37,11 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
             return;
         }
         waiting = with_server(|ctx| {
-            waiting.into_iter().filter_map(|commit| store(ctx, commit)).collect()
+            let left = waiting.into_iter().filter_map(|commit| store(ctx, commit)).collect();
+            // It sees the signalled keys as soon as it gets the lock back.
+            ffi::wake_event_loop();
+            left
         });
-        ffi::wake_event_loop();
     }
 }
 
