@@ -10,7 +10,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("image", &[]),
     ("kernels", &[]),
     ("model", &["image", "kernels"]),
-    ("generate", &["model"]),
+    ("generate", &["kernels", "model"]),
     ("postprocess", &["task"]),
     ("text", &["model", "task"]),
     ("error", &["fetch", "image", "model", "task"]),

@@ -9,6 +9,7 @@ mod rules;
 mod search;
 
 use candle_core::Result;
+use rayon::prelude::*;
 
 pub use rules::Rules;
 pub use search::{Generated, Search};
@@ -32,6 +33,17 @@ impl Decoding {
     /// Whether the answer is complete.
     pub(crate) fn is_finished(&self) -> bool {
         self.search.is_finished()
+    }
+
+    /// Takes the logits of the job's rows.
+    fn advance(&mut self, logits: Option<&[f32]>) -> Result<()> {
+        let parents = self.search.advance(logits);
+        self.position += 1;
+        let is_unchanged = parents.iter().copied().eq(0..self.search.rows());
+        if is_unchanged || self.search.is_finished() {
+            return Ok(());
+        }
+        self.cache.select(&parents)
     }
 
     pub(crate) fn finish(self) -> Generated {
@@ -60,15 +72,13 @@ pub(crate) fn step<'a>(
     let logits: Option<Vec<f32>> =
         if is_forced { None } else { Some(model.logits(&hidden)?.flatten_all()?.to_vec1()?) };
     let mut first = 0;
-    for job in jobs {
-        let count = job.search.rows() * model.vocabulary();
-        let parents = job.search.advance(logits.as_ref().map(|all| &all[first..first + count]));
-        first += count;
-        job.position += 1;
-        let is_unchanged = parents.iter().copied().eq(0..job.search.rows());
-        if !is_unchanged && !job.search.is_finished() {
-            job.cache.select(&parents)?;
-        }
-    }
-    Ok(())
+    let shares: Vec<_> = jobs
+        .into_iter()
+        .map(|job| {
+            let count = job.search.rows() * model.vocabulary();
+            first += count;
+            (job, logits.as_ref().map(|all| &all[first - count..first]))
+        })
+        .collect();
+    shares.into_par_iter().try_for_each(|(job, logits)| job.advance(logits))
 }

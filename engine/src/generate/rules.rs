@@ -1,6 +1,9 @@
 //! What a search obeys: its width and length, and the reference's logits processors.
 
-use crate::model::GenerationDefaults;
+use crate::{
+    kernels::{Cpu, log_sum_exp},
+    model::GenerationDefaults,
+};
 
 /// Rules of one search.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,9 +86,6 @@ impl Rules {
 
 /// The logarithm of the softmax.
 pub(super) fn log_softmax(logits: &[f32]) -> Vec<f32> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f32 =
-        logits.chunks(1024).map(|chunk| chunk.iter().map(|x| (x - max).exp()).sum::<f32>()).sum();
-    let log_sum = sum.ln();
-    logits.iter().map(|x| x - max - log_sum).collect()
+    let log_sum = log_sum_exp(Cpu::detect(), logits);
+    logits.iter().map(|x| x - log_sum).collect()
 }

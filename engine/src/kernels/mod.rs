@@ -30,7 +30,7 @@ pub(crate) use attention::{
 pub(crate) use conv::{PatchConv, depthwise_residual};
 pub(crate) use gemm::{Matrix, linear};
 pub(crate) use mlp::Mlp;
-pub(crate) use rows::{Norm, layer_norm};
+pub(crate) use rows::{Norm, layer_norm, log_sum_exp};
 
 /// The instruction set that kernels run on, found at run time.
 #[derive(Debug, Clone, Copy)]

@@ -201,6 +201,36 @@ pub(super) fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
     }
 }
 
+/// The logarithm of the sum of the exponentials.
+pub(crate) fn log_sum_exp(cpu: Cpu, x: &[f32]) -> f32 {
+    cpu.run(LogSumExp(x))
+}
+
+struct LogSumExp<'a>(&'a [f32]);
+
+impl WithSimd for LogSumExp<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        // Sums of parts, so that a long row loses no precision.
+        const PART: usize = 1024;
+        let (head, tail) = S::as_simd_f32s(self.0);
+        let lowest = simd.splat_f32s(f32::NEG_INFINITY);
+        let max = simd.reduce_max_f32s(head.iter().fold(lowest, |max, x| simd.max_f32s(max, *x)));
+        let max = tail.iter().fold(max, |max, x| max.max(*x));
+        let maxes = simd.splat_f32s(max);
+        let mut sum: f32 = tail.iter().map(|x| exp(Scalar, x - max)).sum();
+        for part in head.chunks(PART / S::F32_LANES) {
+            let part = part.iter().fold(simd.splat_f32s(0.0), |sum, x| {
+                simd.add_f32s(sum, exp(simd, simd.sub_f32s(*x, maxes)))
+            });
+            sum += simd.reduce_sum_f32s(part);
+        }
+        max + sum.ln()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,6 +318,9 @@ mod tests {
                     expected.extend(scaled.zip(weights).map(|(x, (w, b))| x * w + b));
                 }
                 assert_close(&layer_norm(cpu, &norm, &x), &expected, 1e-5, &what);
+                let sum: f64 = x.iter().map(|x| f64::from(*x).exp()).sum();
+                let error = f64::from(log_sum_exp(cpu, &x)) - sum.ln();
+                assert!(error.abs() < 2e-6, "{what}: {error}");
             }
         }
     }
