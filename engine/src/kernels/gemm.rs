@@ -171,18 +171,10 @@ fn int16_scale(row: &[f32]) -> f32 {
 
 /// Two floats in units of a scale's inverse, as int16, in the bits of one float.
 fn quantize_pair(pair: &[f32], inverse: f32) -> f32 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 16 bits")]
-    let quantize = |x: f32| u32::from((x * inverse).round_ties_even() as i16 as u16);
+    /// Adding it rounds to an integer, whose two's complement then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let quantize = |x: f32| (x * inverse + ROUND).to_bits() & 0xffff;
     f32::from_bits(quantize(pair[0]) | pair.get(1).map_or(0, |x| quantize(*x) << 16))
-}
-
-/// Two floats, rounded to the nearest bfloat16, in the bits of one.
-fn round_pair(pair: &[f32]) -> f32 {
-    let round = |x: f32| {
-        let bits = x.to_bits();
-        bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
-    };
-    f32::from_bits(round(pair[0]) | pair.get(1).map_or(0, |x| round(*x) << 16))
 }
 
 /// Rows of the left operand: element `(r, k)` is `data[r * stride + k * step]`.
