@@ -54,10 +54,12 @@ numbers! {
 pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Numbers that the model computes in: `f32`, `bf16` or `auto`.
 pub(crate) static PRECISION: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Networks besides the public ones that pictures may come from, separated by spaces.
+pub(crate) static ALLOW_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -73,6 +75,7 @@ const NAMES: [&str; 17] = [
     "result-cache-bytes",
     "feature-cache-bytes",
     "precision",
+    "allow-networks",
     "model",
     "file-roots",
 ];

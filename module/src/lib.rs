@@ -118,6 +118,7 @@ mod module {
             string: [
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
                 ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
+                ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
             ],
             bool: [],

@@ -29,7 +29,8 @@ pub struct Pictures {
 
 impl Pictures {
     /// Serves `/NAME` (a sample), `/slow/MS/NAME`, `/status/CODE`, `/flaky/N/NAME` (503 for the
-    /// first N requests), `/text` and `/redirect/NAME`.
+    /// first N requests), `/text`, `/redirect/NAME`, `/away/HOST/NAME` (a redirect to
+    /// another host) and `/loop`.
     pub fn serve() -> Self {
         let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
         let port = server.server_addr().to_ip().unwrap().port();
@@ -74,13 +75,18 @@ fn respond(url: &str, hit: usize) -> Body {
             Response::from_string("later").with_status_code(503)
         }
         ["text"] => Response::from_string("this is no picture"),
-        ["redirect", name] => {
-            let location = Header::from_bytes("Location", format!("/{name}")).unwrap();
-            Response::from_string("").with_status_code(302).with_header(location)
-        }
+        ["redirect", name] => redirect(&format!("/{name}")),
+        ["loop"] => redirect("/loop"),
+        ["away", "file:", ..] => redirect("file:///etc/passwd"),
+        ["away", host, name] => redirect(&format!("http://{host}/{name}")),
         [name] | ["flaky", _, name] => sample(name),
         _ => Response::from_string("no").with_status_code(404),
     }
+}
+
+fn redirect(location: &str) -> Body {
+    let location = Header::from_bytes("Location", location).unwrap();
+    Response::from_string("").with_status_code(302).with_header(location)
 }
 
 fn sample(name: &str) -> Body {

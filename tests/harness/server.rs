@@ -182,7 +182,8 @@ fn spawn(port: u16, directory: &TempDir, settings: &Settings) -> Child {
     let binary = std::env::var("FLORENCE_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     let mut config = format!(
         "port {port}\nbind 127.0.0.1\ndir {}\nsave \"\"\nrepl-diskless-sync-delay 0\n\
-         enable-debug-command yes\nenable-module-command yes\nloadmodule {} {}\n",
+         enable-debug-command yes\nenable-module-command yes\nloadmodule {} {}\n\
+         florence.allow-networks 127.0.0.0/8\n",
         directory.path().display(),
         module().display(),
         settings.module_args.join(" "),

@@ -159,3 +159,72 @@ fn an_attempt_that_takes_too_long_times_out() {
     let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
     assert_eq!(error(&job)["code"], "TIMEOUT");
 }
+
+#[test]
+fn addresses_that_are_not_public_are_denied_in_every_spelling() {
+    let lines = ["florence.allow-networks \"\"", "florence.default-retries 0"];
+    let (server, pictures) = (Server::with(Settings::lines(&lines)), Pictures::serve());
+    let port = pictures.url("").rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    let hosts = [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "0x7f.1",
+        "localhost",
+        "user:secret@127.0.0.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "169.254.169.254",
+        "10.0.0.1",
+        "192.168.0.1",
+        "\u{2460}\u{2461}\u{2466}.0.0.1",
+        "127\u{3002}0\u{3002}0\u{3002}1",
+        "%31%32%37.0.0.1",
+        "1.1.1.1@127.0.0.1",
+        "127.0.0.1#@1.1.1.1",
+        "0",
+        "172.16.0.1",
+        "100.64.0.1",
+        "224.0.0.1",
+    ];
+    for (i, host) in hosts.iter().enumerate() {
+        let key = format!("job:{i}");
+        let url = if host.contains('#') {
+            format!("http://{}/shapes.png#x", host.replace('#', &format!(":{port}/#")))
+        } else {
+            format!("http://{host}:{port}/shapes.png")
+        };
+        server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OD>"]);
+        let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", &key, "30"]);
+        assert_eq!(job["state"].as_deref(), Some("failed"), "{url}");
+        let error = job["error"].clone().unwrap();
+        assert!(error.contains("DENIED"), "{url}: {error}");
+        assert!(!error.contains("127") && !error.contains("secret"), "{url}: {error}");
+    }
+    assert_eq!(pictures.hits(), 0, "a request went out");
+}
+
+#[test]
+fn a_redirect_is_checked_like_the_first_address() {
+    let lines = ["florence.allow-networks 127.0.0.1", "florence.default-retries 0"];
+    let (server, pictures) = (Server::with(Settings::lines(&lines)), Pictures::serve());
+    for (key, path, code) in [
+        ("same", "redirect/shapes.png", None),
+        ("other", "away/127.0.0.2/shapes.png", Some("DENIED")),
+        ("metadata", "away/169.254.169.254/shapes.png", Some("DENIED")),
+        ("file", "away/file:/etc/passwd", Some("DENIED")),
+        ("loop", "loop", Some("FETCH")),
+    ] {
+        server.call::<()>(&["FLORENCE.SUBMIT", key, &pictures.url(path), "<OD>"]);
+        let job: Job = server.call(&["FLORENCE.WAIT", key, "30"]);
+        let found = job["error"].as_ref().map(|_| error(&job)["code"].clone());
+        assert_eq!(found, code.map(|code| json!(code)), "{path}: {job:?}");
+    }
+}

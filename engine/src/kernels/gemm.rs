@@ -177,6 +177,15 @@ fn quantize_pair(pair: &[f32], inverse: f32) -> f32 {
     f32::from_bits(quantize(pair[0]) | pair.get(1).map_or(0, |x| quantize(*x) << 16))
 }
 
+/// Two floats, rounded to the nearest bfloat16, in the bits of one.
+fn round_pair(pair: &[f32]) -> f32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+    };
+    f32::from_bits(round(pair[0]) | pair.get(1).map_or(0, |x| round(*x) << 16))
+}
+
 /// Rows of the left operand: element `(r, k)` is `data[r * stride + k * step]`.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
@@ -820,7 +829,7 @@ mod pairs {
         }
     }
 
-    /// As [`int16_scale`] and [`quantize_pair`], sixteen at a time.
+    /// The same as `int16_scale` and `quantize_pair`, sixteen at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
     fn quantize_row(x: &[f32], out: &mut [f32]) -> f32 {
         let register = |x: &[f32; WIDTH]| {

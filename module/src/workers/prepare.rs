@@ -9,10 +9,10 @@ use std::{
 use crossbeam_channel::Sender;
 use florence_engine::{
     Answer, Error, Florence, GenerateOptions, Picture, PrepareOptions, Question, Visual,
-    fetch::{FetchLimits, Fetcher},
+    fetch::{AllowedNetworks, FetchLimits, Fetcher},
     image::DecodeLimits,
 };
-use redis_module::Context;
+use redis_module::{Context, MODULE_CONTEXT};
 
 use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
 use crate::{
@@ -75,11 +75,12 @@ enum Outcome {
 }
 
 pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
-    let fetcher = Fetcher::new(FetchLimits {
+    let limits = FetchLimits {
         bytes: config::number(&config::MAX_IMAGE_BYTES),
         total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
         ..FetchLimits::default()
-    });
+    };
+    let fetcher = Fetcher::new(limits, allowed_networks());
     while let Some((key, control, florence)) = next_job() {
         let claimed = match with_server(|ctx| claim(ctx, &key, &control)) {
             Claim::Taken(claimed) => claimed,
@@ -115,6 +116,15 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
             return;
         }
     }
+}
+
+/// The networks of the settings; a typing error allows none.
+fn allowed_networks() -> AllowedNetworks {
+    config::text(&config::ALLOW_NETWORKS).parse().unwrap_or_else(|problem| {
+        MODULE_CONTEXT
+            .log_warning(&format!("florence: allow-networks: {problem}; none is allowed"));
+        AllowedNetworks::default()
+    })
 }
 
 /// Waits for a job and for a model that can answer it; `None` at shutdown.
