@@ -81,12 +81,12 @@ impl Cpu {
 
     /// Whether products of bfloat16 pairs are one instruction.
     pub fn has_bf16(self) -> bool {
-        gemm::Bf16::new(self).is_some()
+        gemm::can_multiply(self, Precision::Bf16)
     }
 
     /// Whether products of int16 pairs are one instruction.
     pub fn has_int16(self) -> bool {
-        gemm::Int16::new(self).is_some()
+        gemm::can_multiply(self, Precision::Int16)
     }
 
     #[inline]

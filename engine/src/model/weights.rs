@@ -197,7 +197,9 @@ impl Weights {
     /// The same in the numbers that the file has.
     pub(crate) fn get_stored(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         if let [(_, File::Synthetic)] = self.files.as_slice() {
-            return synthetic(name, expected).map_err(LoadError::Device);
+            let tensor =
+                synthetic(name, expected).and_then(|tensor| tensor.to_device(&self.device));
+            return tensor.map_err(LoadError::Device);
         }
         let entry = self.index.get(name).ok_or_else(|| LoadError::Missing {
             name: name.to_owned(),

@@ -1,0 +1,278 @@
+//! Matrix products with packed matrices.
+//!
+//! A [`Matrix`] stands in panels of [`WIDTH`] columns: per panel, one cache line for every input
+//! (bfloat16: for every two). A tile of up to 12 rows times a few panels stays in registers while
+//! the inner dimension passes by once; what follows the product (bias, GELU, sum) happens before
+//! it is stored. Each element is one sum in the order of the inner dimension, so results do not
+//! depend on how rows and columns are cut into tiles and tasks.
+#![expect(unsafe_code, reason = "pointers into panels, and the bfloat16 instructions")]
+
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{
+    Cpu, Precision,
+    scratch::{Line, Lines, WIDTH},
+};
+#[cfg(target_arch = "x86_64")]
+use pairs::{Bf16, Int16};
+pub(super) use tile::{Finish, Panels, Rows, product};
+use tile::{Target, multiply};
+
+/// A weight matrix, packed for `y = x W^T + b`.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    inputs: usize,
+    outputs: usize,
+    lines: Vec<Line>,
+    /// Padded to whole panels.
+    bias: Vec<f32>,
+    /// Of int16: what one unit of each column is worth; padded likewise.
+    scales: Vec<f32>,
+    precision: Precision,
+}
+
+impl Matrix {
+    /// Packs `weight`, `[outputs, inputs]`, and `bias`, `[outputs]`, on all threads.
+    pub(crate) fn pack(
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        inputs: usize,
+        precision: Precision,
+    ) -> Self {
+        let outputs = weight.len() / inputs.max(1);
+        let steps = steps(inputs, precision);
+        let mut lines = vec![Line::default(); outputs.div_ceil(WIDTH) * steps];
+        let mut scales = vec![0.0; outputs.next_multiple_of(WIDTH)];
+        let panels = lines.par_chunks_mut(steps.max(1)).zip(scales.par_chunks_mut(WIDTH));
+        panels.enumerate().for_each(|(panel, (lines, scales))| {
+            let rows = weight.chunks_exact(inputs).skip(panel * WIDTH).take(WIDTH);
+            for (column, row) in rows.enumerate() {
+                let scale = int16_scale(row);
+                scales[column] = scale;
+                let pack: &dyn Fn(&[f32]) -> f32 = match precision {
+                    Precision::F32 => &|x| x[0],
+                    Precision::Bf16 => &round_pair,
+                    Precision::Int16 => &|pair| quantize_pair(pair, scale.recip()),
+                };
+                let parts = row.chunks(values_of_a_line(precision));
+                for (line, part) in lines.iter_mut().zip(parts) {
+                    line.0[column] = pack(part);
+                }
+            }
+        });
+        let mut padded = bias.unwrap_or_default().to_vec();
+        padded.resize(outputs.next_multiple_of(WIDTH), 0.0);
+        Self { inputs, outputs, lines, bias: padded, scales, precision }
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    fn panels(&self) -> usize {
+        self.outputs.div_ceil(WIDTH)
+    }
+
+    /// All columns, as an operand.
+    fn operand(&self) -> Panels<'_> {
+        Panels {
+            lines: &self.lines,
+            steps: steps(self.inputs, self.precision),
+            columns: self.outputs,
+        }
+    }
+
+    /// `out = finish(x W^T + b)` for a block of rows, on this thread.
+    pub(super) fn block(
+        &self,
+        cpu: Cpu,
+        x: Rows<'_>,
+        finish: &Finish<'_>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let out = Target::new(out, stride, x.count, self.outputs);
+        self.columns(cpu, x, 0..self.panels(), finish, &out);
+    }
+
+    /// The same for some panels only; other threads may write the other columns.
+    fn columns(
+        &self,
+        cpu: Cpu,
+        x: Rows<'_>,
+        panels: Range<usize>,
+        finish: &Finish<'_>,
+        out: &Target<'_>,
+    ) {
+        let finish = Finish { bias: Some(&self.bias), ..*finish };
+        match self.precision {
+            Precision::F32 => multiply(cpu, x, self.inputs, self.operand(), panels, &finish, out),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => {
+                let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
+                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
+                let rows = unit.round_rows(x, self.inputs, &mut rounded);
+                // SAFETY: `unit` proves that the processor has the instructions.
+                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int16 => {
+                let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
+                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
+                let mut scales = Lines::floats(x.count);
+                let scales = &mut scales.as_floats()[..x.count];
+                let rows = unit.quantize_rows(x, self.inputs, &mut rounded, scales);
+                let finish = Finish { scales: Some((scales, &self.scales)), ..finish };
+                // SAFETY: as above.
+                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("packed in these precisions only where the CPU has them"),
+        }
+    }
+}
+
+/// Lines of a panel.
+fn steps(inputs: usize, precision: Precision) -> usize {
+    inputs.div_ceil(values_of_a_line(precision))
+}
+
+/// Inputs that one line of a panel holds of every column.
+fn values_of_a_line(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 1,
+        Precision::Bf16 | Precision::Int16 => 2,
+    }
+}
+
+/// Lines (pairs of inputs) whose int16 products are summed as int32 before they become float32.
+const INT16_STEPS: usize = 64;
+/// Largest Euclidean length of a block in int16, and largest number.
+const BLOCK_LENGTH: f32 = 45_800.0;
+const LARGEST: f32 = 32_700.0;
+
+/// What one unit of a row of int16 is worth, so that no sum of products of [`INT16_STEPS`] lines
+/// can overflow: the largest number is 32767, and no block's Euclidean length is above the square
+/// root of 2^31 (Cauchy and Schwarz then bound the sum), with a hundredth to spare for rounding.
+#[inline(always)]
+fn int16_scale(row: &[f32]) -> f32 {
+    let mut most = f32::MIN_POSITIVE;
+    for block in row.chunks(2 * INT16_STEPS) {
+        let squares: f32 = block.iter().map(|x| x * x).sum();
+        let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        most = most.max(squares.sqrt() / BLOCK_LENGTH).max(largest / LARGEST);
+    }
+    most
+}
+
+/// Two floats in units of a scale's inverse, as int16, in the bits of one float.
+fn quantize_pair(pair: &[f32], inverse: f32) -> f32 {
+    /// Adding it rounds to an integer, whose two's complement then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let quantize = |x: f32| (x * inverse + ROUND).to_bits() & 0xffff;
+    f32::from_bits(quantize(pair[0]) | pair.get(1).map_or(0, |x| quantize(*x) << 16))
+}
+
+/// Two floats, rounded to the nearest bfloat16, in the bits of one.
+fn round_pair(pair: &[f32]) -> f32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+    };
+    f32::from_bits(round(pair[0]) | pair.get(1).map_or(0, |x| round(*x) << 16))
+}
+
+/// Whether a CPU has the instructions for products of a precision.
+pub(super) fn can_multiply(cpu: Cpu, precision: Precision) -> bool {
+    match precision {
+        Precision::F32 => true,
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 => Bf16::new(cpu).is_some(),
+        #[cfg(target_arch = "x86_64")]
+        Precision::Int16 => Int16::new(cpu).is_some(),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => {
+            let _ = cpu;
+            false
+        }
+    }
+}
+
+/// `finish(x W^T + b)` for rows of `inputs` floats, on all threads.
+pub(crate) fn linear(cpu: Cpu, matrix: &Matrix, x: &[f32], add: Option<&[f32]>) -> Vec<f32> {
+    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+    let mut out = vec![0.0; x.len() / inputs.max(1) * outputs];
+    linear_into(
+        cpu,
+        matrix,
+        x,
+        Finish { add: add.map(|add| (add, outputs)), ..Finish::default() },
+        &mut out,
+    );
+    out
+}
+
+/// Up to so many rows, tasks are ranges of columns: the weights are read once, by all threads.
+pub(super) const FEW_ROWS: usize = 48;
+
+/// As [`linear`], for tight rows in and out.
+pub(super) fn linear_into(
+    cpu: Cpu,
+    matrix: &Matrix,
+    x: &[f32],
+    finish: Finish<'_>,
+    out: &mut [f32],
+) {
+    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+    let rows = x.len() / inputs.max(1);
+    if rows > FEW_ROWS {
+        let block = block_rows(rows);
+        out.par_chunks_mut(block * outputs).enumerate().for_each(|(i, out)| {
+            let first = i * block;
+            let count = out.len() / outputs;
+            // Rows whose distance is a large power of two would share few sets of the cache.
+            let stride = padded(inputs);
+            let mut copy = Lines::floats(count * stride);
+            for (to, from) in
+                copy.as_floats().chunks_mut(stride).zip(x[first * inputs..].chunks(inputs))
+            {
+                to[..inputs].copy_from_slice(from);
+            }
+            let x = Rows::new(copy.as_floats(), stride, count);
+            let add = finish.add.map(|(add, stride)| (&add[first * stride..], stride));
+            matrix.block(cpu, x, &Finish { add, ..finish }, out, outputs);
+        });
+        return;
+    }
+    let target = Target::new(out, outputs, rows, outputs);
+    let x = Rows::new(x, inputs, rows);
+    let panels = matrix.panels();
+    // Whole groups of panels, a few tasks for each thread, none of them tiny.
+    let task = panels.div_ceil(4 * rayon::current_num_threads()).max(4).next_multiple_of(4);
+    (0..panels.div_ceil(task)).into_par_iter().for_each(|i| {
+        let range = i * task..panels.min((i + 1) * task);
+        matrix.columns(cpu, x, range, &finish, &target);
+    });
+}
+
+/// A distance between rows of so many floats that spreads them over the sets of the cache.
+pub(super) fn padded(size: usize) -> usize {
+    size.next_multiple_of(WIDTH) + WIDTH
+}
+
+/// Rows of a task, so that all threads have several and each fits the cache.
+pub(super) fn block_rows(rows: usize) -> usize {
+    rows.div_ceil(2 * rayon::current_num_threads()).clamp(12, 192)
+}

@@ -1,0 +1,369 @@
+//! One thread's product: tiles of rows and panels that stay in registers.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use crate::kernels::{
+    Cpu,
+    rows::{gelu, load, store},
+    scratch::{Line, WIDTH},
+};
+
+/// Rows of the left operand: element `(r, k)` is `data[r * stride + k * step]`.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Rows<'a> {
+    pub(in crate::kernels) data: &'a [f32],
+    pub(in crate::kernels) stride: usize,
+    pub(in crate::kernels) step: usize,
+    pub(in crate::kernels) count: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub(in crate::kernels) fn new(data: &'a [f32], stride: usize, count: usize) -> Self {
+        Self { data, stride, step: 1, count }
+    }
+}
+
+/// The right operand of a product: whole panels.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Panels<'a> {
+    pub(in crate::kernels) lines: &'a [Line],
+    /// Lines of a panel.
+    pub(in crate::kernels) steps: usize,
+    /// Columns that count; the last panel is padded with zeros.
+    pub(in crate::kernels) columns: usize,
+}
+
+impl Panels<'_> {
+    fn count(&self) -> usize {
+        self.columns.div_ceil(WIDTH)
+    }
+}
+
+/// What happens to a sum before it is stored, in this order.
+#[derive(Clone, Copy, Default)]
+pub(in crate::kernels) struct Finish<'a> {
+    /// Of int16: what a unit is worth in every row and in every column.
+    pub(in crate::kernels) scales: Option<(&'a [f32], &'a [f32])>,
+    pub(in crate::kernels) bias: Option<&'a [f32]>,
+    pub(in crate::kernels) gelu: bool,
+    /// Added at last: rows like those of the result, and their distance.
+    pub(in crate::kernels) add: Option<(&'a [f32], usize)>,
+}
+
+/// Where the result goes; tasks of other threads hold other columns of it.
+pub(super) struct Target<'a> {
+    data: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    _borrow: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the tasks that share a target write disjoint columns.
+unsafe impl Sync for Target<'_> {}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(data: &'a mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
+        assert!(rows == 0 || (rows - 1) * stride + columns <= data.len(), "the result has no room");
+        let data = data.as_mut_ptr();
+        Self { data, stride, rows, columns, _borrow: std::marker::PhantomData }
+    }
+}
+
+/// `out = x B`, on this thread.
+pub(in crate::kernels) fn product(
+    cpu: Cpu,
+    x: Rows<'_>,
+    b: Panels<'_>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let out = Target::new(out, stride, x.count, b.columns);
+    multiply(cpu, x, b.steps, b, 0..b.count(), &Finish::default(), &out);
+}
+
+pub(super) fn multiply(
+    cpu: Cpu,
+    x: Rows<'_>,
+    inputs: usize,
+    b: Panels<'_>,
+    panels: Range<usize>,
+    finish: &Finish<'_>,
+    out: &Target<'_>,
+) {
+    assert_eq!(inputs, b.steps, "the operands do not fit");
+    cpu.run(Product { x, b, panels, finish, out, arithmetic: F32 });
+}
+
+/// How a tile multiplies: what a panel's line holds, and the instruction.
+pub(super) trait Arithmetic<S: Simd>: Copy {
+    /// Part of a line, as a register.
+    type Part: Copy;
+    /// Sums, as a register.
+    type Sum: Copy;
+    /// Lines after which sums are turned into float32.
+    const BLOCK: usize;
+
+    /// # Safety
+    ///
+    /// `S::F32_LANES` floats must be readable at the address.
+    unsafe fn load(self, simd: S, from: *const f32) -> Self::Part;
+    fn splat(self, simd: S, x: f32) -> Self::Part;
+    fn zero(self, simd: S) -> Self::Sum;
+    fn multiply_add(self, simd: S, x: Self::Part, y: Self::Part, sum: Self::Sum) -> Self::Sum;
+    fn as_f32s(self, simd: S, sum: Self::Sum) -> S::f32s;
+}
+
+#[derive(Clone, Copy)]
+struct F32;
+
+impl<S: Simd> Arithmetic<S> for F32 {
+    type Part = S::f32s;
+    type Sum = S::f32s;
+    const BLOCK: usize = usize::MAX;
+
+    #[inline(always)]
+    unsafe fn load(self, _simd: S, from: *const f32) -> S::f32s {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<S::f32s>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn splat(self, simd: S, x: f32) -> S::f32s {
+        simd.splat_f32s(x)
+    }
+
+    #[inline(always)]
+    fn zero(self, simd: S) -> S::f32s {
+        simd.splat_f32s(0.0)
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, simd: S, x: S::f32s, y: S::f32s, sum: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(x, y, sum)
+    }
+
+    #[inline(always)]
+    fn as_f32s(self, _simd: S, sum: S::f32s) -> S::f32s {
+        sum
+    }
+}
+
+/// A product on one thread.
+pub(super) struct Product<'a, A> {
+    pub(super) x: Rows<'a>,
+    pub(super) b: Panels<'a>,
+    pub(super) panels: Range<usize>,
+    pub(super) finish: &'a Finish<'a>,
+    pub(super) out: &'a Target<'a>,
+    pub(super) arithmetic: A,
+}
+
+impl WithSimd for Product<'_, F32> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.run(simd);
+    }
+}
+
+impl<A> Product<'_, A> {
+    #[inline(always)]
+    pub(super) fn run<S: Simd>(self, simd: S)
+    where
+        A: Arithmetic<S>,
+    {
+        let Self { x, b, panels, finish, out, .. } = &self;
+        // All that the tiles touch is checked here, once.
+        assert!(panels.end * b.steps <= b.lines.len(), "panels are missing");
+        let reach = |rows: usize, stride: usize, last: usize| (rows - 1) * stride + last;
+        if x.count == 0 || panels.is_empty() {
+            return;
+        }
+        assert!(
+            b.steps == 0 || reach(x.count, x.stride, (b.steps - 1) * x.step) < x.data.len(),
+            "rows are missing"
+        );
+        assert!(x.count <= out.rows && b.columns <= out.columns, "the result has no room");
+        if let Some(bias) = finish.bias {
+            assert!(panels.end * WIDTH <= bias.len(), "the bias is too short");
+        }
+        if let Some((rows, columns)) = finish.scales {
+            assert!(
+                x.count <= rows.len() && panels.end * WIDTH <= columns.len(),
+                "scales are missing"
+            );
+        }
+        if let Some((add, stride)) = finish.add {
+            assert!(reach(x.count, stride, b.columns) <= add.len(), "the addend is too short");
+        }
+        // Few rows leave registers for more panels, which hides the latency of the sums.
+        let rows = match S::F32_LANES {
+            1 => 1,
+            2..=8 => 6,
+            _ => 12,
+        };
+        let pieces = x.count.div_ceil(rows);
+        let most = x.count.div_ceil(pieces);
+        let wide = match S::F32_LANES {
+            1 => 1,
+            2..=8 => {
+                if most <= 2 {
+                    2
+                } else {
+                    1
+                }
+            }
+            _ => {
+                if most <= 6 {
+                    4
+                } else {
+                    2
+                }
+            }
+        };
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let width = if panel + wide <= panels.end { wide } else { 1 };
+            let mut first = 0;
+            for piece in 0..pieces {
+                let last = (piece + 1) * x.count / pieces;
+                // SAFETY: rows and panels are within the bounds asserted above.
+                unsafe { self.piece(simd, first, last - first, panel, width) };
+                first = last;
+            }
+            panel += width;
+        }
+    }
+
+    /// Chooses the tile: vectors per row are panels times vectors per panel.
+    ///
+    /// # Safety
+    ///
+    /// The rows `first..first + count` and the panels `panel..panel + width` must exist.
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, simd: S, first: usize, count: usize, panel: usize, width: usize)
+    where
+        A: Arithmetic<S>,
+    {
+        macro_rules! tile {
+            ($($rows:literal)* by $vectors:literal) => {
+                match count {
+                    // SAFETY: the caller's promise.
+                    $($rows => unsafe { self.tile::<S, $rows, $vectors>(simd, first, panel) },)*
+                    _ => unreachable!("`run` cuts rows into pieces of these sizes"),
+                }
+            };
+        }
+        match (S::F32_LANES, width) {
+            (1, _) => tile!(1 by 16),
+            (2..=4, 2) => tile!(1 2 by 8),
+            (5..=8, 2) => tile!(1 2 by 4),
+            (5..=8, _) => tile!(1 2 3 4 5 6 by 2),
+            (2..=4, _) | (_, 4) => tile!(1 2 3 4 5 6 by 4),
+            (_, 2) => tile!(1 2 3 4 5 6 7 8 9 10 11 12 by 2),
+            _ => tile!(1 2 3 4 5 6 7 8 9 10 11 12 by 1),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::piece`].
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        panel: usize,
+    ) where
+        A: Arithmetic<S>,
+    {
+        let Self { x, b, arithmetic, .. } = self;
+        let parts = WIDTH / S::F32_LANES; // of a line
+        let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+        // SAFETY: of all tiles together, `run` has checked that rows and panels exist; a vector is
+        // a part of a line of one of the tile's panels.
+        unsafe {
+            let mut left = x.data.as_ptr().add(first * x.stride);
+            let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
+            let mut rest = b.steps;
+            while rest > 0 {
+                let block = rest.min(A::BLOCK);
+                let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
+                for _ in 0..block {
+                    let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
+                        let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
+                        arithmetic.load(simd, right.add(offset))
+                    });
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = arithmetic.splat(simd, *left.add(r * x.stride));
+                        for (sum, part) in sums.iter_mut().zip(line) {
+                            *sum = arithmetic.multiply_add(simd, x, part, *sum);
+                        }
+                    }
+                    left = left.wrapping_add(x.step);
+                    right = right.add(WIDTH);
+                }
+                for (totals, sums) in totals.iter_mut().zip(sums) {
+                    for (total, sum) in totals.iter_mut().zip(sums) {
+                        let sum = arithmetic.as_f32s(simd, sum);
+                        *total =
+                            if A::BLOCK == usize::MAX { sum } else { simd.add_f32s(*total, sum) };
+                    }
+                }
+                rest -= block;
+            }
+            self.store(simd, &totals, first, panel * WIDTH);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::piece`].
+    #[inline(always)]
+    unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        simd: S,
+        sums: &[[S::f32s; VECTORS]; ROWS],
+        first: usize,
+        column: usize,
+    ) {
+        let Self { finish, out, .. } = self;
+        let columns = self.b.columns;
+        let f32s = |slice: &[f32], at: usize| {
+            // Beyond the last column there are only zeros to add to zeros.
+            let end = (at + S::F32_LANES).min(slice.len());
+            load(simd, &slice[at.min(end)..end])
+        };
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                let at = column + v * S::F32_LANES;
+                let Some(left) = columns.checked_sub(at).filter(|left| *left > 0) else { break };
+                let mut y = *sum;
+                if let Some((rows, columns)) = finish.scales {
+                    let scales = simd.mul_f32s(f32s(columns, at), simd.splat_f32s(rows[first + r]));
+                    y = simd.mul_f32s(y, scales);
+                }
+                if let Some(bias) = finish.bias {
+                    y = simd.add_f32s(y, f32s(bias, at));
+                }
+                if finish.gelu {
+                    y = gelu(simd, y);
+                }
+                if let Some((add, stride)) = finish.add {
+                    y = simd.add_f32s(y, f32s(add, (first + r) * stride + at));
+                }
+                // SAFETY: row and columns are the target's, as `run` has checked, and no other
+                // task has these columns.
+                let to = unsafe { out.data.add((first + r) * out.stride + at) };
+                let count = left.min(S::F32_LANES);
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
+                store(simd, to, y);
+            }
+        }
+    }
+}
