@@ -1,11 +1,11 @@
 //! Matrix products with packed matrices.
 //!
 //! A [`Matrix`] stands in panels of [`WIDTH`] columns: per panel, one cache line for every input
-//! (bfloat16: for every two). A tile of up to 12 rows times a few panels stays in registers while
+//! (bfloat16 and int16: for every two). A tile of up to 12 rows times a few panels stays in registers while
 //! the inner dimension passes by once; what follows the product (bias, GELU, sum) happens before
 //! it is stored. Each element is one sum in the order of the inner dimension, so results do not
 //! depend on how rows and columns are cut into tiles and tasks.
-#![expect(unsafe_code, reason = "pointers into panels, and the bfloat16 instructions")]
+#![expect(unsafe_code, reason = "pointers into panels, and instructions for pairs")]
 
 #[cfg(target_arch = "x86_64")]
 mod pairs;
