@@ -7,6 +7,7 @@
 //! - `gemm`: packed matrices and their product, the only unsafe code of the kernels
 //! - `rows`: normalisation, softmax, GELU
 //! - `attention`: within windows, across channels, over sequences
+//! - `history`: over what a decoder's row has seen
 //! - `mlp`, `conv`: the other parts of a layer
 //! - `scratch`: buffers that threads reuse
 #![expect(clippy::inline_always, reason = "what runs inside of `vectorize` must be inlined there")]
@@ -17,6 +18,7 @@ mod attention;
 pub mod bench;
 mod conv;
 mod gemm;
+mod history;
 mod mlp;
 mod rows;
 mod scratch;
@@ -24,11 +26,11 @@ mod scratch;
 use pulp::{Scalar, Simd, WithSimd};
 
 pub(crate) use attention::{
-    ChannelAttention, History, SequenceKeys, WindowAttention, attend_histories, attend_sequence,
-    attend_sequences,
+    ChannelAttention, SequenceKeys, WindowAttention, attend_sequence, attend_sequences,
 };
 pub(crate) use conv::{PatchConv, depthwise_residual};
 pub(crate) use gemm::{Matrix, linear};
+pub(crate) use history::{History, attend_histories};
 pub(crate) use mlp::Mlp;
 pub(crate) use rows::{Norm, layer_norm, log_sum_exp};
 

@@ -3,13 +3,15 @@
 //! [`Florence::prepare`] is light and may run on any thread; [`Florence::run`] computes, on the
 //! engine's own threads, for one or several prepared pictures together.
 
+mod batch;
+
 use std::{path::Path, str::FromStr, time::Instant};
 
 use serde_json::Value;
 
 use crate::{
     Coordinates, Error,
-    generate::{self, Decoding, Generated, Rules},
+    generate::{Generated, Rules},
     image::{DecodeLimits, Orientation, PixelValues, Preprocessor, decode},
     kernels::{self, Cpu},
     model::{
@@ -19,6 +21,8 @@ use crate::{
     task::{Prompt, PromptError, Task},
     text::Text,
 };
+
+pub use batch::Batch;
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -469,110 +473,11 @@ impl Florence {
     }
 }
 
-/// Jobs that are decoded together, step by step: a job joins when its picture is encoded and
-/// leaves when its answer is complete. Answers do not depend on who else is in the batch.
-pub struct Batch<'a, T> {
-    florence: &'a Florence,
-    running: Vec<Running<T>>,
-}
-
-struct Running<T> {
-    ticket: T,
-    decoding: Decoding,
-    reading: Reading,
-    timings: Timings,
-    joined: Instant,
-}
-
 /// How the answer's text is to be read.
 #[derive(Clone, Copy)]
 struct Reading {
     task: Task,
     scale: Scale,
-}
-
-impl<'a, T> Batch<'a, T> {
-    /// An empty batch.
-    pub fn new(florence: &'a Florence) -> Self {
-        Self { florence, running: Vec::new() }
-    }
-
-    /// Encodes a picture with a prompt, and takes the job in; `ticket` comes back with the answer.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Compute`].
-    pub fn join(
-        &mut self,
-        ticket: T,
-        question: &Question,
-        visual: &Visual,
-        options: &GenerateOptions,
-    ) -> Result<(), Error> {
-        let florence = self.florence;
-        let start = Instant::now();
-        let encode = || {
-            let encoded = florence.model.encode(&visual.tokens, &question.ids)?;
-            florence.model.cross(&encoded)
-        };
-        let cross = florence.threads.install(encode)?;
-        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
-        let scale = Scale { size: visual.size, coordinates: options.coordinates };
-        let reading = Reading { task: question.task, scale };
-        let decoding = Decoding::new(&florence.model, cross, florence.rules(options));
-        self.running.push(Running { ticket, decoding, reading, timings, joined: Instant::now() });
-        Ok(())
-    }
-
-    /// One token for every job; returns the answers that are complete now.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Compute`]; the jobs are then in no state to go on.
-    pub fn step(&mut self) -> Result<Vec<(T, Answer)>, Error> {
-        let (florence, running) = (self.florence, &mut self.running);
-        let unfinished =
-            running.iter_mut().map(|job| &mut job.decoding).filter(|job| !job.is_finished());
-        let unfinished: Vec<_> = unfinished.collect();
-        if !unfinished.is_empty() {
-            florence.threads.install(|| generate::step(&florence.model, unfinished))?;
-        }
-        let finished = running.extract_if(.., |job| job.decoding.is_finished()).map(|job| {
-            let timings = Timings { decoder: milliseconds(job.joined), ..job.timings };
-            (job.ticket, florence.answer(job.reading, job.decoding.finish(), timings))
-        });
-        Ok(finished.collect())
-    }
-
-    /// Drops all jobs; returns their tickets.
-    pub fn clear(&mut self) -> Vec<T> {
-        self.running.drain(..).map(|job| job.ticket).collect()
-    }
-
-    /// Drops the jobs that `keep` refuses.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        self.running.retain(|job| keep(&job.ticket));
-    }
-
-    /// The jobs that are being decoded.
-    pub fn tickets(&self) -> impl Iterator<Item = &T> {
-        self.running.iter().map(|job| &job.ticket)
-    }
-
-    /// The same, to be changed.
-    pub fn tickets_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.running.iter_mut().map(|job| &mut job.ticket)
-    }
-
-    /// Number of jobs that are being decoded.
-    pub fn len(&self) -> usize {
-        self.running.len()
-    }
-
-    /// Whether there is no job left.
-    pub fn is_empty(&self) -> bool {
-        self.running.is_empty()
-    }
 }
 
 /// What a model is to compute with.
