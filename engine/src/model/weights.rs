@@ -91,7 +91,6 @@ enum File {
     Safetensors(MmapedSafetensors),
     Embedded(SliceSafetensors<'static>),
     Pickle(PthTensors),
-    Synthetic,
 }
 
 /// All tensors of a checkpoint by canonical name; they are read when asked for.
@@ -100,6 +99,8 @@ pub(crate) struct Weights {
     index: HashMap<String, Entry>,
     device: Device,
     compute: Compute,
+    /// Whether tensors are made up when they are asked for.
+    is_synthetic: bool,
 }
 
 #[derive(Clone)]
@@ -120,10 +121,11 @@ impl Weights {
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
         let (files, index) = (Vec::new(), HashMap::new());
-        let mut weights = Self { files, index, device: device.clone(), compute };
+        let mut weights =
+            Self { files, index, device: device.clone(), compute, is_synthetic: false };
         if let Checkpoint::Synthetic(shape) = checkpoint {
             weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
-            weights.files.push((checkpoint.path(SINGLE), File::Synthetic));
+            weights.is_synthetic = true;
         } else if let Checkpoint::Embedded = checkpoint {
             weights.add_embedded(embedded(SINGLE).unwrap_or_default(), checkpoint.path(SINGLE))?;
         } else if checkpoint.has(SINGLE) {
@@ -196,7 +198,7 @@ impl Weights {
 
     /// The same in the numbers that the file has.
     pub(crate) fn get_stored(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
-        if let [(_, File::Synthetic)] = self.files.as_slice() {
+        if self.is_synthetic {
             let tensor =
                 synthetic(name, expected).and_then(|tensor| tensor.to_device(&self.device));
             return tensor.map_err(LoadError::Device);
@@ -221,7 +223,6 @@ impl Weights {
                 Some(tensor) => tensor.to_device(&self.device),
                 None => Err(candle_core::Error::CannotFindTensor { path: entry.name.clone() }),
             }),
-            File::Synthetic => synthetic(name, expected),
         };
         tensor.map_err(damaged)
     }

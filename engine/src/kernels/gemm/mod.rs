@@ -55,7 +55,7 @@ impl Matrix {
         panels.enumerate().for_each(|(panel, (lines, scales))| {
             let rows = weight.chunks_exact(inputs).skip(panel * WIDTH).take(WIDTH);
             for (column, row) in rows.enumerate() {
-                let scale = int16_scale(row);
+                let scale = if precision == Precision::Int16 { int16_scale(row) } else { 1.0 };
                 scales[column] = scale;
                 let pack: &dyn Fn(&[f32]) -> f32 = match precision {
                     Precision::F32 => &|x| x[0],
