@@ -7,6 +7,8 @@ mod clients; // redis-py and node-redis, as their users would
 mod commands; // what each command answers, and refuses
 #[path = "suite/durability.rs"]
 mod durability; // crashes, replicas, migration, flushes: no job is lost
+#[path = "suite/jobs.rs"]
+mod jobs; // what a job can be asked for, and who hears of its end
 #[path = "suite/load.rs"]
 mod load; // many jobs, many waiters
 #[path = "suite/module.rs"]

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         LazyLock, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,10 @@ numbers! {
     DEFAULT_TTL;
     /// Budget for answers that may be asked for again; 0 for none.
     RESULT_CACHE_BYTES;
+    /// Budget for finished jobs; 0 leaves them to their TTL.
+    RETAIN_BYTES;
+    /// Entries that the stream of finished jobs keeps, about.
+    STREAM_LENGTH;
     /// Budget for encoded pictures that may be asked about again; 0 for none.
     FEATURE_CACHE_BYTES;
 }
@@ -59,7 +63,12 @@ pub(crate) static ALLOW_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex:
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 18] = [
+/// Whether jobs that end are published.
+pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
+/// The stream that jobs are added to when they end; empty for none.
+pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+
+const NAMES: [&str; 22] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -74,6 +83,10 @@ const NAMES: [&str; 18] = [
     "default-ttl",
     "result-cache-bytes",
     "feature-cache-bytes",
+    "retain-bytes",
+    "stream",
+    "stream-length",
+    "publish",
     "precision",
     "allow-networks",
     "model",
@@ -93,6 +106,11 @@ pub(crate) fn size(setting: &AtomicI64) -> usize {
 /// As [`number`], for settings in milliseconds.
 pub(crate) fn milliseconds(setting: &AtomicI64) -> Duration {
     Duration::from_millis(number(setting))
+}
+
+/// The value of a yes-or-no setting.
+pub(crate) fn flag(setting: &AtomicBool) -> bool {
+    setting.load(Ordering::Relaxed)
 }
 
 /// The value of a text setting.

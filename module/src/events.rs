@@ -7,6 +7,7 @@ use redis_module::{Context, ContextFlags};
 use crate::{
     ffi,
     job::{self, NoJob},
+    retain,
     scheduler::{JobKey, Seen},
     state::{SHARED, schedule},
     waiters,
@@ -32,7 +33,10 @@ fn refresh(ctx: &Context, key: &JobKey) {
             let seen = job.seen();
             schedule(|scheduler| scheduler.observe(key, &seen));
             if job.state.is_final() {
+                retain::note(key, &job);
                 waiters::signal(ctx, key);
+            } else {
+                retain::forget(key);
             }
         }
         Err(NoJob::Missing | NoJob::WrongType | NoJob::Foreign) => gone(key),
@@ -44,17 +48,20 @@ fn gone(key: &JobKey) {
     if was_known {
         schedule(|scheduler| scheduler.observe(key, &Seen::Nothing));
     }
+    retain::forget(key);
     waiters::release(key);
 }
 
 /// A database was flushed, or all (`None`).
 pub(crate) fn flushed(db: Option<i32>) {
     schedule(|scheduler| scheduler.clear(db));
+    retain::clear(db);
     waiters::release_databases(|waiting| db.is_none_or(|db| waiting == db));
 }
 
 pub(crate) fn swapped(first: i32, second: i32) {
     schedule(|scheduler| scheduler.swap(first, second));
+    retain::swap(first, second);
     waiters::release_databases(|waiting| waiting == first || waiting == second);
 }
 

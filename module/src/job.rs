@@ -30,10 +30,11 @@ pub(crate) enum State {
     Done,
     Failed,
     Cancelled,
+    Expired,
 }
 
 impl State {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Queued, "queued"),
         (Self::Fetching, "fetching"),
         (Self::Running, "running"),
@@ -41,6 +42,7 @@ impl State {
         (Self::Done, "done"),
         (Self::Failed, "failed"),
         (Self::Cancelled, "cancelled"),
+        (Self::Expired, "expired"),
     ];
 
     pub(crate) fn parse(name: &[u8]) -> Option<Self> {
@@ -52,7 +54,7 @@ impl State {
     }
 
     pub(crate) fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled | Self::Expired)
     }
 }
 
@@ -92,6 +94,11 @@ impl Job {
         Some(self.key.hash_get(field).ok()??.as_slice().to_vec())
     }
 
+    /// Bytes of a field.
+    pub(crate) fn length(&self, field: &str) -> u64 {
+        self.key.hash_get(field).ok().flatten().map_or(0, |value| value.as_slice().len() as u64)
+    }
+
     /// A field as text; what is not UTF-8 is replaced.
     pub(crate) fn text(&self, field: &str) -> Option<String> {
         Some(self.key.hash_get(field).ok()??.to_string_lossy())
@@ -124,16 +131,39 @@ impl Job {
         let submitted = self.number("submitted_at").unwrap_or_default();
         let priority = self.number("priority").unwrap_or_default().clamp(0, 9);
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
+        let expires = self.expires_at().map(moment);
         match self.visible_state() {
-            State::Queued => Seen::Waiting { rank, until: None },
+            State::Queued => {
+                let starts = submitted.saturating_add(self.number("delay").unwrap_or_default());
+                let until = (starts > unix_ms()).then(|| moment(starts));
+                Seen::Waiting { rank, until, expires }
+            }
             State::Retrying => {
-                let wait = self.number("retry_at").unwrap_or_default() - unix_ms();
-                let wait = Duration::from_millis(u64::try_from(wait).unwrap_or_default());
-                Seen::Waiting { rank, until: Some(Instant::now() + wait) }
+                let until = moment(self.number("retry_at").unwrap_or_default());
+                Seen::Waiting { rank, until: Some(until), expires }
             }
             State::Fetching | State::Running => Seen::Active { rank },
-            State::Done | State::Failed | State::Cancelled => Seen::Nothing,
+            State::Done | State::Failed | State::Cancelled | State::Expired => Seen::Nothing,
         }
+    }
+
+    /// When the job is no longer of use, in milliseconds since 1970; a job that was started once
+    /// does not expire.
+    fn expires_at(&self) -> Option<i64> {
+        let is_new = self.number("attempts").unwrap_or_default() == 0;
+        let expires = self.number("expires").filter(|_| is_new)?;
+        Some(self.number("submitted_at").unwrap_or_default().saturating_add(expires))
+    }
+
+    /// Whether the job waits, and has waited too long.
+    pub(crate) fn is_expired(&self) -> bool {
+        !self.state.is_final() && self.expires_at().is_some_and(|at| at <= unix_ms())
+    }
+
+    /// The prompts: one, or with PROMPTS a JSON list of them.
+    pub(crate) fn prompts(&self) -> Vec<String> {
+        let prompt = self.text("prompt").unwrap_or_default();
+        serde_json::from_str(&prompt).unwrap_or_else(|_one| vec![prompt])
     }
 
     /// How the answer is to be generated.
@@ -183,31 +213,15 @@ pub(crate) fn write(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), St
     call(ctx, "HSET", &args)
 }
 
-/// Ends a job: writes the fields, drops the picture and the claim, starts the time to live.
-pub(crate) fn finish(
-    ctx: &Context,
-    key: &[u8],
-    state: State,
-    ttl: i64,
-    mut fields: Fields,
-) -> Result<(), String> {
-    fields.push(("finished_at", unix_ms().to_string().into()));
-    fields.push(("state", state.name().into()));
-    // The picture goes first: the state's event must find the job as it stays.
-    call(ctx, "HDEL", &[key, b"data", b"owner", b"retry_at"])?;
-    write(ctx, key, &fields)?;
-    if ttl > 0 {
-        call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
-    }
-    let event = format!("florence.{}", state.name());
-    ffi::notify(ctx, &event, key);
-    Ok(())
-}
-
 /// Opens a job by its scheduler key, in its own database.
 pub(crate) fn open(ctx: &Context, key: &JobKey) -> Result<Job, NoJob> {
     ffi::select_db(ctx, key.db);
     Job::open(ctx, &ffi::string(ctx, &key.name))
+}
+
+/// The moment of a time in milliseconds since 1970; now if it is past.
+fn moment(unix: i64) -> Instant {
+    Instant::now() + Duration::from_millis(u64::try_from(unix - unix_ms()).unwrap_or_default())
 }
 
 /// Milliseconds since 1970.

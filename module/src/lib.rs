@@ -7,6 +7,9 @@
 //!
 //! - `command`: one file per command, all behind a panic guard
 //! - `job`: the hash's fields, read and written
+//! - `ending`: how a job ends, and who is told
+//! - `view`: a job as clients see it
+//! - `retain`: the budget for finished jobs
 //! - `events`: keyspace and server events keep the scheduler in step with the keys
 //! - `scheduler`: which job is next (pure)
 //! - `source`: where pictures may come from
@@ -19,14 +22,17 @@
 mod cache;
 mod command;
 mod config;
+mod ending;
 mod events;
 mod ffi;
 mod info;
 mod job;
 mod reply;
+mod retain;
 mod scheduler;
 mod source;
 mod state;
+mod view;
 mod waiters;
 mod workers;
 
@@ -93,6 +99,7 @@ mod module {
             ["florence.get", c::get, "readonly fast", 1, 1, 1, ""],
             ["florence.wait", c::wait, "readonly blocking", 1, -2, 1, ""],
             ["florence.cancel", c::cancel, "write fast", 1, -1, 1, ""],
+            ["florence.retry", c::retry, "write deny-oom", 1, -1, 1, ""],
             ["florence.jobs", c::jobs, "readonly", 0, 0, 0, ""],
             ["florence.stats", c::stats, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
             ["florence.model", c::model, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
@@ -113,15 +120,20 @@ mod module {
                 ["default-retries", &v::DEFAULT_RETRIES, 3, 0, 100, ConfigurationFlags::DEFAULT, None],
                 ["default-ttl", &v::DEFAULT_TTL, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
                 ["result-cache-bytes", &v::RESULT_CACHE_BYTES, 67_108_864, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
+                ["retain-bytes", &v::RETAIN_BYTES, 0, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
+                ["stream-length", &v::STREAM_LENGTH, 10_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],
                 ["feature-cache-bytes", &v::FEATURE_CACHE_BYTES, 268_435_456, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
             ],
             string: [
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
                 ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
             ],
-            bool: [],
+            bool: [
+                ["publish", &v::PUBLISH, true, ConfigurationFlags::DEFAULT, None],
+            ],
             enum: [],
             module_args_as_configuration: true,
         ]

@@ -26,8 +26,12 @@ pub(crate) fn no_job(reason: NoJob) -> RedisResult {
     match reason {
         NoJob::Missing => Ok(RedisValue::Null),
         NoJob::WrongType => Err(RedisError::WrongType),
-        NoJob::Foreign => Err(error("NOTAJOB", "the hash under this key is not a job")),
+        NoJob::Foreign => Err(foreign()),
     }
+}
+
+pub(crate) fn foreign() -> RedisError {
+    error("NOTAJOB", "the hash under this key is not a job")
 }
 
 pub(crate) fn bulk(text: impl Into<String>) -> RedisValue {

@@ -4,13 +4,15 @@
 //! and it never disagrees with the keys for longer than one event.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::Instant,
 };
+
+use indexset::BTreeMap;
 
 /// A job's key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,24 +26,81 @@ pub(crate) struct JobKey {
 pub(crate) enum Seen {
     /// There is no unfinished job under the key.
     Nothing,
-    /// The job waits, until a moment if one is given.
-    Waiting { rank: i64, until: Option<Instant> },
+    /// The job waits, until a moment if one is given; it is of no use after another.
+    Waiting { rank: i64, until: Option<Instant>, expires: Option<Instant> },
     /// The job is being worked on by this process.
     Active { rank: i64 },
 }
 
-/// Tells those who work on a job that it is to stop.
+/// What is being done for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Downloading,
+    Decoding,
+    /// Prepared; the engine has no room yet.
+    Ready,
+    Encoding,
+    Generating,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Downloading, "downloading"),
+        (Self::Decoding, "decoding"),
+        (Self::Ready, "ready"),
+        (Self::Encoding, "encoding"),
+        (Self::Generating, "generating"),
+    ];
+}
+
+/// Between a job's key and those who work on it: tells them to stop, and others how far they are.
 #[derive(Debug, Default)]
-pub(crate) struct Control(AtomicBool);
+pub(crate) struct Control {
+    is_stopped: AtomicBool,
+    phase: AtomicU8,
+    tokens: AtomicU32,
+}
 
 impl Control {
     pub(crate) fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.is_stopped.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.is_stopped.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The name of the phase.
+    pub(crate) fn phase(&self) -> &'static str {
+        let phase = usize::from(self.phase.load(Ordering::Relaxed));
+        Phase::ALL.get(phase).map_or("", |(_, name)| name)
+    }
+
+    pub(crate) fn set_tokens(&self, tokens: u32) {
+        self.tokens.store(tokens, Ordering::Relaxed);
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+}
+
+/// Where an unfinished job stands in this process.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// So many jobs are to start before it, and so many are being worked on.
+    Waiting {
+        ahead: usize,
+        active: usize,
+    },
+    /// It waits for a moment.
+    Delayed,
+    Active(Arc<Control>),
 }
 
 /// The next thing for a worker to do.
@@ -57,8 +116,8 @@ type Place = (i64, u64);
 
 #[derive(Debug)]
 enum Slot {
-    Ready(Place),
-    Delayed(Instant, Place),
+    Ready(Place, Option<Instant>),
+    Delayed(Instant, Place, Option<Instant>),
     Active(Arc<Control>),
 }
 
@@ -67,6 +126,8 @@ pub(crate) struct Scheduler {
     jobs: HashMap<JobKey, Slot>,
     ready: BTreeMap<Place, JobKey>,
     delayed: BTreeMap<(Instant, Place), JobKey>,
+    /// Waiting jobs that are of no use after a moment.
+    expiring: BTreeSet<(Instant, JobKey)>,
     arrivals: u64,
     active: usize,
     /// Only a master whose data set is loaded runs jobs.
@@ -78,17 +139,17 @@ impl Scheduler {
     pub(crate) fn observe(&mut self, key: &JobKey, seen: &Seen) {
         match (seen, self.jobs.get(key)) {
             (Seen::Active { .. }, Some(Slot::Active(_))) | (Seen::Nothing, None) => {}
-            (Seen::Waiting { rank, until: None }, Some(Slot::Ready((known, _))))
+            (Seen::Waiting { rank, until: None, .. }, Some(Slot::Ready((known, _), _)))
                 if rank == known => {}
             (Seen::Nothing, Some(_)) => self.remove(key),
-            (Seen::Waiting { rank, until }, _) => {
+            (Seen::Waiting { rank, until, expires }, _) => {
                 self.remove(key);
-                self.insert(key, *rank, *until);
+                self.insert(key, *rank, *until, *expires);
             }
             // It claims to run here, but nobody works on it: a copy, a renamed or a restored job.
             (Seen::Active { rank }, _) => {
                 self.remove(key);
-                self.insert(key, *rank, None);
+                self.insert(key, *rank, None, None);
             }
         }
     }
@@ -103,11 +164,15 @@ impl Scheduler {
                 break;
             }
             if let Some(key) = self.delayed.remove(&(at, place)) {
-                self.jobs.insert(key.clone(), Slot::Ready(place));
+                if let Some(Slot::Delayed(_, _, expires)) = self.jobs.get(&key) {
+                    let slot = Slot::Ready(place, *expires);
+                    self.jobs.insert(key.clone(), slot);
+                }
                 self.ready.insert(place, key);
             }
         }
         if let Some((_, key)) = self.ready.pop_first() {
+            self.remove(&key);
             let control = Arc::new(Control::default());
             self.jobs.insert(key.clone(), Slot::Active(Arc::clone(&control)));
             self.active += 1;
@@ -123,8 +188,18 @@ impl Scheduler {
     pub(crate) fn put_back(&mut self, key: &JobKey, until: Instant) {
         if matches!(self.jobs.get(key), Some(Slot::Active(_))) {
             self.remove(key);
-            self.insert(key, i64::MIN, Some(until));
+            self.insert(key, i64::MIN, Some(until), None);
         }
+    }
+
+    /// Some of the jobs that have waited too long; they stay until their keys say that they ended.
+    pub(crate) fn expired(&self, now: Instant) -> Vec<JobKey> {
+        const ENOUGH: usize = 256;
+        if !self.is_enabled {
+            return Vec::new();
+        }
+        let expired = self.expiring.iter().take_while(|(at, _)| *at <= now);
+        expired.map(|(_, key)| key.clone()).take(ENOUGH).collect()
     }
 
     /// Forgets a job that turned out not to be there, unless its key has a new one already.
@@ -135,32 +210,47 @@ impl Scheduler {
         }
     }
 
-    fn insert(&mut self, key: &JobKey, rank: i64, until: Option<Instant>) {
+    fn insert(
+        &mut self,
+        key: &JobKey,
+        rank: i64,
+        until: Option<Instant>,
+        expires: Option<Instant>,
+    ) {
         self.arrivals += 1;
         let place = (rank, self.arrivals);
         let slot = if let Some(until) = until {
             self.delayed.insert((until, place), key.clone());
-            Slot::Delayed(until, place)
+            Slot::Delayed(until, place, expires)
         } else {
             self.ready.insert(place, key.clone());
-            Slot::Ready(place)
+            Slot::Ready(place, expires)
         };
         self.jobs.insert(key.clone(), slot);
+        if let Some(expires) = expires {
+            self.expiring.insert((expires, key.clone()));
+        }
     }
 
     fn remove(&mut self, key: &JobKey) {
-        match self.jobs.remove(key) {
-            Some(Slot::Ready(place)) => {
+        let expires = match self.jobs.remove(key) {
+            Some(Slot::Ready(place, expires)) => {
                 self.ready.remove(&place);
+                expires
             }
-            Some(Slot::Delayed(until, place)) => {
+            Some(Slot::Delayed(until, place, expires)) => {
                 self.delayed.remove(&(until, place));
+                expires
             }
             Some(Slot::Active(control)) => {
                 control.stop();
                 self.active -= 1;
+                None
             }
-            None => {}
+            None => None,
+        };
+        if let Some(expires) = expires {
+            self.expiring.remove(&(expires, key.clone()));
         }
     }
 
@@ -178,13 +268,14 @@ impl Scheduler {
         let moved: Vec<JobKey> =
             self.jobs.keys().filter(|key| key.db == first || key.db == second).cloned().collect();
         for mut key in moved {
-            let rank = match self.jobs.get(&key) {
-                Some(Slot::Ready((rank, _)) | Slot::Delayed(_, (rank, _))) => *rank,
-                _ => i64::MIN,
+            let (rank, until, expires) = match self.jobs.get(&key) {
+                Some(Slot::Ready((rank, _), expires)) => (*rank, None, *expires),
+                Some(Slot::Delayed(until, (rank, _), expires)) => (*rank, Some(*until), *expires),
+                _ => (i64::MIN, None, None),
             };
             self.remove(&key);
             key.db = if key.db == first { second } else { first };
-            self.insert(&key, rank, None);
+            self.insert(&key, rank, until, expires);
         }
     }
 
@@ -195,6 +286,17 @@ impl Scheduler {
     /// Whether a key holds an unfinished job.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
         self.jobs.contains_key(key)
+    }
+
+    /// Where a job stands, if the key holds an unfinished one.
+    pub(crate) fn standing(&self, key: &JobKey) -> Option<Standing> {
+        Some(match self.jobs.get(key)? {
+            Slot::Ready(place, _) => {
+                Standing::Waiting { ahead: self.ready.rank(place), active: self.active }
+            }
+            Slot::Delayed(..) => Standing::Delayed,
+            Slot::Active(control) => Standing::Active(Arc::clone(control)),
+        })
     }
 
     /// Jobs that wait.
@@ -229,7 +331,7 @@ mod tests {
     }
 
     fn waiting(rank: i64) -> Seen {
-        Seen::Waiting { rank, until: None }
+        Seen::Waiting { rank, until: None, expires: None }
     }
 
     fn run(scheduler: &mut Scheduler, now: Instant) -> Option<(String, Arc<Control>)> {
@@ -283,9 +385,42 @@ mod tests {
     fn delayed_jobs_wait_for_their_moment() {
         let (mut scheduler, now) = (enabled(), Instant::now());
         let later = now + Duration::from_secs(1);
-        scheduler.observe(&key("a"), &Seen::Waiting { rank: 0, until: Some(later) });
+        scheduler.observe(&key("a"), &Seen::Waiting { rank: 0, until: Some(later), expires: None });
         assert!(matches!(scheduler.next(now), Next::WaitUntil(at) if at == later));
         assert_eq!(order(&mut scheduler, later), ["a"]);
+    }
+
+    #[test]
+    fn waiting_jobs_expire_and_running_ones_do_not() {
+        let (mut scheduler, now) = (enabled(), Instant::now());
+        let (soon, late) = (now + Duration::from_secs(1), now + Duration::from_secs(2));
+        for (name, rank, until) in [("a", 0, None), ("b", 1, None), ("c", 2, Some(late))] {
+            scheduler.observe(&key(name), &Seen::Waiting { rank, until, expires: Some(soon) });
+        }
+        assert!(scheduler.expired(now).is_empty());
+        assert_eq!(run(&mut scheduler, now).unwrap().0, "a");
+        assert_eq!(scheduler.expired(soon), [key("b"), key("c")]);
+        scheduler.observe(&key("b"), &Seen::Nothing);
+        assert_eq!(scheduler.expired(soon), [key("c")]);
+        assert!(run(&mut scheduler, late).is_some());
+        assert!(scheduler.expired(late).is_empty());
+    }
+
+    #[test]
+    fn a_waiting_job_knows_how_many_are_ahead() {
+        let mut scheduler = enabled();
+        for i in 0..5000 {
+            scheduler.observe(&key(&i.to_string()), &waiting(i));
+        }
+        let ahead = |scheduler: &Scheduler, name: &str| match scheduler.standing(&key(name)) {
+            Some(Standing::Waiting { ahead, active }) => (ahead, active),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ahead(&scheduler, "4321"), (4321, 0));
+        run(&mut scheduler, Instant::now());
+        assert_eq!(ahead(&scheduler, "4321"), (4320, 1));
+        assert!(matches!(scheduler.standing(&key("0")), Some(Standing::Active(_))));
+        assert!(scheduler.standing(&key("none")).is_none());
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! What the module's parts share: scheduler, model, counters.
 
-use std::sync::{
-    Arc, LazyLock,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use florence_engine::Florence;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::{cache::Verdict, job::unix_ms, scheduler::Scheduler};
+use crate::{
+    cache::Verdict,
+    job::{State, unix_ms},
+    scheduler::Scheduler,
+};
 
 /// The model, as far as it is loaded.
 #[derive(Clone)]
@@ -24,6 +31,11 @@ pub(crate) struct Counters {
     pub(crate) done: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    /// Finished jobs that had to make room.
+    pub(crate) trimmed: AtomicU64,
+    /// Ends of jobs that could not be published or added to the stream.
+    pub(crate) unannounced: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) refused: AtomicU64,
     /// Answers whose job was gone, cancelled or claimed elsewhere.
@@ -42,6 +54,16 @@ impl Counters {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Counts the jobs that ended so.
+    pub(crate) fn ended(&self, state: State) -> &AtomicU64 {
+        match state {
+            State::Cancelled => &self.cancelled,
+            State::Expired => &self.expired,
+            State::Failed => &self.failed,
+            _ => &self.done,
+        }
+    }
+
     /// Counts the jobs of a verdict.
     pub(crate) fn cache(&self, verdict: Verdict) -> &AtomicU64 {
         match verdict {
@@ -52,6 +74,25 @@ impl Counters {
     }
 }
 
+/// How long the engine takes for a job, lately.
+#[derive(Default)]
+pub(crate) struct Pace(AtomicU64);
+
+impl Pace {
+    /// Tells of `jobs` answers that took so long together; the newest count for a tenth.
+    pub(crate) fn record(&self, time: Duration, jobs: usize) {
+        let sample = u64::try_from(time.as_micros()).unwrap_or(u64::MAX) / jobs.max(1) as u64;
+        let known = self.0.load(Ordering::Relaxed);
+        let pace = if known == 0 { sample } else { known - known / 10 + sample / 10 };
+        self.0.store(pace.max(1), Ordering::Relaxed);
+    }
+
+    /// `None` before the first answer.
+    pub(crate) fn micros_a_job(&self) -> Option<i64> {
+        i64::try_from(self.0.load(Ordering::Relaxed)).ok().filter(|pace| *pace > 0)
+    }
+}
+
 pub(crate) struct Shared {
     /// Never held across a call into the server: keyspace events take it too.
     pub(crate) scheduler: Mutex<Scheduler>,
@@ -59,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) work: Condvar,
     pub(crate) model: RwLock<Model>,
     pub(crate) counters: Counters,
+    pub(crate) pace: Pace,
     pub(crate) is_shutting_down: AtomicBool,
 }
 
@@ -67,6 +109,7 @@ pub(crate) static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
     work: Condvar::new(),
     model: RwLock::new(Model::Loading),
     counters: Counters::default(),
+    pace: Pace::default(),
     is_shutting_down: AtomicBool::new(false),
 });
 

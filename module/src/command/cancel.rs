@@ -1,38 +1,96 @@
-//! `FLORENCE.CANCEL key [key ...]`: ends jobs that have not ended; replies how many.
+//! `FLORENCE.CANCEL key [key ...]` ends jobs that have not ended, `FLORENCE.RETRY key [key ...]`
+//! queues jobs again that ended without an answer; both reply how many.
 //!
-//! The record stays, as `cancelled`. Running work notices through the keyspace event, within one
+//! A cancelled job stays as a record. Running work notices through the keyspace event, within one
 //! decoder step.
 
-use redis_module::{Context, RedisError, RedisResult, RedisValue};
+use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 
-use super::args::Args;
+use super::{args::Args, submit::check_queue};
 use crate::{
-    job::{self, Job, NoJob, State},
+    ending::{self, Data},
+    job::{self, Fields, Job, NoJob, State},
     reply,
-    state::{Counters, SHARED},
 };
 
-pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
+pub(super) fn cancel(ctx: &Context, args: &mut Args) -> RedisResult {
+    let keys = jobs(ctx, args, |job| Ok(!job.state.is_final()))?;
+    for key in &keys {
+        ending::finish(ctx, key.as_slice(), State::Cancelled, Data::Keep, Vec::new())
+            .map_err(RedisError::String)?;
+    }
+    Ok(RedisValue::from(keys.len()))
+}
+
+pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
+    let keys = jobs(ctx, args, |job| {
+        let is_lost = is_sent_along(job) && job.length("data") == 0;
+        match job.state {
+            State::Failed | State::Cancelled | State::Expired if is_lost => {
+                Err(reply::error("ERR", "the picture is gone, submit the job again"))
+            }
+            state => Ok(matches!(state, State::Failed | State::Cancelled | State::Expired)),
+        }
+    })?;
+    if !keys.is_empty() {
+        check_queue()?;
+    }
+    for key in &keys {
+        requeue(ctx, key.as_slice()).map_err(RedisError::String)?;
+    }
+    Ok(RedisValue::from(keys.len()))
+}
+
+/// Whether the picture came with the job: nothing else tells where to find it.
+fn is_sent_along(job: &Job) -> bool {
+    job.text("image").is_some_and(|image| image == "DATA" || image.starts_with("KEY "))
+}
+
+/// The job as it was when it was submitted, but now, and without its delay.
+fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
+    let gone: [&[u8]; 10] = [
+        key,
+        b"error_code",
+        b"error",
+        b"error_retryable",
+        b"finished_at",
+        b"started_at",
+        b"crashes",
+        b"attempts",
+        b"delay",
+        b"queue_ms",
+    ];
+    job::call(ctx, "HDEL", &gone)?;
+    let fields: Fields = vec![
+        ("submitted_at", job::unix_ms().to_string().into()),
+        ("state", State::Queued.name().into()),
+    ];
+    job::write(ctx, key, &fields)?;
+    job::call(ctx, "PERSIST", &[key])
+}
+
+/// The keys of the jobs that `is_meant` accepts; a key without a job is passed over.
+fn jobs(
+    ctx: &Context,
+    args: &mut Args,
+    is_meant: impl Fn(&Job) -> Result<bool, RedisError>,
+) -> Result<Vec<RedisString>, RedisError> {
     let keys = args.rest();
     if keys.is_empty() {
         return Err(RedisError::WrongArity);
     }
-    let mut unfinished = Vec::new();
+    let mut meant: Vec<RedisString> = Vec::new();
     for key in keys {
         match Job::open(ctx, &key) {
-            Ok(job) if !job.state.is_final() => {
-                unfinished.push((key, job.number("ttl").unwrap_or_default()));
+            Ok(job) if is_meant(&job)? => {
+                if !meant.iter().any(|other| other.as_slice() == key.as_slice()) {
+                    meant.push(key);
+                }
             }
             Ok(_) | Err(NoJob::Missing) => {}
-            Err(reason) => return reply::no_job(reason),
+            Err(NoJob::WrongType) => return Err(RedisError::WrongType),
+            Err(NoJob::Foreign) => return Err(reply::foreign()),
         }
     }
-    let mut cancelled = 0;
-    for (key, ttl) in unfinished {
-        job::finish(ctx, key.as_slice(), State::Cancelled, ttl, Vec::new())
-            .map_err(RedisError::String)?;
-        Counters::add(&SHARED.counters.cancelled, 1);
-        cancelled += 1;
-    }
-    Ok(RedisValue::Integer(cancelled))
+    Ok(meant)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use redis_module::{Context, RedisResult, RedisValue};
+use redis_module::{AclPermissions, Context, RedisResult, RedisValue};
 
 use super::args::Args;
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     config, ffi,
     job::{self, State},
     reply::{self, bulk},
+    retain,
     state::{Model, SHARED},
     waiters,
 };
@@ -33,7 +34,13 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
     }
     let db = ffi::selected_db(ctx);
     let keys: Vec<_> = SHARED.scheduler.lock().keys(db).cloned().collect();
+    let user = ctx.get_current_user();
     let found = keys.into_iter().filter_map(|key| {
+        // Who may not read a key does not learn of it either.
+        let name = ffi::string(ctx, &key.name);
+        if !user.inner.is_null() {
+            ctx.acl_check_key_permission(&user, &name, &AclPermissions::ACCESS).ok()?;
+        }
         let found = job::open(ctx, &key).ok()?.visible_state();
         state.is_none_or(|state| state == found).then(|| {
             reply::map([
@@ -63,6 +70,9 @@ pub(crate) fn figures() -> Vec<(&'static str, u64)> {
             ("jobs_done", &counters.done),
             ("jobs_failed", &counters.failed),
             ("jobs_cancelled", &counters.cancelled),
+            ("jobs_expired", &counters.expired),
+            ("jobs_trimmed", &counters.trimmed),
+            ("jobs_unannounced", &counters.unannounced),
             ("attempts_retried", &counters.retried),
             ("submits_refused", &counters.refused),
             ("answers_dropped", &counters.dropped),
@@ -77,7 +87,11 @@ pub(crate) fn figures() -> Vec<(&'static str, u64)> {
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed))),
     );
     let (answers, pictures) = CACHES.bytes();
-    figures.extend([("cache_result_bytes", answers), ("cache_feature_bytes", pictures)]);
+    figures.extend([
+        ("cache_result_bytes", answers),
+        ("cache_feature_bytes", pictures),
+        ("retained_bytes", retain::bytes()),
+    ]);
     figures
 }
 
@@ -116,12 +130,14 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
 pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
     let lines = [
-        "FLORENCE.SUBMIT key image prompt [PRIORITY n] [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [NOCACHE]",
+        "FLORENCE.SUBMIT key image prompt|PROMPTS n prompt [prompt ...] [PRIORITY n] [DELAY ms] [EXPIRES ms]",
+        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [NOCACHE]",
         "    key: * lets the server choose. image: an http(s) URL, an absolute path or file:// URL",
         "    below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, <OCR>, ...",
         "FLORENCE.GET key [RESULT]",
         "FLORENCE.WAIT key [key ...] timeout",
         "FLORENCE.CANCEL key [key ...]",
+        "FLORENCE.RETRY key [key ...]",
         "FLORENCE.JOBS [STATE state] [COUNT n]",
         "FLORENCE.STATS",
         "FLORENCE.MODEL",

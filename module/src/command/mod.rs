@@ -42,7 +42,8 @@ handlers! {
     submit => submit::run;
     get => get::run;
     wait => wait::run;
-    cancel => cancel::run;
+    cancel => cancel::cancel;
+    retry => cancel::retry;
     jobs => inspect::jobs;
     stats => inspect::stats;
     model => inspect::model;
@@ -58,7 +59,7 @@ const fn info(
     CommandInfo { name, summary, complexity, arity, keys: &[] }
 }
 
-const INFOS: [CommandInfo; 8] = [
+const INFOS: [CommandInfo; 9] = [
     CommandInfo {
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
@@ -79,6 +80,12 @@ const INFOS: [CommandInfo; 8] = [
         "Waits for the first of several jobs to end; replies that job as a map.",
     ),
     info("florence.cancel", -2, "O(N) with N keys", "Cancels jobs that have not ended."),
+    info(
+        "florence.retry",
+        -2,
+        "O(N) with N keys",
+        "Queues jobs again that failed, expired or were cancelled.",
+    ),
     info("florence.jobs", -1, "O(N) with N unfinished jobs", "Lists the unfinished jobs."),
     info("florence.stats", 1, "O(1)", "Counters of the module."),
     info("florence.model", 1, "O(1)", "Which model is loaded, and whether it is ready."),

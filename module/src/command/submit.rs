@@ -1,12 +1,15 @@
-//! `FLORENCE.SUBMIT key image prompt [option ...]`: creates a job.
+//! `FLORENCE.SUBMIT key image prompt [option ...]`: creates a job; `PROMPTS n prompt ...` in the
+//! prompt's place asks several questions about one picture.
 //!
 //! All that can be refused is refused here, before anything is stored. The job is queued by the
 //! keyspace event of its own HSET, like a job that comes from a file, a master or a migration.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use florence_engine::task::Prompt;
 use redis_module::{
-    CallOptionsBuilder, CallReply, CallResult, Context, RedisError, RedisResult, RedisString,
-    RedisValue,
+    CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError, RedisResult,
+    RedisString, RedisValue,
 };
 use sha2::{Digest, Sha256};
 
@@ -27,6 +30,9 @@ struct Picture {
 
 struct Options {
     priority: i64,
+    delay: Option<i64>,
+    expires: Option<i64>,
+    model: Option<String>,
     timeout: i64,
     retries: i64,
     ttl: i64,
@@ -38,11 +44,11 @@ struct Options {
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
     let picture = picture(ctx, args)?;
-    let prompt = utf8(&args.next()?, "the prompt")?;
+    let prompts = prompts(args)?;
     let options = Options::parse(args)?;
-    check_prompt(&prompt)?;
+    check_prompts(&prompts, options.model.as_deref())?;
 
-    let fields = fields(picture, &prompt, &options);
+    let fields = fields(picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
@@ -78,6 +84,24 @@ fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
     Ok(Picture { shown: uri, bytes: None })
 }
 
+/// One prompt, or PROMPTS and several different ones.
+fn prompts(args: &mut Args) -> Result<Vec<String>, RedisError> {
+    const MOST: i64 = 16;
+    let first = args.next()?;
+    if !is_word(&first, "PROMPTS") {
+        return Ok(vec![utf8(&first, "the prompt")?]);
+    }
+    let mut prompts: Vec<String> = Vec::new();
+    for _ in 0..args.integer("PROMPTS", 1, MOST)? {
+        let prompt = utf8(&args.next()?, "the prompt")?;
+        if prompts.contains(&prompt) {
+            return Err(reply::error("BADPROMPT", "a prompt is given twice"));
+        }
+        prompts.push(prompt);
+    }
+    Ok(prompts)
+}
+
 fn check_size(bytes: usize) -> Result<(), RedisError> {
     let limit = config::size(&config::MAX_IMAGE_BYTES);
     if bytes == 0 {
@@ -102,11 +126,16 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
     }
 }
 
+const YEAR_MS: i64 = 31_536_000_000;
+
 impl Options {
     fn parse(args: &mut Args) -> Result<Self, RedisError> {
         let default = |setting| i64::try_from(config::number(setting)).unwrap_or_default();
         let mut options = Self {
             priority: 0,
+            delay: None,
+            expires: None,
+            model: None,
             timeout: default(&config::DEFAULT_TIMEOUT_MS),
             retries: default(&config::DEFAULT_RETRIES),
             ttl: default(&config::DEFAULT_TTL),
@@ -117,6 +146,9 @@ impl Options {
         while let Some(option) = args.option() {
             match option.to_string_lossy().to_ascii_uppercase().as_str() {
                 "PRIORITY" => options.priority = args.integer("PRIORITY", 0, 9)?,
+                "DELAY" => options.delay = Some(args.integer("DELAY", 0, YEAR_MS)?),
+                "EXPIRES" => options.expires = Some(args.integer("EXPIRES", 1, YEAR_MS)?),
+                "MODEL" => options.model = Some(utf8(&args.next()?, "the model's name")?),
                 "TIMEOUT" => options.timeout = args.integer("TIMEOUT", 1, 86_400_000)?,
                 "RETRIES" => options.retries = args.integer("RETRIES", 0, 100)?,
                 "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
@@ -130,17 +162,29 @@ impl Options {
     }
 }
 
-/// Checks a prompt as far as it can be: the tokenizer is there once the model is.
-fn check_prompt(prompt: &str) -> Result<(), RedisError> {
-    let checked = match &*SHARED.model.read() {
-        Model::Ready(florence) => florence.question(prompt).map(|_question| ()),
-        Model::Loading => prompt.parse::<Prompt>().map(|_prompt| ()),
+/// Checks prompts as far as they can be: the tokenizer is there once the model is.
+fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<(), RedisError> {
+    let model = SHARED.model.read();
+    let name = match &*model {
+        Model::Ready(florence) => Some(florence.name()),
+        Model::Loading => None,
         Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
     };
-    checked.map_err(|problem| reply::bad_prompt(&problem))
+    if let (Some(wanted), Some(name)) = (wanted, name)
+        && wanted != name
+    {
+        return Err(reply::error("NOMODEL", format!("this server's model is {name}")));
+    }
+    prompts.iter().try_for_each(|prompt| {
+        let checked = match &*model {
+            Model::Ready(florence) => florence.question(prompt).map(|_question| ()),
+            _ => prompt.parse::<Prompt>().map(|_prompt| ()),
+        };
+        checked.map_err(|problem| reply::bad_prompt(&problem))
+    })
 }
 
-fn check_queue() -> Result<(), RedisError> {
+pub(super) fn check_queue() -> Result<(), RedisError> {
     let waiting = SHARED.scheduler.lock().waiting();
     if waiting < config::size(&config::MAX_QUEUE) {
         return Ok(());
@@ -149,7 +193,11 @@ fn check_queue() -> Result<(), RedisError> {
     Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
 }
 
-fn fields(picture: Picture, prompt: &str, options: &Options) -> Fields {
+fn fields(picture: Picture, prompts: &[String], options: &Options) -> Fields {
+    let prompt = match prompts {
+        [prompt] => prompt.clone(),
+        prompts => serde_json::json!(prompts).to_string(),
+    };
     let mut request: Fields = vec![
         ("image", picture.shown.into()),
         ("prompt", prompt.into()),
@@ -166,6 +214,11 @@ fn fields(picture: Picture, prompt: &str, options: &Options) -> Fields {
     number("beams", options.beams);
     number("maxtokens", options.max_tokens);
     number("nocache", options.no_cache.then_some(1));
+    number("delay", options.delay);
+    number("expires", options.expires);
+    if let Some(model) = &options.model {
+        request.push(("wants", model.clone().into()));
+    }
     if let Some(bytes) = picture.bytes {
         request.push(("data", bytes));
     }
@@ -188,7 +241,8 @@ fn request_of(fields: &Fields) -> &[u8] {
     &fields[0].1
 }
 
-/// `florence:` and a ULID: sortable by time, unique without asking anyone.
+/// `florence:` and a ULID: sortable by time, unique without asking anyone; in a cluster with a
+/// hash tag that keeps it on this node.
 fn new_key(ctx: &Context) -> RedisString {
     const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let mut number = u128::from(job::unix_ms().unsigned_abs()) << 80;
@@ -196,6 +250,26 @@ fn new_key(ctx: &Context) -> RedisString {
         number |= u128::from(byte) << (8 * i);
     }
     let mut name = b"florence:".to_vec();
+    if ctx.get_flags().contains(ContextFlags::CLUSTER) {
+        name.extend(format!("{{{}}}:", local_tag(ctx)).bytes());
+    }
     name.extend((0..26).rev().map(|i| CROCKFORD[(number >> (5 * i)) as usize & 31]));
     ffi::string(ctx, &name)
+}
+
+/// A hash tag whose slot is this node's: the one that was good last time, or the next that the
+/// server takes. A node with few slots needs many tries, once.
+fn local_tag(ctx: &Context) -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    const TRIES: u64 = 200_000;
+    let options = CallOptionsBuilder::new().errors_as_replies().build();
+    let is_local = |tag: &u64| {
+        let key = format!("{{{tag}}}");
+        let reply: CallResult<'_> = ctx.call_ext("EXISTS", &options, &[key.as_bytes()][..]);
+        reply.is_ok()
+    };
+    let last = LAST.load(Ordering::Relaxed);
+    let tag = (last..last + TRIES).find(is_local).unwrap_or(last);
+    LAST.store(tag, Ordering::Relaxed);
+    tag
 }

@@ -2,13 +2,13 @@
 
 use redis_module::{Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue};
 
-use super::{args::Args, get::as_map};
+use super::args::Args;
 use crate::{
     ffi,
     job::{Job, NoJob},
     reply,
     scheduler::JobKey,
-    waiters,
+    view, waiters,
 };
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -21,7 +21,9 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let mut pending = Vec::new();
     for key in keys {
         match Job::open(ctx, &key) {
-            Ok(job) if job.state.is_final() => return Ok(as_map(key.as_slice(), &job)),
+            Ok(job) if job.state.is_final() => {
+                return Ok(view::map(ffi::selected_db(ctx), key.as_slice(), &job));
+            }
             Ok(_) => pending.push(key),
             Err(NoJob::Missing) => {}
             Err(reason) => return reply::no_job(reason),
@@ -58,7 +60,9 @@ fn milliseconds(timeout: &RedisString) -> Result<i64, RedisError> {
 /// The reply for a waiting client whose key was signalled, or `None` to let it wait on.
 pub(crate) fn finished(ctx: &Context, key: &RedisString) -> Option<RedisResult> {
     match Job::open(ctx, key) {
-        Ok(job) if job.state.is_final() => Some(Ok(as_map(key.as_slice(), &job))),
+        Ok(job) if job.state.is_final() => {
+            Some(Ok(view::map(ffi::selected_db(ctx), key.as_slice(), &job)))
+        }
         _ => None,
     }
 }

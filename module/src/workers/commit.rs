@@ -1,23 +1,35 @@
-//! The commit thread: stores answers under the server's lock, when the server takes writes.
+//! The commit thread: stores answers under the server's lock, when the server takes writes, and
+//! ends what has waited or been kept too long.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use florence_engine::Answer;
 use redis_module::{Context, ContextFlags};
 
-use super::{Failure, WRITE_PAUSE, prepare::Claimed, with_server};
+use super::{Failure, WRITE_PAUSE, can_write, prepare::Claimed, with_server};
 use crate::{
     cache::Verdict,
-    config, ffi,
+    config,
+    ending::{self, Data},
+    ffi,
     job::{self, Fields, Job, State, unix_ms},
+    retain,
+    scheduler::JobKey,
     state::{Counters, Model, SHARED, is_shutting_down},
 };
+
+/// How often jobs that have waited or been kept too long are looked for.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The end of an attempt, on its way into the key.
 pub(super) struct Commit {
     pub(super) claimed: Claimed,
-    pub(super) result: Result<Arc<Answer>, Failure>,
+    /// One answer a prompt.
+    pub(super) result: Result<Vec<Arc<Answer>>, Failure>,
     pub(super) verdict: Verdict,
     pub(super) fetch_ms: u64,
     pub(super) infer_ms: u64,
@@ -26,7 +38,7 @@ pub(super) struct Commit {
 pub(super) fn run(outbox: &Receiver<Commit>) {
     let mut waiting: Vec<Commit> = Vec::new();
     loop {
-        let timeout = if waiting.is_empty() { Duration::from_hours(1) } else { WRITE_PAUSE };
+        let timeout = if waiting.is_empty() { TICK } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
             Err(RecvTimeoutError::Timeout) => {}
@@ -36,12 +48,36 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
         if is_shutting_down() {
             return;
         }
+        let (expired, surplus) =
+            (SHARED.scheduler.lock().expired(Instant::now()), retain::surplus());
+        if waiting.is_empty() && expired.is_empty() && surplus.is_empty() {
+            continue;
+        }
         waiting = with_server(|ctx| {
             let left = waiting.into_iter().filter_map(|commit| store(ctx, commit)).collect();
+            if can_write(ctx) {
+                expired.iter().for_each(|key| expire(ctx, key));
+                surplus.iter().for_each(|key| drop_finished(ctx, key));
+            }
             // It sees the signalled keys as soon as it gets the lock back.
             ffi::wake_event_loop();
             left
         });
+    }
+}
+
+/// Ends a job that was not started in time, if its key still says so.
+fn expire(ctx: &Context, key: &JobKey) {
+    if job::open(ctx, key).is_ok_and(|job| job.is_expired()) {
+        let _ = ending::finish(ctx, &key.name, State::Expired, Data::Keep, Vec::new());
+    }
+}
+
+/// Makes room for younger jobs.
+fn drop_finished(ctx: &Context, key: &JobKey) {
+    if job::open(ctx, key).is_ok_and(|job| job.state.is_final()) {
+        let _ = job::call(ctx, "UNLINK", &[&key.name]);
+        Counters::add(&SHARED.counters.trimmed, 1);
     }
 }
 
@@ -67,20 +103,20 @@ fn store(ctx: &Context, commit: Commit) -> Option<Commit> {
 
 fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
     let name = &commit.claimed.key.name;
-    let ttl = job.number("ttl").unwrap_or_default();
     let mut fields: Fields = vec![
         ("fetch_ms", commit.fetch_ms.to_string().into()),
         ("infer_ms", commit.infer_ms.to_string().into()),
     ];
     match &commit.result {
-        Ok(answer) => {
-            fields.push(("result", answer.json.to_string().into()));
-            fields.push(("text", answer.text.clone().into()));
-            fields.push(("tokens", answer.token_ids.len().to_string().into()));
+        Ok(answers) => {
+            let (result, text) = written(&commit.claimed.prompts, answers);
+            let tokens: usize = answers.iter().map(|answer| answer.token_ids.len()).sum();
+            fields.push(("result", result.into()));
+            fields.push(("text", text.into()));
+            fields.push(("tokens", tokens.to_string().into()));
             fields.push(("model", model_name().into()));
             fields.push(("cache", commit.verdict.name().into()));
-            job::finish(ctx, name, State::Done, ttl, fields)?;
-            Counters::add(&SHARED.counters.done, 1);
+            ending::finish(ctx, name, State::Done, Data::Drop, fields)?;
             Counters::add(SHARED.counters.cache(commit.verdict), 1);
         }
         Err(failure) => {
@@ -93,12 +129,28 @@ fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
                 job::write(ctx, name, &fields)?;
                 Counters::add(&SHARED.counters.retried, 1);
             } else {
-                job::finish(ctx, name, State::Failed, ttl, fields)?;
-                Counters::add(&SHARED.counters.failed, 1);
+                // What can be tried again in vain only, is not kept.
+                let data = if failure.is_retryable { Data::Keep } else { Data::Drop };
+                ending::finish(ctx, name, State::Failed, data, fields)?;
             }
         }
     }
     Ok(())
+}
+
+/// Result and text of a job: the reference's for one prompt, by prompt for several.
+fn written(prompts: &[String], answers: &[Arc<Answer>]) -> (String, String) {
+    if let [answer] = answers {
+        return (answer.json.to_string(), answer.text.clone());
+    }
+    let mut results = serde_json::Map::new();
+    for (prompt, answer) in prompts.iter().zip(answers) {
+        // The reference's object has one entry, named by the task.
+        let value = answer.json.as_object().and_then(|object| object.values().next());
+        results.insert(prompt.clone(), value.cloned().unwrap_or_default());
+    }
+    let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
+    (serde_json::Value::from(results).to_string(), serde_json::json!(texts).to_string())
 }
 
 /// Doubles with every attempt, up to a minute, and varies by a quarter so that jobs that failed

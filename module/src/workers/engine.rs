@@ -1,12 +1,15 @@
 //! The engine thread: jobs join and leave a batch that is decoded step by step.
 //!
-//! A job joins as soon as it is prepared and there is room; who asks what is just being answered
-//! shares that answer. Jobs never wait for a batch to fill.
+//! A job's questions join as soon as it is prepared and there is room; who asks what is just being
+//! answered shares that answer. Jobs never wait for a batch to fill.
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender};
@@ -17,17 +20,18 @@ use super::{
     Failure, can_write,
     commit::Commit,
     elapsed_ms,
-    prepare::{Claimed, Input, Work},
+    prepare::{Claimed, Input, Part, Work},
     with_server,
 };
 use crate::{
     cache::{CACHES, Keys, Verdict},
     config,
     job::{self, State},
+    scheduler::Phase,
     state::{Counters, SHARED},
 };
 
-/// One request in the batch, and all jobs that wait for its answer.
+/// One request in the batch, and all that wait for its answer.
 struct Ticket {
     claimants: Vec<Claimant>,
     question: Question,
@@ -35,94 +39,143 @@ struct Ticket {
     options: GenerateOptions,
     keys: Keys,
     is_shared: bool,
+    tokens: u32,
 }
 
-struct Claimant {
+/// A job in the engine.
+struct Pending {
     claimed: Claimed,
-    fetch_ms: u64,
+    answers: Vec<Option<Arc<Answer>>>,
+    /// The picture, until it is encoded.
+    input: Option<Input>,
+    visual: Option<Visual>,
     verdict: Verdict,
+    fetch_ms: u64,
     since: Instant,
+    is_committed: bool,
+}
+
+/// A job's wish for one of its answers.
+#[derive(Clone)]
+struct Claimant {
+    job: Rc<RefCell<Pending>>,
+    /// Which of its prompts.
+    index: usize,
+}
+
+impl Claimant {
+    fn is_over(&self) -> bool {
+        let job = self.job.borrow();
+        job.is_committed || job.claimed.is_over()
+    }
 }
 
 struct Engine<'a> {
     florence: &'a Florence,
     batch: Batch<'a, Ticket>,
+    /// Questions of jobs that are in the engine but not in the batch.
+    ready: VecDeque<(Claimant, Part)>,
     commits: &'a Sender<Commit>,
+    /// Time spent since the last answer.
+    busy: Duration,
 }
 
 pub(super) fn run(florence: &Florence, inbox: &Receiver<Work>, commits: &Sender<Commit>) {
-    let mut engine = Engine { florence, batch: Batch::new(florence), commits };
+    let batch = Batch::new(florence);
+    let mut engine =
+        Engine { florence, batch, ready: VecDeque::new(), commits, busy: Duration::ZERO };
     loop {
-        if engine.batch.is_empty() {
+        if engine.batch.is_empty() && engine.ready.is_empty() {
             let Ok(work) = inbox.recv() else { return };
-            engine.take(work);
+            engine.admit(work);
         }
         let start = Instant::now();
         while engine.batch.len() < config::size(&config::MAX_BATCH) {
-            let Ok(work) = inbox.try_recv() else { break };
-            engine.take(work);
+            if let Some((claimant, part)) = engine.ready.pop_front() {
+                engine.take(claimant, part);
+            } else if let Ok(work) = inbox.try_recv() {
+                engine.admit(work);
+            } else {
+                break;
+            }
         }
-        engine.step();
+        let answered = engine.step();
         Counters::add(&SHARED.counters.infer_ms, elapsed_ms(start));
+        engine.busy += start.elapsed();
+        if answered > 0 {
+            SHARED.pace.record(std::mem::take(&mut engine.busy), answered);
+        }
     }
 }
 
 impl Engine<'_> {
-    /// Answers a job from the cache, or lets it join a request or the batch.
-    fn take(&mut self, work: Work) {
-        let Work { claimed, question, input, keys, fetch_ms } = work;
-        let options = claimed.options.clone();
-        let is_shared = !claimed.no_cache;
-        let mut claimant =
-            Claimant { claimed, fetch_ms, verdict: Verdict::Miss, since: Instant::now() };
-        if claimant.claimed.is_over() {
-            return self.end(claimant, Err(interrupted));
+    fn admit(&mut self, work: Work) {
+        let Work { claimed, parts, input, fetch_ms } = work;
+        let job = Rc::new(RefCell::new(Pending {
+            claimed,
+            answers: vec![None; parts.len()],
+            input: Some(input),
+            visual: None,
+            verdict: Verdict::Result,
+            fetch_ms,
+            since: Instant::now(),
+            is_committed: false,
+        }));
+        with_server(|ctx| mark_running(ctx, &job.borrow().claimed));
+        job.borrow().claimed.control.enter(Phase::Encoding);
+        for (index, part) in parts.into_iter().enumerate() {
+            self.ready.push_back((Claimant { job: Rc::clone(&job), index }, part));
         }
+    }
+
+    /// Answers a question from the cache, or lets it join a request or the batch.
+    fn take(&mut self, claimant: Claimant, part: Part) {
+        let Part { question, keys } = part;
+        if claimant.is_over() {
+            return self.interrupt(&claimant);
+        }
+        let is_shared = !claimant.job.borrow().claimed.no_cache;
         if is_shared {
             if let Some(answer) = CACHES.answer(&keys) {
-                claimant.verdict = Verdict::Result;
-                return self.end(claimant, Ok(&answer));
+                return self.give(&claimant, &answer);
             }
             let is_same =
                 |ticket: &&mut Ticket| ticket.is_shared && ticket.keys.is_same_request(&keys);
             if let Some(ticket) = self.batch.tickets_mut().find(is_same) {
-                with_server(|ctx| mark_running(ctx, &claimant.claimed));
-                claimant.verdict = Verdict::Result;
                 ticket.claimants.push(claimant);
                 return;
             }
         }
-        with_server(|ctx| mark_running(ctx, &claimant.claimed));
-        let visual = match self.visual(input, &keys, is_shared) {
-            Ok((visual, verdict)) => {
-                claimant.verdict = verdict;
-                visual
-            }
-            Err(_) => return self.end(claimant, Err(|_| Failure::internal())),
+        let Ok(visual) = self.visual(&claimant, &keys, is_shared) else {
+            return self.end(&claimant, Err(Failure::internal()));
         };
+        let options = claimant.job.borrow().claimed.options.clone();
         let claimants = vec![claimant];
-        self.join(Ticket { claimants, question, visual, options, keys, is_shared });
+        self.join(Ticket { claimants, question, visual, options, keys, is_shared, tokens: 0 });
     }
 
-    fn visual(
-        &self,
-        input: Input,
-        keys: &Keys,
-        is_shared: bool,
-    ) -> Result<(Visual, Verdict), Error> {
-        let picture = match input {
-            Input::Seen(visual) => return Ok((visual, Verdict::Features)),
-            Input::Picture(picture) => picture,
-        };
+    /// The encoded picture of a job; its other questions find it there.
+    fn visual(&self, claimant: &Claimant, keys: &Keys, is_shared: bool) -> Result<Visual, Error> {
+        let mut job = claimant.job.borrow_mut();
+        if let Some(visual) = &job.visual {
+            return Ok(visual.reused());
+        }
         // Another job may have encoded it since this one was prepared.
-        if let Some(visual) = CACHES.visual(keys).filter(|_| is_shared) {
-            return Ok((visual, Verdict::Features));
-        }
-        let visual = guarded(|| self.florence.visual(&picture))?;
-        if is_shared {
-            CACHES.keep_visual(keys, &visual);
-        }
-        Ok((visual, Verdict::Miss))
+        let known = CACHES.visual(keys).filter(|_| is_shared);
+        let (visual, verdict) = match (known, job.input.take()) {
+            (Some(visual), _) | (None, Some(Input::Seen(visual))) => (visual, Verdict::Features),
+            (None, Some(Input::Picture(picture))) => {
+                let visual = guarded(|| self.florence.visual(&picture))?;
+                if is_shared {
+                    CACHES.keep_visual(keys, &visual);
+                }
+                (visual, Verdict::Miss)
+            }
+            (None, None) => return Err(Error::Cancelled),
+        };
+        job.visual = Some(visual.clone());
+        job.verdict = verdict;
+        Ok(visual)
     }
 
     fn join(&mut self, ticket: Ticket) {
@@ -133,27 +186,41 @@ impl Engine<'_> {
         }
     }
 
-    /// One decoder step; ends the jobs that are answered, cancelled or out of time.
-    fn step(&mut self) {
+    /// One decoder step; ends the jobs that are answered, cancelled or out of time. Returns the
+    /// number of answers.
+    fn step(&mut self) -> usize {
         let mut over = Vec::new();
         for ticket in self.batch.tickets_mut() {
-            over.extend(ticket.claimants.extract_if(.., |claimant| claimant.claimed.is_over()));
+            over.extend(ticket.claimants.extract_if(.., |claimant| claimant.is_over()));
         }
         for claimant in over {
-            self.end(claimant, Err(interrupted));
+            self.interrupt(&claimant);
         }
         self.batch.retain(|ticket| !ticket.claimants.is_empty());
         if self.batch.is_empty() {
-            return;
+            return 0;
         }
         Counters::add(&SHARED.counters.decoder_steps, 1);
+        for ticket in self.batch.tickets_mut() {
+            ticket.tokens += 1;
+            for claimant in &ticket.claimants {
+                let control = &claimant.job.borrow().claimed.control;
+                control.enter(Phase::Generating);
+                control.set_tokens(ticket.tokens);
+            }
+        }
         match guarded(|| self.batch.step()) {
             Ok(answered) => {
+                let count = answered.len();
                 for (ticket, answer) in answered {
                     self.answer(ticket, answer);
                 }
+                count
             }
-            Err(_) => self.restart(),
+            Err(_) => {
+                self.restart();
+                0
+            }
         }
     }
 
@@ -163,12 +230,12 @@ impl Engine<'_> {
             CACHES.keep_answer(&ticket.keys, &answer);
         }
         for claimant in ticket.claimants {
-            self.end(claimant, Ok(&answer));
+            self.give(&claimant, &answer);
         }
     }
 
-    /// After a failure of the batch as a whole: each of its jobs alone, so that one cannot harm
-    /// the others.
+    /// After a failure of the batch as a whole: each of its requests alone, so that one cannot
+    /// harm the others.
     fn restart(&mut self) {
         for ticket in self.batch.clear() {
             let mut alone = Batch::new(self.florence);
@@ -180,7 +247,7 @@ impl Engine<'_> {
                     if let Some(((), answer)) = alone.step()?.pop() {
                         return Ok(answer);
                     }
-                    if ticket.claimants.iter().all(|claimant| claimant.claimed.is_over()) {
+                    if ticket.claimants.iter().all(Claimant::is_over) {
                         return Err(Error::Cancelled);
                     }
                 }
@@ -188,20 +255,53 @@ impl Engine<'_> {
             match guarded(run) {
                 Ok(answer) => self.answer(ticket, answer),
                 Err(_) => {
-                    for claimant in ticket.claimants {
-                        self.end(claimant, Err(|_| Failure::internal()));
+                    for claimant in &ticket.claimants {
+                        self.end(claimant, Err(Failure::internal()));
                     }
                 }
             }
         }
     }
 
-    fn end(&self, claimant: Claimant, result: Result<&Arc<Answer>, fn(&Claimed) -> Failure>) {
-        let Claimant { claimed, fetch_ms, verdict, since } = claimant;
-        let result = result.map(Arc::clone).map_err(|failure| failure(&claimed));
-        let infer_ms = elapsed_ms(since);
+    /// One of a job's answers; with the last one it is done.
+    fn give(&self, claimant: &Claimant, answer: &Arc<Answer>) {
+        let answers: Option<Vec<_>> = {
+            let mut job = claimant.job.borrow_mut();
+            job.answers[claimant.index] = Some(Arc::clone(answer));
+            job.answers.iter().cloned().collect()
+        };
+        if let Some(answers) = answers {
+            self.end(claimant, Ok(answers));
+        }
+    }
+
+    /// Ends a job that was cancelled or ran out of time.
+    fn interrupt(&self, claimant: &Claimant) {
+        let is_stopped = claimant.job.borrow().claimed.control.is_stopped();
+        let failure = if is_stopped {
+            Failure::permanent("CANCELLED", "the job was cancelled")
+        } else {
+            let failure = Failure::permanent("TIMEOUT", "the attempt took too long");
+            Failure { is_retryable: true, ..failure }
+        };
+        self.end(claimant, Err(failure));
+    }
+
+    /// Hands a job to the committer, once.
+    fn end(&self, claimant: &Claimant, result: Result<Vec<Arc<Answer>>, Failure>) {
+        let mut job = claimant.job.borrow_mut();
+        if std::mem::replace(&mut job.is_committed, true) {
+            return;
+        }
+        let commit = Commit {
+            claimed: job.claimed.clone(),
+            result,
+            verdict: job.verdict,
+            fetch_ms: job.fetch_ms,
+            infer_ms: elapsed_ms(job.since),
+        };
         // The committer goes only when the process does.
-        let _ = self.commits.send(Commit { claimed, result, verdict, fetch_ms, infer_ms });
+        let _ = self.commits.send(commit);
     }
 }
 
@@ -211,14 +311,6 @@ fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         Counters::add(&SHARED.counters.panics, 1);
         Err(Error::Cancelled)
     })
-}
-
-/// Why a job ends before its answer.
-fn interrupted(claimed: &Claimed) -> Failure {
-    if claimed.control.is_stopped() {
-        return Failure::permanent("CANCELLED", "the job was cancelled");
-    }
-    Failure { is_retryable: true, ..Failure::permanent("TIMEOUT", "the attempt took too long") }
 }
 
 /// Best effort: while writes are paused the job stays `fetching`, which loses nothing.

@@ -18,8 +18,9 @@ use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_se
 use crate::{
     cache::{CACHES, Keys, Verdict},
     config,
+    ending::{self, Data},
     job::{self, Fields, Job, State, unix_ms},
-    scheduler::{Control, JobKey, Next},
+    scheduler::{Control, JobKey, Next, Phase},
     source,
     state::{self, Counters, Model, SHARED, is_shutting_down, schedule},
 };
@@ -28,13 +29,14 @@ use crate::{
 const MAX_CRASHES: i64 = 2;
 
 /// A job that this process has claimed.
+#[derive(Clone)]
 pub(super) struct Claimed {
     pub(super) key: JobKey,
     pub(super) control: Arc<Control>,
     pub(super) attempt: i64,
-    pub(super) prompt: String,
+    pub(super) prompts: Vec<String>,
     pub(super) image: String,
-    pub(super) data: Option<Vec<u8>>,
+    pub(super) data: Option<Arc<[u8]>>,
     pub(super) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(super) no_cache: bool,
@@ -56,10 +58,16 @@ impl Claimed {
 /// A claimed job, ready for the model.
 pub(super) struct Work {
     pub(super) claimed: Claimed,
-    pub(super) question: Question,
+    /// In the order of the prompts.
+    pub(super) parts: Vec<Part>,
     pub(super) input: Input,
-    pub(super) keys: Keys,
     pub(super) fetch_ms: u64,
+}
+
+/// One of a job's questions.
+pub(super) struct Part {
+    pub(super) question: Question,
+    pub(super) keys: Keys,
 }
 
 /// What the model is to start from.
@@ -70,8 +78,8 @@ pub(super) enum Input {
 
 /// What preparing a job came to.
 enum Outcome {
-    Ready { question: Question, input: Input, keys: Keys },
-    Answered(Arc<Answer>),
+    Ready { parts: Vec<Part>, input: Input },
+    Answered(Vec<Arc<Answer>>),
 }
 
 pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
@@ -102,13 +110,14 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
         let fetch_ms = elapsed_ms(start);
         Counters::add(&SHARED.counters.fetch_ms, fetch_ms);
         let (result, verdict) = match prepared {
-            Ok(Outcome::Ready { question, input, keys }) => {
-                if work.send(Work { claimed, question, input, keys, fetch_ms }).is_err() {
+            Ok(Outcome::Ready { parts, input }) => {
+                claimed.control.enter(Phase::Ready);
+                if work.send(Work { claimed, parts, input, fetch_ms }).is_err() {
                     return;
                 }
                 continue;
             }
-            Ok(Outcome::Answered(answer)) => (Ok(answer), Verdict::Result),
+            Ok(Outcome::Answered(answers)) => (Ok(answers), Verdict::Result),
             Err(failure) => (Err(failure), Verdict::Miss),
         };
         let sent = commits.send(Commit { claimed, result, verdict, fetch_ms, infer_ms: 0 }).is_ok();
@@ -166,6 +175,11 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     if control.is_stopped() || job.state.is_final() {
         return Claim::Gone;
     }
+    if job.is_expired() {
+        drop(job);
+        let _ = ending::finish(ctx, &key.name, State::Expired, Data::Keep, Vec::new());
+        return Claim::Gone;
+    }
     let crashes = job.number("crashes").unwrap_or_default() + i64::from(job.is_interrupted());
     let attempt = job.number("attempts").unwrap_or_default() + 1;
     let timeout = u64::try_from(job.number("timeout").unwrap_or(300_000)).unwrap_or_default();
@@ -173,21 +187,23 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
         key: key.clone(),
         control: Arc::clone(control),
         attempt,
-        prompt: job.text("prompt").unwrap_or_default(),
+        prompts: job.prompts(),
         image: job.text("image").unwrap_or_default(),
-        data: job.bytes("data"),
+        data: job.bytes("data").map(Into::into),
         options: job.options(),
         no_cache: job.number("nocache") == Some(1),
         deadline: Instant::now() + Duration::from_millis(timeout),
     };
-    let ttl = job.number("ttl").unwrap_or_default();
+    let wants = job.text("wants").filter(|wants| !is_model(wants));
     let queued = unix_ms() - job.number("submitted_at").unwrap_or_default();
     drop(job);
-    if crashes >= MAX_CRASHES {
-        let failure =
-            Failure::permanent("CRASH", "the server died twice while working on this job");
-        let _ = job::finish(ctx, &key.name, State::Failed, ttl, failure.fields());
-        Counters::add(&SHARED.counters.failed, 1);
+    let hopeless = if crashes >= MAX_CRASHES {
+        Some(Failure::permanent("CRASH", "the server died twice while working on this job"))
+    } else {
+        wants.map(|_| Failure::permanent("NOMODEL", "this server has another model"))
+    };
+    if let Some(failure) = hopeless {
+        let _ = ending::finish(ctx, &key.name, State::Failed, Data::Keep, failure.fields());
         return Claim::Gone;
     }
     let fields: Fields = vec![
@@ -204,22 +220,32 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     }
 }
 
+/// Whether the loaded model has this name.
+fn is_model(name: &str) -> bool {
+    matches!(&*SHARED.model.read(), Model::Ready(florence) if florence.name() == name)
+}
+
 fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<Outcome, Failure> {
     let fetched;
-    let bytes = if let Some(data) = &claimed.data {
+    let bytes: &[u8] = if let Some(data) = &claimed.data {
         data
     } else {
         fetched = source::read(fetcher, &claimed.image)?;
         &fetched
     };
-    let question = florence.question(&claimed.prompt).map_err(Error::from)?;
-    let keys = Keys::new(bytes, &claimed.prompt, &claimed.options);
+    claimed.control.enter(Phase::Decoding);
+    let part = |prompt: &String| {
+        let question = florence.question(prompt).map_err(Error::from)?;
+        Ok(Part { question, keys: Keys::new(bytes, prompt, &claimed.options) })
+    };
+    let parts = claimed.prompts.iter().map(part).collect::<Result<Vec<_>, Failure>>()?;
     if !claimed.no_cache {
-        if let Some(answer) = CACHES.answer(&keys) {
-            return Ok(Outcome::Answered(answer));
+        let known: Vec<_> = parts.iter().map_while(|part| CACHES.answer(&part.keys)).collect();
+        if known.len() == parts.len() {
+            return Ok(Outcome::Answered(known));
         }
-        if let Some(visual) = CACHES.visual(&keys) {
-            return Ok(Outcome::Ready { question, input: Input::Seen(visual), keys });
+        if let Some(visual) = parts.first().and_then(|part| CACHES.visual(&part.keys)) {
+            return Ok(Outcome::Ready { parts, input: Input::Seen(visual) });
         }
     }
     let options = PrepareOptions {
@@ -230,5 +256,5 @@ fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<
         ..PrepareOptions::default()
     };
     let input = Input::Picture(florence.picture(bytes, &options)?);
-    Ok(Outcome::Ready { question, input, keys })
+    Ok(Outcome::Ready { parts, input })
 }

@@ -1,0 +1,150 @@
+//! A job as clients see it: FLORENCE.GET's map, and the same as the JSON that is published.
+
+use redis_module::RedisValue;
+
+use crate::{
+    job::{Job, State},
+    reply::{self, bulk},
+    scheduler::{JobKey, Standing},
+    state::SHARED,
+};
+
+/// What an entry of the map is.
+enum Shown {
+    Nothing,
+    Text(String),
+    Number(i64),
+    /// Text in a reply, itself in JSON.
+    Json(String),
+}
+
+impl From<Option<String>> for Shown {
+    fn from(text: Option<String>) -> Self {
+        text.map_or(Self::Nothing, Self::Text)
+    }
+}
+
+impl From<Option<i64>> for Shown {
+    fn from(number: Option<i64>) -> Self {
+        number.map_or(Self::Nothing, Self::Number)
+    }
+}
+
+/// What is known of a job besides its key.
+#[derive(Default)]
+struct Progress {
+    phase: Option<String>,
+    tokens: Option<i64>,
+    position: Option<i64>,
+    eta_ms: Option<i64>,
+}
+
+fn progress(key: &JobKey) -> Progress {
+    let standing = SHARED.scheduler.lock().standing(key);
+    match standing {
+        Some(Standing::Waiting { ahead, active }) => {
+            let ahead = i64::try_from(ahead).unwrap_or(i64::MAX);
+            let jobs = ahead.saturating_add(1).saturating_add_unsigned(active as u64);
+            let eta_ms = SHARED.pace.micros_a_job().map(|pace| jobs.saturating_mul(pace) / 1000);
+            Progress { position: Some(ahead), eta_ms, ..Progress::default() }
+        }
+        Some(Standing::Active(control)) => Progress {
+            phase: Some(control.phase().to_owned()),
+            tokens: Some(control.tokens().into()),
+            ..Progress::default()
+        },
+        Some(Standing::Delayed) | None => Progress::default(),
+    }
+}
+
+fn entries(job: &Job, progress: Progress) -> [(&'static str, Shown); 20] {
+    let text = |field| Shown::from(job.text(field));
+    let number = |field| Shown::from(job.number(field));
+    let several = |field| match job.text(field) {
+        Some(list) if list.starts_with('[') => Shown::Json(list),
+        one => one.into(),
+    };
+    let error = match (job.text("error_code"), job.text("error")) {
+        (Some(code), Some(message)) => {
+            let is_retryable = job.number("error_retryable") == Some(1);
+            Shown::Json(
+                serde_json::json!({ "code": code, "message": message, "retryable": is_retryable })
+                    .to_string(),
+            )
+        }
+        _ => Shown::Nothing,
+    };
+    [
+        ("state", Shown::Text(job.visible_state().name().to_owned())),
+        ("prompt", several("prompt")),
+        ("image", text("image")),
+        ("result", job.text("result").map_or(Shown::Nothing, Shown::Json)),
+        ("text", several("text")),
+        ("error", error),
+        ("attempts", Shown::Number(job.number("attempts").unwrap_or_default())),
+        ("model", text("model")),
+        ("submitted_at", number("submitted_at")),
+        ("started_at", number("started_at")),
+        ("finished_at", number("finished_at")),
+        ("queue_ms", number("queue_ms")),
+        ("fetch_ms", number("fetch_ms")),
+        ("infer_ms", number("infer_ms")),
+        ("tokens", progress.tokens.or(job.number("tokens")).into()),
+        ("cache", text("cache")),
+        ("phase", progress.phase.into()),
+        ("position", progress.position.into()),
+        ("eta_ms", progress.eta_ms.into()),
+        ("retry_at", number("retry_at")),
+    ]
+}
+
+/// The map that FLORENCE.GET and FLORENCE.WAIT reply.
+pub(crate) fn map(db: i32, key: &[u8], job: &Job) -> RedisValue {
+    let progress = match job.state.is_final() {
+        true => Progress::default(),
+        false => progress(&JobKey { db, name: key.into() }),
+    };
+    let id = ("id", RedisValue::StringBuffer(key.to_vec()));
+    let entries = entries(job, progress).map(|(name, shown)| {
+        let value = match shown {
+            Shown::Nothing => RedisValue::Null,
+            Shown::Number(number) => RedisValue::Integer(number),
+            Shown::Text(text) | Shown::Json(text) => bulk(text),
+        };
+        (name, value)
+    });
+    reply::map([id].into_iter().chain(entries))
+}
+
+/// The same of a job that has ended, as a JSON object; what is not known is left out.
+pub(crate) fn json(key: &[u8], job: &Job) -> String {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut json = format!("{{\"id\":{}", quoted(&String::from_utf8_lossy(key)));
+    for (name, shown) in entries(job, Progress::default()) {
+        let value = match shown {
+            Shown::Nothing => continue,
+            Shown::Number(number) => number.to_string(),
+            Shown::Text(text) => quoted(&text),
+            Shown::Json(json) => json,
+        };
+        json.push_str(&format!(",\"{name}\":{value}"));
+    }
+    json.push('}');
+    json
+}
+
+impl Job {
+    /// The answer alone, or why there is none.
+    pub(crate) fn outcome(&self) -> redis_module::RedisResult {
+        match self.visible_state() {
+            State::Done => Ok(self.text("result").map_or(RedisValue::Null, bulk)),
+            State::Failed => {
+                let code = self.text("error_code").unwrap_or_default();
+                Err(reply::error(&code, self.text("error").unwrap_or_default()))
+            }
+            State::Cancelled => Err(reply::error("CANCELLED", "the job was cancelled")),
+            State::Expired => Err(reply::error("EXPIRED", "the job was not started in time")),
+            _ => Ok(RedisValue::Null),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What a job can be asked for: when it starts, what it answers, who hears of it, how long it stays.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use florence_tests::{Pictures, Server, Settings, eventually, picture};
+
+type Map = HashMap<String, Option<String>>;
+
+fn submit(server: &Server, key: &str, url: &str, rest: &[&str]) {
+    let args = [&["FLORENCE.SUBMIT", key, url], rest].concat();
+    server.call::<String>(&args);
+}
+
+fn wait(server: &Server, key: &str) -> Map {
+    server.call(&["FLORENCE.WAIT", key, "30"])
+}
+
+fn number(job: &Map, field: &str) -> i64 {
+    job[field].as_deref().and_then(|text| text.parse().ok()).unwrap_or(-1)
+}
+
+fn one_fetcher(lines: &[&str]) -> Server {
+    let mut settings = Settings::lines(lines);
+    settings.module_args = ["prepare-threads", "1"].map(str::to_owned).into();
+    let server = Server::with(settings);
+    server.wait_for_model();
+    server
+}
+
+#[test]
+fn several_prompts_take_one_download_and_give_one_result() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    let prompts = ["<CAPTION>", "<OD>", "<CAPTION_TO_PHRASE_GROUNDING>a red circle"];
+    submit(
+        &server,
+        "many",
+        &pictures.url("shapes.png"),
+        &["PROMPTS", "3", prompts[0], prompts[1], prompts[2]],
+    );
+    let job = wait(&server, "many");
+    assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+    assert_eq!(pictures.hits(), 1);
+    let json = |text: &Option<String>| -> serde_json::Value {
+        serde_json::from_str(text.as_deref().unwrap()).unwrap()
+    };
+    let result = json(&job["result"]);
+    assert_eq!(json(&job["prompt"]), serde_json::json!(prompts));
+    assert_eq!(json(&job["text"]).as_array().unwrap().len(), 3);
+    for prompt in prompts {
+        submit(&server, prompt, &pictures.url("shapes.png"), &[prompt]);
+        let alone = json(&wait(&server, prompt)["result"]);
+        let task = prompt.split_inclusive('>').next().unwrap();
+        assert_eq!(result[prompt], alone[task], "{prompt}");
+    }
+    let twice = &["FLORENCE.SUBMIT", "j", "http://h/x", "PROMPTS", "2", "<OD>", "<OD>"];
+    assert_eq!(server.error(twice), "BADPROMPT a prompt is given twice");
+    let none = &["FLORENCE.SUBMIT", "j", "http://h/x", "PROMPTS", "0"];
+    assert_eq!(server.error(none), "ERR PROMPTS is not an integer from 1 to 16");
+}
+
+#[test]
+fn a_delayed_job_starts_when_its_time_has_come() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let start = Instant::now();
+    submit(&server, "job", &pictures.url("shapes.png"), &["<CAPTION>", "DELAY", "700"]);
+    assert_eq!(server.state("job"), "queued");
+    assert_eq!(wait(&server, "job")["state"].as_deref(), Some("done"));
+    assert!(start.elapsed() >= Duration::from_millis(700));
+    // A delay survives a restart of the scheduler.
+    submit(&server, "later", &pictures.url("shapes.png"), &["<CAPTION>", "DELAY", "60000"]);
+    server.call::<()>(&["DEBUG", "RELOAD"]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.state("later"), "queued");
+}
+
+#[test]
+fn a_job_that_is_not_started_in_time_expires() {
+    let (server, pictures) = (one_fetcher(&[]), Pictures::serve());
+    submit(&server, "slow", &pictures.url("slow/1500/shapes.png"), &["<CAPTION>"]);
+    submit(&server, "late", &pictures.url("shapes.png"), &["<CAPTION>", "EXPIRES", "300"]);
+    submit(&server, "patient", &pictures.url("shapes.png"), &["<OD>", "EXPIRES", "60000"]);
+    let start = Instant::now();
+    let job = wait(&server, "late");
+    assert_eq!(job["state"].as_deref(), Some("expired"));
+    assert!(start.elapsed() < Duration::from_millis(1200), "{:?}", start.elapsed());
+    assert_eq!(
+        server.error(&["FLORENCE.GET", "late", "RESULT"]),
+        "EXPIRED the job was not started in time"
+    );
+    assert_eq!(wait(&server, "patient")["state"].as_deref(), Some("done"));
+    assert_eq!(server.stat("jobs_expired"), 1);
+    assert!(server.call::<i64>(&["TTL", "late"]) > 0);
+}
+
+#[test]
+fn retry_queues_again_what_ended_without_an_answer() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    submit(&server, "failed", &pictures.url("status/404"), &["<CAPTION>"]);
+    assert_eq!(wait(&server, "failed")["state"].as_deref(), Some("failed"));
+    submit(&server, "done", &pictures.url("shapes.png"), &["<CAPTION>"]);
+    wait(&server, "done");
+    let mut command = redis::cmd("FLORENCE.SUBMIT");
+    command.arg("data").arg("DATA").arg(&bytes).arg("<CAPTION>").arg("DELAY").arg(60_000);
+    command.query::<String>(&mut server.connect()).unwrap();
+    assert_eq!(server.call::<i64>(&["FLORENCE.CANCEL", "data"]), 1);
+    assert!(server.call::<i64>(&["TTL", "data"]) > 0);
+
+    let keys = ["FLORENCE.RETRY", "failed", "done", "data", "data", "nothing"];
+    assert_eq!(server.call::<i64>(&keys), 2);
+    let data = wait(&server, "data");
+    assert_eq!((data["state"].as_deref(), data["attempts"].as_deref()), (Some("done"), Some("1")));
+    let failed = wait(&server, "failed");
+    assert_eq!(failed["state"].as_deref(), Some("failed"));
+    assert!(failed["error"].as_deref().unwrap().contains("404"));
+    assert_eq!(server.call::<i64>(&["FLORENCE.RETRY", "data"]), 0);
+
+    // What cannot be read as a picture is not kept.
+    let mut command = redis::cmd("FLORENCE.SUBMIT");
+    command.arg("junk").arg("DATA").arg("no picture").arg("<CAPTION>");
+    command.query::<String>(&mut server.connect()).unwrap();
+    wait(&server, "junk");
+    let error = server.error(&["FLORENCE.RETRY", "junk"]);
+    assert_eq!(error, "ERR the picture is gone, submit the job again");
+}
+
+#[test]
+fn a_waiting_job_knows_its_position_and_a_running_one_its_phase() {
+    let (server, pictures) = (one_fetcher(&[]), Pictures::serve());
+    submit(&server, "first", &pictures.url("shapes.png"), &["<CAPTION>"]);
+    wait(&server, "first");
+    submit(&server, "slow", &pictures.url("slow/1500/shapes.png"), &["<OD>"]);
+    eventually("the download begins", || {
+        (server.job("slow")["phase"].as_deref() == Some("downloading")).then_some(())
+    });
+    for (key, prompt, priority) in
+        [("a", "<OCR>", "0"), ("b", "<CAPTION>", "0"), ("c", "<OD>", "5")]
+    {
+        submit(&server, key, &pictures.url("words.png"), &[prompt, "PRIORITY", priority]);
+    }
+    let positions = ["a", "b", "c"].map(|key| number(&server.job(key), "position"));
+    assert_eq!(positions, [1, 2, 0]);
+    let etas = ["a", "b", "c"].map(|key| number(&server.job(key), "eta_ms"));
+    assert!(etas[2] > 0 && etas[0] > etas[2] && etas[1] > etas[0], "{etas:?}");
+    for key in ["a", "b", "c"] {
+        let job = wait(&server, key);
+        assert_eq!((job["position"].clone(), job["phase"].clone()), (None, None));
+    }
+}
+
+#[test]
+fn the_end_of_a_job_is_published_and_added_to_the_stream() {
+    let server = Server::with(Settings::lines(&["florence.stream ended"]));
+    let pictures = Pictures::serve();
+    let mut connection = server.connect();
+    let mut subscriber = connection.as_pubsub();
+    subscriber.psubscribe("florence:*").unwrap();
+    subscriber.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    submit(&server, "good", &pictures.url("shapes.png"), &["<OD>"]);
+    let message = subscriber.get_message().unwrap();
+    assert_eq!(message.get_channel_name(), "florence:good");
+    let map: serde_json::Value =
+        serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+    assert_eq!((&map["id"], &map["state"]), (&"good".into(), &"done".into()));
+    assert_eq!(map["result"]["<OD>"]["labels"][0], "circle");
+    submit(&server, "bad", &pictures.url("status/404"), &["<OD>"]);
+    let message = subscriber.get_message().unwrap();
+    let map: serde_json::Value =
+        serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+    assert_eq!((&map["state"], &map["error"]["code"]), (&"failed".into(), &"FETCH".into()));
+
+    type Entries = Vec<(String, HashMap<String, String>)>;
+    let entries: Entries = server.call(&["XRANGE", "ended", "-", "+"]);
+    let states: Vec<_> =
+        entries.iter().map(|(_, entry)| (entry["id"].as_str(), entry["state"].as_str())).collect();
+    assert_eq!(states, [("good", "done"), ("bad", "failed")]);
+    assert!(entries[0].1["job"].contains("\"labels\":[\"circle\""));
+    // Neither channel nor stream may keep a job from ending.
+    server.call::<()>(&["CONFIG", "SET", "florence.stream", "good"]);
+    submit(&server, "next", &pictures.url("shapes.png"), &["<OD>"]);
+    assert_eq!(wait(&server, "next")["state"].as_deref(), Some("done"));
+    assert_eq!(server.stat("jobs_unannounced"), 1);
+}
+
+#[test]
+fn the_oldest_finished_jobs_make_room() {
+    let mut settings = Settings::default();
+    settings.module_args = ["retain-bytes", "5000"].map(str::to_owned).into();
+    let server = Server::with(settings);
+    let pictures = Pictures::serve();
+    for i in 0..20 {
+        submit(&server, &format!("j{i:02}"), &pictures.url("shapes.png"), &["<CAPTION>"]);
+        wait(&server, &format!("j{i:02}"));
+    }
+    eventually("the oldest are gone", || (server.stat("retained_bytes") <= 5000).then_some(()));
+    let exists = |key: &str| server.call::<i64>(&["EXISTS", key]) == 1;
+    assert!(!exists("j00") && exists("j19"));
+    let left = server.call::<i64>(&["DBSIZE"]);
+    assert_eq!(server.stat("jobs_trimmed"), 20 - left);
+    server.call::<()>(&["DEBUG", "RELOAD"]);
+    assert!(server.stat("retained_bytes") > 0);
+    server.call::<()>(&["FLUSHALL"]);
+    assert_eq!(server.stat("retained_bytes"), 0);
+}
+
+#[test]
+fn a_job_can_insist_on_a_model() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let model: Map = server.call(&["FLORENCE.MODEL"]);
+    let name = model["name"].clone().unwrap();
+    submit(&server, "job", &pictures.url("shapes.png"), &["<CAPTION>", "MODEL", &name]);
+    assert_eq!(wait(&server, "job")["state"].as_deref(), Some("done"));
+    let error = server.error(&["FLORENCE.SUBMIT", "j", "http://h/x", "<OD>", "MODEL", "other"]);
+    assert_eq!(error, format!("NOMODEL this server's model is {name}"));
+}
+
+#[test]
+fn tenants_do_not_see_each_other() {
+    let (server, pictures) = (one_fetcher(&[]), Pictures::serve());
+    let rules = ["on", "nopass", "~tenant1:*", "&florence:tenant1:*", "+@all", "-@dangerous"];
+    server.call::<()>(&[&["ACL", "SETUSER", "one"], &rules[..]].concat());
+    server.call::<()>(&["ACL", "SETUSER", "one", ">pass"]);
+    server.call::<()>(&["SET", "tenant2:picture", "bytes"]);
+    submit(&server, "busy", &pictures.url("slow/3000/shapes.png"), &["<CAPTION>"]);
+    for key in ["tenant1:job", "tenant2:job"] {
+        submit(&server, key, &pictures.url("shapes.png"), &["<CAPTION>"]);
+    }
+    let url = format!("redis://one:pass@127.0.0.1:{}", server.port);
+    let mut tenant = redis::Client::open(url).unwrap().get_connection().unwrap();
+    let mut call = |args: &[&str]| -> redis::RedisResult<redis::Value> {
+        redis::cmd(args[0]).arg(&args[1..]).query(&mut tenant)
+    };
+    for refused in [
+        &["FLORENCE.GET", "tenant2:job"][..],
+        &["FLORENCE.WAIT", "tenant2:job", "1"],
+        &["FLORENCE.WAIT", "tenant1:job", "tenant2:job", "1"],
+        &["FLORENCE.CANCEL", "tenant2:job"],
+        &["FLORENCE.RETRY", "tenant1:job", "tenant2:job"],
+        &["FLORENCE.SUBMIT", "tenant2:job", "http://h/x", "<OD>"],
+        &["FLORENCE.SUBMIT", "*", "http://h/x", "<OD>"],
+        &["FLORENCE.SUBMIT", "tenant1:x", "KEY", "tenant2:picture", "<OD>"],
+        &["SUBSCRIBE", "florence:tenant2:job"],
+        &["INFO", "florence"],
+    ] {
+        let error = call(refused).expect_err(&format!("{refused:?}"));
+        assert_eq!(error.code(), Some("NOPERM"), "{refused:?}: {error}");
+    }
+    let jobs = format!("{:?}", call(&["FLORENCE.JOBS"]).unwrap());
+    assert!(jobs.contains("tenant1:job"), "{jobs}");
+    assert!(!jobs.contains("tenant2") && !jobs.contains("busy"), "{jobs}");
+    let stats = format!("{:?}", call(&["FLORENCE.STATS"]).unwrap());
+    assert!(!stats.contains("tenant") && !stats.contains("127.0.0.1"), "{stats}");
+}
