@@ -3,6 +3,8 @@
 
 #[path = "suite/clients.rs"]
 mod clients; // redis-py and node-redis, as their users would
+#[path = "suite/cluster.rs"]
+mod cluster; // three masters with replicas
 #[path = "suite/commands.rs"]
 mod commands; // what each command answers, and refuses
 #[path = "suite/durability.rs"]

@@ -56,7 +56,7 @@ fn announce(ctx: &Context, key: &[u8], state: State, map: &str) {
         let is_cluster = ctx.get_flags().contains(ContextFlags::CLUSTER);
         let (command, channel) =
             if is_cluster { ("SPUBLISH", shard_channel(key)) } else { ("PUBLISH", channel(key)) };
-        count_failure(call(ctx, command, &[&channel, map.as_bytes()]));
+        count_failure(&call(ctx, command, &[&channel, map.as_bytes()]));
     }
     let stream = config::text(&config::STREAM);
     if !stream.is_empty() {
@@ -74,11 +74,11 @@ fn announce(ctx: &Context, key: &[u8], state: State, map: &str) {
             b"job",
             map.as_bytes(),
         ];
-        count_failure(call(ctx, "XADD", &args));
+        count_failure(&call(ctx, "XADD", &args));
     }
 }
 
-fn count_failure(result: Result<(), String>) {
+fn count_failure(result: &Result<(), String>) {
     if result.is_err() {
         Counters::add(&SHARED.counters.unannounced, 1);
     }

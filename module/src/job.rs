@@ -121,9 +121,11 @@ impl Job {
         }
     }
 
-    /// Whether another process was working on it, and died or handed it over.
-    pub(crate) fn is_interrupted(&self) -> bool {
-        matches!(self.state, State::Fetching | State::Running) && !self.is_ours()
+    /// How often another process was working on it, and died or handed it over.
+    pub(crate) fn crashes(&self) -> i64 {
+        let is_interrupted =
+            matches!(self.state, State::Fetching | State::Running) && !self.is_ours();
+        self.number("crashes").unwrap_or_default() + i64::from(is_interrupted)
     }
 
     /// What the scheduler is to know.
@@ -133,6 +135,7 @@ impl Job {
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let expires = self.expires_at().map(moment);
         match self.visible_state() {
+            State::Queued if self.crashes() > 0 => Seen::Suspect { rank },
             State::Queued => {
                 let starts = submitted.saturating_add(self.number("delay").unwrap_or_default());
                 let until = (starts > unix_ms()).then(|| moment(starts));

@@ -28,6 +28,8 @@ pub(crate) enum Seen {
     Nothing,
     /// The job waits, until a moment if one is given; it is of no use after another.
     Waiting { rank: i64, until: Option<Instant>, expires: Option<Instant> },
+    /// The server died, or handed the job over, while it was worked on.
+    Suspect { rank: i64 },
     /// The job is being worked on by this process.
     Active { rank: i64 },
 }
@@ -116,6 +118,7 @@ type Place = (i64, u64);
 
 #[derive(Debug)]
 enum Slot {
+    Suspect(Place),
     Ready(Place, Option<Instant>),
     Delayed(Instant, Place, Option<Instant>),
     Active(Arc<Control>),
@@ -124,6 +127,11 @@ enum Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     jobs: HashMap<JobKey, Slot>,
+    /// Jobs that may have ended the server. Each runs alone, before all others: if one of them does
+    /// it again, it takes no other job along.
+    suspects: BTreeMap<Place, JobKey>,
+    /// The suspect that is being worked on.
+    alone: Option<JobKey>,
     ready: BTreeMap<Place, JobKey>,
     delayed: BTreeMap<(Instant, Place), JobKey>,
     /// Waiting jobs that are of no use after a moment.
@@ -141,7 +149,14 @@ impl Scheduler {
             (Seen::Active { .. }, Some(Slot::Active(_))) | (Seen::Nothing, None) => {}
             (Seen::Waiting { rank, until: None, .. }, Some(Slot::Ready((known, _), _)))
                 if rank == known => {}
+            (Seen::Suspect { rank }, Some(Slot::Suspect((known, _)))) if rank == known => {}
             (Seen::Nothing, Some(_)) => self.remove(key),
+            (Seen::Suspect { rank }, _) => {
+                self.remove(key);
+                self.arrivals += 1;
+                self.suspects.insert((*rank, self.arrivals), key.clone());
+                self.jobs.insert(key.clone(), Slot::Suspect((*rank, self.arrivals)));
+            }
             (Seen::Waiting { rank, until, expires }, _) => {
                 self.remove(key);
                 self.insert(key, *rank, *until, *expires);
@@ -171,8 +186,16 @@ impl Scheduler {
                 self.ready.insert(place, key);
             }
         }
-        if let Some((_, key)) = self.ready.pop_first() {
+        if self.alone.is_some() || !self.suspects.is_empty() && self.active > 0 {
+            return Next::Idle;
+        }
+        let suspect = self.suspects.first_key_value().map(|(_, key)| key.clone());
+        self.alone.clone_from(&suspect);
+        let ready = || self.ready.first_key_value().map(|(_, key)| key.clone());
+        if let Some(key) = suspect.or_else(ready) {
+            let alone = self.alone.take();
             self.remove(&key);
+            self.alone = alone;
             let control = Arc::new(Control::default());
             self.jobs.insert(key.clone(), Slot::Active(Arc::clone(&control)));
             self.active += 1;
@@ -233,7 +256,14 @@ impl Scheduler {
     }
 
     fn remove(&mut self, key: &JobKey) {
+        if self.alone.as_ref() == Some(key) {
+            self.alone = None;
+        }
         let expires = match self.jobs.remove(key) {
+            Some(Slot::Suspect(place)) => {
+                self.suspects.remove(&place);
+                None
+            }
             Some(Slot::Ready(place, expires)) => {
                 self.ready.remove(&place);
                 expires
@@ -269,6 +299,7 @@ impl Scheduler {
             self.jobs.keys().filter(|key| key.db == first || key.db == second).cloned().collect();
         for mut key in moved {
             let (rank, until, expires) = match self.jobs.get(&key) {
+                Some(Slot::Suspect((rank, _))) => (*rank, None, None),
                 Some(Slot::Ready((rank, _), expires)) => (*rank, None, *expires),
                 Some(Slot::Delayed(until, (rank, _), expires)) => (*rank, Some(*until), *expires),
                 _ => (i64::MIN, None, None),
@@ -291,8 +322,12 @@ impl Scheduler {
     /// Where a job stands, if the key holds an unfinished one.
     pub(crate) fn standing(&self, key: &JobKey) -> Option<Standing> {
         Some(match self.jobs.get(key)? {
+            Slot::Suspect(place) => {
+                Standing::Waiting { ahead: self.suspects.rank(place), active: self.active }
+            }
             Slot::Ready(place, _) => {
-                Standing::Waiting { ahead: self.ready.rank(place), active: self.active }
+                let ahead = self.suspects.len() + self.ready.rank(place);
+                Standing::Waiting { ahead, active: self.active }
             }
             Slot::Delayed(..) => Standing::Delayed,
             Slot::Active(control) => Standing::Active(Arc::clone(control)),
@@ -301,7 +336,7 @@ impl Scheduler {
 
     /// Jobs that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.ready.len() + self.delayed.len()
+        self.suspects.len() + self.ready.len() + self.delayed.len()
     }
 
     /// Jobs that are worked on.
@@ -314,6 +349,7 @@ impl Scheduler {
         let active = self.jobs.iter().filter(|(_, slot)| matches!(slot, Slot::Active(_)));
         active
             .map(|(key, _)| key)
+            .chain(self.suspects.values())
             .chain(self.ready.values())
             .chain(self.delayed.values())
             .filter(move |key| key.db == db)
@@ -421,6 +457,22 @@ mod tests {
         assert_eq!(ahead(&scheduler, "4321"), (4320, 1));
         assert!(matches!(scheduler.standing(&key("0")), Some(Standing::Active(_))));
         assert!(scheduler.standing(&key("none")).is_none());
+    }
+
+    #[test]
+    fn a_suspect_runs_alone_and_first() {
+        let (mut scheduler, now) = (enabled(), Instant::now());
+        scheduler.observe(&key("running"), &waiting(0));
+        assert_eq!(run(&mut scheduler, now).unwrap().0, "running");
+        scheduler.observe(&key("a"), &waiting(1));
+        scheduler.observe(&key("s"), &Seen::Suspect { rank: 9 });
+        scheduler.observe(&key("t"), &Seen::Suspect { rank: 8 });
+        assert!(run(&mut scheduler, now).is_none());
+        for (ended, next) in [("running", "t"), ("t", "s"), ("s", "a")] {
+            scheduler.observe(&key(ended), &Seen::Nothing);
+            assert_eq!(run(&mut scheduler, now).unwrap().0, next);
+            assert!(run(&mut scheduler, now).is_none());
+        }
     }
 
     #[test]

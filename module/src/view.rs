@@ -100,9 +100,10 @@ fn entries(job: &Job, progress: Progress) -> [(&'static str, Shown); 20] {
 
 /// The map that FLORENCE.GET and FLORENCE.WAIT reply.
 pub(crate) fn map(db: i32, key: &[u8], job: &Job) -> RedisValue {
-    let progress = match job.state.is_final() {
-        true => Progress::default(),
-        false => progress(&JobKey { db, name: key.into() }),
+    let progress = if job.state.is_final() {
+        Progress::default()
+    } else {
+        progress(&JobKey { db, name: key.into() })
     };
     let id = ("id", RedisValue::StringBuffer(key.to_vec()));
     let entries = entries(job, progress).map(|(name, shown)| {
@@ -127,7 +128,7 @@ pub(crate) fn json(key: &[u8], job: &Job) -> String {
             Shown::Text(text) => quoted(&text),
             Shown::Json(json) => json,
         };
-        json.push_str(&format!(",\"{name}\":{value}"));
+        json.extend([",\"", name, "\":", &value]);
     }
     json.push('}');
     json

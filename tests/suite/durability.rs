@@ -60,6 +60,33 @@ fn a_job_that_the_server_died_on_twice_is_given_up() {
 }
 
 #[test]
+fn a_job_that_ends_the_server_takes_no_other_along() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "appendfsync always"];
+    let mut server = Server::with(Settings::lines(&lines));
+    let innocent = pictures.url("slow/400/sign.png");
+    for key in ["a", "b", "c"] {
+        server.call::<()>(&["FLORENCE.SUBMIT", key, &innocent, "<OCR>"]);
+    }
+    let poison = pictures.url("slow/60000/sign.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "poison", &poison, "<OCR>"]);
+    eventually("all are worked on", || (server.stat("jobs_active") == 4).then_some(()));
+    server.kill();
+    server.restart();
+    eventually("its turn comes again", || {
+        (server.job("poison")["attempts"].as_deref() == Some("2")).then_some(())
+    });
+    assert_eq!(server.stat("jobs_active"), 1);
+    server.kill();
+    server.restart();
+    for key in ["a", "b", "c"] {
+        finished(&server, key);
+    }
+    let job: Job = server.call(&["FLORENCE.WAIT", "poison", "30"]);
+    assert!(job["error"].as_deref().unwrap().contains("\"CRASH\""), "{job:?}");
+}
+
+#[test]
 fn a_promoted_replica_runs_the_pending_jobs() {
     let pictures = Pictures::serve();
     let mut master = Server::with(Settings::lines(&["florence.prepare-threads 1"]));

@@ -7,6 +7,7 @@ use std::{
 
 use florence_tests::{Pictures, Server, Settings, eventually, picture};
 
+type Entries = Vec<(String, HashMap<String, String>)>;
 type Map = HashMap<String, Option<String>>;
 
 fn submit(server: &Server, key: &str, url: &str, rest: &[&str]) {
@@ -173,7 +174,6 @@ fn the_end_of_a_job_is_published_and_added_to_the_stream() {
         serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
     assert_eq!((&map["state"], &map["error"]["code"]), (&"failed".into(), &"FETCH".into()));
 
-    type Entries = Vec<(String, HashMap<String, String>)>;
     let entries: Entries = server.call(&["XRANGE", "ended", "-", "+"]);
     let states: Vec<_> =
         entries.iter().map(|(_, entry)| (entry["id"].as_str(), entry["state"].as_str())).collect();
@@ -188,9 +188,8 @@ fn the_end_of_a_job_is_published_and_added_to_the_stream() {
 
 #[test]
 fn the_oldest_finished_jobs_make_room() {
-    let mut settings = Settings::default();
-    settings.module_args = ["retain-bytes", "5000"].map(str::to_owned).into();
-    let server = Server::with(settings);
+    let module_args = ["retain-bytes", "5000"].map(str::to_owned).into();
+    let server = Server::with(Settings { module_args, ..Settings::default() });
     let pictures = Pictures::serve();
     for i in 0..20 {
         submit(&server, &format!("j{i:02}"), &pictures.url("shapes.png"), &["<CAPTION>"]);

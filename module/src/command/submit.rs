@@ -122,6 +122,9 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
         Ok(CallReply::String(bytes)) => Ok(bytes.as_bytes().to_vec()),
         Ok(_) => Err(reply::error("ERR", "the image key does not exist")),
         Err(error) if error.as_bytes().starts_with(b"WRONGTYPE") => Err(RedisError::WrongType),
+        Err(error) if String::from_utf8_lossy(error.as_bytes()).contains("non local key") => {
+            Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))
+        }
         Err(_denied) => Err(reply::error("NOPERM", "this user may not read the image key")),
     }
 }

@@ -56,8 +56,12 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
         waiting = with_server(|ctx| {
             let left = waiting.into_iter().filter_map(|commit| store(ctx, commit)).collect();
             if can_write(ctx) {
-                expired.iter().for_each(|key| expire(ctx, key));
-                surplus.iter().for_each(|key| drop_finished(ctx, key));
+                for key in &expired {
+                    expire(ctx, key);
+                }
+                for key in &surplus {
+                    drop_finished(ctx, key);
+                }
             }
             // It sees the signalled keys as soon as it gets the lock back.
             ffi::wake_event_loop();

@@ -180,7 +180,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
         let _ = ending::finish(ctx, &key.name, State::Expired, Data::Keep, Vec::new());
         return Claim::Gone;
     }
-    let crashes = job.number("crashes").unwrap_or_default() + i64::from(job.is_interrupted());
+    let crashes = job.crashes();
     let attempt = job.number("attempts").unwrap_or_default() + 1;
     let timeout = u64::try_from(job.number("timeout").unwrap_or(300_000)).unwrap_or_default();
     let claimed = Claimed {
