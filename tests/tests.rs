@@ -1,6 +1,8 @@
 //! Integration tests against real redis-server processes.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
+#[path = "suite/chaos.rs"]
+mod chaos; // servers that are killed every few seconds
 #[path = "suite/clients.rs"]
 mod clients; // redis-py and node-redis, as their users would
 #[path = "suite/cluster.rs"]
@@ -9,6 +11,8 @@ mod cluster; // three masters with replicas
 mod commands; // what each command answers, and refuses
 #[path = "suite/durability.rs"]
 mod durability; // crashes, replicas, migration, flushes: no job is lost
+#[path = "suite/fuzz.rs"]
+mod fuzz; // random commands and pictures
 #[path = "suite/jobs.rs"]
 mod jobs; // what a job can be asked for, and who hears of its end
 #[path = "suite/load.rs"]

@@ -60,6 +60,14 @@ pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default)
 pub(crate) static PRECISION: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Networks besides the public ones that pictures may come from, separated by spaces.
 pub(crate) static ALLOW_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Networks that pictures may not come from, though public.
+pub(crate) static DENY_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// The only hosts that pictures may come from, if any are named.
+pub(crate) static ALLOW_HOSTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Hosts that pictures may not come from.
+pub(crate) static DENY_HOSTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Buckets that are read with the server's credentials.
+pub(crate) static BUCKETS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
@@ -68,7 +76,7 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 26] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -89,6 +97,10 @@ const NAMES: [&str; 22] = [
     "publish",
     "precision",
     "allow-networks",
+    "deny-networks",
+    "allow-hosts",
+    "deny-hosts",
+    "buckets",
     "model",
     "file-roots",
 ];

@@ -52,6 +52,7 @@ fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     ffi::check_server()?;
     ffi::limit_candle();
     config::check_arguments(args)?;
+    source::check_settings()?;
     ffi::set_module_options(ctx);
     ffi::subscribe(ctx)?;
     command::describe(ctx)?;
@@ -101,6 +102,7 @@ mod module {
             ["florence.cancel", c::cancel, "write fast", 1, -1, 1, ""],
             ["florence.retry", c::retry, "write deny-oom", 1, -1, 1, ""],
             ["florence.jobs", c::jobs, "readonly", 0, 0, 0, ""],
+            ["florence.hosts", c::hosts, "readonly admin", 0, 0, 0, ""],
             ["florence.stats", c::stats, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
             ["florence.model", c::model, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
             ["florence.help", c::help, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
@@ -128,6 +130,10 @@ mod module {
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
                 ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["deny-networks", &*v::DENY_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["allow-hosts", &*v::ALLOW_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["deny-hosts", &*v::DENY_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["buckets", &*v::BUCKETS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
             ],

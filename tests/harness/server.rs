@@ -24,6 +24,8 @@ pub struct Settings {
     pub lines: Vec<String>,
     /// Arguments of `loadmodule`.
     pub module_args: Vec<String>,
+    /// Environment variables.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Settings {
@@ -210,6 +212,7 @@ fn spawn(port: u16, directory: &TempDir, settings: &Settings) -> Child {
         command.env("LD_LIBRARY_PATH", libraries);
     }
     command
+        .envs(settings.env.iter().map(|(name, value)| (name, value)))
         .arg(path)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())

@@ -89,7 +89,7 @@ fn bad_arguments_are_refused_and_store_nothing() {
         (&["j", image, "<OD>", "TTL", "-1"], "ERR TTL is not an integer from 0 to 315360000"),
         (
             &["j", "ftp://host/x.png", "<OD>"],
-            "ERR the image must be an http(s) URL, an absolute path, DATA bytes or KEY key",
+            "ERR the image must be an http(s), gs, s3 or data URL, an absolute path, DATA bytes or KEY key",
         ),
         (&["j", "DATA", "", "<OD>"], "ERR the image is empty"),
         (&["j", "KEY", "nokey", "<OD>"], "ERR the image key does not exist"),

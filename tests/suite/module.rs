@@ -10,6 +10,7 @@ fn settings_are_read_and_changed_by_config() {
     let server = Server::with(Settings {
         lines: vec!["florence.max-batch 5".to_owned()],
         module_args: vec!["max-queue".to_owned(), "77".to_owned()],
+        ..Settings::default()
     });
     let get = |name: &str| -> String {
         let reply: HashMap<String, String> = server.call(&["CONFIG", "GET", name]);

@@ -193,6 +193,42 @@ fn addresses_that_are_not_public_are_denied_in_every_spelling() {
         "172.16.0.1",
         "100.64.0.1",
         "224.0.0.1",
+        "127.0.0.1.",
+        "127.0.1",
+        "0177.1",
+        "017700000001",
+        "0x7f.0x0.0x0.0x1",
+        "127.255.255.254",
+        "127.0.0.01",
+        "LOCALHOST",
+        "\u{ff11}\u{ff12}\u{ff17}.0.0.1",
+        "[0:0:0:0:0:0:0:1]",
+        "[::127.0.0.1]",
+        "[::ffff:10.0.0.1]",
+        "[::ffff:169.254.169.254]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::1]",
+        "[fe80::1]",
+        "[fc00::1]",
+        "[fd00:ec2::254]",
+        "[ff02::1]",
+        "[2001:db8::1]",
+        "[2001::1]",
+        "[100::1]",
+        "169.254.170.2",
+        "2852039166",
+        "0xa9fea9fe",
+        "0251.0376.0251.0376",
+        "100.100.100.200",
+        "192.0.0.192",
+        "172.31.255.255",
+        "192.168.1.1",
+        "3232235521",
+        "198.18.0.1",
+        "203.0.113.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "a:b@[::1]",
     ];
     for (i, host) in hosts.iter().enumerate() {
         let key = format!("job:{i}");
@@ -227,4 +263,159 @@ fn a_redirect_is_checked_like_the_first_address() {
         let found = job["error"].as_ref().map(|_| error(&job)["code"].clone());
         assert_eq!(found, code.map(|code| json!(code)), "{path}: {job:?}");
     }
+}
+
+#[test]
+fn hosts_and_networks_can_be_denied_and_only_some_allowed() {
+    let pictures = Pictures::serve();
+    let lines =
+        ["florence.allow-hosts 127.0.0.1 *.example.com", "florence.deny-hosts bad.example.com"];
+    let server = Server::with(Settings::lines(
+        &lines
+            .map(|line| {
+                let (name, value) = line.split_once(' ').unwrap();
+                format!("{name} \"{value}\"")
+            })
+            .each_ref()
+            .map(String::as_str),
+    ));
+    for host in ["example.com", "bad.example.com", "example.org", "localhost", "[::1]"] {
+        let url = format!("http://{host}/x.png");
+        let error = server.error(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);
+        assert_eq!(error, "DENIED the host is not allowed", "{host}");
+    }
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("away/localhost/x"), "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert_eq!(error(&job)["message"], "the host is not allowed");
+    server.call::<()>(&["FLORENCE.SUBMIT", "good", &pictures.url("shapes.png"), "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "good", "30"]);
+    assert_eq!(job["state"].as_deref(), Some("done"));
+    let hosts: Vec<HashMap<String, String>> = server.call(&["FLORENCE.HOSTS"]);
+    let figures = ["host", "downloads", "failures"].map(|name| hosts[0][name].as_str());
+    assert_eq!(figures, ["127.0.0.1", "2", "1"]);
+
+    let denied = Server::with(Settings::lines(&["florence.deny-networks 127.0.0.0/9"]));
+    denied.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("shapes.png"), "<OD>"]);
+    let job: Job = denied.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert_eq!(error(&job)["code"], "DENIED");
+}
+
+#[test]
+fn a_data_url_is_a_picture_and_the_job_does_not_repeat_it() {
+    use std::io::Write;
+    let server = Server::start();
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    let mut child = std::process::Command::new("base64")
+        .arg("-w0")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&bytes).unwrap();
+    let encoded = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let url = format!("data:image/png;base64,{encoded}");
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
+    assert_eq!(
+        (job["state"].as_deref(), job["image"].as_deref()),
+        (Some("done"), Some("data:image/png"))
+    );
+    assert_eq!(job["result"], submit_bytes(&server, "same", &bytes)["result"]);
+    for (url, problem) in [
+        ("data:", "ERR the data URL is malformed"),
+        ("data:image/png;base64,!!!!", "ERR the data URL is malformed"),
+        ("data:,", "ERR the image is empty"),
+    ] {
+        assert_eq!(server.error(&["FLORENCE.SUBMIT", "x", url, "<OD>"]), problem, "{url}");
+    }
+}
+
+#[test]
+fn formats_that_are_not_read_are_named() {
+    let server = Server::start();
+    for (key, bytes, name) in [
+        ("heic", &b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC"),
+        ("avif", b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "AVIF"),
+        ("pdf", b"%PDF-1.7 ...", "PDF"),
+        ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        ("jxl", b"\xff\x0a\0\0", "JPEG XL"),
+    ] {
+        let message = format!("{name} pictures are not supported, convert to JPEG, PNG or WebP");
+        assert_eq!(error(&submit_bytes(&server, key, bytes))["message"], message);
+    }
+}
+
+#[test]
+fn a_pipe_below_a_root_does_not_hold_anything_up() {
+    let roots = tempfile::tempdir().unwrap();
+    let pipe = roots.path().join("pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let root = format!("florence.file-roots {}", roots.path().display());
+    let server = Server::with(Settings::lines(&[&root]));
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pipe.display().to_string(), "<OD>"]);
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "10"]);
+    assert_eq!(error(&job)["message"], "not a regular file, or larger than the limit");
+}
+
+#[test]
+fn buckets_are_read_with_credentials_where_the_operator_says_so() {
+    use std::{io::BufRead, process};
+    let directory = tempfile::tempdir().unwrap();
+    let python = std::env::var("FLORENCE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let mut clouds = process::Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/clouds.py"))
+        .args([directory.path(), &picture("shapes.png")])
+        .stdin(process::Stdio::piped())
+        .stdout(process::Stdio::piped())
+        .stderr(process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(clouds.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (moto, google) = line.trim().split_once(' ').expect("both ports");
+    let key_file = directory.path().join("account.json").display().to_string();
+    let settings = |lines: &[&str]| Settings {
+        env: vec![
+            ("AWS_ENDPOINT_URL_S3", format!("http://127.0.0.1:{moto}")),
+            ("AWS_ACCESS_KEY_ID", "key".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+            ("STORAGE_EMULATOR_HOST", format!("127.0.0.1:{google}")),
+            ("GOOGLE_APPLICATION_CREDENTIALS", key_file.clone()),
+        ],
+        // What the operator's environment names need not be public.
+        ..Settings::lines(
+            &[lines, &["florence.allow-networks \"\"", "florence.default-retries 0"]].concat(),
+        )
+    };
+    let ours = Server::with(settings(&["florence.buckets \"s3://private gs://private\""]));
+    let theirs = Server::with(settings(&[]));
+    let run = |server: &Server, url: &str| -> Job {
+        server.call::<()>(&["FLORENCE.SUBMIT", url, url, "<OD>"]);
+        server.call(&["FLORENCE.WAIT", url, "30"])
+    };
+    for url in [
+        "s3://private/folder/a picture.png",
+        "gs://private/folder/a picture.png",
+        "gs://open/folder/a picture.png",
+    ] {
+        let job = run(&ours, url);
+        assert_eq!(job["state"].as_deref(), Some("done"), "{url}: {job:?}");
+    }
+    assert_eq!(
+        error(&run(&ours, "s3://private/missing.png"))["message"],
+        "the server answered 404"
+    );
+    assert_eq!(
+        error(&run(&ours, "gs://private/missing.png"))["message"],
+        "the server answered 404"
+    );
+    assert_eq!(run(&theirs, "gs://open/folder/a picture.png")["state"].as_deref(), Some("done"));
+    let refused = run(&theirs, "gs://private/folder/a picture.png");
+    assert_eq!(error(&refused)["message"], "the server answered 401");
+    assert_eq!(
+        error(&run(&theirs, "s3://no_such_name!/x"))["message"],
+        "not a URL of a bucket's object"
+    );
+    drop(clouds.stdin.take());
+    let _ = clouds.wait();
 }

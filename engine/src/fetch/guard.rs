@@ -1,19 +1,24 @@
-//! Which addresses pictures may come from: public ones, and networks that the operator names.
+//! Which hosts and addresses pictures may come from: public ones, and what the operator names.
 //!
-//! The check sits in the resolver, so that every connection of every redirect goes to an address
+//! The check of addresses sits in the resolver, so that every connection of every redirect goes to an address
 //! that has been checked: a name that answers differently the next time gains nothing.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ureq::{
     config::Config,
     http::Uri,
     unversioned::{
-        resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver},
+        resolver::{ResolvedSocketAddrs, Resolver},
         transport::NextTimeout,
     },
 };
+use url::Host;
 
 /// IPv4 networks that are not for the public (IANA's special-purpose registry, multicast).
 const NOT_PUBLIC_V4: [([u8; 4], u8); 15] = [
@@ -45,14 +50,40 @@ const NOT_PUBLIC_V6: [(Ipv6Addr, u8); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// The networks that are allowed besides the public ones.
+/// What the operator allows and denies; a denial counts before an allowance.
 #[derive(Debug, Clone, Default)]
-pub struct AllowedNetworks(Vec<IpNet>);
+pub struct AccessRules {
+    /// Allowed besides the public networks.
+    pub allow_networks: Networks,
+    /// Denied although public.
+    pub deny_networks: Networks,
+    /// If any are named, only these.
+    pub allow_hosts: Hosts,
+    /// Not these.
+    pub deny_hosts: Hosts,
+}
 
-impl std::str::FromStr for AllowedNetworks {
+impl AccessRules {
+    /// Whether a URL's host may be asked for pictures, as far as its name tells.
+    pub fn permit_host(&self, host: &str) -> bool {
+        let is_allowed = self.allow_hosts.0.is_empty() || self.allow_hosts.contains(host);
+        is_allowed && !self.deny_hosts.contains(host)
+    }
+
+    fn permit(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let is_allowed = self.allow_networks.contains(address) || is_public(address);
+        is_allowed && !self.deny_networks.contains(address)
+    }
+}
+
+/// Networks or addresses, separated by spaces: `10.1.0.0/16 ::1`.
+#[derive(Debug, Clone, Default)]
+pub struct Networks(Vec<IpNet>);
+
+impl FromStr for Networks {
     type Err = String;
 
-    /// Networks or addresses, separated by spaces: `10.1.0.0/16 ::1`.
     fn from_str(text: &str) -> Result<Self, String> {
         let network = |word: &str| {
             let parsed = word.parse().or_else(|_| word.parse::<IpAddr>().map(IpNet::from));
@@ -62,10 +93,36 @@ impl std::str::FromStr for AllowedNetworks {
     }
 }
 
-impl AllowedNetworks {
-    pub(super) fn permit(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address)) || is_public(address)
+impl Networks {
+    fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// Names of hosts, separated by spaces; `*.example.com` stands for all below `example.com`.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts(Vec<String>);
+
+impl FromStr for Hosts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let host = |word: &str| {
+            let bare = word.strip_prefix("*.").unwrap_or(word);
+            let parsed = Host::parse(bare).map_err(|_error| format!("'{word}' is no host"))?;
+            Ok(if bare == word { parsed.to_string() } else { format!(".{parsed}") })
+        };
+        text.split_whitespace().map(host).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Hosts {
+    fn contains(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        self.0.iter().any(|known| match known.strip_prefix('.') {
+            Some(_) => host.ends_with(known),
+            None => host == known,
+        })
     }
 }
 
@@ -85,11 +142,11 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The system's resolver behind the check.
+/// A resolver behind the check.
 #[derive(Debug)]
-pub(super) struct GuardedResolver {
-    pub(super) system: DefaultResolver,
-    pub(super) allowed: AllowedNetworks,
+pub(super) struct GuardedResolver<R> {
+    pub(super) system: R,
+    pub(super) rules: Arc<AccessRules>,
 }
 
 /// An address that pictures may not come from.
@@ -97,7 +154,7 @@ pub(super) struct GuardedResolver {
 #[error("the address is not public")]
 pub(super) struct NotPublic;
 
-impl Resolver for GuardedResolver {
+impl<R: Resolver> Resolver for GuardedResolver<R> {
     fn resolve(
         &self,
         uri: &Uri,
@@ -106,7 +163,7 @@ impl Resolver for GuardedResolver {
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let addresses = self.system.resolve(uri, config, timeout)?;
         // One inner address among public ones is a trap as well.
-        if addresses.iter().map(SocketAddr::ip).all(|address| self.allowed.permit(address)) {
+        if addresses.iter().map(SocketAddr::ip).all(|address| self.rules.permit(address)) {
             Ok(addresses)
         } else {
             Err(ureq::Error::Other(Box::new(NotPublic)))
@@ -131,20 +188,59 @@ mod tests {
             ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 \
             64:ff9b::a9fe:a9fe 64:ff9b:1::1 100::1 2001::1 2001:db8::1 2002:7f00:1:: \
             2002:a9fe:a9fe::1 3fff::1 5f00::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1";
-        let none = AllowedNetworks::default();
-        for address in public.split(' ') {
+        let none = AccessRules::default();
+        for address in public.split_whitespace() {
             assert!(none.permit(address.parse().unwrap()), "{address}");
         }
-        for address in inner.split(' ') {
+        for address in inner.split_whitespace() {
             assert!(!none.permit(address.parse().unwrap()), "{address}");
         }
-        let some: AllowedNetworks = "10.1.0.0/16 ::1".parse().unwrap();
-        for (address, permitted) in
-            [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("10.2.0.1", false), ("::1", true)]
-        {
+        let some = AccessRules {
+            allow_networks: "10.1.0.0/16 ::1".parse().unwrap(),
+            deny_networks: "10.1.9.0/24 8.8.8.8".parse().unwrap(),
+            ..AccessRules::default()
+        };
+        for (address, permitted) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("10.1.9.1", false),
+            ("::ffff:8.8.8.8", false),
+            ("8.8.4.4", true),
+            ("10.2.0.1", false),
+            ("::1", true),
+        ] {
             assert_eq!(some.permit(address.parse().unwrap()), permitted, "{address}");
         }
-        assert!("10.0.0.0/33".parse::<AllowedNetworks>().is_err());
-        assert!("localhost".parse::<AllowedNetworks>().is_err());
+        assert!("10.0.0.0/33".parse::<Networks>().is_err());
+        assert!("localhost".parse::<Networks>().is_err());
+    }
+
+    #[test]
+    fn hosts_are_allowed_and_denied_by_name() {
+        let rules = |allow: &str, deny: &str| AccessRules {
+            allow_hosts: allow.parse().unwrap(),
+            deny_hosts: deny.parse().unwrap(),
+            ..AccessRules::default()
+        };
+        for (allow, deny, host, permitted) in [
+            ("", "", "example.com", true),
+            ("example.com", "", "example.com", true),
+            ("example.com", "", "example.com.", true),
+            ("Example.COM", "", "example.com", true),
+            ("example.com", "", "a.example.com", false),
+            ("example.com", "", "example.com.evil.net", false),
+            ("*.example.com", "", "a.b.example.com", true),
+            ("*.example.com", "", "example.com", false),
+            ("*.example.com", "", "notexample.com", false),
+            ("*.example.com", "bad.example.com", "bad.example.com", false),
+            ("", "example.com", "example.com.", false),
+            ("", "127.0.0.1 [::1]", "127.0.0.1", false),
+            ("", "127.0.0.1 [::1]", "[::1]", false),
+            ("bücher.example", "", "xn--bcher-kva.example", true),
+        ] {
+            let is_permitted = rules(allow, deny).permit_host(host);
+            assert_eq!(is_permitted, permitted, "{allow} | {deny} | {host}");
+        }
+        assert!("a b/c".parse::<Hosts>().is_err());
     }
 }

@@ -1,18 +1,31 @@
-//! Bytes of a picture from an `http(s)` URL, with bounds on time and size.
+//! Bytes of a picture from `http(s)`, `gs` and `s3` URLs, with bounds on time, speed and size.
 //!
 //! Error texts carry no query string, credential or address: they end up in replies.
 
+mod cloud;
 mod guard;
+#[cfg(test)]
+mod tests;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Read,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ureq::{
+    Agent,
     http::{StatusCode, header::LOCATION},
-    unversioned::{resolver::DefaultResolver, transport::DefaultConnector},
+    unversioned::{
+        resolver::{DefaultResolver, Resolver},
+        transport::DefaultConnector,
+    },
 };
 use url::Url;
 
-pub use guard::AllowedNetworks;
+pub use cloud::Buckets;
+use cloud::Cloud;
+pub use guard::{AccessRules, Hosts, Networks};
 use guard::{GuardedResolver, NotPublic};
 
 /// Longest URL, of redirects too.
@@ -29,6 +42,10 @@ pub struct FetchLimits {
     pub total: Duration,
     /// Redirects to follow.
     pub redirects: u32,
+    /// Time to the first byte of an answer.
+    pub first_byte: Duration,
+    /// Least bytes a second, after [`SPEED_GRACE`].
+    pub speed: u64,
 }
 
 impl Default for FetchLimits {
@@ -38,6 +55,8 @@ impl Default for FetchLimits {
             connect: Duration::from_secs(10),
             total: Duration::from_secs(30),
             redirects: 5,
+            first_byte: Duration::from_secs(20),
+            speed: 1024,
         }
     }
 }
@@ -48,6 +67,18 @@ pub enum FetchError {
     /// Neither `http` nor `https`, no host, or too long.
     #[error("not an http or https URL")]
     BadUrl,
+    /// A host that the settings deny.
+    #[error("the host is not allowed")]
+    DeniedHost,
+    /// A bucket's name or object is malformed.
+    #[error("not a URL of a bucket's object")]
+    BadObject,
+    /// There are no credentials, or the token server refused them.
+    #[error("the server has no valid credentials for the bucket")]
+    Credentials,
+    /// Slower than allowed.
+    #[error("the server sent too slowly")]
+    TooSlow,
     /// The host's address is not public, nor in a network that is allowed.
     #[error("the host's address is not allowed")]
     Denied,
@@ -73,33 +104,47 @@ impl FetchError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status(status) => matches!(status, 408 | 429 | 500..),
-            Self::Timeout | Self::Transport(_) => true,
-            Self::BadUrl | Self::Denied | Self::Redirect | Self::TooLarge(_) => false,
+            Self::Timeout | Self::Transport(_) | Self::TooSlow | Self::Credentials => true,
+            Self::BadUrl
+            | Self::BadObject
+            | Self::Denied
+            | Self::DeniedHost
+            | Self::Redirect
+            | Self::TooLarge(_) => false,
         }
     }
 }
 
+/// Time before the speed of a download counts.
+const SPEED_GRACE: Duration = Duration::from_secs(5);
+
 /// A client that keeps connections for the next picture.
 pub struct Fetcher {
-    agent: ureq::Agent,
+    agent: Agent,
     limits: FetchLimits,
+    rules: Arc<AccessRules>,
+    cloud: Cloud,
 }
 
 impl Fetcher {
-    /// A client with these limits, for public addresses and the networks that are allowed.
-    pub fn new(limits: FetchLimits, allowed: AllowedNetworks) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_connect(Some(limits.connect))
-            // Every redirect is checked here.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            // A proxy would resolve names itself, past the check.
-            .proxy(None)
-            .user_agent(concat!("florence/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let resolver = GuardedResolver { system: DefaultResolver::default(), allowed };
-        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), resolver);
-        Self { agent, limits }
+    /// A client with these limits and rules, which reads these buckets with the credentials that
+    /// the environment names.
+    pub fn new(limits: FetchLimits, rules: AccessRules, buckets: Buckets) -> Self {
+        Self::with_resolver(limits, rules, buckets, DefaultResolver::default())
+    }
+
+    fn with_resolver(
+        limits: FetchLimits,
+        rules: AccessRules,
+        buckets: Buckets,
+        resolver: impl Resolver,
+    ) -> Self {
+        let rules = Arc::new(rules);
+        let resolver = GuardedResolver { system: resolver, rules: Arc::clone(&rules) };
+        let agent = Agent::with_parts(config(&limits), DefaultConnector::default(), resolver);
+        // Where the operator's own environment points to may be anywhere.
+        let trusted = Agent::new_with_config(config(&limits));
+        Self { agent, limits, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
     /// Downloads a URL.
@@ -109,27 +154,79 @@ impl Fetcher {
     /// See [`FetchError`].
     pub fn fetch(&self, url: &str) -> Result<Vec<u8>, FetchError> {
         let deadline = Instant::now() + self.limits.total;
+        if let Some(object) = self.cloud.object(url) {
+            let object = object?;
+            let agent = if object.is_trusted { &self.cloud.agent } else { &self.agent };
+            let response = self.get(agent, &object.url, object.token.as_deref(), deadline)?;
+            if !response.status().is_success() {
+                return Err(FetchError::Status(response.status().as_u16()));
+            }
+            return self.read(response);
+        }
         let mut url = parse(url)?;
         for _ in 0..=self.limits.redirects {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(FetchError::Timeout);
+            if !self.rules.permit_host(url.host_str().unwrap_or_default()) {
+                return Err(FetchError::DeniedHost);
             }
-            let request = self.agent.get(url.as_str()).config().timeout_global(Some(left)).build();
-            let mut response = request.call().map_err(|error| self.explain(error))?;
+            let response = self.get(&self.agent, &url, None, deadline)?;
             if let Some(next) = redirect(&response, &url)? {
                 url = next;
                 continue;
             }
-            let body = response.body_mut().with_config().limit(self.limits.bytes);
-            return body.read_to_vec().map_err(|error| self.explain(error));
+            return self.read(response);
         }
         Err(FetchError::Redirect)
+    }
+
+    fn get(
+        &self,
+        agent: &Agent,
+        url: &Url,
+        token: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Response, FetchError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(FetchError::Timeout);
+        }
+        let mut request = agent.get(url.as_str()).config().timeout_global(Some(left)).build();
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        request.call().map_err(|error| self.explain(error))
+    }
+
+    fn read(&self, mut response: Response) -> Result<Vec<u8>, FetchError> {
+        let limit = self.limits.bytes;
+        // One byte more tells a body that is too large from one that just fits.
+        let mut body = response.body_mut().with_config().limit(limit + 1).reader();
+        let (start, mut bytes, mut chunk) = (Instant::now(), Vec::new(), vec![0; 64 << 10]);
+        loop {
+            let count = body.read(&mut chunk).map_err(|error| self.explain(error.into()))?;
+            if count == 0 {
+                return Ok(bytes);
+            }
+            bytes.extend_from_slice(&chunk[..count]);
+            if bytes.len() as u64 > limit {
+                return Err(FetchError::TooLarge(limit));
+            }
+            let time = start.elapsed();
+            if time > SPEED_GRACE && (bytes.len() as u64) < self.limits.speed * time.as_secs() {
+                return Err(FetchError::TooSlow);
+            }
+        }
     }
 
     fn explain(&self, error: ureq::Error) -> FetchError {
         match error {
             ureq::Error::StatusCode(status) => FetchError::Status(status),
+            // What reading a body meets comes wrapped.
+            ureq::Error::Io(error) if error.get_ref().is_some_and(|e| e.is::<ureq::Error>()) => {
+                match error.into_inner().map(|error| error.downcast::<ureq::Error>()) {
+                    Some(Ok(error)) => self.explain(*error),
+                    _ => FetchError::Timeout,
+                }
+            }
             ureq::Error::BodyExceedsLimit(_) => FetchError::TooLarge(self.limits.bytes),
             ureq::Error::Timeout(_) => FetchError::Timeout,
             ureq::Error::Other(other) if other.is::<NotPublic>() => FetchError::Denied,
@@ -137,6 +234,21 @@ impl Fetcher {
             other => FetchError::Transport(Box::new(other)),
         }
     }
+}
+
+type Response = ureq::http::Response<ureq::Body>;
+
+fn config(limits: &FetchLimits) -> ureq::config::Config {
+    Agent::config_builder()
+        .timeout_connect(Some(limits.connect))
+        .timeout_recv_response(Some(limits.first_byte))
+        // Every redirect is checked here.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        // A proxy would resolve names itself, past the check.
+        .proxy(None)
+        .user_agent(concat!("florence/", env!("CARGO_PKG_VERSION")))
+        .build()
 }
 
 /// A URL in the one spelling that hosts and addresses have for the WHATWG: what is checked is what
@@ -148,10 +260,7 @@ fn parse(text: &str) -> Result<Url, FetchError> {
 }
 
 /// Where a response sends us on to. Credentials of the URL go to its own host only.
-fn redirect(
-    response: &ureq::http::Response<ureq::Body>,
-    from: &Url,
-) -> Result<Option<Url>, FetchError> {
+fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, FetchError> {
     const MOVED: [StatusCode; 5] = [
         StatusCode::MOVED_PERMANENTLY,
         StatusCode::FOUND,

@@ -13,6 +13,17 @@ pub enum ImageError {
     /// None of the formats that are read.
     #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
     UnknownFormat,
+    /// A format that is known, but not read.
+    #[error("{0} pictures are not supported, convert to JPEG, PNG or WebP")]
+    Unsupported(&'static str),
+    /// Much longer than wide, or the other way: nothing could be seen of it.
+    #[error("the picture is {width}x{height}, narrower than 1 to {MAX_ASPECT}")]
+    Narrow {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
     /// The header announces more pixels than allowed.
     #[error("the picture is {width}x{height}, more than the limit of {limit} pixels")]
     TooLarge {
@@ -33,6 +44,9 @@ pub enum ImageError {
         source: image::ImageError,
     },
 }
+
+/// Most times that a picture is as long as wide.
+const MAX_ASPECT: u32 = 200;
 
 /// What a decoder may use.
 #[derive(Debug, Clone, Copy)]
@@ -83,12 +97,16 @@ pub fn decode(
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|_error| ImageError::UnknownFormat)?;
-    let format = reader.format().and_then(name).ok_or(ImageError::UnknownFormat)?;
+    let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
+    let format = reader.format().and_then(name).ok_or_else(unknown)?;
     let corrupt = |source| ImageError::Corrupt { format, source };
     let mut decoder = reader.into_decoder().map_err(corrupt)?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > limits.pixels {
         return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
+    }
+    if width.max(height) / MAX_ASPECT > width.min(height) {
+        return Err(ImageError::Narrow { width, height });
     }
     let mut memory = Limits::default();
     memory.max_alloc = Some(limits.bytes);
@@ -103,6 +121,29 @@ pub fn decode(
     }
     let rgb = picture.into_rgb8();
     Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+/// Formats that people have and that no decoder here reads, by their first bytes.
+fn unsupported(bytes: &[u8]) -> Option<&'static str> {
+    let brand = bytes.get(4..12).and_then(|bytes| bytes.strip_prefix(b"ftyp"));
+    match brand {
+        Some(b"avif" | b"avis") => return Some("AVIF"),
+        Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => {
+            return Some("HEIC");
+        }
+        Some(b"isom" | b"iso2" | b"mp41" | b"mp42" | b"qt  ") => return Some("Video"),
+        _ => {}
+    }
+    let known: [(&[u8], &str); 7] = [
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"%PDF", "PDF"),
+        (b"<svg", "SVG"),
+        (b"<?xml", "SVG"),
+        (b"8BPS", "Photoshop"),
+    ];
+    known.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
 }
 
 fn name(format: ImageFormat) -> Option<&'static str> {

@@ -43,7 +43,9 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
 
 /// Whether the picture came with the job: nothing else tells where to find it.
 fn is_sent_along(job: &Job) -> bool {
-    job.text("image").is_some_and(|image| image == "DATA" || image.starts_with("KEY "))
+    let is_sent =
+        |image: &String| image == "DATA" || image.starts_with("KEY ") || image.starts_with("data:");
+    job.text("image").as_ref().is_some_and(is_sent)
 }
 
 /// The job as it was when it was submitted, but now, and without its delay.

@@ -10,7 +10,7 @@ use crate::{
     config, ffi,
     job::{self, State},
     reply::{self, bulk},
-    retain,
+    retain, source,
     state::{Model, SHARED},
     waiters,
 };
@@ -95,6 +95,22 @@ pub(crate) fn figures() -> Vec<(&'static str, u64)> {
     figures
 }
 
+/// `FLORENCE.HOSTS`: for operators, since it tells where all pictures come from.
+pub(super) fn hosts(_ctx: &Context, args: &mut Args) -> RedisResult {
+    args.finish()?;
+    let integer = |n: u64| RedisValue::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+    let rows = source::hosts().into_iter().map(|(host, figures)| {
+        reply::map([
+            ("host", bulk(host)),
+            ("downloads", integer(figures.downloads)),
+            ("failures", integer(figures.failures)),
+            ("bytes", integer(figures.bytes)),
+            ("ms_total", integer(figures.ms)),
+        ])
+    });
+    Ok(RedisValue::Array(rows.collect()))
+}
+
 /// `FLORENCE.STATS`
 pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
@@ -132,14 +148,15 @@ pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
     let lines = [
         "FLORENCE.SUBMIT key image prompt|PROMPTS n prompt [prompt ...] [PRIORITY n] [DELAY ms] [EXPIRES ms]",
         "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [NOCACHE]",
-        "    key: * lets the server choose. image: an http(s) URL, an absolute path or file:// URL",
-        "    below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, <OCR>, ...",
+        "    key: * lets the server choose. image: an http(s), gs, s3 or data URL, an absolute path or",
+        "    file:// URL below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, ...",
         "FLORENCE.GET key [RESULT]",
         "FLORENCE.WAIT key [key ...] timeout",
         "FLORENCE.CANCEL key [key ...]",
         "FLORENCE.RETRY key [key ...]",
         "FLORENCE.JOBS [STATE state] [COUNT n]",
         "FLORENCE.STATS",
+        "FLORENCE.HOSTS",
         "FLORENCE.MODEL",
         "FLORENCE.HELP",
     ];

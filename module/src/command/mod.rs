@@ -45,6 +45,7 @@ handlers! {
     cancel => cancel::cancel;
     retry => cancel::retry;
     jobs => inspect::jobs;
+    hosts => inspect::hosts;
     stats => inspect::stats;
     model => inspect::model;
     help => inspect::help;
@@ -59,7 +60,7 @@ const fn info(
     CommandInfo { name, summary, complexity, arity, keys: &[] }
 }
 
-const INFOS: [CommandInfo; 9] = [
+const INFOS: [CommandInfo; 10] = [
     CommandInfo {
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
@@ -87,6 +88,7 @@ const INFOS: [CommandInfo; 9] = [
         "Queues jobs again that failed, expired or were cancelled.",
     ),
     info("florence.jobs", -1, "O(N) with N unfinished jobs", "Lists the unfinished jobs."),
+    info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first."),
     info("florence.stats", 1, "O(1)", "Counters of the module."),
     info("florence.model", 1, "O(1)", "Which model is loaded, and whether it is ready."),
     info("florence.help", 1, "O(1)", "The commands in short."),

@@ -23,7 +23,7 @@ use crate::{
 
 /// Where the picture comes from.
 struct Picture {
-    /// As GET shows it: the URI, `DATA` or `KEY name`.
+    /// As GET shows it: the URI, `DATA`, `KEY name` or `data:image/png`.
     shown: String,
     bytes: Option<Vec<u8>>,
 }
@@ -80,6 +80,11 @@ fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
         return Ok(Picture { shown: format!("KEY {}", key.to_string_lossy()), bytes: Some(bytes) });
     }
     let uri = utf8(&first, "the image")?;
+    if let Some(inline) = source::inline(&uri) {
+        let (shown, bytes) = inline?;
+        check_size(bytes.len())?;
+        return Ok(Picture { shown, bytes: Some(bytes) });
+    }
     source::check(&uri)?;
     Ok(Picture { shown: uri, bytes: None })
 }

@@ -34,7 +34,12 @@ impl From<Error> for Failure {
         let (code, is_retryable) = match &error {
             Error::Prompt(_) => ("PROMPT", false),
             Error::Image(_) => ("IMAGE", false),
-            Error::Fetch(FetchError::BadUrl | FetchError::Denied) => ("DENIED", false),
+            Error::Fetch(
+                FetchError::BadUrl
+                | FetchError::BadObject
+                | FetchError::Denied
+                | FetchError::DeniedHost,
+            ) => ("DENIED", false),
             Error::Fetch(fetch) => ("FETCH", fetch.is_transient()),
             _ => return Self::internal(),
         };

@@ -9,10 +9,9 @@ use std::{
 use crossbeam_channel::Sender;
 use florence_engine::{
     Answer, Error, Florence, GenerateOptions, Picture, PrepareOptions, Question, Visual,
-    fetch::{AllowedNetworks, FetchLimits, Fetcher},
     image::DecodeLimits,
 };
-use redis_module::{Context, MODULE_CONTEXT};
+use redis_module::Context;
 
 use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
 use crate::{
@@ -83,12 +82,6 @@ enum Outcome {
 }
 
 pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
-    let limits = FetchLimits {
-        bytes: config::number(&config::MAX_IMAGE_BYTES),
-        total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
-        ..FetchLimits::default()
-    };
-    let fetcher = Fetcher::new(limits, allowed_networks());
     while let Some((key, control, florence)) = next_job() {
         let claimed = match with_server(|ctx| claim(ctx, &key, &control)) {
             Claim::Taken(claimed) => claimed,
@@ -102,7 +95,7 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
             }
         };
         let start = Instant::now();
-        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&florence, &fetcher, &claimed)));
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(&florence, &claimed)));
         let prepared = prepared.unwrap_or_else(|_panic| {
             Counters::add(&SHARED.counters.panics, 1);
             Err(Failure::internal())
@@ -125,15 +118,6 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
             return;
         }
     }
-}
-
-/// The networks of the settings; a typing error allows none.
-fn allowed_networks() -> AllowedNetworks {
-    config::text(&config::ALLOW_NETWORKS).parse().unwrap_or_else(|problem| {
-        MODULE_CONTEXT
-            .log_warning(&format!("florence: allow-networks: {problem}; none is allowed"));
-        AllowedNetworks::default()
-    })
 }
 
 /// Waits for a job and for a model that can answer it; `None` at shutdown.
@@ -225,12 +209,12 @@ fn is_model(name: &str) -> bool {
     matches!(&*SHARED.model.read(), Model::Ready(florence) if florence.name() == name)
 }
 
-fn prepare(florence: &Florence, fetcher: &Fetcher, claimed: &Claimed) -> Result<Outcome, Failure> {
+fn prepare(florence: &Florence, claimed: &Claimed) -> Result<Outcome, Failure> {
     let fetched;
     let bytes: &[u8] = if let Some(data) = &claimed.data {
         data
     } else {
-        fetched = source::read(fetcher, &claimed.image)?;
+        fetched = source::read(&claimed.image)?;
         &fetched
     };
     claimed.control.enter(Phase::Decoding);

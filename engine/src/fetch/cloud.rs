@@ -1,0 +1,272 @@
+//! Objects in buckets, as the HTTP requests that read them: Google Cloud Storage and S3.
+//!
+//! Anyone who may submit a job may name a bucket, so the server's own credentials are used only
+//! for the buckets that the operator lists; all others are read as the public reads them.
+
+use std::{
+    env,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle, actions::GetObject};
+use serde::Deserialize;
+use ureq::Agent;
+use url::Url;
+
+use super::FetchError;
+
+/// The buckets that are read with the server's credentials: `gs://one s3://two`, or `s3://*`.
+#[derive(Debug, Clone, Default)]
+pub struct Buckets(Vec<String>);
+
+impl std::str::FromStr for Buckets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_bucket = |word: &&str| {
+            let name = word.strip_prefix("gs://").or_else(|| word.strip_prefix("s3://"));
+            name.is_some_and(|name| !name.is_empty() && !name.contains('/'))
+        };
+        match text.split_whitespace().find(|word| !is_bucket(word)) {
+            Some(word) => Err(format!("'{word}' is no bucket: gs://NAME or s3://NAME")),
+            None => Ok(Self(text.split_whitespace().map(str::to_owned).collect())),
+        }
+    }
+}
+
+impl Buckets {
+    fn contains(&self, scheme: &str, name: &str) -> bool {
+        let is_it = |known: &String| {
+            let known = known.strip_prefix(scheme).and_then(|known| known.strip_prefix("://"));
+            known.is_some_and(|known| known == "*" || known == name)
+        };
+        self.0.iter().any(is_it)
+    }
+}
+
+/// How an object is read.
+pub(super) struct Object {
+    pub(super) url: Url,
+    pub(super) token: Option<String>,
+    /// Whether the operator's environment chose the host.
+    pub(super) is_trusted: bool,
+}
+
+/// What the environment says of both clouds.
+pub(super) struct Cloud {
+    buckets: Buckets,
+    /// For hosts that the environment names.
+    pub(super) agent: Agent,
+    gs_emulator: Option<Url>,
+    gs_key_file: Option<String>,
+    gs_token: Mutex<Option<(String, Instant)>>,
+    s3_endpoint: Option<Url>,
+    s3_region: String,
+    s3_credentials: Option<Credentials>,
+}
+
+/// A service account's key file.
+#[derive(Deserialize)]
+struct ServiceAccount {
+    client_email: String,
+    private_key: String,
+    token_uri: String,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    access_token: String,
+    expires_in: u64,
+}
+
+fn variable(names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+impl Cloud {
+    /// Reads the variables that the clouds' own tools read.
+    pub(super) fn from_env(buckets: Buckets, agent: Agent) -> Self {
+        let url = |text: String| {
+            let text = if text.contains("://") { text } else { format!("http://{text}") };
+            Url::parse(&text).ok()
+        };
+        Self {
+            buckets,
+            agent,
+            gs_emulator: variable(&["STORAGE_EMULATOR_HOST"]).and_then(url),
+            gs_key_file: variable(&["GOOGLE_APPLICATION_CREDENTIALS"]),
+            gs_token: Mutex::new(None),
+            s3_endpoint: variable(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).and_then(url),
+            s3_region: variable(&["AWS_REGION", "AWS_DEFAULT_REGION"])
+                .unwrap_or_else(|| "us-east-1".to_owned()),
+            s3_credentials: Credentials::from_env(),
+        }
+    }
+
+    /// The request for a `gs` or `s3` URL; `None` for all other URLs.
+    pub(super) fn object(&self, url: &str) -> Option<Result<Object, FetchError>> {
+        let (scheme, rest) = url.split_once("://")?;
+        let parts = rest.split_once('/').filter(|(bucket, object)| {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            // In a URL's path, such parts would lead out of the bucket.
+            let is_below = !object.split('/').any(|part| matches!(part, "." | ".."));
+            !bucket.is_empty() && bucket.chars().all(is_plain) && !object.is_empty() && is_below
+        });
+        match (scheme, parts) {
+            ("gs", Some((bucket, object))) => Some(self.gs(bucket, object)),
+            ("s3", Some((bucket, object))) => Some(self.s3(bucket, object)),
+            ("gs" | "s3", None) => Some(Err(FetchError::BadObject)),
+            _ => None,
+        }
+    }
+
+    fn gs(&self, bucket: &str, object: &str) -> Result<Object, FetchError> {
+        const GOOGLE: &str = "https://storage.googleapis.com";
+        let host = self.gs_emulator.as_ref().map_or(GOOGLE, Url::as_str).trim_end_matches('/');
+        let object = utf8_percent_encode(object, NON_ALPHANUMERIC);
+        let url = format!("{host}/storage/v1/b/{bucket}/o/{object}?alt=media");
+        let url = Url::parse(&url).map_err(|_error| FetchError::BadObject)?;
+        let is_trusted = self.gs_emulator.is_some();
+        // An emulator wants no token, unless there is one of its own.
+        let has_token = !is_trusted || self.gs_key_file.is_some();
+        let is_ours = self.buckets.contains("gs", bucket);
+        let token = (is_ours && has_token).then(|| self.token()).transpose()?;
+        Ok(Object { url, token, is_trusted })
+    }
+
+    /// An access token of the service account, or of the machine; kept until it is about to end.
+    fn token(&self) -> Result<String, FetchError> {
+        const MARGIN: Duration = Duration::from_mins(1);
+        let mut kept = self.gs_token.lock();
+        if let Some((token, until)) = &*kept
+            && Instant::now() < *until
+        {
+            return Ok(token.clone());
+        }
+        let token = match &self.gs_key_file {
+            Some(path) => self.token_of_account(path)?,
+            None => self.token_of_machine()?,
+        };
+        let lifetime = Duration::from_secs(token.expires_in).saturating_sub(MARGIN);
+        *kept = Some((token.access_token.clone(), Instant::now() + lifetime));
+        Ok(token.access_token)
+    }
+
+    /// Trades a signed claim for a token (RFC 7523).
+    fn token_of_account(&self, path: &str) -> Result<Token, FetchError> {
+        const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
+        const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+        let account = std::fs::read(path).ok();
+        let account = account.and_then(|json| serde_json::from_slice::<ServiceAccount>(&json).ok());
+        let account = account.ok_or(FetchError::Credentials)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let claim = serde_json::json!({
+            "iss": account.client_email,
+            "scope": SCOPE,
+            "aud": account.token_uri,
+            "iat": now,
+            "exp": now + 3600,
+        });
+        let key = jsonwebtoken::EncodingKey::from_rsa_pem(account.private_key.as_bytes())
+            .map_err(|_error| FetchError::Credentials)?;
+        let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256);
+        let signed = jsonwebtoken::encode(&header, &claim, &key)
+            .map_err(|_error| FetchError::Credentials)?;
+        let form = [("grant_type", GRANT), ("assertion", &signed)];
+        let answer = self.agent.post(&account.token_uri).send_form(form);
+        answer
+            .and_then(|mut answer| answer.body_mut().read_json())
+            .map_err(|_error| FetchError::Credentials)
+    }
+
+    /// What a machine or pod in Google's cloud may do.
+    fn token_of_machine(&self) -> Result<Token, FetchError> {
+        let host = variable(&["GCE_METADATA_HOST"]);
+        let host = host.as_deref().unwrap_or("metadata.google.internal");
+        let path = "computeMetadata/v1/instance/service-accounts/default/token";
+        let request = self.agent.get(format!("http://{host}/{path}"));
+        request
+            .header("Metadata-Flavor", "Google")
+            .call()
+            .and_then(|mut answer| answer.body_mut().read_json())
+            .map_err(|_error| FetchError::Credentials)
+    }
+
+    /// A signed URL for listed buckets, a plain one for others. Buckets on an endpoint of the
+    /// environment stand in the path, as S3-compatible servers have them.
+    fn s3(&self, bucket: &str, object: &str) -> Result<Object, FetchError> {
+        const LIFETIME: Duration = Duration::from_mins(15);
+        let amazon = || Url::parse(&format!("https://s3.{}.amazonaws.com", self.s3_region)).ok();
+        let endpoint = self.s3_endpoint.clone().or_else(amazon).ok_or(FetchError::BadObject)?;
+        let is_trusted = self.s3_endpoint.is_some();
+        // A dot in a name does not go with the certificate of the endpoint.
+        let style =
+            if is_trusted || bucket.contains('.') { UrlStyle::Path } else { UrlStyle::VirtualHost };
+        let is_ours = self.buckets.contains("s3", bucket);
+        let credentials = self.s3_credentials.as_ref().filter(|_| is_ours);
+        if is_ours && credentials.is_none() {
+            return Err(FetchError::Credentials);
+        }
+        let bucket = Bucket::new(endpoint, style, bucket.to_owned(), self.s3_region.clone())
+            .map_err(|_error| FetchError::BadObject)?;
+        let url = GetObject::new(&bucket, credentials, object).sign(LIFETIME);
+        Ok(Object { url, token: None, is_trusted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cloud(buckets: &str) -> Cloud {
+        let agent = Agent::new_with_defaults();
+        Cloud {
+            s3_credentials: Some(Credentials::new("key", "secret")),
+            s3_endpoint: None,
+            s3_region: "eu-west-1".to_owned(),
+            gs_emulator: None,
+            gs_key_file: Some("/nowhere".to_owned()),
+            ..Cloud::from_env(buckets.parse().unwrap(), agent)
+        }
+    }
+
+    #[test]
+    fn only_listed_buckets_see_credentials() {
+        let cloud = cloud("s3://mine gs://mine");
+        let s3 = |url: &str| cloud.object(url).unwrap().unwrap().url.to_string();
+        let signed = s3("s3://mine/a/b c.png");
+        assert!(signed.starts_with("https://mine.s3.eu-west-1.amazonaws.com/a/b%20c.png?"));
+        assert!(signed.contains("X-Amz-Signature="), "{signed}");
+        let plain = "https://other.s3.eu-west-1.amazonaws.com/a.png";
+        assert_eq!(s3("s3://other/a.png").trim_end_matches('?'), plain);
+        let other = cloud.object("gs://other/a/b.png").unwrap().unwrap();
+        let expected = "https://storage.googleapis.com/storage/v1/b/other/o/a%2Fb%2Epng?alt=media";
+        assert_eq!((other.url.as_str(), other.token), (expected, None));
+        // The key file is asked for, and not there.
+        let mine = cloud.object("gs://mine/a.png").unwrap();
+        assert!(matches!(mine, Err(FetchError::Credentials)));
+    }
+
+    #[test]
+    fn a_bucket_cannot_be_made_another_host() {
+        let cloud = cloud("");
+        for url in ["", "a", "a/", "a:80/x", "a@b/x", "a%2f/x", "/x", "a/../x", "a/..", "a/./x"] {
+            let url = format!("s3://{url}");
+            assert!(matches!(cloud.object(&url), Some(Err(FetchError::BadObject))), "{url}");
+        }
+        for object in ["%2e%2e/x", "a/%2e%2e", "//x", "@evil.example/x", "?x=y", "#x"] {
+            for scheme in ["s3", "gs"] {
+                let object = cloud.object(&format!("{scheme}://b/{object}")).unwrap();
+                let object = object.unwrap();
+                let host = object.url.host_str().unwrap();
+                assert!(host.ends_with("amazonaws.com") || host.ends_with("googleapis.com"));
+                let path = object.url.path();
+                assert!(scheme == "s3" || path.starts_with("/storage/v1/b/b/o/"), "{path}");
+            }
+        }
+        assert!(cloud.object("https://a/b").is_none());
+        assert!("http://x".parse::<Buckets>().is_err() && "s3://a/b".parse::<Buckets>().is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Names that answer differently from one moment to the next, on loopback.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tiny_http::{Header, Response, Server};
+use ureq::{
+    config::Config,
+    http::Uri,
+    unversioned::{resolver::ResolvedSocketAddrs, transport::NextTimeout},
+};
+
+use super::*;
+
+/// Gives one list of addresses after the other; 127.0.0.1 stands for what is allowed.
+#[derive(Debug, Clone)]
+struct Scripted {
+    answers: Vec<Vec<IpAddr>>,
+    port: u16,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Resolver for Scripted {
+    fn resolve(
+        &self,
+        _uri: &Uri,
+        _config: &Config,
+        _timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let turn = self.asked.fetch_add(1, Ordering::SeqCst);
+        let mut addresses = self.empty();
+        for address in &self.answers[turn.min(self.answers.len() - 1)] {
+            addresses.push(SocketAddr::new(*address, self.port));
+        }
+        Ok(addresses)
+    }
+}
+
+/// Fetches `path` from a server that counts its requests; `/again` redirects to another name.
+fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize, usize) {
+    let server = Arc::new(Server::http("0.0.0.0:0").unwrap());
+    let port = server.server_addr().to_ip().unwrap().port();
+    let hits = Arc::new(AtomicUsize::new(0));
+    let (serving, counted) = (Arc::clone(&server), Arc::clone(&hits));
+    let thread = thread::spawn(move || {
+        for request in serving.incoming_requests() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let target = format!("http://second.example:{port}/picture");
+            let location = Header::from_bytes("Location", target).unwrap();
+            let answer = match request.url() {
+                "/again" => Response::from_string("").with_status_code(302).with_header(location),
+                _ => Response::from_string("picture"),
+            };
+            let _ = request.respond(answer);
+        }
+    });
+    let parse = |list: &&[&str]| list.iter().map(|address| address.parse().unwrap()).collect();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let answers = answers.iter().map(parse).collect();
+    let resolver = Scripted { answers, port, asked: Arc::clone(&asked) };
+    let rules =
+        AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
+    let limits = FetchLimits::default();
+    let fetcher = Fetcher::with_resolver(limits, rules, Buckets::default(), resolver);
+    let fetched = fetcher.fetch(&format!("http://first.example:{port}{path}"));
+    server.unblock();
+    thread.join().unwrap();
+    (fetched, asked.load(Ordering::SeqCst), hits.load(Ordering::SeqCst))
+}
+
+#[test]
+fn the_address_that_was_checked_is_the_one_that_is_used() {
+    // Asked again, the name would have an inner address: it is not asked again.
+    let (fetched, asked, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.2"]], "/picture");
+    assert_eq!((fetched.unwrap(), asked, hits), (b"picture".to_vec(), 1, 1));
+}
+
+#[test]
+fn one_inner_address_spoils_the_name() {
+    for answer in [&["127.0.0.1", "127.0.0.2"][..], &["127.0.0.2", "127.0.0.1"], &["::1"]] {
+        let (fetched, _, hits) = fetch(&[answer], "/picture");
+        assert!(matches!(fetched, Err(FetchError::Denied)), "{answer:?}: {fetched:?}");
+        assert_eq!(hits, 0);
+    }
+}
+
+#[test]
+fn a_redirect_to_a_name_of_an_inner_address_is_not_followed() {
+    let (fetched, asked, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.2"]], "/again");
+    assert!(matches!(fetched, Err(FetchError::Denied)), "{fetched:?}");
+    assert_eq!((asked, hits), (2, 1));
+    let (fetched, _, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.1"]], "/again");
+    assert_eq!((fetched.unwrap(), hits), (b"picture".to_vec(), 2));
+}

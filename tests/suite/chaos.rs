@@ -1,0 +1,173 @@
+//! Servers that are killed every few seconds while jobs come in: none is lost, each ends once.
+//!
+//! `make chaos` runs 10,000 jobs in all; `FLORENCE_CHAOS_JOBS` says how many.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use florence_tests::{Pictures, Server, Settings, eventually};
+use redis::{Client, Connection};
+
+/// How often a server is killed.
+const PERIOD: Duration = Duration::from_millis(2500);
+/// Submits a second, so that a run sees many kills.
+const RATE: f64 = 80.0;
+
+fn jobs() -> usize {
+    let wanted = std::env::var("FLORENCE_CHAOS_JOBS").ok();
+    wanted.map_or(600, |wanted| wanted.parse().expect("a number of jobs")) / 3
+}
+
+fn connect(port: &AtomicU16) -> Option<Connection> {
+    let url = format!("redis://127.0.0.1:{}", port.load(Ordering::SeqCst));
+    Client::open(url).unwrap().get_connection_with_timeout(Duration::from_millis(500)).ok()
+}
+
+/// What a run is checked by.
+#[derive(Default)]
+struct Tally {
+    accepted: AtomicUsize,
+    has_ended: AtomicBool,
+}
+
+/// Submits `count` jobs, each until it is accepted; a lost reply is asked for again.
+fn submit(port: &AtomicU16, url: &str, count: usize, replicas: usize, tally: &Tally) {
+    let mut connection = None;
+    let start = Instant::now();
+    for i in 0..count {
+        let due = start + Duration::from_secs_f64(i as f64 / RATE);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        loop {
+            if connection.is_none() {
+                connection = connect(port);
+            }
+            let accepted = connection.as_mut().is_some_and(|connection| {
+                let mut command = redis::cmd("FLORENCE.SUBMIT");
+                // A few hundred different requests: some are computed, most come from the cache.
+                let tokens = 4 + i % 200;
+                command.arg(format!("job:{i}")).arg(url).arg("<CAPTION>");
+                command.arg("MAXTOKENS").arg(tokens).arg("RETRIES").arg(20);
+                let is_stored = command.query::<String>(connection).is_ok();
+                let confirmed = || {
+                    let mut wait = redis::cmd("WAIT");
+                    let confirmed: redis::RedisResult<usize> =
+                        wait.arg(replicas).arg(1000).query(connection);
+                    confirmed.is_ok_and(|confirmed| confirmed >= replicas)
+                };
+                is_stored && (replicas == 0 || confirmed())
+            });
+            if accepted {
+                tally.accepted.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+            connection = None;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    tally.has_ended.store(true, Ordering::SeqCst);
+}
+
+/// Every accepted job has ended, and the stream has heard of each end once.
+fn check(name: &str, server: &Server, count: usize, kills: usize, time: Duration) {
+    let mut states: HashMap<String, usize> = HashMap::new();
+    for i in 0..count {
+        let key = format!("job:{i}");
+        let state = eventually("the job ends", || {
+            let state = server.job(&key).remove("state").flatten().unwrap_or("lost".to_owned());
+            ["done", "failed", "lost"].contains(&state.as_str()).then_some(state)
+        });
+        *states.entry(state).or_default() += 1;
+    }
+    let entries: Vec<(String, HashMap<String, String>)> =
+        server.call(&["XRANGE", "ended", "-", "+"]);
+    let mut ends: HashMap<&str, usize> = HashMap::new();
+    for (_, entry) in &entries {
+        *ends.entry(entry["id"].as_str()).or_default() += 1;
+    }
+    let twice = ends.values().filter(|ends| **ends > 1).count();
+    println!(
+        "chaos, {name}: {count} jobs, {kills} kills in {:.0} s: {states:?}, {twice} ended twice",
+        time.as_secs_f64()
+    );
+    assert_eq!(states, HashMap::from([("done".to_owned(), count)]), "{name}");
+    assert_eq!((ends.len(), twice), (count, 0), "{name}");
+}
+
+fn settings(lines: &[&str]) -> Settings {
+    let stream = ["florence.stream ended", "florence.stream-length 1000000"];
+    Settings::lines(&[lines, &stream].concat())
+}
+
+/// Kills a server with an append-only file again and again.
+fn with_appendfsync(policy: &str) {
+    let (count, pictures) = (jobs(), Pictures::serve());
+    let line = format!("appendfsync {policy}");
+    let mut server = Server::with(settings(&["appendonly yes", &line]));
+    let (port, tally) = (Arc::new(AtomicU16::new(server.port)), Arc::new(Tally::default()));
+    let client = {
+        let (port, tally, url) =
+            (Arc::clone(&port), Arc::clone(&tally), pictures.url("shapes.png"));
+        thread::spawn(move || submit(&port, &url, count, 0, &tally))
+    };
+    let (start, mut kills) = (Instant::now(), 0);
+    while !tally.has_ended.load(Ordering::SeqCst) {
+        thread::sleep(PERIOD);
+        server.kill();
+        kills += 1;
+        server.restart();
+    }
+    client.join().unwrap();
+    assert_eq!(tally.accepted.load(Ordering::SeqCst), count);
+    check(&format!("appendfsync {policy}"), &server, count, kills, start.elapsed());
+}
+
+#[test]
+fn kills_lose_nothing_with_appendfsync_always() {
+    with_appendfsync("always");
+}
+
+#[test]
+fn kills_lose_nothing_that_reached_the_kernel_with_appendfsync_everysec() {
+    with_appendfsync("everysec");
+}
+
+#[test]
+fn failovers_lose_nothing_that_a_replica_has_confirmed() {
+    let (count, pictures) = (jobs(), Pictures::serve());
+    let follow = |replica: &Server, master: u16| {
+        replica.call::<()>(&["REPLICAOF", "127.0.0.1", &master.to_string()]);
+        eventually("the replica follows", || {
+            let replication: String = replica.call(&["INFO", "replication"]);
+            replication.contains("master_link_status:up").then_some(())
+        });
+    };
+    let (mut master, mut replica) = (Server::with(settings(&[])), Server::with(settings(&[])));
+    follow(&replica, master.port);
+    let (port, tally) = (Arc::new(AtomicU16::new(master.port)), Arc::new(Tally::default()));
+    let client = {
+        let (port, tally, url) =
+            (Arc::clone(&port), Arc::clone(&tally), pictures.url("shapes.png"));
+        thread::spawn(move || submit(&port, &url, count, 1, &tally))
+    };
+    let (start, mut kills) = (Instant::now(), 0);
+    while !tally.has_ended.load(Ordering::SeqCst) {
+        thread::sleep(PERIOD);
+        master.kill();
+        kills += 1;
+        replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+        port.store(replica.port, Ordering::SeqCst);
+        std::mem::swap(&mut master, &mut replica);
+        // The dead one comes back empty, as the new master's replica.
+        replica.restart();
+        follow(&replica, master.port);
+    }
+    client.join().unwrap();
+    check("replica promoted", &master, count, kills, start.elapsed());
+}

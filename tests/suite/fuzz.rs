@@ -1,0 +1,183 @@
+//! Random and mutated commands and pictures: the server lives, and its memory stays bounded.
+//!
+//! `make fuzz` sends a million commands and 20,000 pictures; `FLORENCE_FUZZ` multiplies the few of
+//! the ordinary run. The seed is fixed, so that a failure can be seen again.
+
+use florence_tests::{Server, Settings, picture};
+use redis::Value;
+
+/// xorshift64*: good enough, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a [u8]]) -> &'a [u8] {
+        from[self.below(from.len())]
+    }
+
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        (0..self.below(most)).map(|_| self.below(256) as u8).collect()
+    }
+
+    /// Changes, drops, doubles or inserts a few bytes.
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..=self.below(4) {
+            let at = self.below(bytes.len().max(1));
+            match self.below(5) {
+                0 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
+                1 if !bytes.is_empty() => bytes[at] = self.below(256) as u8,
+                2 => bytes.truncate(at),
+                3 => bytes.insert(at, self.below(256) as u8),
+                _ => {
+                    let end = (at + self.below(64)).min(bytes.len());
+                    let part = bytes[at.min(end)..end].to_vec();
+                    bytes.splice(at..at, part);
+                }
+            }
+        }
+    }
+}
+
+fn rounds(few: usize) -> usize {
+    let times = std::env::var("FLORENCE_FUZZ").ok();
+    few * times.map_or(1, |times| times.parse::<usize>().expect("a factor"))
+}
+
+fn resident_bytes(server: &Server) -> u64 {
+    let info: String = server.call(&["INFO", "memory"]);
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory_rss:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+#[test]
+fn random_commands_do_not_end_the_server() {
+    const BATCH: usize = 500;
+    let words: Vec<&[u8]> = "DATA KEY PROMPTS PRIORITY DELAY EXPIRES TIMEOUT RETRIES TTL BEAMS \
+        MAXTOKENS MODEL NOCACHE RESULT STATE COUNT queued done nonsense * a b c {a}b 0 1 2 9 -1 \
+        16 1e3 9223372036854775807 -9223372036854775808 0.001 nan <CAPTION> <OD> <OCR> \
+        <REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4> <OPEN_VOCABULARY_DETECTION>cat \
+        <CAPTION_TO_PHRASE_GROUNDING> data: data:image/png;base64,iVBORw0KGgo= data:,x \
+        http://127.0.0.1:1/x http:// https://[::1 file:///etc/passwd /etc/passwd gs://a/b s3://a/b \
+        s3:// text hash"
+        .split_ascii_whitespace()
+        .map(str::as_bytes)
+        .collect();
+    let commands: Vec<&[u8]> = "FLORENCE.SUBMIT FLORENCE.SUBMIT FLORENCE.SUBMIT FLORENCE.GET \
+        FLORENCE.WAIT FLORENCE.CANCEL FLORENCE.RETRY FLORENCE.JOBS FLORENCE.STATS FLORENCE.HOSTS \
+        FLORENCE.MODEL FLORENCE.HELP DEL RENAME COPY HSET HDEL EXPIRE PERSIST OBJECT"
+        .split_ascii_whitespace()
+        .map(str::as_bytes)
+        .collect();
+    let module_args = ["max-queue", "2000"].map(str::to_owned).into();
+    let mut server = Server::with(Settings {
+        module_args,
+        ..Settings::lines(&["florence.default-retries 0", "florence.default-ttl 2"])
+    });
+    server.wait_for_model();
+    server.call::<()>(&["SET", "text", "x"]);
+    server.call::<()>(&["HSET", "hash", "florence", "1", "state", "running"]);
+    let (mut random, mut connection) = (Random(0x5eed), server.connect());
+    let before = resident_bytes(&server);
+    for round in 0..rounds(20) {
+        let mut pipe = redis::pipe();
+        pipe.ignore_errors();
+        for _ in 0..BATCH {
+            let name = random.pick(&commands);
+            let mut command = redis::cmd(std::str::from_utf8(name).unwrap());
+            // Waiting would block the connection: the timeout is the last argument.
+            let count = random.below(9);
+            for _ in 0..count {
+                let mut word = random.pick(&words).to_vec();
+                match random.below(12) {
+                    0 => random.mutate(&mut word),
+                    1 => word = random.bytes(40),
+                    _ => {}
+                }
+                command.arg(word);
+            }
+            if name == b"FLORENCE.WAIT" {
+                command.arg("0.001");
+            }
+            pipe.add_command(command);
+        }
+        let replies: redis::RedisResult<Vec<Value>> = pipe.query(&mut connection);
+        assert!(replies.is_ok_and(|replies| replies.len() == BATCH), "round {round}");
+        // Every command of the server's own has changed the keys: begin anew now and then.
+        if round % 50 == 49 {
+            server.call::<()>(&["FLUSHALL"]);
+            server.call::<()>(&["HSET", "hash", "florence", "1", "state", "running"]);
+        }
+    }
+    assert!(server.is_alive());
+    assert_eq!(server.stat("panics"), 0, "{}", server.log());
+    server.call::<()>(&["FLUSHALL"]);
+    assert_eq!(server.stat("jobs_waiting") + server.stat("waiters"), 0);
+    let grown = resident_bytes(&server).saturating_sub(before) >> 20;
+    println!("fuzz: {} commands, memory grew by {grown} MiB", rounds(20) * BATCH);
+    assert!(grown < 600, "{grown} MiB");
+}
+
+#[test]
+fn mutated_pictures_do_not_end_the_server() {
+    let mut server = Server::with(Settings::lines(&[
+        "florence.max-image-pixels 4000000",
+        "florence.default-ttl 30",
+    ]));
+    server.wait_for_model();
+    let originals: Vec<Vec<u8>> = std::fs::read_dir(picture("shapes.png").parent().unwrap())
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .chain([
+            b"GIF89a\x02\0\x02\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\x02\0\x02\0\0\x02\x02D\x01\0;".to_vec(),
+            b"BM:\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x01\0\0\0\x01\0\0\0\x01\0\x18\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff\0\0\0".to_vec(),
+            b"RIFF\x24\0\0\0WEBPVP8L\x17\0\0\0\x2f\0\0\0\0\x07\x10\xfd\x8f\xfe\x07\x22\xa2\xff\x01\0".to_vec(),
+            b"II*\0\x08\0\0\0\x02\0\0\x01\x03\0\x01\0\0\0\x01\0\0\0\x01\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0".to_vec(),
+        ])
+        .collect();
+    let (mut random, mut connection) = (Random(0xfeed), server.connect());
+    let before = resident_bytes(&server);
+    let count = rounds(200);
+    let mut ends = std::collections::HashMap::<String, usize>::new();
+    for first in (0..count).step_by(50) {
+        let keys: Vec<String> = (first..first + 50).map(|i| format!("p{i}")).collect();
+        for key in &keys {
+            let mut bytes = originals[random.below(originals.len())].clone();
+            random.mutate(&mut bytes);
+            if random.below(3) == 0 {
+                // Most of what matters stands in the first bytes.
+                let at = random.below(bytes.len().clamp(1, 64));
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = random.below(256) as u8;
+                }
+            }
+            bytes.push(0);
+            let _: String = redis::cmd("FLORENCE.SUBMIT")
+                .arg(key)
+                .arg("DATA")
+                .arg(bytes)
+                .arg("<CAPTION>")
+                .arg("MAXTOKENS")
+                .arg(2)
+                .arg("BEAMS")
+                .arg(1)
+                .query(&mut connection)
+                .unwrap();
+        }
+        for key in &keys {
+            let job: std::collections::HashMap<String, Option<String>> =
+                server.call(&["FLORENCE.WAIT", key, "60"]);
+            *ends.entry(job["state"].clone().unwrap()).or_default() += 1;
+        }
+    }
+    assert!(server.is_alive());
+    assert_eq!(server.stat("panics"), 0, "{}", server.log());
+    let grown = resident_bytes(&server).saturating_sub(before) >> 20;
+    println!("fuzz: {count} pictures, {ends:?}, memory grew by {grown} MiB");
+    assert!(grown < 800, "{grown} MiB");
+}
