@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
-        serving train clean
+        serving chaos fuzz soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -71,6 +71,16 @@ bench: setup  ## every kernel on its own, beside the peak of a core
 serving: build  ## throughput, reaction and a long queue through a server of its own
 	$(CARGO) build --release --locked -p florence-load
 	@tools/serving.sh
+
+chaos: build  ## 10,000 jobs on servers that are killed every few seconds; prints what became of them
+	FLORENCE_CHAOS_JOBS=10000 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
+
+fuzz: build  ## a million random commands and 20,000 mutated pictures against live servers
+	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::random
+	FLORENCE_FUZZ=100 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated
+
+soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
+	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak
 
 train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000

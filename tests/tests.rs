@@ -1,5 +1,6 @@
 //! Integration tests against real redis-server processes.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
+#![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds

@@ -60,10 +60,10 @@ pub(crate) fn check_settings() -> Result<(), String> {
 pub(crate) fn check(uri: &str) -> Result<(), RedisError> {
     if ["http://", "https://", "gs://", "s3://"].iter().any(|scheme| uri.starts_with(scheme)) {
         let is_denied = uri.starts_with("http") && !RULES.permit_host(&host(uri));
-        return match is_denied {
-            true => Err(reply::error("DENIED", "the host is not allowed")),
-            false => Ok(()),
-        };
+        if is_denied {
+            return Err(reply::error("DENIED", "the host is not allowed"));
+        }
+        return Ok(());
     }
     let Some(path) = local_path(uri) else {
         let text = "the image must be an http(s), gs, s3 or data URL, an absolute path, DATA bytes \

@@ -160,6 +160,18 @@ impl Server {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// What the process takes: resident KiB, threads, open descriptors.
+    pub fn usage(&self) -> [u64; 3] {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = std::fs::read_to_string(process.join("status")).unwrap();
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let descriptors = std::fs::read_dir(process.join("fd")).unwrap().count();
+        [number("VmRSS:"), number("Threads:"), descriptors as u64]
+    }
+
     /// What the server has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()

@@ -55,13 +55,12 @@ fn submit(port: &AtomicU16, url: &str, count: usize, replicas: usize, tally: &Ta
                 command.arg(format!("job:{i}")).arg(url).arg("<CAPTION>");
                 command.arg("MAXTOKENS").arg(tokens).arg("RETRIES").arg(20);
                 let is_stored = command.query::<String>(connection).is_ok();
-                let confirmed = || {
-                    let mut wait = redis::cmd("WAIT");
-                    let confirmed: redis::RedisResult<usize> =
-                        wait.arg(replicas).arg(1000).query(connection);
-                    confirmed.is_ok_and(|confirmed| confirmed >= replicas)
-                };
-                is_stored && (replicas == 0 || confirmed())
+                if !is_stored || replicas == 0 {
+                    return is_stored;
+                }
+                let mut wait = redis::cmd("WAIT");
+                let confirmed = wait.arg(replicas).arg(1000).query::<usize>(connection);
+                confirmed.is_ok_and(|confirmed| confirmed >= replicas)
             });
             if accepted {
                 tally.accepted.fetch_add(1, Ordering::SeqCst);

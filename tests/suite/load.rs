@@ -1,6 +1,10 @@
 //! Many jobs, many waiters.
 
-use std::{collections::HashMap, thread};
+use std::{
+    collections::HashMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use florence_tests::{Pictures, Server, Settings, eventually, picture};
 
@@ -20,11 +24,11 @@ fn two_thousand_jobs_submitted_at_once_are_all_answered() {
             .ignore();
     }
     let _: () = pipe.query(&mut server.connect()).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while server.stat("jobs_done") < 2000 {
         assert_eq!(server.stat("jobs_failed"), 0);
         assert!(start.elapsed().as_secs() < 900, "{} done", server.stat("jobs_done"));
-        thread::sleep(std::time::Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
     }
     let first = server.job("j0")["result"].clone();
     assert!(first.is_some());
@@ -178,4 +182,40 @@ fn cancelling_one_of_several_askers_leaves_the_others_their_answer() {
         let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "30"]);
         assert_eq!(job["state"].as_deref(), Some(state), "{key}");
     }
+}
+
+/// `make soak` lets it run for an hour.
+#[test]
+fn soak_a_server_at_full_load_does_not_grow() {
+    let seconds = std::env::var("FLORENCE_SOAK_SECONDS").ok();
+    let seconds = seconds.map_or(20, |seconds| seconds.parse().expect("a number of seconds"));
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let (mut connection, start, mut jobs) = (server.connect(), Instant::now(), 0);
+    let mut warm = None;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let keys: Vec<String> = (jobs..jobs + 24).map(|i| format!("job:{}", i % 240)).collect();
+        let mut pipe = redis::pipe();
+        for (i, key) in keys.iter().enumerate() {
+            let url = pictures.url(["shapes.png", "sign.png", "poster.jpg"][i % 3]);
+            pipe.cmd("DEL").arg(key).ignore();
+            let submit = pipe.cmd("FLORENCE.SUBMIT").arg(key).arg(url).arg("<CAPTION>");
+            submit.arg("NOCACHE").arg("RETRIES").arg(0).ignore();
+        }
+        pipe.query::<()>(&mut connection).unwrap();
+        for key in &keys {
+            let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "60"]);
+            assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+        }
+        jobs += keys.len();
+        // By then every key has been used, and all buffers have found their size.
+        if warm.is_none() && (jobs >= 240 || start.elapsed().as_secs() * 2 > seconds) {
+            warm = Some(server.usage());
+        }
+    }
+    let (warm, end) = (warm.expect("a warm server"), server.usage());
+    println!("soak: {jobs} jobs in {seconds} s; KiB, threads, descriptors: {warm:?}, then {end:?}");
+    assert!(end[0] < warm[0] + (100 << 10), "memory grew: {warm:?} {end:?}");
+    assert_eq!(end[1], warm[1]);
+    assert!(end[2] <= warm[2] + 8, "descriptors grew: {warm:?} {end:?}");
 }

@@ -221,12 +221,10 @@ impl Fetcher {
         match error {
             ureq::Error::StatusCode(status) => FetchError::Status(status),
             // What reading a body meets comes wrapped.
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|e| e.is::<ureq::Error>()) => {
-                match error.into_inner().map(|error| error.downcast::<ureq::Error>()) {
-                    Some(Ok(error)) => self.explain(*error),
-                    _ => FetchError::Timeout,
-                }
-            }
+            ureq::Error::Io(error) if is_wrapped(&error) => match error.downcast() {
+                Ok(inner) => self.explain(inner),
+                Err(error) => FetchError::Transport(Box::new(error.into())),
+            },
             ureq::Error::BodyExceedsLimit(_) => FetchError::TooLarge(self.limits.bytes),
             ureq::Error::Timeout(_) => FetchError::Timeout,
             ureq::Error::Other(other) if other.is::<NotPublic>() => FetchError::Denied,
@@ -249,6 +247,10 @@ fn config(limits: &FetchLimits) -> ureq::config::Config {
         .proxy(None)
         .user_agent(concat!("florence/", env!("CARGO_PKG_VERSION")))
         .build()
+}
+
+fn is_wrapped(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<ureq::Error>)
 }
 
 /// A URL in the one spelling that hosts and addresses have for the WHATWG: what is checked is what

@@ -209,19 +209,15 @@ impl Engine<'_> {
                 control.set_tokens(ticket.tokens);
             }
         }
-        match guarded(|| self.batch.step()) {
-            Ok(answered) => {
-                let count = answered.len();
-                for (ticket, answer) in answered {
-                    self.answer(ticket, answer);
-                }
-                count
-            }
-            Err(_) => {
-                self.restart();
-                0
-            }
+        let Ok(answered) = guarded(|| self.batch.step()) else {
+            self.restart();
+            return 0;
+        };
+        let count = answered.len();
+        for (ticket, answer) in answered {
+            self.answer(ticket, answer);
         }
+        count
     }
 
     fn answer(&self, ticket: Ticket, answer: Answer) {
