@@ -73,7 +73,7 @@ serving: build  ## throughput, reaction and a long queue through a server of its
 	@tools/serving.sh
 
 chaos: build  ## 10,000 jobs on servers that are killed every few seconds; prints what became of them
-	FLORENCE_CHAOS_JOBS=10000 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
+	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
 
 fuzz: build  ## a million random commands and 20,000 mutated pictures against live servers
 	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::random

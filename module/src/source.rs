@@ -24,13 +24,8 @@ use crate::{config, reply, workers::Failure};
 /// The one client for all threads, made when the first picture is fetched: by then the settings
 /// are known to be good.
 static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
-    let limits = FetchLimits {
-        bytes: config::number(&config::MAX_IMAGE_BYTES),
-        total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
-        ..FetchLimits::default()
-    };
     let (rules, buckets) = settings().unwrap_or_default();
-    Fetcher::new(limits, rules, buckets)
+    Fetcher::new(rules, buckets)
 });
 
 static RULES: LazyLock<AccessRules> = LazyLock::new(|| settings().unwrap_or_default().0);
@@ -106,8 +101,13 @@ pub(crate) fn read(uri: &str) -> Result<Vec<u8>, Failure> {
     if let Some(path) = local_path(uri) {
         return read_file(&path);
     }
+    let limits = FetchLimits {
+        bytes: config::number(&config::MAX_IMAGE_BYTES),
+        total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
+        ..FetchLimits::default()
+    };
     let start = Instant::now();
-    let fetched = FETCHER.fetch(uri);
+    let fetched = FETCHER.fetch(uri, &limits);
     record(uri, start, fetched.as_ref().ok().map(Vec::len));
     fetched.map_err(|error| Failure::from(Error::from(error)))
 }

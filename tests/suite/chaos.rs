@@ -1,6 +1,6 @@
 //! Servers that are killed every few seconds while jobs come in: none is lost, each ends once.
 //!
-//! `make chaos` runs 10,000 jobs in all; `FLORENCE_CHAOS_JOBS` says how many.
+//! `make chaos` runs 10,200 jobs in all; `FLORENCE_CHAOS_JOBS` says how many.
 
 use std::{
     collections::HashMap,

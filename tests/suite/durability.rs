@@ -239,3 +239,57 @@ fn a_clean_shutdown_ends_quickly_with_work_in_progress() {
     server.restart();
     finished(&server, "j");
 }
+
+#[test]
+fn saves_swaps_and_moves_during_work_lose_nothing() {
+    let pictures = Pictures::serve();
+    let mut server = Server::with(Settings::lines(&["appendonly yes", "appendfsync always"]));
+    let url = pictures.url("slow/500/shapes.png");
+    for i in 0..8 {
+        server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>", "NOCACHE"]);
+    }
+    eventually("work begins", || (server.stat("jobs_active") >= 4).then_some(()));
+    server.call::<()>(&["BGSAVE"]);
+    eventually("the save ends", || {
+        server
+            .call::<String>(&["INFO", "persistence"])
+            .contains("rdb_bgsave_in_progress:0")
+            .then_some(())
+    });
+    server.call::<()>(&["BGREWRITEAOF"]);
+    server.call::<()>(&["SWAPDB", "0", "1"]);
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}/1", server.port)).unwrap();
+    let mut swapped = client.get_connection().unwrap();
+    let moved: i64 = redis::cmd("MOVE").arg("j7").arg(0).query(&mut swapped).unwrap();
+    assert_eq!(moved, 1);
+    finished(&server, "j7");
+    for i in 0..7 {
+        let mut wait = redis::cmd("FLORENCE.WAIT");
+        let job: Job = wait.arg(format!("j{i}")).arg(60).query(&mut swapped).unwrap();
+        assert_eq!(job["state"].as_deref(), Some("done"), "j{i}: {job:?}");
+    }
+    assert_eq!(server.stat("jobs_done"), 8);
+    assert!(server.is_alive());
+}
+
+#[test]
+fn evicted_jobs_are_cancelled_and_their_waiters_answered() {
+    let server = Server::with(Settings::lines(&["maxmemory-policy allkeys-random"]));
+    let pictures = Pictures::serve();
+    let url = pictures.url("slow/3000/shapes.png");
+    for i in 0..50 {
+        let key = format!("j{i}");
+        server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OD>", "RETRIES", "0"]);
+    }
+    let waiter = {
+        let mut connection = server.connect();
+        std::thread::spawn(move || {
+            redis::cmd("FLORENCE.WAIT").arg("j49").arg(60).query::<Option<Job>>(&mut connection)
+        })
+    };
+    eventually("it waits", || (server.stat("waiters") == 1).then_some(()));
+    server.call::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    eventually("all are evicted", || (server.call::<i64>(&["DBSIZE"]) == 0).then_some(()));
+    assert_eq!(waiter.join().unwrap().unwrap(), None);
+    assert_eq!(server.stat("jobs_waiting") + server.stat("jobs_active"), 0);
+}

@@ -161,7 +161,7 @@ fn mutated_pictures_do_not_end_the_server() {
                 // Most of what matters stands in the first bytes.
                 let at = random.below(bytes.len().clamp(1, 64));
                 if let Some(byte) = bytes.get_mut(at) {
-                    *byte = random.below(256) as u8;
+                    *byte = random.byte();
                 }
             }
             bytes.push(0);

@@ -121,30 +121,24 @@ const SPEED_GRACE: Duration = Duration::from_secs(5);
 /// A client that keeps connections for the next picture.
 pub struct Fetcher {
     agent: Agent,
-    limits: FetchLimits,
     rules: Arc<AccessRules>,
     cloud: Cloud,
 }
 
 impl Fetcher {
-    /// A client with these limits and rules, which reads these buckets with the credentials that
+    /// A client with these rules, which reads these buckets with the credentials that
     /// the environment names.
-    pub fn new(limits: FetchLimits, rules: AccessRules, buckets: Buckets) -> Self {
-        Self::with_resolver(limits, rules, buckets, DefaultResolver::default())
+    pub fn new(rules: AccessRules, buckets: Buckets) -> Self {
+        Self::with_resolver(rules, buckets, DefaultResolver::default())
     }
 
-    fn with_resolver(
-        limits: FetchLimits,
-        rules: AccessRules,
-        buckets: Buckets,
-        resolver: impl Resolver,
-    ) -> Self {
+    fn with_resolver(rules: AccessRules, buckets: Buckets, resolver: impl Resolver) -> Self {
         let rules = Arc::new(rules);
         let resolver = GuardedResolver { system: resolver, rules: Arc::clone(&rules) };
-        let agent = Agent::with_parts(config(&limits), DefaultConnector::default(), resolver);
+        let agent = Agent::with_parts(config(), DefaultConnector::default(), resolver);
         // Where the operator's own environment points to may be anywhere.
-        let trusted = Agent::new_with_config(config(&limits));
-        Self { agent, limits, rules, cloud: Cloud::from_env(buckets, trusted) }
+        let trusted = Agent::new_with_config(config());
+        Self { agent, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
     /// Downloads a URL.
@@ -152,44 +146,52 @@ impl Fetcher {
     /// # Errors
     ///
     /// See [`FetchError`].
-    pub fn fetch(&self, url: &str) -> Result<Vec<u8>, FetchError> {
-        let deadline = Instant::now() + self.limits.total;
+    pub fn fetch(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {
+        let download = Download { limits, deadline: Instant::now() + limits.total };
         if let Some(object) = self.cloud.object(url) {
             let object = object?;
             let agent = if object.is_trusted { &self.cloud.agent } else { &self.agent };
-            let response = self.get(agent, &object.url, object.token.as_deref(), deadline)?;
+            let response = download.get(agent, &object.url, object.token.as_deref())?;
             if !response.status().is_success() {
                 return Err(FetchError::Status(response.status().as_u16()));
             }
-            return self.read(response);
+            return download.read(response);
         }
         let mut url = parse(url)?;
-        for _ in 0..=self.limits.redirects {
+        for _ in 0..=limits.redirects {
             if !self.rules.permit_host(url.host_str().unwrap_or_default()) {
                 return Err(FetchError::DeniedHost);
             }
-            let response = self.get(&self.agent, &url, None, deadline)?;
+            let response = download.get(&self.agent, &url, None)?;
             if let Some(next) = redirect(&response, &url)? {
                 url = next;
                 continue;
             }
-            return self.read(response);
+            return download.read(response);
         }
         Err(FetchError::Redirect)
     }
+}
 
-    fn get(
-        &self,
-        agent: &Agent,
-        url: &Url,
-        token: Option<&str>,
-        deadline: Instant,
-    ) -> Result<Response, FetchError> {
-        let left = deadline.saturating_duration_since(Instant::now());
+/// One download, redirects and all.
+struct Download<'a> {
+    limits: &'a FetchLimits,
+    deadline: Instant,
+}
+
+impl Download<'_> {
+    fn get(&self, agent: &Agent, url: &Url, token: Option<&str>) -> Result<Response, FetchError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(FetchError::Timeout);
         }
-        let mut request = agent.get(url.as_str()).config().timeout_global(Some(left)).build();
+        let mut request = agent
+            .get(url.as_str())
+            .config()
+            .timeout_global(Some(left))
+            .timeout_connect(Some(self.limits.connect))
+            .timeout_recv_response(Some(self.limits.first_byte))
+            .build();
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -236,10 +238,8 @@ impl Fetcher {
 
 type Response = ureq::http::Response<ureq::Body>;
 
-fn config(limits: &FetchLimits) -> ureq::config::Config {
+fn config() -> ureq::config::Config {
     Agent::config_builder()
-        .timeout_connect(Some(limits.connect))
-        .timeout_recv_response(Some(limits.first_byte))
         // Every redirect is checked here.
         .max_redirects(0)
         .max_redirects_will_error(false)

@@ -66,9 +66,9 @@ fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize
     let resolver = Scripted { answers, port, asked: Arc::clone(&asked) };
     let rules =
         AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
-    let limits = FetchLimits::default();
-    let fetcher = Fetcher::with_resolver(limits, rules, Buckets::default(), resolver);
-    let fetched = fetcher.fetch(&format!("http://first.example:{port}{path}"));
+    let fetcher = Fetcher::with_resolver(rules, Buckets::default(), resolver);
+    let url = format!("http://first.example:{port}{path}");
+    let fetched = fetcher.fetch(&url, &FetchLimits::default());
     server.unblock();
     thread.join().unwrap();
     (fetched, asked.load(Ordering::SeqCst), hits.load(Ordering::SeqCst))

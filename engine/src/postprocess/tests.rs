@@ -74,3 +74,22 @@ fn a_box_knows_its_location_tokens() {
     let scale = Scale { size: (10, 10), coordinates: Coordinates::Float };
     assert_eq!(post_process(Task::Od, text, scale).boxes, [2, 6]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+
+    /// The model may say anything.
+    #[test]
+    fn any_text_of_the_model_is_read(
+        text in "(<loc_[0-9]{1,5}>|<loc_|</?poly>|<sep>|<and>|</?s>|[a-z,. ]{0,6}|\\PC){0,40}",
+        task in 0..Task::ALL.len(),
+        width in 1usize..5000,
+        height in 1usize..5000,
+    ) {
+        for coordinates in [Coordinates::Float, Coordinates::Integer] {
+            let scale = Scale { size: (width, height), coordinates };
+            let parsed = post_process(Task::ALL[task], &text, scale);
+            assert!(parsed.json.as_object().is_some_and(|object| object.len() == 1));
+        }
+    }
+}
