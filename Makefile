@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
-        serving chaos fuzz soak train clean
+        serving chaos fuzz memcheck soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -78,6 +78,10 @@ chaos: build  ## 10,000 jobs on servers that are killed every few seconds; print
 fuzz: build  ## a million random commands and 20,000 mutated pictures against live servers
 	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::random
 	FLORENCE_FUZZ=100 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated
+
+memcheck: build  ## jobs on a server under valgrind
+	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
+	tools/memcheck.sh
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
 	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak

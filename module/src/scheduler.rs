@@ -127,11 +127,11 @@ enum Slot {
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     jobs: HashMap<JobKey, Slot>,
-    /// Jobs that may have ended the server. Each runs alone, before all others: if one of them does
-    /// it again, it takes no other job along.
+    /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
+    /// it again, it is the only one that was there both times.
     suspects: BTreeMap<Place, JobKey>,
     /// The suspect that is being worked on.
-    alone: Option<JobKey>,
+    suspect: Option<JobKey>,
     ready: BTreeMap<Place, JobKey>,
     delayed: BTreeMap<(Instant, Place), JobKey>,
     /// Waiting jobs that are of no use after a moment.
@@ -186,16 +186,16 @@ impl Scheduler {
                 self.ready.insert(place, key);
             }
         }
-        if self.alone.is_some() || !self.suspects.is_empty() && self.active > 0 {
-            return Next::Idle;
-        }
-        let suspect = self.suspects.first_key_value().map(|(_, key)| key.clone());
-        self.alone.clone_from(&suspect);
-        let ready = || self.ready.first_key_value().map(|(_, key)| key.clone());
-        if let Some(key) = suspect.or_else(ready) {
-            let alone = self.alone.take();
+        let suspect = match self.suspect {
+            None => self.suspects.pop_first().map(|(_, key)| key),
+            Some(_) => None,
+        };
+        let next = suspect.clone().or_else(|| self.ready.pop_first().map(|(_, key)| key));
+        if let Some(key) = next {
             self.remove(&key);
-            self.alone = alone;
+            if suspect.is_some() {
+                self.suspect = suspect;
+            }
             let control = Arc::new(Control::default());
             self.jobs.insert(key.clone(), Slot::Active(Arc::clone(&control)));
             self.active += 1;
@@ -256,8 +256,8 @@ impl Scheduler {
     }
 
     fn remove(&mut self, key: &JobKey) {
-        if self.alone.as_ref() == Some(key) {
-            self.alone = None;
+        if self.suspect.as_ref() == Some(key) {
+            self.suspect = None;
         }
         let expires = match self.jobs.remove(key) {
             Some(Slot::Suspect(place)) => {
@@ -460,19 +460,19 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_runs_alone_and_first() {
+    fn suspects_run_first_and_one_at_a_time() {
         let (mut scheduler, now) = (enabled(), Instant::now());
-        scheduler.observe(&key("running"), &waiting(0));
-        assert_eq!(run(&mut scheduler, now).unwrap().0, "running");
-        scheduler.observe(&key("a"), &waiting(1));
+        for (name, rank) in [("a", 1), ("b", 2), ("c", 3)] {
+            scheduler.observe(&key(name), &waiting(rank));
+        }
         scheduler.observe(&key("s"), &Seen::Suspect { rank: 9 });
         scheduler.observe(&key("t"), &Seen::Suspect { rank: 8 });
-        assert!(run(&mut scheduler, now).is_none());
-        for (ended, next) in [("running", "t"), ("t", "s"), ("s", "a")] {
-            scheduler.observe(&key(ended), &Seen::Nothing);
-            assert_eq!(run(&mut scheduler, now).unwrap().0, next);
-            assert!(run(&mut scheduler, now).is_none());
-        }
+        let mut next = || run(&mut scheduler, now).map(|(name, _)| name);
+        assert_eq!([next(), next()], ["t", "a"].map(|name| Some(name.to_owned())));
+        scheduler.observe(&key("t"), &Seen::Nothing);
+        assert_eq!(order(&mut scheduler, now), ["s", "b", "c"]);
+        scheduler.observe(&key("s"), &Seen::Nothing);
+        assert_eq!(scheduler.active(), 3);
     }
 
     #[test]
