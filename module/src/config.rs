@@ -66,6 +66,8 @@ pub(crate) static DENY_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::
 pub(crate) static ALLOW_HOSTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Hosts that pictures may not come from.
 pub(crate) static DENY_HOSTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Formats of pictures that are decoded.
+pub(crate) static IMAGE_FORMATS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Buckets that are read with the server's credentials.
 pub(crate) static BUCKETS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Directories that pictures may be read from, separated by spaces; empty for none.
@@ -76,7 +78,7 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 27] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -101,6 +103,7 @@ const NAMES: [&str; 26] = [
     "allow-hosts",
     "deny-hosts",
     "buckets",
+    "image-formats",
     "model",
     "file-roots",
 ];

@@ -133,6 +133,7 @@ mod module {
                 ["deny-networks", &*v::DENY_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-hosts", &*v::ALLOW_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["deny-hosts", &*v::DENY_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
+                ["image-formats", &*v::IMAGE_FORMATS, "jpeg png webp gif bmp", ConfigurationFlags::IMMUTABLE, None],
                 ["buckets", &*v::BUCKETS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],

@@ -15,6 +15,7 @@ use cap_std::{
 use florence_engine::{
     Error,
     fetch::{AccessRules, Buckets, FetchLimits, Fetcher},
+    image::Formats,
 };
 use parking_lot::Mutex;
 use redis_module::RedisError;
@@ -48,7 +49,14 @@ fn settings() -> Result<(AccessRules, Buckets), String> {
 
 /// A typing error in a rule must not pass silently: the module is not loaded with one.
 pub(crate) fn check_settings() -> Result<(), String> {
+    image_formats()?;
     settings().map(|_settings| ())
+}
+
+/// The decoders that may be used.
+pub(crate) fn image_formats() -> Result<Formats, String> {
+    let formats = config::text(&config::IMAGE_FORMATS).parse();
+    formats.map_err(|problem| format!("image-formats: {problem}"))
 }
 
 /// Whether a URI may be fetched at all; asked before a job is stored.

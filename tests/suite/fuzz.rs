@@ -135,6 +135,7 @@ fn random_commands_do_not_end_the_server() {
 fn mutated_pictures_do_not_end_the_server() {
     let mut server = Server::with(Settings::lines(&[
         "florence.max-image-pixels 4000000",
+        "florence.image-formats \"jpeg png webp gif bmp tiff\"",
         "florence.default-ttl 30",
     ]));
     server.wait_for_model();

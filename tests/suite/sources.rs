@@ -345,6 +345,15 @@ fn formats_that_are_not_read_are_named() {
         let message = format!("{name} pictures are not supported, convert to JPEG, PNG or WebP");
         assert_eq!(error(&submit_bytes(&server, key, bytes))["message"], message);
     }
+    // Read, but only where the operator wants it.
+    let tiff = b"II*\0\x08\0\0\0\0\0\0\0\0\0";
+    let refused = submit_bytes(&server, "tiff", tiff);
+    assert_eq!(error(&refused)["message"], "TIFF pictures are not allowed here");
+    let server = Server::with(Settings::lines(&["florence.image-formats \"tiff\""]));
+    let corrupt = submit_bytes(&server, "tiff", tiff);
+    assert_eq!(error(&corrupt)["message"], "the TIFF picture is corrupt or truncated");
+    let png = submit_bytes(&server, "png", &std::fs::read(picture("shapes.png")).unwrap());
+    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here");
 }
 
 #[test]

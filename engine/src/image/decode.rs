@@ -13,6 +13,9 @@ pub enum ImageError {
     /// None of the formats that are read.
     #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
     UnknownFormat,
+    /// A format that the settings leave out.
+    #[error("{0} pictures are not allowed here")]
+    NotAllowed(&'static str),
     /// A format that is known, but not read.
     #[error("{0} pictures are not supported, convert to JPEG, PNG or WebP")]
     Unsupported(&'static str),
@@ -55,11 +58,46 @@ pub struct DecodeLimits {
     pub pixels: u64,
     /// Most bytes a decoder may claim.
     pub bytes: u64,
+    /// The decoders that may be used at all.
+    pub formats: Formats,
 }
 
 impl Default for DecodeLimits {
     fn default() -> Self {
-        Self { pixels: 100_000_000, bytes: 1 << 30 }
+        Self { pixels: 100_000_000, bytes: 1 << 30, formats: Formats::default() }
+    }
+}
+
+const FORMATS: [(&str, ImageFormat); 6] = [
+    ("JPEG", ImageFormat::Jpeg),
+    ("PNG", ImageFormat::Png),
+    ("WebP", ImageFormat::WebP),
+    ("GIF", ImageFormat::Gif),
+    ("BMP", ImageFormat::Bmp),
+    ("TIFF", ImageFormat::Tiff),
+];
+
+/// Some of the formats that are read; by default all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formats([bool; FORMATS.len()]);
+
+impl Default for Formats {
+    fn default() -> Self {
+        Self([true; FORMATS.len()])
+    }
+}
+
+impl std::str::FromStr for Formats {
+    type Err = String;
+
+    /// Names, separated by spaces: `jpeg png`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut formats = Self([false; FORMATS.len()]);
+        for word in text.split_whitespace() {
+            let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
+            formats.0[found.ok_or_else(|| format!("'{word}' is no format that is read"))?] = true;
+        }
+        Ok(formats)
     }
 }
 
@@ -98,7 +136,12 @@ pub fn decode(
         .with_guessed_format()
         .map_err(|_error| ImageError::UnknownFormat)?;
     let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
-    let format = reader.format().and_then(name).ok_or_else(unknown)?;
+    let is_it = |(_, format): &(&str, ImageFormat)| reader.format() == Some(*format);
+    let found = FORMATS.iter().position(is_it).ok_or_else(unknown)?;
+    let format = FORMATS[found].0;
+    if !limits.formats.0[found] {
+        return Err(ImageError::NotAllowed(format));
+    }
     let corrupt = |source| ImageError::Corrupt { format, source };
     let mut decoder = reader.into_decoder().map_err(corrupt)?;
     let (width, height) = decoder.dimensions();
@@ -146,18 +189,6 @@ fn unsupported(bytes: &[u8]) -> Option<&'static str> {
     known.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
 }
 
-fn name(format: ImageFormat) -> Option<&'static str> {
-    Some(match format {
-        ImageFormat::Jpeg => "JPEG",
-        ImageFormat::Png => "PNG",
-        ImageFormat::WebP => "WebP",
-        ImageFormat::Gif => "GIF",
-        ImageFormat::Bmp => "BMP",
-        ImageFormat::Tiff => "TIFF",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use image::{ExtendedColorType, ImageEncoder};
@@ -187,20 +218,17 @@ mod tests {
     #[test]
     fn every_format_is_read() {
         let grey = image::RgbImage::from_pixel(5, 4, image::Rgb([90, 90, 90]));
-        for format in [
-            ImageFormat::Png,
-            ImageFormat::Jpeg,
-            ImageFormat::WebP,
-            ImageFormat::Gif,
-            ImageFormat::Bmp,
-            ImageFormat::Tiff,
-        ] {
+        for (name, format) in FORMATS {
             let mut bytes = Cursor::new(Vec::new());
             grey.write_to(&mut bytes, format).unwrap();
             let rgb = decode(bytes.get_ref(), DecodeLimits::default(), Orientation::AsStored);
             let rgb = rgb.unwrap();
             assert_eq!((rgb.width, rgb.height), (5, 4), "{format:?}");
             assert!(rgb.data.iter().all(|value| value.abs_diff(90) <= 1), "{format:?}");
+            let formats = "jpeg png WEBP gif bmp".parse().unwrap();
+            let limits = DecodeLimits { formats, ..DecodeLimits::default() };
+            let fewer = decode(bytes.get_ref(), limits, Orientation::AsStored);
+            assert_eq!(fewer.is_ok(), name != "TIFF", "{name}");
         }
     }
 
@@ -223,7 +251,7 @@ mod tests {
 
     #[test]
     fn bad_bytes_are_named() {
-        let limits = DecodeLimits { pixels: 1, bytes: 1 << 20 };
+        let limits = DecodeLimits { pixels: 1, ..DecodeLimits::default() };
         let check = |bytes: &[u8], limits, expected: &str| {
             let error = decode(bytes, limits, Orientation::AsStored).unwrap_err().to_string();
             assert_eq!(error, expected);

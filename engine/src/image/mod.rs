@@ -4,6 +4,6 @@ mod decode;
 mod preprocess;
 mod resize;
 
-pub use decode::{DecodeLimits, ImageError, Orientation, Rgb, decode};
+pub use decode::{DecodeLimits, Formats, ImageError, Orientation, Rgb, decode};
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;

@@ -235,6 +235,7 @@ fn prepare(florence: &Florence, claimed: &Claimed) -> Result<Outcome, Failure> {
     let options = PrepareOptions {
         limits: DecodeLimits {
             pixels: config::number(&config::MAX_IMAGE_PIXELS),
+            formats: source::image_formats().unwrap_or_default(),
             ..DecodeLimits::default()
         },
         ..PrepareOptions::default()
