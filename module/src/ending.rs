@@ -52,14 +52,15 @@ pub(crate) fn finish(
 /// Publishes the job, and adds it to the stream of the settings. Best effort: the job has ended,
 /// whoever hears of it.
 fn announce(ctx: &Context, key: &[u8], state: State, map: &str) {
+    let is_cluster = ctx.get_flags().contains(ContextFlags::CLUSTER);
     if config::flag(&config::PUBLISH) {
-        let is_cluster = ctx.get_flags().contains(ContextFlags::CLUSTER);
         let (command, channel) =
             if is_cluster { ("SPUBLISH", shard_channel(key)) } else { ("PUBLISH", channel(key)) };
         count_failure(&call(ctx, command, &[&channel, map.as_bytes()]));
     }
     let stream = config::text(&config::STREAM);
-    if !stream.is_empty() {
+    // In a cluster the stream would be in another slot than the job.
+    if !stream.is_empty() && !is_cluster {
         let length = config::number(&config::STREAM_LENGTH).to_string();
         let args: [&[u8]; 11] = [
             stream.as_bytes(),

@@ -4,8 +4,6 @@
 //! All that can be refused is refused here, before anything is stored. The job is queued by the
 //! keyspace event of its own HSET, like a job that comes from a file, a master or a migration.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use florence_engine::task::Prompt;
 use redis_module::{
     CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError, RedisResult,
@@ -43,7 +41,7 @@ struct Options {
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
-    let picture = picture(ctx, args)?;
+    let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = Options::parse(args)?;
     check_prompts(&prompts, options.model.as_deref())?;
@@ -66,7 +64,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     Ok(name)
 }
 
-fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
+fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture, RedisError> {
     let first = args.next()?;
     if is_word(&first, "DATA") {
         let bytes = args.next()?.as_slice().to_vec();
@@ -75,6 +73,7 @@ fn picture(ctx: &Context, args: &mut Args) -> Result<Picture, RedisError> {
     }
     if is_word(&first, "KEY") {
         let key = args.next()?;
+        check_slots(ctx, job, &key)?;
         let bytes = string_key(ctx, &key)?;
         check_size(bytes.len())?;
         return Ok(Picture { shown: format!("KEY {}", key.to_string_lossy()), bytes: Some(bytes) });
@@ -119,6 +118,26 @@ fn check_size(bytes: usize) -> Result<(), RedisError> {
     Ok(())
 }
 
+/// Not every server looks at the second key when it routes the command.
+fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<(), RedisError> {
+    if !ctx.get_flags().contains(ContextFlags::CLUSTER) {
+        return Ok(());
+    }
+    let options = CallOptionsBuilder::new().errors_as_replies().build();
+    let slot = |key: &RedisString| {
+        let args = [&b"KEYSLOT"[..], key.as_slice()];
+        let reply: CallResult<'_> = ctx.call_ext("CLUSTER", &options, &args[..]);
+        reply.ok().and_then(|reply| match reply {
+            CallReply::I64(slot) => Some(slot.to_i64()),
+            _ => None,
+        })
+    };
+    if slot(job) == slot(image) {
+        return Ok(());
+    }
+    Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))
+}
+
 /// The bytes of a string key, read with the rights of the calling user.
 fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
     let options = CallOptionsBuilder::new().verify_acl().errors_as_replies().build();
@@ -127,9 +146,6 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
         Ok(CallReply::String(bytes)) => Ok(bytes.as_bytes().to_vec()),
         Ok(_) => Err(reply::error("ERR", "the image key does not exist")),
         Err(error) if error.as_bytes().starts_with(b"WRONGTYPE") => Err(RedisError::WrongType),
-        Err(error) if String::from_utf8_lossy(error.as_bytes()).contains("non local key") => {
-            Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))
-        }
         Err(_denied) => Err(reply::error("NOPERM", "this user may not read the image key")),
     }
 }
@@ -249,8 +265,9 @@ fn request_of(fields: &Fields) -> &[u8] {
     &fields[0].1
 }
 
-/// `florence:` and a ULID: sortable by time, unique without asking anyone; in a cluster with a
-/// hash tag that keeps it on this node.
+/// `florence:` and a ULID: sortable by time, unique without asking anyone. In a cluster with the
+/// hash tag of `*` itself: servers take every key that a command writes for one of the slot that
+/// it was routed by.
 fn new_key(ctx: &Context) -> RedisString {
     const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let mut number = u128::from(job::unix_ms().unsigned_abs()) << 80;
@@ -259,25 +276,8 @@ fn new_key(ctx: &Context) -> RedisString {
     }
     let mut name = b"florence:".to_vec();
     if ctx.get_flags().contains(ContextFlags::CLUSTER) {
-        name.extend(format!("{{{}}}:", local_tag(ctx)).bytes());
+        name.extend(b"{*}:");
     }
     name.extend((0..26).rev().map(|i| CROCKFORD[(number >> (5 * i)) as usize & 31]));
     ffi::string(ctx, &name)
-}
-
-/// A hash tag whose slot is this node's: the one that was good last time, or the next that the
-/// server takes. A node with few slots needs many tries, once.
-fn local_tag(ctx: &Context) -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    const TRIES: u64 = 200_000;
-    let options = CallOptionsBuilder::new().errors_as_replies().build();
-    let is_local = |tag: &u64| {
-        let key = format!("{{{tag}}}");
-        let reply: CallResult<'_> = ctx.call_ext("EXISTS", &options, &[key.as_bytes()][..]);
-        reply.is_ok()
-    };
-    let last = LAST.load(Ordering::Relaxed);
-    let tag = (last..last + TRIES).find(is_local).unwrap_or(last);
-    LAST.store(tag, Ordering::Relaxed);
-    tag
 }
