@@ -53,8 +53,13 @@ fn a_cluster_routes_jobs_and_refuses_what_crosses_slots() {
     assert!(crossing.starts_with("CROSSSLOT"), "{crossing}");
 
     // A shard channel of the key's slot hears of the end.
-    let replicas_too: i64 = node.call(&["SPUBLISH", &format!("florence:{key}"), "test"]);
-    assert_eq!(replicas_too, 0);
+    let mut listener = node.connect();
+    let subscribe = redis::cmd("SSUBSCRIBE").arg("florence:{*}mine").get_packed_command();
+    listener.send_packed_command(&subscribe).unwrap();
+    listener.recv_response().unwrap();
+    node.call::<()>(&["FLORENCE.SUBMIT", "{*}mine", &url, "<OD>"]);
+    let message = format!("{:?}", listener.recv_response().unwrap());
+    assert!(message.contains("smessage") && message.contains("done"), "{message}");
     assert_eq!(node.stat("jobs_unannounced"), 0);
 }
 
