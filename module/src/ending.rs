@@ -41,9 +41,7 @@ pub(crate) fn finish(
     if ttl > 0 {
         call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
     }
-    if let Ok(map) = Job::open(ctx, &name).map(|job| view::json(key, &job)) {
-        announce(ctx, key, state, &map);
-    }
+    announce(ctx, key, state);
     Counters::add(SHARED.counters.ended(state), 1);
     ffi::notify(ctx, &format!("florence.{}", state.name()), key);
     Ok(())
@@ -51,16 +49,23 @@ pub(crate) fn finish(
 
 /// Publishes the job, and adds it to the stream of the settings. Best effort: the job has ended,
 /// whoever hears of it.
-fn announce(ctx: &Context, key: &[u8], state: State, map: &str) {
+fn announce(ctx: &Context, key: &[u8], state: State) {
     let is_cluster = ctx.get_flags().contains(ContextFlags::CLUSTER);
-    if config::flag(&config::PUBLISH) {
+    let is_published = config::flag(&config::PUBLISH);
+    // In a cluster the stream would be in another slot than the job.
+    let stream = Some(config::text(&config::STREAM)).filter(|name| !name.is_empty() && !is_cluster);
+    if !is_published && stream.is_none() {
+        return;
+    }
+    let Ok(map) = Job::open(ctx, &ffi::string(ctx, key)).map(|job| view::json(key, &job)) else {
+        return;
+    };
+    if is_published {
         let (command, channel) =
             if is_cluster { ("SPUBLISH", shard_channel(key)) } else { ("PUBLISH", channel(key)) };
         count_failure(&call(ctx, command, &[&channel, map.as_bytes()]));
     }
-    let stream = config::text(&config::STREAM);
-    // In a cluster the stream would be in another slot than the job.
-    if !stream.is_empty() && !is_cluster {
+    if let Some(stream) = stream {
         let length = config::number(&config::STREAM_LENGTH).to_string();
         let args: [&[u8]; 11] = [
             stream.as_bytes(),

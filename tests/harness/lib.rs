@@ -10,9 +10,16 @@ pub use pictures::{Pictures, picture};
 pub use server::{Server, Settings};
 
 use std::{
+    path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
 };
+
+/// A Python with what tests/requirements.txt lists: `FLORENCE_PYTHON`, or that of `make test`.
+pub fn python() -> PathBuf {
+    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
+    std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from)
+}
 
 /// Polls until `condition` gives a value; panics after half a minute.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {

@@ -143,6 +143,15 @@ impl Server {
         });
     }
 
+    /// Makes this server the replica of another, and waits until it is in step.
+    pub fn follow(&self, master: &Self) {
+        self.call::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica follows", || {
+            let replication: String = self.call(&["INFO", "replication"]);
+            replication.contains("master_link_status:up").then_some(())
+        });
+    }
+
     /// Kills the process at once, as a crash would.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

@@ -140,15 +140,8 @@ fn kills_lose_nothing_that_reached_the_kernel_with_appendfsync_everysec() {
 #[test]
 fn failovers_lose_nothing_that_a_replica_has_confirmed() {
     let (count, pictures) = (jobs(), Pictures::serve());
-    let follow = |replica: &Server, master: u16| {
-        replica.call::<()>(&["REPLICAOF", "127.0.0.1", &master.to_string()]);
-        eventually("the replica follows", || {
-            let replication: String = replica.call(&["INFO", "replication"]);
-            replication.contains("master_link_status:up").then_some(())
-        });
-    };
     let (mut master, mut replica) = (Server::with(settings(&[])), Server::with(settings(&[])));
-    follow(&replica, master.port);
+    replica.follow(&master);
     let (port, tally) = (Arc::new(AtomicU16::new(master.port)), Arc::new(Tally::default()));
     let client = {
         let (port, tally, url) =
@@ -165,7 +158,7 @@ fn failovers_lose_nothing_that_a_replica_has_confirmed() {
         std::mem::swap(&mut master, &mut replica);
         // The dead one comes back empty, as the new master's replica.
         replica.restart();
-        follow(&replica, master.port);
+        replica.follow(&master);
     }
     client.join().unwrap();
     check("replica promoted", &master, count, kills, start.elapsed());

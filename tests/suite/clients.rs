@@ -1,14 +1,13 @@
 //! redis-py and node-redis, as their users would.
 //!
-//! `FLORENCE_PYTHON` names a Python with redis-py (default: `.venv/bin/python`); node-redis is
-//! found in `tests/clients/node_modules`. `make test` installs both.
+//! node-redis is found in `tests/clients/node_modules`; `make test` installs both.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-use florence_tests::{Server, picture};
+use florence_tests::{Server, picture, python};
 
 fn run(program: &Path, script: &str) {
     let server = Server::start();
@@ -27,9 +26,7 @@ fn run(program: &Path, script: &str) {
 
 #[test]
 fn redis_py_submits_and_waits() {
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
-    let python = std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from);
-    run(&python, "client.py");
+    run(&python(), "client.py");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, process::Command, thread, time::Duration};
 
-use florence_tests::{Cluster, Pictures, eventually, picture};
+use florence_tests::{Cluster, Pictures, eventually, picture, python};
 use redis::cluster::ClusterConnection;
 
 type Job = HashMap<String, Option<String>>;
@@ -66,10 +66,9 @@ fn a_cluster_routes_jobs_and_refuses_what_crosses_slots() {
 #[test]
 fn cluster_clients_of_other_languages_need_no_help() {
     let cluster = Cluster::start();
-    let python = std::env::var("FLORENCE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/cluster.py");
     for library in ["redis", "valkey"] {
-        let output = Command::new(&python)
+        let output = Command::new(python())
             .args([script, library, &cluster.nodes[1].port.to_string()])
             .arg(picture("shapes.png"))
             .output()

@@ -12,17 +12,6 @@ fn finished(server: &Server, key: &str) -> Job {
     job
 }
 
-/// Makes a server the replica of another, and waits until it is in step.
-fn follow(replica: &Server, master: &Server) {
-    replica.call::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
-    eventually("the replica follows", || {
-        replica
-            .call::<String>(&["INFO", "replication"])
-            .contains("master_link_status:up")
-            .then_some(())
-    });
-}
-
 #[test]
 fn a_crash_in_mid_job_loses_nothing() {
     let pictures = Pictures::serve();
@@ -91,7 +80,7 @@ fn a_promoted_replica_runs_the_pending_jobs() {
     let pictures = Pictures::serve();
     let mut master = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
     let replica = Server::start();
-    follow(&replica, &master);
+    replica.follow(&master);
     master.call::<()>(&["FLORENCE.SUBMIT", "slow", &pictures.url("slow/4000/sign.png"), "<OCR>"]);
     let url = pictures.url("shapes.png");
     for i in 0..5 {
@@ -114,7 +103,7 @@ fn a_promoted_replica_runs_the_pending_jobs() {
 fn wait_works_on_a_replica() {
     let pictures = Pictures::serve();
     let (master, replica) = (Server::start(), Server::start());
-    follow(&replica, &master);
+    replica.follow(&master);
     master.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/700/sign.png"), "<OCR>"]);
     eventually("the job is there", || (replica.call::<i64>(&["EXISTS", "j"]) == 1).then_some(()));
     let on_replica = finished(&replica, "j");

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use florence_tests::{Pictures, Server, Settings, picture};
+use florence_tests::{Pictures, Server, Settings, picture, python};
 use serde_json::{Value, json};
 
 type Job = HashMap<String, Option<String>>;
@@ -372,8 +372,7 @@ fn a_pipe_below_a_root_does_not_hold_anything_up() {
 fn buckets_are_read_with_credentials_where_the_operator_says_so() {
     use std::{io::BufRead, process};
     let directory = tempfile::tempdir().unwrap();
-    let python = std::env::var("FLORENCE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let mut clouds = process::Command::new(python)
+    let mut clouds = process::Command::new(python())
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/clouds.py"))
         .args([directory.path(), &picture("shapes.png")])
         .stdin(process::Stdio::piped())
