@@ -22,14 +22,12 @@ use redis_module::RedisError;
 
 use crate::{config, reply, workers::Failure};
 
-/// The one client for all threads, made when the first picture is fetched: by then the settings
-/// are known to be good.
+/// The one client for all threads, made for the first URL: by then the settings are known to be
+/// good.
 static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
     let (rules, buckets) = settings().unwrap_or_default();
     Fetcher::new(rules, buckets)
 });
-
-static RULES: LazyLock<AccessRules> = LazyLock::new(|| settings().unwrap_or_default().0);
 
 fn settings() -> Result<(AccessRules, Buckets), String> {
     fn parse<T: std::str::FromStr<Err = String>>(
@@ -62,7 +60,7 @@ pub(crate) fn image_formats() -> Result<Formats, String> {
 /// Whether a URI may be fetched at all; asked before a job is stored.
 pub(crate) fn check(uri: &str) -> Result<(), RedisError> {
     if ["http://", "https://", "gs://", "s3://"].iter().any(|scheme| uri.starts_with(scheme)) {
-        let is_denied = uri.starts_with("http") && !RULES.permit_host(&host(uri));
+        let is_denied = uri.starts_with("http") && !FETCHER.permits_host(&host(uri));
         if is_denied {
             return Err(reply::error("DENIED", "the host is not allowed"));
         }

@@ -65,7 +65,7 @@ pub struct AccessRules {
 
 impl AccessRules {
     /// Whether a URL's host may be asked for pictures, as far as its name tells.
-    pub fn permit_host(&self, host: &str) -> bool {
+    pub(super) fn permit_host(&self, host: &str) -> bool {
         let is_allowed = self.allow_hosts.0.is_empty() || self.allow_hosts.contains(host);
         is_allowed && !self.deny_hosts.contains(host)
     }

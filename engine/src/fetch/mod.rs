@@ -141,6 +141,11 @@ impl Fetcher {
         Self { agent, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
+    /// Whether a host may be asked for pictures, as far as its name tells.
+    pub fn permits_host(&self, host: &str) -> bool {
+        self.rules.permit_host(host)
+    }
+
     /// Downloads a URL.
     ///
     /// # Errors
@@ -159,7 +164,7 @@ impl Fetcher {
         }
         let mut url = parse(url)?;
         for _ in 0..=limits.redirects {
-            if !self.rules.permit_host(url.host_str().unwrap_or_default()) {
+            if !self.permits_host(url.host_str().unwrap_or_default()) {
                 return Err(FetchError::DeniedHost);
             }
             let response = download.get(&self.agent, &url, None)?;
