@@ -31,13 +31,13 @@ pub(crate) fn finish(
     let ttl = Job::open(ctx, &name).ok().and_then(|job| job.number("ttl")).unwrap_or_default();
     fields.push(("finished_at", unix_ms().to_string().into()));
     fields.push(("state", state.name().into()));
-    // The picture goes first: the state's event must find the job as it stays.
+    // The state goes first: a claim that is dropped from unfinished work makes it a suspect.
+    job::write(ctx, key, &fields)?;
     let mut gone: Vec<&[u8]> = vec![key, b"owner", b"retry_at"];
     if data == Data::Drop {
         gone.push(b"data");
     }
     call(ctx, "HDEL", &gone)?;
-    job::write(ctx, key, &fields)?;
     if ttl > 0 {
         call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
     }

@@ -59,7 +59,9 @@ fn a_job_that_ends_the_server_takes_no_other_along() {
     }
     let poison = pictures.url("slow/60000/sign.png");
     server.call::<()>(&["FLORENCE.SUBMIT", "poison", &poison, "<OCR>"]);
-    eventually("all are worked on", || (server.stat("jobs_active") == 4).then_some(()));
+    for key in ["a", "b", "c", "poison"] {
+        eventually("its claim is written", || (server.state(key) == "fetching").then_some(()));
+    }
     server.kill();
     server.restart();
     eventually("its turn comes again", || {

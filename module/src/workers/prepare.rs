@@ -161,8 +161,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     }
     if job.is_expired() {
         drop(job);
-        let _ = ending::finish(ctx, &key.name, State::Expired, Data::Keep, Vec::new());
-        return Claim::Gone;
+        return end(ctx, key, State::Expired, Vec::new());
     }
     let crashes = job.crashes();
     let attempt = job.number("attempts").unwrap_or_default() + 1;
@@ -187,8 +186,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
         wants.map(|_| Failure::permanent("NOMODEL", "this server has another model"))
     };
     if let Some(failure) = hopeless {
-        let _ = ending::finish(ctx, &key.name, State::Failed, Data::Keep, failure.fields());
-        return Claim::Gone;
+        return end(ctx, key, State::Failed, failure.fields());
     }
     let fields: Fields = vec![
         ("attempts", attempt.to_string().into()),
@@ -200,6 +198,14 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     ];
     match job::write(ctx, &key.name, &fields) {
         Ok(()) => Claim::Taken(claimed),
+        Err(_refused) => Claim::NotNow,
+    }
+}
+
+/// Ends a job in the place of a claim.
+fn end(ctx: &Context, key: &JobKey, state: State, fields: Fields) -> Claim {
+    match ending::finish(ctx, &key.name, state, Data::Keep, fields) {
+        Ok(()) => Claim::Gone,
         Err(_refused) => Claim::NotNow,
     }
 }
