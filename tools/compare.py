@@ -21,9 +21,6 @@ import fidelity
 import reference
 
 
-PRECISIONS = ("f32", "int16", "bf16")
-
-
 def pytorch(model, image, prompt, beams, tokens):
     """One whole answer, as a caller would ask for it; hooks see the two big stages pass."""
     marks, core = {}, model.model.model
@@ -63,6 +60,7 @@ def main():
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--tokens", type=int, default=32)
     args.add_argument("--rounds", type=int, default=5)
+    args.add_argument("--precisions", nargs="+", default=["f32", "int16", "bf16"], help="those that the CPU has")
     args = args.parse_args()
     directory = args.work / f"{args.shape}-speed"
     args.work.mkdir(parents=True, exist_ok=True)
@@ -74,11 +72,11 @@ def main():
     image = Image.open(Path(__file__).parent.parent / "models/tiny/samples/shapes.png")
     names = ("vision", "encoder", "decoder_step", "total")
     for beams in (1, 3):
-        rounds = {"PyTorch f32": []} | {precision: [] for precision in PRECISIONS}
+        rounds = {"PyTorch f32": []} | {precision: [] for precision in args.precisions}
         pytorch(model, image, "<OD>", beams, args.tokens)
         for _ in range(args.rounds):
             rounds["PyTorch f32"].append(pytorch(model, image, "<OD>", beams, args.tokens))
-            for precision in PRECISIONS:
+            for precision in args.precisions:
                 rounds[precision].append(ours(args, directory, precision, beams))
         print(f"\n{args.shape} shape, {beams} beams, {args.tokens} tokens, {args.threads} threads, "
               f"medians of {args.rounds} rounds\n")

@@ -17,14 +17,10 @@ fn kernels(criterion: &mut Criterion) {
         if cpu.name() == "scalar" {
             continue;
         }
-        for bf16 in [false, true] {
-            if bf16 && !cpu.has_bf16() {
-                continue;
-            }
-            let precision = if bf16 { "bf16" } else { "f32" };
+        for precision in bench::precisions(cpu) {
             let mut group = criterion.benchmark_group(format!("{} {precision}", cpu.name()));
             group.sample_size(10);
-            for case in pool.install(|| bench::cases(cpu, bf16)) {
+            for case in pool.install(|| bench::cases(cpu, precision)) {
                 group.throughput(Throughput::Elements(case.flops));
                 group.bench_function(&case.name, |bencher| {
                     pool.install(|| bencher.iter(|| (case.run)()));

@@ -73,12 +73,14 @@ pub(crate) static BUCKETS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::defaul
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
+/// Whether packed weights are kept beside the checkpoint.
+pub(crate) static KEEP_PACKED: AtomicBool = AtomicBool::new(true);
 /// Whether jobs that end are published.
 pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 28] = [
     "threads",
     "nice",
     "prepare-threads",
@@ -105,6 +107,7 @@ const NAMES: [&str; 27] = [
     "buckets",
     "image-formats",
     "model",
+    "keep-packed",
     "file-roots",
 ];
 

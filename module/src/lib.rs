@@ -140,6 +140,7 @@ mod module {
             ],
             bool: [
                 ["publish", &v::PUBLISH, true, ConfigurationFlags::DEFAULT, None],
+                ["keep-packed", &v::KEEP_PACKED, true, ConfigurationFlags::IMMUTABLE, None],
             ],
             enum: [],
             module_args_as_configuration: true,

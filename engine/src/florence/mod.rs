@@ -88,6 +88,9 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Niceness of the compute threads, 0 to 19.
     pub nice: i32,
+    /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
+    /// and all processes of the host share their pages.
+    pub keep_packed: bool,
 }
 
 /// How a picture is read.
@@ -286,7 +289,9 @@ impl Florence {
         let generation: Option<GenerationFields> =
             checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
         let text = Text::load(checkpoint)?;
-        let model = threads.install(|| Model::load(checkpoint, &config, side, &device, compute))?;
+        let keep = options.keep_packed;
+        let model =
+            threads.install(|| Model::load(checkpoint, &config, side, &device, compute, keep))?;
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
@@ -311,9 +316,7 @@ impl Florence {
     /// What the model computes with: `f32 avx512`, `bf16 avx512`, `candle`.
     pub fn arithmetic(&self) -> String {
         match self.compute {
-            Compute::Kernels(cpu, kernels::Precision::F32) => format!("f32 {}", cpu.name()),
-            Compute::Kernels(cpu, kernels::Precision::Bf16) => format!("bf16 {}", cpu.name()),
-            Compute::Kernels(cpu, kernels::Precision::Int16) => format!("int16 {}", cpu.name()),
+            Compute::Kernels(cpu, precision) => format!("{} {}", precision.name(), cpu.name()),
             Compute::Candle => "candle".to_owned(),
         }
     }

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 
 use super::{
     ChannelAttention, Cpu, Matrix, Mlp, Norm, PatchConv, Precision, SequenceKeys, WindowAttention,
-    attend_sequence, depthwise_residual, layer_norm, linear,
+    attend_sequence, depthwise_residual, gemm::can_multiply, layer_norm, linear,
 };
 
 /// A kernel with its input, ready to run.
@@ -29,13 +29,20 @@ fn norm(size: usize) -> Norm {
     Norm { weight: vec![1.0; size], bias: vec![0.0; size] }
 }
 
-/// All kernels on an instruction set, in float32 or bfloat16 where they have products of weights.
-pub fn cases(cpu: Cpu, bf16: bool) -> Vec<Case> {
-    let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+/// What a CPU can multiply weights in.
+pub fn precisions(cpu: Cpu) -> impl Iterator<Item = &'static str> {
+    ALL.into_iter().filter(move |precision| can_multiply(cpu, *precision)).map(Precision::name)
+}
+
+const ALL: [Precision; 3] = [Precision::F32, Precision::Int16, Precision::Bf16];
+
+/// All kernels on an instruction set, with products of weights in one of its [`precisions`].
+pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
+    let precision = ALL.into_iter().find(|known| known.name() == precision).unwrap_or_default();
     let matrix = |inputs: usize, outputs: usize| {
         Matrix::pack(&numbers(inputs * outputs), Some(&numbers(outputs)), inputs, precision)
     };
-    let weight_bytes = if bf16 { 2 } else { 4 };
+    let weight_bytes = if precision == Precision::F32 { 4 } else { 2 };
     let mut cases = Vec::new();
     let mut case =
         |name: String, flops: usize, weights: usize, run: Box<dyn Fn() + Send + Sync>| {
@@ -44,7 +51,7 @@ pub fn cases(cpu: Cpu, bf16: bool) -> Vec<Case> {
         };
 
     for (rows, inputs, outputs) in
-        [(36864, 128, 512), (2304, 512, 2048), (577, 768, 3072), (3, 768, 51328)]
+        [(36864, 128, 512), (2304, 512, 2048), (577, 768, 3072), (48, 768, 3072), (3, 768, 51328)]
     {
         let (weights, x) = (matrix(inputs, outputs), numbers(rows * inputs));
         let run = move || drop(black_box(linear(cpu, &weights, &x, None)));

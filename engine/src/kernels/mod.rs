@@ -117,6 +117,16 @@ pub(crate) enum Precision {
     Int16,
 }
 
+impl Precision {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     /// Numbers between -1 and 1, the same for the same seed.

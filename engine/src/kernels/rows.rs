@@ -174,8 +174,11 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
+/// Softmax of `scale * x`. A term below `e^LEAST` of the largest changes no sum of float32; it is
+/// kept at that, since numbers below float32's normal range are multiplied very slowly.
 #[inline(always)]
 pub(super) fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
+    const LEAST: f32 = -60.0;
     let (head, tail) = S::as_mut_simd_f32s(row);
     let lowest = simd.splat_f32s(f32::NEG_INFINITY);
     let max = simd.reduce_max_f32s(head.iter().fold(lowest, |max, x| simd.max_f32s(max, *x)));
@@ -183,12 +186,13 @@ pub(super) fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
     let (scales, offsets) = (simd.splat_f32s(scale), simd.splat_f32s(-max * scale));
     let mut sums = simd.splat_f32s(0.0);
     for x in head.iter_mut() {
-        *x = exp(simd, simd.mul_add_e_f32s(*x, scales, offsets));
+        let exponent = simd.mul_add_e_f32s(*x, scales, offsets);
+        *x = exp(simd, simd.max_f32s(exponent, simd.splat_f32s(LEAST)));
         sums = simd.add_f32s(sums, *x);
     }
     let mut sum = simd.reduce_sum_f32s(sums);
     for x in tail.iter_mut() {
-        *x = exp(Scalar, (*x - max) * scale);
+        *x = exp(Scalar, ((*x - max) * scale).max(LEAST));
         sum += *x;
     }
     let inverse = sum.recip();

@@ -8,8 +8,8 @@ use candle_core::{IndexOp, Result, Tensor};
 use super::{
     LoadError,
     config::VisionConfig,
-    layers::{Compute, LayerNorm, Linear, Loaded, Mlp, attend, floats, like, matrix, norm, pack},
-    weights::Scope,
+    layers::{Compute, LayerNorm, Linear, Loaded, Mlp, attend, floats, like, matrix, norm},
+    weights::{Scope, Source},
 };
 use crate::kernels::{self, Cpu};
 
@@ -87,17 +87,23 @@ impl ConvEmbed {
         let kernel = config.patch_size[stage];
         let (stride, padding) = (config.patch_stride[stage], config.patch_padding[stage]);
         let prenorm = config.patch_prenorm[stage];
-        let weight = scope.get("conv.weight", &[to, from, kernel, kernel])?;
+        let stored = [to, from, kernel, kernel];
         let bias = scope.get("conv.bias", &[to])?;
         let conv = match scope.compute() {
             Compute::Kernels(cpu, precision) => {
-                let inputs = from * kernel * kernel;
-                let weight = weight.permute((0, 2, 3, 1)).and_then(|w| w.reshape((to, inputs)));
-                let matrix = weight.and_then(|weight| pack(&weight, Some(&bias), precision));
-                let matrix = matrix.map_err(LoadError::Device)?;
+                let weight = Source {
+                    name: "conv.weight",
+                    stored: &stored,
+                    shape: [to, from * kernel * kernel],
+                    arrange: |weight| weight.permute((0, 2, 3, 1)),
+                };
+                let matrix = scope.matrix(&weight, Some(&bias), precision)?;
                 Conv::Kernel(cpu, kernels::PatchConv { matrix, kernel, stride, padding })
             }
-            Compute::Candle => Conv::Candle { weight, bias, stride, padding },
+            Compute::Candle => {
+                let weight = scope.get("conv.weight", &stored)?;
+                Conv::Candle { weight, bias, stride, padding }
+            }
         };
         let norm = LayerNorm::load(&scope.pp("norm"), if prenorm { from } else { to })?;
         Ok(Self { conv, norm, prenorm })

@@ -5,7 +5,10 @@
 
 use candle_core::{D, Device, Module, Result, Storage, Tensor};
 
-use super::{LoadError, weights::Scope};
+use super::{
+    LoadError,
+    weights::{Scope, Source},
+};
 use crate::kernels::{self, Cpu, Norm, Precision};
 
 pub(super) type Loaded<T> = std::result::Result<T, LoadError>;
@@ -47,16 +50,18 @@ pub(super) enum Linear {
 
 impl Linear {
     pub(super) fn load(scope: &Scope<'_>, from: usize, to: usize) -> Loaded<Self> {
-        let (weight, bias) = (scope.get("weight", &[to, from])?, scope.get("bias", &[to])?);
-        Self::new(scope.compute(), weight, Some(bias)).map_err(LoadError::Device)
+        let bias = scope.get("bias", &[to])?;
+        Self::of(scope, &Source::plain("weight", &[to, from]), Some(bias))
     }
 
-    pub(super) fn new(compute: Compute, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        Ok(match compute {
+    pub(super) fn of(scope: &Scope<'_>, weight: &Source<'_>, bias: Option<Tensor>) -> Loaded<Self> {
+        Ok(match scope.compute() {
             Compute::Kernels(cpu, precision) => {
-                Self::Kernel(cpu, pack(&weight, bias.as_ref(), precision)?)
+                Self::Kernel(cpu, scope.matrix(weight, bias.as_ref(), precision)?)
             }
-            Compute::Candle => Self::Candle(candle_nn::Linear::new(weight, bias)),
+            Compute::Candle => {
+                Self::Candle(candle_nn::Linear::new(scope.arranged(weight)?, bias))
+            }
         })
     }
 
@@ -84,16 +89,6 @@ impl Linear {
     }
 }
 
-pub(super) fn pack(
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    precision: Precision,
-) -> Result<kernels::Matrix> {
-    let bias = bias.map(Tensor::to_vec1::<f32>).transpose()?;
-    let inputs = weight.dim(D::Minus1)?;
-    floats(weight, |weight| kernels::Matrix::pack(weight, bias.as_deref(), inputs, precision))
-}
-
 /// The packed weights of a linear layer, for kernels that do more than that layer.
 pub(super) fn matrix(
     scope: &Scope<'_>,
@@ -101,8 +96,8 @@ pub(super) fn matrix(
     from: usize,
     to: usize,
 ) -> Loaded<kernels::Matrix> {
-    let (weight, bias) = (scope.get("weight", &[to, from])?, scope.get("bias", &[to])?);
-    pack(&weight, Some(&bias), precision).map_err(LoadError::Device)
+    let bias = scope.get("bias", &[to])?;
+    scope.matrix(&Source::plain("weight", &[to, from]), Some(&bias), precision)
 }
 
 /// Layer normalisation over the last dimension, with PyTorch's epsilon.

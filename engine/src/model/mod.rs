@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod davit;
 mod layers;
+mod packed;
 mod projector;
 mod weights;
 
@@ -27,7 +28,7 @@ use bart::{Decoder, Encoder, embed};
 use davit::DaVit;
 use layers::Linear;
 use projector::Projector;
-use weights::Weights;
+use weights::{Source, Weights};
 
 /// Florence-2's weights; immutable, shared by all requests.
 pub struct Model {
@@ -41,53 +42,93 @@ pub struct Model {
     /// Visual tokens of a picture, the pooled one included.
     visual_length: usize,
     device: Device,
+    packing: Packing,
+}
+
+/// Where a model's packed matrices are.
+#[derive(Debug)]
+pub enum Packing {
+    /// In this process's own memory.
+    InMemory,
+    /// In a file beside the checkpoint, which all its processes share.
+    Mapped,
+    /// In memory: the file could not be made.
+    Failed(std::io::Error),
 }
 
 impl Model {
-    /// Loads a checkpoint whose pictures have `side` pixels.
+    /// Loads a checkpoint whose pictures have `side` pixels; with `keep_packed`, packed matrices
+    /// are kept beside its files.
     pub(crate) fn load(
         checkpoint: Checkpoint<'_>,
         config: &Config,
         side: usize,
         device: &Device,
         compute: Compute,
+        keep_packed: bool,
     ) -> std::result::Result<Self, LoadError> {
-        let weights = Weights::open(checkpoint, device, compute)?;
+        let mut weights = Weights::open(checkpoint, device, compute)?;
+        let mut problem = None;
+        if let Checkpoint::Directory(directory) = checkpoint
+            && keep_packed
+        {
+            problem = weights.keep_packed(directory).err();
+        }
+        let mut model = Self::build(&weights, config, side)?;
+        match weights.finish_packed() {
+            // What was packed in memory makes room for what all processes share.
+            Ok(true) => model = Self::build(&weights, config, side)?,
+            Ok(false) => {}
+            Err(error) => problem = Some(error),
+        }
+        model.packing = match problem {
+            Some(problem) => Packing::Failed(problem),
+            None if weights.has_packed() => Packing::Mapped,
+            None => Packing::InMemory,
+        };
+        Ok(model)
+    }
+
+    fn build(
+        weights: &Weights,
+        config: &Config,
+        side: usize,
+    ) -> std::result::Result<Self, LoadError> {
         let (vision, text) = (&config.vision, &config.text);
         let d = text.d_model;
         // Exports differ in which of the three tied tables survives.
-        let table = [
-            "text.shared.weight",
-            "text.encoder.embed_tokens.weight",
-            "text.decoder.embed_tokens.weight",
-        ]
-        .into_iter()
-        .find(|name| weights.shape(name).is_some())
-        .unwrap_or("text.shared.weight");
-        let vocabulary = weights.shape(table).map_or(0, |shape| shape[0]);
-        let shared = weights.get_stored(table, &[vocabulary, d])?;
+        let tables = ["text.shared", "text.encoder.embed_tokens", "text.decoder.embed_tokens"];
+        let shape = |scope: &str| weights.shape(&format!("{scope}.weight"));
+        let table = tables.into_iter().find(|table| shape(table).is_some()).unwrap_or(tables[0]);
+        let vocabulary = shape(table).map_or(0, |shape| shape[0]);
+        let shared = weights.get_stored(&format!("{table}.weight"), &[vocabulary, d])?;
         // A fine-tuned checkpoint may carry a head of its own: then that one counts.
-        let head = match weights.shape("lm_head.weight") {
-            Some(_) => weights.get("lm_head.weight", &[vocabulary, d])?,
-            None => weights.get(table, &[vocabulary, d])?,
-        };
+        let head = if shape("lm_head").is_some() { "lm_head" } else { table };
         let bias = match weights.shape("final_logits_bias") {
             Some(_) => Some(weights.get("final_logits_bias", &[1, vocabulary])?),
             None => None,
         };
         let bias = bias.map(|bias| bias.squeeze(0)).transpose().map_err(LoadError::Device)?;
+        let head_shape = [vocabulary, d];
+        let head_weight = Source::plain("weight", &head_shape);
         let channels = vision.dim_embed.last().copied().unwrap_or_default();
         let grid = last_grid(config, side);
         Ok(Self {
             vision: DaVit::load(&weights.scope("vision_tower"), vision)?,
             projector: Projector::load(&weights.scope("projector"), channels, d, grid)?,
+            device: shared.device().clone(),
             shared,
             encoder: Encoder::load(&weights.scope("text.encoder"), text)?,
             decoder: Decoder::load(&weights.scope("text.decoder"), text)?,
-            lm_head: Linear::new(compute, head, bias).map_err(LoadError::Device)?,
+            lm_head: Linear::of(&weights.scope(head), &head_weight, bias)?,
             visual_length: 1 + grid * grid,
-            device: device.clone(),
+            packing: Packing::InMemory,
         })
+    }
+
+    /// Where the packed matrices are.
+    pub fn packing(&self) -> &Packing {
+        &self.packing
     }
 
     /// Number of ids that the language model knows.

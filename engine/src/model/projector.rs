@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{
     LoadError,
     layers::{LayerNorm, Linear},
-    weights::Scope,
+    weights::{Scope, Source},
 };
 
 pub(crate) struct Projector {
@@ -24,14 +24,18 @@ impl Projector {
         side: usize,
     ) -> std::result::Result<Self, LoadError> {
         // The two layouts store this matrix transposed to each other.
-        let projection = if scope.shape("image_projection_transposed").is_some() {
-            let weight = scope.get("image_projection_transposed", &[channels, d_model])?;
-            weight.t().and_then(|w| w.contiguous()).map_err(LoadError::Device)?
+        let shape = [d_model, channels];
+        let weight = if scope.shape("image_projection_transposed").is_some() {
+            Source {
+                name: "image_projection_transposed",
+                stored: &[channels, d_model],
+                shape,
+                arrange: Tensor::t,
+            }
         } else {
-            scope.get("image_projection.weight", &[d_model, channels])?
+            Source::plain("image_projection.weight", &shape)
         };
-        let projection =
-            Linear::new(scope.compute(), projection, None).map_err(LoadError::Device)?;
+        let projection = Linear::of(scope, &weight, None)?;
         let table = |name: &str| {
             let name = format!("image_position_embed.{name}.weight");
             let rows = scope.shape(&name).and_then(|shape| shape.first().copied());

@@ -4,7 +4,10 @@
 //! `vision_tower.*`, `projector.*`, `text.*`, `lm_head.weight`, `final_logits_bias`, with the
 //! native layout's spelling below the prefix. The network asks for canonical names only.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{
     DType, Device, Tensor,
@@ -12,7 +15,12 @@ use candle_core::{
     safetensors::{MmapedSafetensors, SliceSafetensors},
 };
 
-use super::{Checkpoint, Shape, embedded, layers::Compute};
+use super::{
+    Checkpoint, Shape, embedded,
+    layers::{Compute, floats},
+    packed::{Packed, Place},
+};
+use crate::kernels::{Matrix, Precision};
 
 /// Why a checkpoint directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +109,7 @@ pub(crate) struct Weights {
     compute: Compute,
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
+    packed: Packed,
 }
 
 #[derive(Clone)]
@@ -121,8 +130,8 @@ impl Weights {
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
         let (files, index) = (Vec::new(), HashMap::new());
-        let mut weights =
-            Self { files, index, device: device.clone(), compute, is_synthetic: false };
+        let (device, packed) = (device.clone(), Packed::Nowhere);
+        let mut weights = Self { files, index, device, compute, is_synthetic: false, packed };
         if let Checkpoint::Synthetic(shape) = checkpoint {
             weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
             weights.is_synthetic = true;
@@ -144,6 +153,35 @@ impl Weights {
             return Err(LoadError::NoWeights(checkpoint.path("")));
         }
         Ok(weights)
+    }
+
+    /// Takes packed matrices from a file beside the checkpoint, or leaves them there.
+    ///
+    /// # Errors
+    ///
+    /// There is no such file, and none can be made; the weights are of use all the same.
+    pub(crate) fn keep_packed(&mut self, directory: &Path) -> std::io::Result<()> {
+        if let Compute::Kernels(_, precision) = self.compute {
+            let files = self.files.iter().map(|(path, _)| path.as_path());
+            self.packed = Place::new(directory, files, precision)?.claim()?;
+        }
+        Ok(())
+    }
+
+    /// Whether packed matrices come from a file.
+    pub(crate) fn has_packed(&self) -> bool {
+        matches!(self.packed, Packed::Mapped(_))
+    }
+
+    /// Completes the file of packed matrices, if it was not there; says whether it was not.
+    ///
+    /// # Errors
+    ///
+    /// It could not be written.
+    pub(crate) fn finish_packed(&mut self) -> std::io::Result<bool> {
+        let Packed::Growing(growing) = std::mem::take(&mut self.packed) else { return Ok(false) };
+        self.packed = growing.into_inner().finish()?;
+        Ok(true)
     }
 
     fn add_embedded(&mut self, bytes: &'static [u8], path: PathBuf) -> Result<(), LoadError> {
@@ -233,6 +271,24 @@ impl Weights {
     }
 }
 
+/// A weight matrix that a kernel or a linear layer is made of.
+pub(crate) struct Source<'a> {
+    pub(crate) name: &'a str,
+    /// Its shape in the file.
+    pub(crate) stored: &'a [usize],
+    /// `[outputs, inputs]`
+    pub(crate) shape: [usize; 2],
+    /// Puts its dimensions in that order; they are joined to two afterwards.
+    pub(crate) arrange: fn(&Tensor) -> candle_core::Result<Tensor>,
+}
+
+impl<'a> Source<'a> {
+    /// A matrix that is stored as it is used.
+    pub(crate) fn plain(name: &'a str, shape: &'a [usize; 2]) -> Self {
+        Self { name, stored: shape, shape: *shape, arrange: |weight| Ok(weight.clone()) }
+    }
+}
+
 /// A place in the tree of names, so that the code of a layer names only what is its own.
 pub(crate) struct Scope<'a> {
     weights: &'a Weights,
@@ -246,6 +302,36 @@ impl Scope<'_> {
 
     pub(crate) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         self.weights.get(&format!("{}.{name}", self.prefix), expected)
+    }
+
+    /// A matrix, `[outputs, inputs]`.
+    pub(crate) fn arranged(&self, source: &Source<'_>) -> Result<Tensor, LoadError> {
+        let weight = self.get(source.name, source.stored)?;
+        let arranged = (source.arrange)(&weight).and_then(|weight| weight.reshape(&source.shape));
+        arranged.map_err(LoadError::Device)
+    }
+
+    /// The same for kernels, with a bias; where it was packed before, the tensor is not read.
+    pub(crate) fn matrix(
+        &self,
+        source: &Source<'_>,
+        bias: Option<&Tensor>,
+        precision: Precision,
+    ) -> Result<Matrix, LoadError> {
+        let name = format!("{}.{}", self.prefix, source.name);
+        let bias = bias.map(Tensor::to_vec1::<f32>).transpose().map_err(LoadError::Device)?;
+        if let Packed::Mapped(mapped) = &self.weights.packed
+            && let Some(matrix) = mapped.matrix(&name, bias.as_deref(), source.shape, precision)
+        {
+            return Ok(matrix);
+        }
+        let weight = self.arranged(source)?;
+        let pack = |x: &[f32]| Matrix::pack(x, bias.as_deref(), source.shape[1], precision);
+        let matrix = floats(&weight, pack).map_err(LoadError::Device)?;
+        if let Packed::Growing(growing) = &self.weights.packed {
+            growing.lock().add(&name, &matrix);
+        }
+        Ok(matrix)
     }
 
     /// What the layers below are to compute with.

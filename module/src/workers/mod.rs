@@ -21,7 +21,7 @@ use std::{
 };
 
 use crossbeam_channel::{bounded, unbounded};
-use florence_engine::{Florence, LoadOptions};
+use florence_engine::{Florence, LoadOptions, model::Packing};
 use redis_module::{Context, ContextFlags, MODULE_CONTEXT};
 
 pub(crate) use failure::Failure;
@@ -81,7 +81,8 @@ fn load_model() -> Option<Arc<Florence>> {
     let start = Instant::now();
     let loaded = catch_unwind(|| {
         let precision = config::text(&config::PRECISION).parse()?;
-        let options = LoadOptions { threads, nice, precision, ..LoadOptions::default() };
+        let keep_packed = config::flag(&config::KEEP_PACKED);
+        let options = LoadOptions { threads, nice, precision, keep_packed, ..LoadOptions::default() };
         if directory.is_empty() {
             Florence::embedded(&options)
         } else {
@@ -91,6 +92,11 @@ fn load_model() -> Option<Arc<Florence>> {
     let problem = match loaded {
         Ok(Ok(florence)) => {
             let florence = Arc::new(florence);
+            if let Packing::Failed(problem) = florence.model().packing() {
+                MODULE_CONTEXT.log_warning(&format!(
+                    "florence: packed weights stay in this process's memory: {problem}"
+                ));
+            }
             MODULE_CONTEXT.log_notice(&format!(
                 "florence: model {} ({}) ready after {} ms, {threads} threads",
                 florence.name(),

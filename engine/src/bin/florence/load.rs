@@ -24,6 +24,9 @@ pub(crate) struct ModelArgs {
     /// Compute threads; 0 for all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Keep no packed weights in a file beside the checkpoint
+    #[arg(long)]
+    no_packed_file: bool,
     /// CUDA device to run on, where built with the cuda feature
     #[arg(long)]
     cuda: Option<usize>,
@@ -43,6 +46,7 @@ impl ModelArgs {
             kernels: self.kernels()?,
             threads: self.threads,
             nice: 0,
+            keep_packed: !self.no_packed_file,
         };
         Ok(match (&self.model, self.synthetic) {
             (Some(directory), _) => Florence::load(directory, &options)?,

@@ -13,8 +13,12 @@ mod pairs;
 mod tests;
 mod tile;
 
-use std::ops::Range;
+use std::{
+    ops::{Deref, Range},
+    sync::Arc,
+};
 
+use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::{
@@ -31,7 +35,7 @@ use tile::{Target, multiply};
 pub(crate) struct Matrix {
     inputs: usize,
     outputs: usize,
-    lines: Vec<Line>,
+    lines: Store,
     /// Padded to whole panels.
     bias: Vec<f32>,
     /// Of int16: what one unit of each column is worth; padded likewise.
@@ -39,7 +43,29 @@ pub(crate) struct Matrix {
     precision: Precision,
 }
 
+/// A matrix's panels.
+#[derive(Debug)]
+enum Store {
+    Own(Vec<Line>),
+    /// Bytes of a file.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl Deref for Store {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Mapped(map, range) => bytemuck::cast_slice(&map[range.clone()]),
+        }
+    }
+}
+
 impl Matrix {
+    /// Changes with what [`Self::pack`] makes: files of another layout are of no use.
+    pub(crate) const LAYOUT: u32 = 1;
+
     /// Packs `weight`, `[outputs, inputs]`, and `bias`, `[outputs]`, on all threads.
     pub(crate) fn pack(
         weight: &[f32],
@@ -68,9 +94,31 @@ impl Matrix {
                 }
             }
         });
-        let mut padded = bias.unwrap_or_default().to_vec();
-        padded.resize(outputs.next_multiple_of(WIDTH), 0.0);
-        Self { inputs, outputs, lines, bias: padded, scales, precision }
+        let (lines, bias) = (Store::Own(lines), padded_bias(bias, outputs));
+        Self { inputs, outputs, lines, bias, scales, precision }
+    }
+
+    /// Panels and scales, as [`Self::mapped`] takes them.
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        (bytemuck::cast_slice(&self.lines), bytemuck::cast_slice(&self.scales))
+    }
+
+    /// A matrix, `[outputs, inputs]`, whose parts are bytes of a file; `None` if they do not fit.
+    pub(crate) fn mapped(
+        map: &Arc<Mmap>,
+        lines: Range<usize>,
+        scales: Range<usize>,
+        bias: Option<&[f32]>,
+        [outputs, inputs]: [usize; 2],
+        precision: Precision,
+    ) -> Option<Self> {
+        let panels = bytemuck::try_cast_slice::<u8, Line>(map.get(lines.clone())?).ok()?;
+        let scales = bytemuck::try_cast_slice::<u8, f32>(map.get(scales)?).ok()?.to_vec();
+        let has_room = panels.len() == outputs.div_ceil(WIDTH) * steps(inputs, precision)
+            && scales.len() == outputs.next_multiple_of(WIDTH);
+        let lines = Store::Mapped(Arc::clone(map), lines);
+        let bias = padded_bias(bias, outputs);
+        has_room.then_some(Self { inputs, outputs, lines, bias, scales, precision })
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -142,6 +190,12 @@ impl Matrix {
             _ => unreachable!("packed in these precisions only where the CPU has them"),
         }
     }
+}
+
+fn padded_bias(bias: Option<&[f32]>, outputs: usize) -> Vec<f32> {
+    let mut padded = bias.unwrap_or_default().to_vec();
+    padded.resize(outputs.next_multiple_of(WIDTH), 0.0);
+    padded
 }
 
 /// Lines of a panel.

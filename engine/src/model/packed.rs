@@ -1,0 +1,228 @@
+//! Packed matrices in a file beside the checkpoint: the next start maps them instead of packing,
+//! and all servers of a host that run the checkpoint share their pages.
+//!
+//! The file is a safetensors file. Each matrix has its panels, in the bits of int32, and what a
+//! unit of each column is worth, both under the name of the tensor that they were made of. Every
+//! tensor begins at a cache line. The file is used only if version, precision and the weight
+//! files' lengths and times are as it says, and every checksum is right; else it is made anew.
+//!
+//! One process packs and the others wait for it, by a lock on a file of its own. The file appears
+//! under its name when it is complete; those who have mapped an older one keep that.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::Mmap;
+use parking_lot::Mutex;
+use rayon::prelude::*;
+use rustix::fs::{FlockOperation, flock};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
+
+use crate::kernels::{Matrix, Precision};
+
+/// Bytes before the first tensor: the header's length, the header, spaces.
+const HEADER: usize = 1 << 18;
+/// What stands before the header.
+const LENGTH: usize = size_of::<u64>();
+
+/// Where the packed matrices of a checkpoint are in one precision, and what they are made of.
+pub(super) struct Place {
+    directory: PathBuf,
+    name: String,
+    /// What the file's header must say.
+    origin: HashMap<String, String>,
+}
+
+/// What there is to take packed matrices from, or to leave them in.
+#[derive(Default)]
+pub(super) enum Packed {
+    /// Nothing: matrices are packed in memory.
+    #[default]
+    Nowhere,
+    Mapped(Mapped),
+    Growing(Mutex<Growing>),
+}
+
+impl Place {
+    /// The file in `directory` that belongs to these weight files.
+    ///
+    /// # Errors
+    ///
+    /// A weight file's length or time cannot be read.
+    pub(super) fn new<'a>(
+        directory: &Path,
+        weights: impl Iterator<Item = &'a Path>,
+        precision: Precision,
+    ) -> io::Result<Self> {
+        let mut origin = HashMap::from([
+            ("format".to_owned(), format!("florence packed {}", Matrix::LAYOUT)),
+            ("precision".to_owned(), precision.name().to_owned()),
+        ]);
+        for path in weights {
+            let file = fs::metadata(path)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let changed = file.modified()?.duration_since(std::time::UNIX_EPOCH);
+            let changed = changed.unwrap_or_default().as_nanos();
+            origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
+        }
+        let name = format!("florence-packed-{}.safetensors", precision.name());
+        Ok(Self { directory: directory.to_owned(), name, origin })
+    }
+
+    fn path(&self, suffix: &str) -> PathBuf {
+        self.directory.join(format!("{}{suffix}", self.name))
+    }
+
+    /// The file, if it is there and right; else the right to make it, once no other process does.
+    ///
+    /// # Errors
+    ///
+    /// There is no file, and none can be made.
+    pub(super) fn claim(self) -> io::Result<Packed> {
+        if let Some(mapped) = self.open() {
+            return Ok(Packed::Mapped(mapped));
+        }
+        let lock = File::create(self.path(".lock"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        if let Some(mapped) = self.open() {
+            return Ok(Packed::Mapped(mapped));
+        }
+        let mut file = io::BufWriter::new(File::create(self.path(".new"))?);
+        file.seek(SeekFrom::Start(HEADER as u64))?;
+        let (tensors, checksums) = (Vec::new(), HashMap::new());
+        let growing =
+            Growing { place: self, file, tensors, checksums, length: 0, problem: None, _lock: lock };
+        Ok(Packed::Growing(Mutex::new(growing)))
+    }
+
+    #[expect(unsafe_code, reason = "mapping a file")]
+    fn open(&self) -> Option<Mapped> {
+        let file = File::open(self.path("")).ok()?;
+        // SAFETY: the mapping is read-only, and the file is never changed under its name; as with
+        // weights we rely on the operator not to change it either.
+        let map = unsafe { Mmap::map(&file) }.ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&map).ok()?;
+        let header = metadata.metadata().as_ref()?;
+        let is_ours = self.origin.iter().all(|(name, value)| header.get(name) == Some(value));
+        if !is_ours {
+            return None;
+        }
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone()));
+        let tensors: HashMap<_, _> = tensors.collect();
+        let is_whole = tensors.par_iter().all(|(name, info)| {
+            let (from, to) = info.data_offsets;
+            let sum = checksum(&map[HEADER + from..HEADER + to]);
+            header.get(&checksum_name(name)) == Some(&sum)
+        });
+        is_whole.then(|| Mapped { map: Arc::new(map), tensors })
+    }
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:08x}", crc32fast::hash(bytes))
+}
+
+fn checksum_name(tensor: &str) -> String {
+    format!("crc32 of {tensor}")
+}
+
+fn scales_name(tensor: &str) -> String {
+    format!("{tensor} scales")
+}
+
+/// A complete file.
+pub(super) struct Mapped {
+    map: Arc<Mmap>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl Mapped {
+    /// The matrix that was made of a tensor, `[outputs, inputs]`.
+    pub(super) fn matrix(
+        &self,
+        tensor: &str,
+        bias: Option<&[f32]>,
+        shape: [usize; 2],
+        precision: Precision,
+    ) -> Option<Matrix> {
+        let range = |name: &str| {
+            let (from, to) = self.tensors.get(name)?.data_offsets;
+            Some(HEADER + from..HEADER + to)
+        };
+        let (lines, scales) = (range(tensor)?, range(&scales_name(tensor))?);
+        Matrix::mapped(&self.map, lines, scales, bias, shape, precision)
+    }
+}
+
+/// A file that is being written, tensor by tensor.
+pub(super) struct Growing {
+    place: Place,
+    file: io::BufWriter<File>,
+    tensors: Vec<(String, TensorInfo)>,
+    checksums: HashMap<String, String>,
+    length: usize,
+    /// The first write that failed; nothing is written after it.
+    problem: Option<io::Error>,
+    /// Other processes wait for it.
+    _lock: File,
+}
+
+impl Growing {
+    /// Adds the matrix that was made of a tensor.
+    pub(super) fn add(&mut self, tensor: &str, matrix: &Matrix) {
+        let (lines, scales) = matrix.parts();
+        self.write(tensor, Dtype::I32, lines);
+        self.write(&scales_name(tensor), Dtype::F32, scales);
+    }
+
+    fn write(&mut self, name: &str, dtype: Dtype, bytes: &[u8]) {
+        if self.problem.is_some() {
+            return;
+        }
+        if let Err(problem) = self.file.write_all(bytes) {
+            self.problem = Some(problem);
+        }
+        let data_offsets = (self.length, self.length + bytes.len());
+        let shape = vec![bytes.len() / dtype.bitsize() * 8];
+        self.length += bytes.len();
+        self.tensors.push((name.to_owned(), TensorInfo { dtype, shape, data_offsets }));
+        self.checksums.insert(checksum_name(name), checksum(bytes));
+    }
+
+    /// Completes the file and maps it.
+    pub(super) fn finish(mut self) -> io::Result<Packed> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
+        let header = self.place.origin.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let header = header.chain(std::mem::take(&mut self.checksums)).collect();
+        let metadata = Metadata::new(Some(header), std::mem::take(&mut self.tensors));
+        let mut header = serde_json::to_vec(&metadata.map_err(io::Error::other)?)?;
+        if header.len() > HEADER - LENGTH {
+            return Err(io::Error::other("too many tensors for the header"));
+        }
+        header.resize(HEADER - LENGTH, b' ');
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&(header.len() as u64).to_le_bytes())?;
+        self.file.write_all(&header)?;
+        self.file.flush()?;
+        fs::rename(self.place.path(".new"), self.place.path(""))?;
+        let mapped = self.place.open();
+        mapped.map(Packed::Mapped).ok_or_else(|| io::Error::other("the file changed"))
+    }
+}
+
+impl Drop for Growing {
+    /// What was not finished goes; after `finish` there is nothing under this name.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.place.path(".new"));
+    }
+}
