@@ -69,15 +69,21 @@ pub(crate) fn step<'a>(
         })
         .collect();
     let hidden = model.decode_step(&tokens, &mut rows)?;
-    let logits: Option<Vec<f32>> =
-        if is_forced { None } else { Some(model.logits(&hidden)?.flatten_all()?.to_vec1()?) };
+    if is_forced {
+        return advance(jobs, model.vocabulary(), None);
+    }
+    model.logits(&hidden, |logits| advance(jobs, model.vocabulary(), Some(logits)))?
+}
+
+/// Hands every job the logits of its rows.
+fn advance(jobs: Vec<&mut Decoding>, vocabulary: usize, logits: Option<&[f32]>) -> Result<()> {
     let mut first = 0;
     let shares: Vec<_> = jobs
         .into_iter()
         .map(|job| {
-            let count = job.search.rows() * model.vocabulary();
+            let count = job.search.rows() * vocabulary;
             first += count;
-            (job, logits.as_ref().map(|all| &all[first - count..first]))
+            (job, logits.map(|all| &all[first - count..first]))
         })
         .collect();
     shares.into_par_iter().try_for_each(|(job, logits)| job.advance(logits))

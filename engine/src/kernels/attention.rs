@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Cpu,
+    Cpu, Precision,
     conv::Grid,
     gemm::{Finish, Matrix, Panels, Rows, block_rows, padded, product},
     rows::{LayerNorm, Norm, Softmax},
@@ -238,61 +238,63 @@ impl ChannelAttention {
 /// Keys and values of a sequence, packed per head.
 #[derive(Debug)]
 pub(crate) struct SequenceKeys {
-    keys: Vec<Line>,
-    values: Vec<Line>,
-    length: usize,
-    heads: usize,
+    /// Per head, keys `[S, K]` and transposed values `[K, S]`.
+    heads: Vec<(Matrix, Matrix)>,
     size: usize,
 }
 
 impl SequenceKeys {
     /// Packs keys and values, both `[S, D]`.
-    pub(crate) fn pack(keys: &[f32], values: &[f32], d: usize, heads: usize) -> Self {
+    pub(crate) fn pack(
+        keys: &[f32],
+        values: &[f32],
+        d: usize,
+        heads: usize,
+        precision: Precision,
+    ) -> Self {
         let (length, size) = (keys.len() / d, d / heads);
-        let mut packed = Self {
-            keys: vec![Line::default(); heads * panels(length) * size],
-            values: vec![Line::default(); heads * panels(size) * length],
-            length,
-            heads,
-            size,
+        let head = |head: usize| {
+            let at = head * size;
+            let rows = keys.chunks_exact(d).flat_map(|row| &row[at..at + size]);
+            let rows: Vec<f32> = rows.copied().collect();
+            let mut columns = vec![0.0; length * size];
+            for (i, row) in values.chunks_exact(d).enumerate() {
+                for (k, value) in row[at..at + size].iter().enumerate() {
+                    columns[k * length + i] = *value;
+                }
+            }
+            let keys = Matrix::pack(&rows, None, size, precision);
+            (keys, Matrix::pack(&columns, None, length, precision))
         };
-        let heads = packed
-            .keys
-            .par_chunks_exact_mut(panels(length) * size)
-            .zip(packed.values.par_chunks_exact_mut(panels(size) * length));
-        heads.enumerate().for_each(|(head, (to_keys, to_values))| {
-            pack_rows(&keys[head * size..], d, length, size, to_keys);
-            pack_columns(&values[head * size..], d, length, size, to_values);
-        });
-        packed
+        Self { heads: (0..heads).into_par_iter().map(head).collect(), size }
     }
 
-    fn scale(&self) -> f32 {
-        (self.size as f32).sqrt().recip()
-    }
-
-    fn head(&self, head: usize) -> Head<'_> {
-        let (keys, values) = (panels(self.length) * self.size, panels(self.size) * self.length);
-        Head {
-            keys: &self.keys[head * keys..][..keys],
-            values: &self.values[head * values..][..values],
-            length: self.length,
-            size: self.size,
-        }
+    /// `softmax(q k^T / sqrt(K)) v` of one head for a block of queries.
+    fn attend(&self, cpu: Cpu, head: usize, q: Rows<'_>, out: &mut [f32], out_stride: usize) {
+        let (keys, values) = &self.heads[head];
+        let (length, scale) = (keys.outputs(), (self.size as f32).sqrt().recip());
+        let stride = padded(length);
+        let mut scores = Lines::floats(q.count * stride);
+        let scores = scores.as_floats();
+        keys.block(cpu, q, &Finish::default(), scores, stride);
+        let rows = &mut scores[..q.count * stride];
+        cpu.run(Softmax { rows, stride, size: length, scale });
+        let weights = Rows::new(scores, stride, q.count);
+        values.block(cpu, weights, &Finish::default(), out, out_stride);
     }
 }
 
 /// Attention of every query, `[T, D]`, over a sequence.
 pub(crate) fn attend_sequence(cpu: Cpu, q: &[f32], sequence: &SequenceKeys) -> Vec<f32> {
-    let scale = sequence.scale();
-    let d = sequence.heads * sequence.size;
+    let size = sequence.size;
+    let d = sequence.heads.len() * size;
     let mut out = vec![0.0; q.len()];
     let block = block_rows(q.len() / d);
     out.par_chunks_mut(block * d).zip(q.par_chunks(block * d)).for_each(|(out, q)| {
-        for head in 0..sequence.heads {
-            let at = head * sequence.size;
+        for head in 0..sequence.heads.len() {
+            let at = head * size;
             let q = Rows::new(&q[at..], d, q.len() / d);
-            sequence.head(head).attend(cpu, q, scale, &mut out[at..], d);
+            sequence.attend(cpu, head, q, &mut out[at..], d);
         }
     });
     out
@@ -304,25 +306,35 @@ pub(crate) fn attend_sequences(cpu: Cpu, q: &[f32], jobs: &[(&SequenceKeys, usiz
     let mut firsts = Vec::with_capacity(jobs.len());
     let mut first = 0;
     for (sequence, rows) in jobs {
-        firsts.extend((0..sequence.heads).map(|head| (*sequence, head, first, *rows)));
+        firsts.extend((0..sequence.heads.len()).map(|head| (*sequence, head, first, *rows)));
         first += rows;
     }
-    let parts: Vec<Vec<f32>> = firsts
-        .par_iter()
-        .map(|(sequence, head, first, rows)| {
-            let (d, size) = (sequence.heads * sequence.size, sequence.size);
-            let mut out = vec![0.0; rows * size];
-            let q = Rows::new(&q[first * d + head * size..], d, *rows);
-            sequence.head(*head).attend(cpu, q, sequence.scale(), &mut out, size);
-            out
-        })
-        .collect();
-    let mut out = vec![0.0; q.len()];
-    for ((sequence, head, first, _), part) in firsts.into_iter().zip(parts) {
-        let (d, size) = (sequence.heads * sequence.size, sequence.size);
-        for (row, part) in part.chunks_exact(size).enumerate() {
-            out[(first + row) * d + head * size..][..size].copy_from_slice(part);
+    let attend = |(sequence, head, first, rows): (&SequenceKeys, usize, usize, usize)| {
+        let (d, size) = (sequence.heads.len() * sequence.size, sequence.size);
+        let mut out = vec![0.0; rows * size];
+        let q = Rows::new(&q[first * d + head * size..], d, rows);
+        sequence.attend(cpu, head, q, &mut out, size);
+        HeadPart { first, head, out }
+    };
+    let parts = firsts.into_par_iter().map(attend).collect();
+    let (heads, size) = jobs.first().map_or((1, 1), |(keys, _)| (keys.heads.len(), keys.size));
+    join_heads(parts, q.len(), heads * size, size)
+}
+
+/// What a head makes of some rows, `[rows, K]`.
+pub(super) struct HeadPart {
+    pub(super) first: usize,
+    pub(super) head: usize,
+    pub(super) out: Vec<f32>,
+}
+
+/// All heads side by side: `[rows, D]`, `length` floats in all.
+pub(super) fn join_heads(parts: Vec<HeadPart>, length: usize, d: usize, size: usize) -> Vec<f32> {
+    let mut all = vec![0.0; length];
+    for HeadPart { first, head, out } in parts {
+        for (row, out) in out.chunks_exact(size).enumerate() {
+            all[(first + row) * d + head * size..][..size].copy_from_slice(out);
         }
     }
-    out
+    all
 }

@@ -101,7 +101,7 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
     case("patch convolution 7x7".to_owned(), 2 * 36864 * 147 * 128, 147 * 128, Box::new(run));
 
     let (length, d) = (585, 768);
-    let keys = SequenceKeys::pack(&numbers(length * d), &numbers(length * d), d, 12);
+    let keys = SequenceKeys::pack(&numbers(length * d), &numbers(length * d), d, 12, precision);
     let q = numbers(length * d);
     let run = move || drop(black_box(attend_sequence(cpu, &q, &keys)));
     case(format!("attention {length}x{d}"), 4 * length * length * d, 0, Box::new(run));

@@ -29,7 +29,7 @@ pub(crate) use attention::{
     ChannelAttention, SequenceKeys, WindowAttention, attend_sequence, attend_sequences,
 };
 pub(crate) use conv::{PatchConv, depthwise_residual};
-pub(crate) use gemm::{Matrix, linear};
+pub(crate) use gemm::{Matrix, linear, linear_lent};
 pub(crate) use history::{History, attend_histories};
 pub(crate) use mlp::Mlp;
 pub(crate) use rows::{Norm, layer_norm, log_sum_exp};

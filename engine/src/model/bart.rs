@@ -253,10 +253,10 @@ impl Attention {
     fn keys(&self, x: &Tensor) -> Result<Keys> {
         let (k, v) = (self.k.forward(x)?, self.v.forward(x)?);
         match self.compute {
-            Compute::Kernels(..) => {
-                let d = x.dim(D::Minus1)?;
-                let packed =
-                    floats(&k, |k| floats(&v, |v| SequenceKeys::pack(k, v, d, self.heads)));
+            Compute::Kernels(_, precision) => {
+                let (d, heads) = (x.dim(D::Minus1)?, self.heads);
+                let pack = |k: &[f32], v: &[f32]| SequenceKeys::pack(k, v, d, heads, precision);
+                let packed = floats(&k, |k| floats(&v, |v| pack(k, v)));
                 Ok(Keys::Kernel(packed??))
             }
             Compute::Candle => Ok(Keys::Candle(self.split(&k)?, self.split(&v)?)),
@@ -297,8 +297,8 @@ impl Attention {
     /// Self-attention of every job's rows, `[rows, D]`, over what they have seen and themselves.
     fn over_history(&self, x: &Tensor, layer: usize, jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
         let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
-        if let Compute::Kernels(cpu, _) = self.compute {
-            return self.over_histories(cpu, [&q, &k, &v], layer, jobs);
+        if let Compute::Kernels(cpu, precision) = self.compute {
+            return self.over_histories((cpu, precision), [&q, &k, &v], layer, jobs);
         }
         let mut first = 0;
         let mut parts = Vec::with_capacity(jobs.len());
@@ -320,7 +320,7 @@ impl Attention {
 
     fn over_histories(
         &self,
-        cpu: Cpu,
+        (cpu, precision): (Cpu, kernels::Precision),
         [q, k, v]: [&Tensor; 3],
         layer: usize,
         jobs: &mut [StepRows<'_>],
@@ -334,7 +334,8 @@ impl Attention {
         let mixed = floats(q, |q| {
             floats(k, |k| {
                 floats(v, |v| {
-                    kernels::attend_histories(cpu, layer, histories, [q, k, v], d, self.heads)
+                    let (qkv, heads) = ([q, k, v], self.heads);
+                    kernels::attend_histories(cpu, precision, layer, histories, qkv, d, heads)
                 })
             })
         })???;

@@ -22,9 +22,9 @@ pub(crate) enum Compute {
     Candle,
 }
 
-/// Lends the elements of a float32 tensor on the CPU.
+/// Lends the elements of a float32 tensor.
 pub(super) fn floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let x = x.contiguous()?;
+    let x = x.to_device(&Device::Cpu)?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
     else {
@@ -72,6 +72,16 @@ impl Linear {
                 like(x, y, matrix.outputs())
             }
             Self::Candle(linear) => linear.forward(x),
+        }
+    }
+
+    /// Lends the elements of `forward(x)`.
+    pub(super) fn forward_lent<R>(&self, x: &Tensor, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        match self {
+            Self::Kernel(cpu, matrix) => {
+                floats(x, |x| kernels::linear_lent(*cpu, matrix, x, look))
+            }
+            Self::Candle(linear) => floats(&linear.forward(x)?, look),
         }
     }
 

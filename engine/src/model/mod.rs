@@ -182,9 +182,9 @@ impl Model {
         self.decoder.step(&embed(&self.shared, tokens)?, jobs)
     }
 
-    /// `[rows, D] -> [rows, V]`
-    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.lm_head.forward(hidden)
+    /// Lends the logits of hidden states, `[rows, D] -> [rows, V]`.
+    pub(crate) fn logits<R>(&self, hidden: &Tensor, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        self.lm_head.forward_lent(hidden, look)
     }
 
     /// The logits after a given start of an answer, `[V]`; for tests and tools.
@@ -197,7 +197,7 @@ impl Model {
             hidden = Some(self.decode_step(&[*token], &mut [rows])?);
         }
         let hidden = hidden.ok_or_else(|| candle_core::Error::Msg("no tokens given".to_owned()))?;
-        self.logits(&hidden)?.get(0)
+        self.lm_head.forward(&hidden)?.get(0)
     }
 }
 

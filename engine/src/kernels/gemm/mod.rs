@@ -79,18 +79,13 @@ impl Matrix {
         let mut scales = vec![0.0; outputs.next_multiple_of(WIDTH)];
         let panels = lines.par_chunks_mut(steps.max(1)).zip(scales.par_chunks_mut(WIDTH));
         panels.enumerate().for_each(|(panel, (lines, scales))| {
+            let mut units = Lines::floats(steps);
+            let units = &mut units.as_floats()[..steps];
             let rows = weight.chunks_exact(inputs).skip(panel * WIDTH).take(WIDTH);
             for (column, row) in rows.enumerate() {
-                let scale = if precision == Precision::Int16 { int16_scale(row) } else { 1.0 };
-                scales[column] = scale;
-                let pack: &dyn Fn(&[f32]) -> f32 = match precision {
-                    Precision::F32 => &|x| x[0],
-                    Precision::Bf16 => &round_pair,
-                    Precision::Int16 => &|pair| quantize_pair(pair, scale.recip()),
-                };
-                let parts = row.chunks(values_of_a_line(precision));
-                for (line, part) in lines.iter_mut().zip(parts) {
-                    line.0[column] = pack(part);
+                scales[column] = write_units(precision, row, units);
+                for (line, unit) in lines.iter_mut().zip(&*units) {
+                    line.0[column] = *unit;
                 }
             }
         });
@@ -133,11 +128,16 @@ impl Matrix {
         self.outputs.div_ceil(WIDTH)
     }
 
+    /// Lines of a panel.
+    fn steps(&self) -> usize {
+        steps(self.inputs, self.precision)
+    }
+
     /// All columns, as an operand.
     fn operand(&self) -> Panels<'_> {
         Panels {
             lines: &self.lines,
-            steps: steps(self.inputs, self.precision),
+            steps: self.steps(),
             columns: self.outputs,
         }
     }
@@ -152,44 +152,92 @@ impl Matrix {
         stride: usize,
     ) {
         let out = Target::new(out, stride, x.count, self.outputs);
+        let (mut lines, mut scales) = self.room(x);
+        let x = self.left(cpu, x, &mut lines, &mut scales);
         self.columns(cpu, x, 0..self.panels(), finish, &out);
     }
 
-    /// The same for some panels only; other threads may write the other columns.
-    fn columns(
+    /// Room for the rows of a left operand in this precision, and for their scales.
+    fn room(&self, x: Rows<'_>) -> (Lines, Lines) {
+        match self.precision {
+            Precision::F32 => (Lines::new(0), Lines::new(0)),
+            Precision::Bf16 => (Lines::floats(x.count * padded(self.steps())), Lines::new(0)),
+            Precision::Int16 => {
+                (Lines::floats(x.count * padded(self.steps())), Lines::floats(x.count))
+            }
+        }
+    }
+
+    /// Rows of floats as this precision multiplies them.
+    fn left<'a>(
         &self,
         cpu: Cpu,
-        x: Rows<'_>,
-        panels: Range<usize>,
-        finish: &Finish<'_>,
-        out: &Target<'_>,
-    ) {
-        let finish = Finish { bias: Some(&self.bias), ..*finish };
+        x: Rows<'a>,
+        lines: &'a mut Lines,
+        scales: &'a mut Lines,
+    ) -> Left<'a> {
+        assert!(
+            x.step == 1 || self.precision == Precision::F32,
+            "rows of pairs are contiguous"
+        );
         match self.precision {
-            Precision::F32 => multiply(cpu, x, self.inputs, self.operand(), panels, &finish, out),
+            Precision::F32 => Left { rows: x, scales: None },
             #[cfg(target_arch = "x86_64")]
             Precision::Bf16 => {
                 let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
-                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
-                let rows = unit.round_rows(x, self.inputs, &mut rounded);
-                // SAFETY: `unit` proves that the processor has the instructions.
-                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
+                let rows = unit.round_rows(x, self.inputs, lines);
+                Left { rows, scales: None }
             }
             #[cfg(target_arch = "x86_64")]
             Precision::Int16 => {
                 let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
-                let mut rounded = Lines::floats(x.count * padded(self.inputs.div_ceil(2)));
-                let mut scales = Lines::floats(x.count);
                 let scales = &mut scales.as_floats()[..x.count];
-                let rows = unit.quantize_rows(x, self.inputs, &mut rounded, scales);
-                let finish = Finish { scales: Some((scales, &self.scales)), ..finish };
-                // SAFETY: as above.
-                unsafe { unit.multiply(rows, self.operand(), panels, &finish, out) }
+                let rows = unit.quantize_rows(x, self.inputs, lines, scales);
+                Left { rows, scales: Some(scales) }
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("packed in these precisions only where the CPU has them"),
         }
     }
+
+    /// As [`Self::block`], for some panels only; other threads may write the other columns.
+    fn columns(
+        &self,
+        cpu: Cpu,
+        x: Left<'_>,
+        panels: Range<usize>,
+        finish: &Finish<'_>,
+        out: &Target<'_>,
+    ) {
+        let scales = x.scales.map(|rows| (rows, self.scales.as_slice()));
+        let finish = Finish { bias: Some(&self.bias), scales, ..*finish };
+        let (x, b) = (x.rows, self.operand());
+        match self.precision {
+            Precision::F32 => multiply(cpu, x, self.inputs, b, panels, &finish, out),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => {
+                let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
+                // SAFETY: `unit` proves that the processor has the instructions.
+                unsafe { unit.multiply(x, b, panels, &finish, out) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int16 => {
+                let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
+                // SAFETY: as above.
+                unsafe { unit.multiply(x, b, panels, &finish, out) }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("packed in these precisions only where the CPU has them"),
+        }
+    }
+}
+
+/// The left operand of a product in its matrix's precision.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    rows: Rows<'a>,
+    /// Of int16: what a unit of each row is worth.
+    scales: Option<&'a [f32]>,
 }
 
 fn padded_bias(bias: Option<&[f32]>, outputs: usize) -> Vec<f32> {
@@ -229,6 +277,25 @@ fn int16_scale(row: &[f32]) -> f32 {
         most = most.max(squares.sqrt() / BLOCK_LENGTH).max(largest / LARGEST);
     }
     most
+}
+
+/// A row's numbers as a panel holds them, [`values_of_a_line`] in each; returns what a unit is worth.
+fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Int16
+        && let Some(unit) = Int16::new(Cpu::detect())
+    {
+        return unit.quantize(row, units);
+    }
+    let scale = if precision == Precision::Int16 { int16_scale(row) } else { 1.0 };
+    for (unit, part) in units.iter_mut().zip(row.chunks(values_of_a_line(precision))) {
+        *unit = match precision {
+            Precision::F32 => part[0],
+            Precision::Bf16 => round_pair(part),
+            Precision::Int16 => quantize_pair(part, scale.recip()),
+        };
+    }
+    scale
 }
 
 /// Two floats in units of a scale's inverse, as int16, in the bits of one float.
@@ -278,6 +345,20 @@ pub(crate) fn linear(cpu: Cpu, matrix: &Matrix, x: &[f32], add: Option<&[f32]>) 
     out
 }
 
+/// As [`linear`], for results that are only looked at: they stand in a buffer of this thread.
+pub(crate) fn linear_lent<R>(
+    cpu: Cpu,
+    matrix: &Matrix,
+    x: &[f32],
+    look: impl FnOnce(&[f32]) -> R,
+) -> R {
+    let length = x.len() / matrix.inputs.max(1) * matrix.outputs;
+    let mut out = Lines::floats(length);
+    let out = &mut out.as_floats()[..length];
+    linear_into(cpu, matrix, x, Finish::default(), out);
+    look(out)
+}
+
 /// Up to so many rows, tasks are ranges of columns: the weights are read once, by all threads.
 pub(super) const FEW_ROWS: usize = 48;
 
@@ -312,6 +393,8 @@ pub(super) fn linear_into(
     }
     let target = Target::new(out, outputs, rows, outputs);
     let x = Rows::new(x, inputs, rows);
+    let (mut lines, mut scales) = matrix.room(x);
+    let x = matrix.left(cpu, x, &mut lines, &mut scales);
     let panels = matrix.panels();
     // Whole groups of panels, a few tasks for each thread, none of them tiny.
     let task = panels.div_ceil(4 * rayon::current_num_threads()).max(4).next_multiple_of(4);

@@ -168,10 +168,13 @@ impl Int16 {
         out: &'a mut Lines,
         scales: &mut [f32],
     ) -> Rows<'a> {
-        each_row(self.0, x, inputs, out, |row, x, out| {
-            // SAFETY: `self` proves the feature.
-            scales[row] = unsafe { quantize_row(x, out) }
-        })
+        each_row(self.0, x, inputs, out, |row, x, out| scales[row] = self.quantize(x, out))
+    }
+
+    /// Rounds a row of floats to pairs; returns what a unit is worth.
+    pub(super) fn quantize(self, x: &[f32], out: &mut [f32]) -> f32 {
+        // SAFETY: `self` proves the feature.
+        unsafe { quantize_row(x, out) }
     }
 }
 
