@@ -7,7 +7,7 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, safetensors};
 use common::{load, path};
-use florence_engine::{Florence, GenerateOptions, LoadOptions, PrepareOptions};
+use florence_engine::{Florence, GenerateOptions, LoadOptions, PrepareOptions, model::Packing};
 use serde_json::{Value, json};
 
 fn copy(name: &str) -> tempfile::TempDir {
@@ -45,13 +45,76 @@ fn a_sharded_checkpoint_answers_like_the_single_file() {
     let index = json!({ "weight_map": weight_map }).to_string();
     std::fs::write(directory.path().join("model.safetensors.index.json"), index).unwrap();
 
-    let picture = std::fs::read(path("random.png")).unwrap();
-    let answer = |florence: &Florence| {
-        let prepared = florence.prepare(&picture, "<OD>", &PrepareOptions::default()).unwrap();
-        let options = GenerateOptions { max_new_tokens: Some(20), ..GenerateOptions::default() };
-        florence.run_one(&prepared, &options).unwrap().token_ids
-    };
     assert_eq!(answer(&load(directory.path())), answer(&load(&path("random-native"))));
+}
+
+fn answer(florence: &Florence) -> Vec<u32> {
+    let picture = std::fs::read(path("random.png")).unwrap();
+    let prepared = florence.prepare(&picture, "<OD>", &PrepareOptions::default()).unwrap();
+    let options = GenerateOptions { max_new_tokens: Some(20), ..GenerateOptions::default() };
+    florence.run_one(&prepared, &options).unwrap().token_ids
+}
+
+#[test]
+fn packed_weights_are_kept_and_made_anew_when_they_are_not_right() {
+    let directory = copy("random-original");
+    let file = directory.path().join("florence-packed-f32.safetensors");
+    let expected = answer(&load(&path("random-original")));
+    let load = || {
+        let options = LoadOptions { keep_packed: true, ..LoadOptions::default() };
+        Florence::load(directory.path(), &options).unwrap()
+    };
+    let check = |florence: &Florence| {
+        assert!(
+            matches!(florence.model().packing(), Packing::Mapped),
+            "{:?}",
+            florence.model().packing()
+        );
+        assert_eq!(answer(florence), expected);
+        std::fs::metadata(&file).unwrap().modified().unwrap()
+    };
+    // Several at once: one packs, and all of them map the same file.
+    let first = std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..4).map(|_| scope.spawn(|| check(&load()))).collect();
+        let times: Vec<_> = loads.into_iter().map(|load| load.join().unwrap()).collect();
+        assert!(times.iter().all(|time| *time == times[0]));
+        times[0]
+    });
+    let old = load();
+    assert_eq!(check(&old), first);
+
+    let whole = std::fs::read(&file).unwrap();
+    for damage in [whole.len() - 100, whole.len() / 2, 300] {
+        let mut damaged = whole.clone();
+        damaged[damage] ^= 4;
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, damaged).unwrap();
+        check(&load());
+        assert!(std::fs::read(&file).unwrap().len() == whole.len());
+    }
+    for cut in [0, 7, 1000, whole.len() - 1] {
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, &whole[..cut]).unwrap();
+        check(&load());
+    }
+    // Other weights under the old name.
+    let weights = directory.path().join("pytorch_model.bin");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, bytes).unwrap();
+    assert!(check(&load()) > first);
+    // Who mapped the first file still has it.
+    assert_eq!(answer(&old), expected);
+    assert!(!directory.path().join("florence-packed-f32.safetensors.new").exists());
+}
+
+#[test]
+fn a_model_loads_where_nothing_can_be_kept() {
+    let directory = copy("random-native");
+    std::fs::create_dir(directory.path().join("florence-packed-f32.safetensors.lock")).unwrap();
+    let options = LoadOptions { keep_packed: true, ..LoadOptions::default() };
+    let florence = Florence::load(directory.path(), &options).unwrap();
+    assert!(matches!(florence.model().packing(), Packing::Failed(_)));
+    assert_eq!(answer(&florence), answer(&load(&path("random-native"))));
 }
 
 #[test]
@@ -81,11 +144,11 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
     );
     check(
         &|dir| edit(dir, &|config| config["text_config"]["encoder_layers"] = json!(3)),
-        "tensor text.encoder.layers.2.self_attn.q_proj.weight is missing, expected shape [32, 32]",
+        "tensor text.encoder.layers.2.self_attn.q_proj.bias is missing, expected shape [32]",
     );
     check(
         &|dir| edit(dir, &|config| config["vision_config"]["embed_dim"][1] = json!(24)),
-        "tensor model.vision_tower.convs.1.conv.weight has shape [16, 8, 3, 3], expected [24, 8, 3, 3]",
+        "tensor model.vision_tower.convs.1.conv.bias has shape [16], expected [24]",
     );
     check(
         &|dir| edit(dir, &|config| config["vision_config"]["num_heads"] = json!([1])),

@@ -59,9 +59,7 @@ impl Linear {
             Compute::Kernels(cpu, precision) => {
                 Self::Kernel(cpu, scope.matrix(weight, bias.as_ref(), precision)?)
             }
-            Compute::Candle => {
-                Self::Candle(candle_nn::Linear::new(scope.arranged(weight)?, bias))
-            }
+            Compute::Candle => Self::Candle(candle_nn::Linear::new(scope.arranged(weight)?, bias)),
         })
     }
 
@@ -78,9 +76,7 @@ impl Linear {
     /// Lends the elements of `forward(x)`.
     pub(super) fn forward_lent<R>(&self, x: &Tensor, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
         match self {
-            Self::Kernel(cpu, matrix) => {
-                floats(x, |x| kernels::linear_lent(*cpu, matrix, x, look))
-            }
+            Self::Kernel(cpu, matrix) => floats(x, |x| kernels::linear_lent(*cpu, matrix, x, look)),
             Self::Candle(linear) => floats(&linear.forward(x)?, look),
         }
     }

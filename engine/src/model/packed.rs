@@ -98,8 +98,15 @@ impl Place {
         let mut file = io::BufWriter::new(File::create(self.path(".new"))?);
         file.seek(SeekFrom::Start(HEADER as u64))?;
         let (tensors, checksums) = (Vec::new(), HashMap::new());
-        let growing =
-            Growing { place: self, file, tensors, checksums, length: 0, problem: None, _lock: lock };
+        let growing = Growing {
+            place: self,
+            file,
+            tensors,
+            checksums,
+            length: 0,
+            problem: None,
+            _lock: lock,
+        };
         Ok(Packed::Growing(Mutex::new(growing)))
     }
 

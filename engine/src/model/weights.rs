@@ -179,8 +179,13 @@ impl Weights {
     ///
     /// It could not be written.
     pub(crate) fn finish_packed(&mut self) -> std::io::Result<bool> {
-        let Packed::Growing(growing) = std::mem::take(&mut self.packed) else { return Ok(false) };
-        self.packed = growing.into_inner().finish()?;
+        match std::mem::take(&mut self.packed) {
+            Packed::Growing(growing) => self.packed = growing.into_inner().finish()?,
+            other => {
+                self.packed = other;
+                return Ok(false);
+            }
+        }
         Ok(true)
     }
 

@@ -135,11 +135,7 @@ impl Matrix {
 
     /// All columns, as an operand.
     fn operand(&self) -> Panels<'_> {
-        Panels {
-            lines: &self.lines,
-            steps: self.steps(),
-            columns: self.outputs,
-        }
+        Panels { lines: &self.lines, steps: self.steps(), columns: self.outputs }
     }
 
     /// `out = finish(x W^T + b)` for a block of rows, on this thread.
@@ -176,10 +172,7 @@ impl Matrix {
         lines: &'a mut Lines,
         scales: &'a mut Lines,
     ) -> Left<'a> {
-        assert!(
-            x.step == 1 || self.precision == Precision::F32,
-            "rows of pairs are contiguous"
-        );
+        assert!(x.step == 1 || self.precision == Precision::F32, "rows of pairs are contiguous");
         match self.precision {
             Precision::F32 => Left { rows: x, scales: None },
             #[cfg(target_arch = "x86_64")]
@@ -377,15 +370,11 @@ pub(super) fn linear_into(
         out.par_chunks_mut(block * outputs).enumerate().for_each(|(i, out)| {
             let first = i * block;
             let count = out.len() / outputs;
-            // Rows whose distance is a large power of two would share few sets of the cache.
-            let stride = padded(inputs);
-            let mut copy = Lines::floats(count * stride);
-            for (to, from) in
-                copy.as_floats().chunks_mut(stride).zip(x[first * inputs..].chunks(inputs))
-            {
-                to[..inputs].copy_from_slice(from);
-            }
-            let x = Rows::new(copy.as_floats(), stride, count);
+            let tight = Rows::new(&x[first * inputs..], inputs, count);
+            let mut copy = Lines::new(0);
+            // Pairs are a copy in any case.
+            let is_f32 = matrix.precision == Precision::F32;
+            let x = if is_f32 { spread(tight, &mut copy) } else { tight };
             let add = finish.add.map(|(add, stride)| (&add[first * stride..], stride));
             matrix.block(cpu, x, &Finish { add, ..finish }, out, outputs);
         });
@@ -402,6 +391,16 @@ pub(super) fn linear_into(
         let range = i * task..panels.min((i + 1) * task);
         matrix.columns(cpu, x, range, &finish, &target);
     });
+}
+
+/// Tight rows at another distance: at a large power of two they would share few sets of the cache.
+fn spread<'a>(x: Rows<'_>, out: &'a mut Lines) -> Rows<'a> {
+    let (size, stride) = (x.stride, padded(x.stride));
+    *out = Lines::floats(x.count * stride);
+    for (to, from) in out.as_floats().chunks_mut(stride).zip(x.data.chunks(size).take(x.count)) {
+        to[..size].copy_from_slice(from);
+    }
+    Rows::new(out.as_floats(), stride, x.count)
 }
 
 /// A distance between rows of so many floats that spreads them over the sets of the cache.

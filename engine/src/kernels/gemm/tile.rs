@@ -307,9 +307,9 @@ impl<A> Product<'_, A> {
                     left = left.wrapping_add(x.step);
                     right = right.add(WIDTH);
                 }
-                for (totals, sums) in totals.iter_mut().zip(sums) {
+                for (totals, sums) in totals.iter_mut().zip(&sums) {
                     for (total, sum) in totals.iter_mut().zip(sums) {
-                        let sum = arithmetic.as_f32s(simd, sum);
+                        let sum = arithmetic.as_f32s(simd, *sum);
                         *total =
                             if A::BLOCK == usize::MAX { sum } else { simd.add_f32s(*total, sum) };
                     }
