@@ -18,7 +18,7 @@ load() { target/release/florence-load --flush --url "redis://127.0.0.1:$port/9" 
 samples=(models/tiny/samples/*.png)
 if [[ -n $model ]]; then
     # Made-up weights never end an answer: the number of tokens decides how much is decoded.
-    load throughput --jobs 16 --in-flight 1,16 --max-tokens 400 "${samples[@]}"
+    load throughput --jobs 16 --in-flight "${IN_FLIGHT:-1,16}" --max-tokens "${TOKENS:-400}" "${samples[@]}"
     exit
 fi
 load throughput --jobs 128 "${samples[@]}"

@@ -33,7 +33,7 @@ pub(crate) fn run(client: &redis::Client, args: &Args) -> anyhow::Result<()> {
         args.pictures.iter().map(std::fs::read).collect::<Result<_, _>>()?;
     println!("| in flight | pictures/s | tokens/s | beside one at a time |\n|---|---|---|---|");
     let mut alone = None;
-    for in_flight in &args.in_flight {
+    for (run, in_flight) in args.in_flight.iter().enumerate() {
         let jobs = args.jobs.max(*in_flight);
         let (next, tokens) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let start = Instant::now();
@@ -45,7 +45,7 @@ pub(crate) fn run(client: &redis::Client, args: &Args) -> anyhow::Result<()> {
                     if job >= jobs {
                         return Ok(());
                     }
-                    let key = format!("load:{in_flight}:{job}");
+                    let key = format!("load:{run}:{job}");
                     let picture = &pictures[job % pictures.len()];
                     submit(&mut connection, &key, picture, &args.prompt, args.max_tokens)?;
                     tokens.fetch_add(wait(&mut connection, &key)?, Ordering::Relaxed);

@@ -7,6 +7,7 @@ mod batch;
 
 use std::{path::Path, str::FromStr, time::Instant};
 
+use quick_cache::sync::Cache;
 use serde_json::Value;
 
 use crate::{
@@ -233,7 +234,12 @@ pub struct Florence {
     generation: GenerationDefaults,
     compute: Compute,
     threads: rayon::ThreadPool,
+    /// Prompts that were asked lately: most servers see the same few all day.
+    questions: Cache<String, Question>,
 }
+
+/// Prompts that are kept.
+const QUESTIONS: usize = 1024;
 
 /// Answers have at most this many tokens unless the caller says otherwise.
 const MAX_NEW_TOKENS: usize = 1024;
@@ -300,7 +306,8 @@ impl Florence {
         }
         let generation = config.generation(generation);
         let name = checkpoint.name();
-        Ok(Self { name, model, text, preprocessor, generation, compute, threads })
+        let questions = Cache::new(QUESTIONS);
+        Ok(Self { name, model, text, preprocessor, generation, compute, threads, questions })
     }
 
     /// Name of the checkpoint's directory.
@@ -332,6 +339,15 @@ impl Florence {
     ///
     /// [`PromptError`] says what is wrong with it.
     pub fn question(&self, prompt: &str) -> Result<Question, PromptError> {
+        if let Some(question) = self.questions.get(prompt) {
+            return Ok(question);
+        }
+        let question = self.new_question(prompt)?;
+        self.questions.insert(prompt.to_owned(), question.clone());
+        Ok(question)
+    }
+
+    fn new_question(&self, prompt: &str) -> Result<Question, PromptError> {
         let prompt: Prompt = prompt.parse()?;
         let ids = self.text.encode(&prompt)?;
         let limit = self.model.source_limit().saturating_sub(self.model.visual_length());

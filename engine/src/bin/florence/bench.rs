@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use florence_engine::{Batch, GenerateOptions, PrepareOptions};
+use florence_engine::{Batch, Florence, GenerateOptions, Precision, PrepareOptions};
 use serde_json::json;
 
 use crate::load::ModelArgs;
@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// Prompt
     #[arg(long, default_value = "<OD>")]
     prompt: String,
+    /// Only compare the encoder's output with float32's
+    #[arg(long)]
+    cosine: bool,
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -34,6 +37,9 @@ pub(crate) struct Args {
 const PICTURE: &[u8] = include_bytes!("../../../../models/tiny/samples/shapes.png");
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.cosine {
+        return cosine(args);
+    }
     let start = Instant::now();
     let florence = args.model.load()?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -103,6 +109,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for (name, Figures { median, least, most }) in figures {
         println!("{name:14}{median:10.1}{least:10.1}{most:10.1}");
     }
+    Ok(())
+}
+
+/// Prints the cosine between encoder outputs: of the whole, and of the token that differs most.
+fn cosine(args: &Args) -> anyhow::Result<()> {
+    let encode = |florence: &Florence| -> anyhow::Result<Vec<Vec<f32>>> {
+        let prepared = florence.prepare(PICTURE, &args.prompt, &PrepareOptions::default())?;
+        let model = florence.model();
+        let visual = model.visual_tokens(prepared.pixels(), |_| {})?;
+        Ok(model.encode(&visual, prepared.prompt_ids())?.squeeze(0)?.to_vec2()?)
+    };
+    let florence = args.model.load()?;
+    let (name, found) = (florence.arithmetic(), encode(&florence)?);
+    drop(florence);
+    let expected = encode(&args.model.load_in(Precision::F32)?)?;
+    let cosine = |x: &[f32], y: &[f32]| {
+        let dot = |x: &[f32], y: &[f32]| -> f64 {
+            x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        };
+        dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()
+    };
+    let tokens = found.iter().zip(&expected).map(|(x, y)| cosine(x, y)).fold(1.0, f64::min);
+    let whole = cosine(&found.concat(), &expected.concat());
+    println!("{name}: cosine of the encoder's output to float32's {whole:.7}, least of a token {tokens:.7}");
     Ok(())
 }
 

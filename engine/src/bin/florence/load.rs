@@ -14,7 +14,7 @@ pub(crate) struct ModelArgs {
     /// Made-up weights of a published size instead, to measure speed
     #[arg(long, value_enum, conflicts_with = "model")]
     synthetic: Option<SyntheticShape>,
-    /// Numbers that matrix products are computed in; auto takes bfloat16 where the CPU has it
+    /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
     #[arg(long, default_value = "f32")]
     precision: Precision,
     /// Instruction set: scalar, avx2, avx512, neon, or candle for candle's own operations
@@ -40,9 +40,14 @@ enum SyntheticShape {
 
 impl ModelArgs {
     pub(crate) fn load(&self) -> anyhow::Result<Florence> {
+        self.load_in(self.precision)
+    }
+
+    /// The same model in another precision.
+    pub(crate) fn load_in(&self, precision: Precision) -> anyhow::Result<Florence> {
         let options = LoadOptions {
             device: self.cuda.map_or(Device::Cpu, Device::Cuda),
-            precision: self.precision,
+            precision,
             kernels: self.kernels()?,
             threads: self.threads,
             nice: 0,

@@ -116,6 +116,19 @@ pub(super) trait Arithmetic<S: Simd>: Copy {
     fn as_f32s(self, simd: S, sum: Self::Sum) -> S::f32s;
 }
 
+/// Asks for a line that will be needed in a while.
+#[inline(always)]
+fn prefetch(line: *const Line) {
+    // SAFETY: a hint reads nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 #[derive(Clone, Copy)]
 struct F32;
 
@@ -231,8 +244,11 @@ impl<A> Product<'_, A> {
             let mut first = 0;
             for piece in 0..pieces {
                 let last = (piece + 1) * x.count / pieces;
+                // While the second and later tiles compute, the next panels come nearer.
+                let next = (panel + width + piece).wrapping_sub(1);
+                let next = if piece == 0 || next >= panels.end { panel } else { next };
                 // SAFETY: rows and panels are within the bounds asserted above.
-                unsafe { self.piece(simd, first, last - first, panel, width) };
+                unsafe { self.piece(simd, (first, last - first), panel, width, next) };
                 first = last;
             }
             panel += width;
@@ -243,17 +259,23 @@ impl<A> Product<'_, A> {
     ///
     /// # Safety
     ///
-    /// The rows `first..first + count` and the panels `panel..panel + width` must exist.
+    /// The rows `first..first + count` and the panels `panel..panel + width` and `next` must exist.
     #[inline(always)]
-    unsafe fn piece<S: Simd>(&self, simd: S, first: usize, count: usize, panel: usize, width: usize)
-    where
+    unsafe fn piece<S: Simd>(
+        &self,
+        simd: S,
+        (first, count): (usize, usize),
+        panel: usize,
+        width: usize,
+        next: usize,
+    ) where
         A: Arithmetic<S>,
     {
         macro_rules! tile {
             ($($rows:literal)* by $vectors:literal) => {
                 match count {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { self.tile::<S, $rows, $vectors>(simd, first, panel) },)*
+                    $($rows => unsafe { self.tile::<S, $rows, $vectors>(simd, first, panel, next) },)*
                     _ => unreachable!("`run` cuts rows into pieces of these sizes"),
                 }
             };
@@ -278,6 +300,7 @@ impl<A> Product<'_, A> {
         simd: S,
         first: usize,
         panel: usize,
+        next: usize,
     ) where
         A: Arithmetic<S>,
     {
@@ -289,11 +312,14 @@ impl<A> Product<'_, A> {
         unsafe {
             let mut left = x.data.as_ptr().add(first * x.stride);
             let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
+            let mut ahead = b.lines.as_ptr().add(next * b.steps);
             let mut rest = b.steps;
             while rest > 0 {
                 let block = rest.min(A::BLOCK);
                 let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
                 for _ in 0..block {
+                    prefetch(ahead);
+                    ahead = ahead.add(1);
                     let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
                         let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
                         arithmetic.load(simd, right.add(offset))
