@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
-        serving chaos fuzz memcheck soak train clean
+        serving chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -75,13 +75,18 @@ serving: build  ## throughput, reaction and a long queue through a server of its
 chaos: build  ## 10,000 jobs on servers that are killed every few seconds; prints what became of them
 	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
 
-fuzz: build  ## a million random commands and 20,000 mutated pictures against live servers
+fuzz: build  ## a million random commands, 20,000 mutated jobs and pictures each, against live servers
 	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::random
-	FLORENCE_FUZZ=100 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated
+	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated_jobs
+	FLORENCE_FUZZ=100 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated_pictures
 
 memcheck: build  ## jobs on a server under valgrind
 	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
 	tools/memcheck.sh
+
+asan: setup  ## the engine's tests under AddressSanitizer, all instruction sets of this CPU
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --release --locked --target-dir target/asan \
+	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine --lib --tests
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
 	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak

@@ -58,6 +58,8 @@ numbers! {
 pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Numbers that the model computes in: `f32`, `bf16` or `auto`.
 pub(crate) static PRECISION: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// CPUs that the compute threads are pinned to: `0-3 8`; empty for none.
+pub(crate) static CPUS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Networks besides the public ones that pictures may come from, separated by spaces.
 pub(crate) static ALLOW_NETWORKS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Networks that pictures may not come from, though public.
@@ -80,9 +82,10 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "threads",
     "nice",
+    "cpus",
     "prepare-threads",
     "max-batch",
     "max-queue",
@@ -139,6 +142,21 @@ pub(crate) fn text(setting: &Mutex<String>) -> String {
 /// The directories that pictures may be read from.
 pub(crate) fn file_roots() -> Vec<PathBuf> {
     text(&FILE_ROOTS).split_whitespace().map(PathBuf::from).collect()
+}
+
+/// The CPUs of the setting, in its order.
+pub(crate) fn cpus() -> Result<Vec<usize>, String> {
+    /// As many as the kernel's set has room for.
+    const MOST: usize = 1024;
+    let mut cpus = Vec::new();
+    for part in text(&CPUS).split([' ', ',']).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.parse::<usize>(), last.parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < MOST => cpus.extend(first..=last),
+            _ => return Err(format!("cpus: '{part}' is neither a CPU nor a range of them")),
+        }
+    }
+    Ok(cpus)
 }
 
 /// The crate ignores unknown `loadmodule` arguments; a typing error must not pass silently.

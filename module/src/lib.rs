@@ -53,6 +53,7 @@ fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     ffi::limit_candle();
     config::check_arguments(args)?;
     source::check_settings()?;
+    config::cpus()?;
     ffi::set_module_options(ctx);
     ffi::subscribe(ctx)?;
     command::describe(ctx)?;
@@ -128,6 +129,7 @@ mod module {
             ],
             string: [
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
+                ["cpus", &*v::CPUS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["deny-networks", &*v::DENY_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],

@@ -169,9 +169,14 @@ impl Server {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// What the kernel tells of the process.
+    pub fn proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.child.id()))
+    }
+
     /// What the process takes: resident KiB, threads, open descriptors.
     pub fn usage(&self) -> [u64; 3] {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let process = self.proc();
         let status = std::fs::read_to_string(process.join("status")).unwrap();
         let number = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

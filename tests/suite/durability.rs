@@ -102,6 +102,27 @@ fn a_promoted_replica_runs_the_pending_jobs() {
 }
 
 #[test]
+fn a_full_synchronisation_replaces_the_jobs_however_it_is_loaded() {
+    let pictures = Pictures::serve();
+    let url = pictures.url("shapes.png");
+    for load in ["disabled", "on-empty-db", "swapdb"] {
+        let mut master = Server::start();
+        let replica = Server::with(Settings::lines(&[&format!("repl-diskless-load {load}")]));
+        for (server, key) in [(&master, "theirs"), (&replica, "own")] {
+            server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<OD>", "DELAY", "3000"]);
+        }
+        replica.follow(&master);
+        let jobs: Vec<HashMap<String, String>> = replica.call(&["FLORENCE.JOBS"]);
+        let keys: Vec<&str> = jobs.iter().map(|job| job["id"].as_str()).collect();
+        assert_eq!(keys, ["theirs"], "{load}");
+        master.kill();
+        replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+        finished(&replica, "theirs");
+        assert_eq!(replica.stat("jobs_done"), 1, "{load}");
+    }
+}
+
+#[test]
 fn wait_works_on_a_replica() {
     let pictures = Pictures::serve();
     let (master, replica) = (Server::start(), Server::start());

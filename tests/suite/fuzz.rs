@@ -4,6 +4,7 @@
 //! the ordinary run. The seed is fixed, so that a failure can be seen again.
 
 use std::{
+    collections::HashMap,
     io::{self, BufRead, BufReader, Read, Write},
     net::TcpStream,
 };
@@ -154,6 +155,74 @@ fn random_commands_do_not_end_the_server() {
     assert!(grown < 600, "{grown} MiB");
 }
 
+/// A job is a hash, and so is what a file, a master or `RESTORE` brings of one: any field may say
+/// anything.
+#[test]
+fn mutated_jobs_do_not_end_the_server() {
+    let mut server = Server::with(Settings::lines(&[
+        "florence.default-retries 0",
+        "florence.retry-delay-ms 1",
+        "florence.retain-bytes 1000000",
+    ]));
+    server.wait_for_model();
+    let mut connection = server.connect();
+    let bytes = std::fs::read(picture("sign.png")).unwrap();
+    let mut submit = redis::cmd("FLORENCE.SUBMIT");
+    submit.arg("job").arg("DATA").arg(bytes).arg("<CAPTION>").arg("MAXTOKENS").arg(2);
+    submit.arg("EXPIRES").arg(60_000).exec(&mut connection).unwrap();
+    server.call::<HashMap<String, Option<String>>>(&["FLORENCE.WAIT", "job", "60"]);
+    let mut job: Vec<(Vec<u8>, Vec<u8>)> =
+        redis::cmd("HGETALL").arg("job").query(&mut connection).unwrap();
+    for (field, value) in [("crashes", "0"), ("delay", "1"), ("retry_at", "1"), ("wants", "tiny")] {
+        job.push((field.into(), value.into()));
+    }
+    let values: Vec<&[u8]> =
+        "queued fetching running retrying done failed cancelled expired 0 1 2 \
+        -1 16 1e3 9223372036854775807 -9223372036854775808 99999999999999999999 [] [\"<OD>\"] [1] \
+        {} DATA KEY /etc/passwd http://127.0.0.1:1/x <OD> nonsense"
+            .split_ascii_whitespace()
+            .map(str::as_bytes)
+            .collect();
+    let (mut random, before) = (Random(0xbead), server.usage()[0]);
+    let count = rounds(400);
+    for first in (0..count).step_by(100) {
+        let keys: Vec<String> = (first..first + 100).map(|i| format!("m{i}")).collect();
+        for key in &keys {
+            let mut fields = job.clone();
+            for _ in 0..=random.below(3) {
+                let at = random.below(fields.len());
+                match random.below(4) {
+                    0 => drop(fields.swap_remove(at)),
+                    1 => random.mutate(&mut fields[at].1),
+                    2 => fields[at].1 = random.bytes(40),
+                    _ => fields[at].1 = random.pick(&values).to_vec(),
+                }
+            }
+            let _: usize = redis::cmd("HSET").arg(key).arg(fields).query(&mut connection).unwrap();
+            // The same hash once more, as a payload.
+            let payload: Vec<u8> = redis::cmd("DUMP").arg(key).query(&mut connection).unwrap();
+            let mut restore = redis::cmd("RESTORE");
+            restore.arg(format!("{key}-restored")).arg(0).arg(payload);
+            restore.arg("REPLACE").exec(&mut connection).unwrap();
+        }
+        for key in &keys {
+            for command in ["FLORENCE.GET", "FLORENCE.RETRY", "FLORENCE.CANCEL", "FLORENCE.GET"] {
+                let _ = redis::cmd(command).arg(key).query::<redis::Value>(&mut connection);
+            }
+            let mut wait = redis::cmd("FLORENCE.WAIT");
+            let _ = wait.arg(key).arg("0.001").query::<redis::Value>(&mut connection);
+        }
+        server.call::<redis::Value>(&["FLORENCE.JOBS"]);
+    }
+    assert!(server.is_alive());
+    assert_eq!(server.stat("panics"), 0, "{}", server.log());
+    server.call::<()>(&["FLUSHALL"]);
+    assert_eq!(server.stat("jobs_waiting") + server.stat("waiters"), 0);
+    let grown = server.usage()[0].saturating_sub(before) >> 10;
+    println!("fuzz: {count} jobs with mutated fields, memory grew by {grown} MiB");
+    assert!(grown < 600, "{grown} MiB");
+}
+
 #[test]
 fn mutated_pictures_do_not_end_the_server() {
     let mut server = Server::with(Settings::lines(&[
@@ -175,7 +244,7 @@ fn mutated_pictures_do_not_end_the_server() {
     let (mut random, mut connection) = (Random(0xfeed), server.connect());
     let before = server.usage()[0];
     let count = rounds(200);
-    let mut ends = std::collections::HashMap::<String, usize>::new();
+    let mut ends = HashMap::<String, usize>::new();
     for first in (0..count).step_by(50) {
         let keys: Vec<String> = (first..first + 50).map(|i| format!("p{i}")).collect();
         for key in &keys {
@@ -202,8 +271,7 @@ fn mutated_pictures_do_not_end_the_server() {
                 .unwrap();
         }
         for key in &keys {
-            let job: std::collections::HashMap<String, Option<String>> =
-                server.call(&["FLORENCE.WAIT", key, "60"]);
+            let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "60"]);
             *ends.entry(job["state"].clone().unwrap()).or_default() += 1;
         }
     }

@@ -147,3 +147,43 @@ fn a_model_directory_works_like_the_embedded_model() {
     };
     assert_eq!(answer(&ours), answer(&embedded));
 }
+
+#[test]
+fn servers_of_a_host_share_the_packed_weights() {
+    let model = tempfile::tempdir().unwrap();
+    copy_model(model.path());
+    let line = format!("florence.model {}", model.path().display());
+    let servers: Vec<Server> = (0..2)
+        .map(|_| Server::with(Settings::lines(&[&line, "florence.precision auto"])))
+        .collect();
+    for server in &servers {
+        server.wait_for_model();
+        let maps = std::fs::read_to_string(server.proc().join("maps")).unwrap();
+        assert!(maps.contains("/florence-packed-"), "{}", server.log());
+    }
+    let keeps_nothing = [&line, "florence.keep-packed no"];
+    let private = Server::with(Settings::lines(&keeps_nothing));
+    private.wait_for_model();
+    let maps = std::fs::read_to_string(private.proc().join("maps")).unwrap();
+    assert!(!maps.contains("/florence-packed-"));
+}
+
+#[test]
+fn compute_threads_are_pinned_where_the_operator_says() {
+    let server = Server::with(Settings::lines(&[
+        "florence.threads 3",
+        "florence.cpus 0",
+        "florence.nice 7",
+    ]));
+    server.wait_for_model();
+    let threads = std::fs::read_dir(server.proc().join("task")).unwrap();
+    let compute = threads.filter_map(|thread| {
+        let thread = thread.unwrap().path();
+        let name = std::fs::read_to_string(thread.join("comm")).unwrap();
+        name.trim().strip_prefix("florence-")?.parse::<usize>().ok()?;
+        let status = std::fs::read_to_string(thread.join("status")).unwrap();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        Some(allowed.unwrap().trim().to_owned())
+    });
+    assert_eq!(compute.collect::<Vec<_>>(), ["0", "0", "0"]);
+}

@@ -338,6 +338,7 @@ fn formats_that_are_not_read_are_named() {
     for (key, bytes, name) in [
         ("heic", &b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC"),
         ("avif", b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "AVIF"),
+        ("avif among others", b"\0\0\0\x18ftypmif1\0\0\0\0miafavif", "AVIF"),
         ("pdf", b"%PDF-1.7 ...", "PDF"),
         ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         ("jxl", b"\xff\x0a\0\0", "JPEG XL"),

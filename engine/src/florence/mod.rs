@@ -8,6 +8,7 @@ mod batch;
 use std::{path::Path, str::FromStr, time::Instant};
 
 use quick_cache::sync::Cache;
+use rustix::thread::CpuSet;
 use serde_json::Value;
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     kernels::{self, Cpu},
     model::{
         Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
+        Target,
     },
     postprocess::{Scale, post_process},
     task::{Prompt, PromptError, Task},
@@ -89,6 +91,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Niceness of the compute threads, 0 to 19.
     pub nice: i32,
+    /// The CPUs that the compute threads are pinned to, one each, in turns; none leaves them free.
+    pub cpus: Vec<usize>,
     /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
     /// and all processes of the host share their pages.
     pub keep_packed: bool,
@@ -295,9 +299,8 @@ impl Florence {
         let generation: Option<GenerationFields> =
             checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
         let text = Text::load(checkpoint)?;
-        let keep = options.keep_packed;
-        let model =
-            threads.install(|| Model::load(checkpoint, &config, side, &device, compute, keep))?;
+        let target = Target { device: &device, compute, keep_packed: options.keep_packed };
+        let model = threads.install(|| Model::load(checkpoint, &config, side, &target))?;
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
@@ -517,15 +520,21 @@ fn compute(options: &LoadOptions) -> Result<Compute, Error> {
 }
 
 fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {
-    let nice = options.nice;
-    let lower_priority = move |_| {
+    let (nice, cpus) = (options.nice, options.cpus.clone());
+    let started = move |i: usize| {
         // Best effort: without the permission the threads just run at normal priority.
         let _ = rustix::process::setpriority_process(None, nice);
+        if let Some(cpu) = cpus.get(i % cpus.len().max(1)) {
+            let mut set = CpuSet::new();
+            set.set(*cpu);
+            // A CPU that is not there leaves the thread free.
+            let _ = rustix::thread::sched_setaffinity(None, &set);
+        }
     };
     Ok(rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads)
         .thread_name(|i| format!("florence-{i}"))
-        .start_handler(lower_priority)
+        .start_handler(started)
         .build()?)
 }
 

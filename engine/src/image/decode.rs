@@ -168,14 +168,8 @@ pub fn decode(
 
 /// Formats that people have and that no decoder here reads, by their first bytes.
 fn unsupported(bytes: &[u8]) -> Option<&'static str> {
-    let brand = bytes.get(4..12).and_then(|bytes| bytes.strip_prefix(b"ftyp"));
-    match brand {
-        Some(b"avif" | b"avis") => return Some("AVIF"),
-        Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => {
-            return Some("HEIC");
-        }
-        Some(b"isom" | b"iso2" | b"mp41" | b"mp42" | b"qt  ") => return Some("Video"),
-        _ => {}
+    if let Some(name) = container(bytes) {
+        return Some(name);
     }
     let known: [(&[u8], &str); 7] = [
         (b"\xff\x0a", "JPEG XL"),
@@ -187,6 +181,21 @@ fn unsupported(bytes: &[u8]) -> Option<&'static str> {
         (b"8BPS", "Photoshop"),
     ];
     known.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
+}
+
+/// The format of an ISO media file, by the brands of its first box: AVIF and HEIC share one.
+fn container(bytes: &[u8]) -> Option<&'static str> {
+    let (size, rest) = bytes.split_first_chunk::<4>()?;
+    let size = usize::try_from(u32::from_be_bytes(*size)).ok()?.min(bytes.len());
+    let brands = rest.get(..size.checked_sub(4)?)?.strip_prefix(b"ftyp")?;
+    let has = |names: &[&[u8]]| brands.chunks_exact(4).any(|brand| names.contains(&brand));
+    if has(&[b"avif", b"avis"]) {
+        Some("AVIF")
+    } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"]) {
+        Some("HEIC")
+    } else {
+        Some("Video")
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,14 @@ pub struct Model {
     packing: Packing,
 }
 
+/// What a model is loaded for.
+pub(crate) struct Target<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) compute: Compute,
+    /// Whether packed matrices are kept beside the checkpoint's files.
+    pub(crate) keep_packed: bool,
+}
+
 /// Where a model's packed matrices are.
 #[derive(Debug)]
 pub enum Packing {
@@ -57,20 +65,17 @@ pub enum Packing {
 }
 
 impl Model {
-    /// Loads a checkpoint whose pictures have `side` pixels; with `keep_packed`, packed matrices
-    /// are kept beside its files.
+    /// Loads a checkpoint whose pictures have `side` pixels.
     pub(crate) fn load(
         checkpoint: Checkpoint<'_>,
         config: &Config,
         side: usize,
-        device: &Device,
-        compute: Compute,
-        keep_packed: bool,
+        target: &Target<'_>,
     ) -> std::result::Result<Self, LoadError> {
-        let mut weights = Weights::open(checkpoint, device, compute)?;
+        let mut weights = Weights::open(checkpoint, target.device, target.compute)?;
         let mut problem = None;
         if let Checkpoint::Directory(directory) = checkpoint
-            && keep_packed
+            && target.keep_packed
         {
             problem = weights.keep_packed(directory).err();
         }

@@ -82,8 +82,9 @@ fn load_model() -> Option<Arc<Florence>> {
     let loaded = catch_unwind(|| {
         let precision = config::text(&config::PRECISION).parse()?;
         let keep_packed = config::flag(&config::KEEP_PACKED);
+        let cpus = config::cpus().unwrap_or_default();
         let options =
-            LoadOptions { threads, nice, precision, keep_packed, ..LoadOptions::default() };
+            LoadOptions { threads, nice, cpus, precision, keep_packed, ..LoadOptions::default() };
         if directory.is_empty() {
             Florence::embedded(&options)
         } else {

@@ -132,7 +132,9 @@ fn cosine(args: &Args) -> anyhow::Result<()> {
     };
     let tokens = found.iter().zip(&expected).map(|(x, y)| cosine(x, y)).fold(1.0, f64::min);
     let whole = cosine(&found.concat(), &expected.concat());
-    println!("{name}: cosine of the encoder's output to float32's {whole:.7}, least of a token {tokens:.7}");
+    println!(
+        "{name}: cosine of the encoder's output to float32's {whole:.7}, least of a token {tokens:.7}"
+    );
     Ok(())
 }
 

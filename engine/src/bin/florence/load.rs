@@ -51,6 +51,7 @@ impl ModelArgs {
             kernels: self.kernels()?,
             threads: self.threads,
             nice: 0,
+            cpus: Vec::new(),
             keep_packed: !self.no_packed_file,
         };
         Ok(match (&self.model, self.synthetic) {

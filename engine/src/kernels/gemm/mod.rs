@@ -278,7 +278,7 @@ fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> f32 {
     if precision == Precision::Int16
         && let Some(unit) = Int16::new(Cpu::detect())
     {
-        return unit.quantize(row, units);
+        return pairs::quantize(unit, row, units);
     }
     let scale = if precision == Precision::Int16 { int16_scale(row) } else { 1.0 };
     for (unit, part) in units.iter_mut().zip(row.chunks(values_of_a_line(precision))) {

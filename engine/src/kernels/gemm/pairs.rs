@@ -168,14 +168,14 @@ impl Int16 {
         out: &'a mut Lines,
         scales: &mut [f32],
     ) -> Rows<'a> {
-        each_row(self.0, x, inputs, out, |row, x, out| scales[row] = self.quantize(x, out))
+        each_row(self.0, x, inputs, out, |row, x, out| scales[row] = quantize(self, x, out))
     }
+}
 
-    /// Rounds a row of floats to pairs; returns what a unit is worth.
-    pub(super) fn quantize(self, x: &[f32], out: &mut [f32]) -> f32 {
-        // SAFETY: `self` proves the feature.
-        unsafe { quantize_row(x, out) }
-    }
+/// Rounds a row of floats to pairs; returns what a unit is worth.
+pub(super) fn quantize(_proof: Int16, x: &[f32], out: &mut [f32]) -> f32 {
+    // SAFETY: an `Int16` proves the feature.
+    unsafe { quantize_row(x, out) }
 }
 
 fn each_row<'a>(
