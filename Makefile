@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
-        serving chaos fuzz memcheck asan soak train clean
+        serving load chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -32,7 +32,7 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	$(MAKE) --no-print-directory lint unit integration
 
 unit:  ## unit tests, goldens of the reference, documentation tests
-	$(CARGO) test --release --locked -p florence-engine -p florence-module
+	$(CARGO) test --release --locked -p florence-engine -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests on every server that tools/setup.sh installed
@@ -71,6 +71,10 @@ bench: setup  ## every kernel on its own, beside the peak of a core
 serving: build  ## throughput, reaction and a long queue through a server of its own
 	$(CARGO) build --release --locked -p florence-load
 	@tools/serving.sh
+
+load: build  ## the scenarios of loadtests/scenarios; tables, and target/load.html with plots
+	$(CARGO) build --release --locked -p florence-load
+	@tools/load.sh
 
 chaos: build  ## 10,000 jobs on servers that are killed every few seconds; prints what became of them
 	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos

@@ -3,9 +3,15 @@
 //! Every measurement empties the selected database first. Figures go to docs/SPEED.md.
 #![expect(clippy::print_stdout, reason = "a command-line tool")]
 
+mod drive;
+mod pictures;
 mod queue;
 mod reaction;
+mod report;
+mod scenario;
 mod throughput;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use redis::Connection;
@@ -26,6 +32,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Measurement {
+    /// Runs scenarios, each described by a file of loadtests/scenarios.
+    Scenario(ScenarioArgs),
     /// Pictures a second with so many jobs in flight.
     Throughput(throughput::Args),
     /// Latency of PING on an idle server and while the engine is busy.
@@ -36,6 +44,38 @@ enum Measurement {
     Queue(queue::Args),
 }
 
+#[derive(clap::Args)]
+struct ScenarioArgs {
+    /// Scenarios
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Write a page with plots
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Write the figures as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn scenarios(client: &redis::Client, args: &ScenarioArgs) -> anyhow::Result<()> {
+    let scenarios = args.files.iter().map(|file| scenario::Scenario::read(file));
+    let mut runs = Vec::new();
+    for scenario in scenarios.collect::<Result<Vec<_>, _>>()? {
+        let run = drive::run(client, scenario)?;
+        let summary = report::Summary::of(&run);
+        println!("{}", summary.table());
+        runs.push((run, summary));
+    }
+    if let Some(path) = &args.html {
+        report::write_page(path, &runs)?;
+    }
+    if let Some(path) = &args.json {
+        let summaries: Vec<_> = runs.iter().map(|(_, summary)| summary).collect();
+        std::fs::write(path, serde_json::to_string_pretty(&summaries)?)?;
+    }
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     anyhow::ensure!(cli.flush, "the measurements empty {}: say --flush", cli.url);
@@ -44,6 +84,7 @@ fn main() -> anyhow::Result<()> {
     redis::cmd("FLUSHDB").exec(&mut connection)?;
     wait_for_model(&mut connection)?;
     match cli.measurement {
+        Measurement::Scenario(args) => scenarios(&client, &args),
         Measurement::Throughput(args) => throughput::run(&client, &args),
         Measurement::Ping(args) => reaction::ping(&client, &args),
         Measurement::Wake(args) => reaction::wake(&client, &args),
