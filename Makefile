@@ -46,6 +46,7 @@ lint:  ## formatting, clippy, documentation, layers
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 .venv-reference:
+	@tools/setup.sh reference
 	python3 -m venv $@
 	$@/bin/pip install -q -r tools/requirements.txt
 

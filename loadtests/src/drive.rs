@@ -83,6 +83,8 @@ impl Course {
 
 /// Keys of jobs begin so.
 const PREFIX: &str = "load:";
+/// The subscription stands before anything is submitted.
+const SETTLE: Duration = Duration::from_millis(100);
 const PING_EVERY: Duration = Duration::from_millis(5);
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
@@ -92,7 +94,7 @@ pub(crate) fn run(client: &redis::Client, scenario: Scenario) -> anyhow::Result<
     let mut listener = client.get_connection()?;
     listener.set_read_timeout(Some(Duration::from_millis(200)))?;
     let course = Course {
-        start: Instant::now(),
+        start: Instant::now() + SETTLE,
         ends: Mutex::default(),
         ended: AtomicUsize::new(0),
         is_over: AtomicBool::new(false),
@@ -101,8 +103,7 @@ pub(crate) fn run(client: &redis::Client, scenario: Scenario) -> anyhow::Result<
         let listening = scope.spawn(|| listen(&course, &mut listener));
         let sampling = scope.spawn(|| sample(&course, &mut client.get_connection()?));
         let pinging = scope.spawn(|| ping(&course, &mut client.get_connection()?));
-        // Subscribed before anything is submitted.
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(SETTLE);
         let jobs = submit_all(&course, &scenario, &pictures, &mut client.get_connection()?);
         if let Ok(jobs) = &jobs {
             wait_for(&course, &scenario, jobs);
@@ -240,7 +241,7 @@ fn sample(course: &Course, connection: &mut Connection) -> anyhow::Result<Vec<Sa
 
 fn ping(course: &Course, connection: &mut Connection) -> anyhow::Result<Vec<(f64, f64)>> {
     let mut pings = Vec::new();
-    let mut due = Instant::now();
+    let mut due = course.start;
     while !course.is_over() {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         redis::cmd("PING").exec(connection)?;

@@ -234,6 +234,7 @@ fn draw(title: &str, unit: &str, lines: &[(&'static str, Series)]) -> anyhow::Re
         }
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
             .border_style(BLACK.mix(0.3))
             .background_style(WHITE)
             .draw()?;
