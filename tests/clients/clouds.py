@@ -43,6 +43,10 @@ class Google(BaseHTTPRequestHandler):
         self.answer(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}).encode())
 
     def do_GET(self):
+        if self.path.startswith("/computeMetadata/"):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            self.answer(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}).encode())
+            return
         _, _, _, _, bucket, _, name = self.path.split("?")[0].split("/")
         is_ours = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if bucket == "private" and not is_ours:

@@ -400,6 +400,11 @@ fn buckets_are_read_with_credentials_where_the_operator_says_so() {
     };
     let ours = Server::with(settings(&["florence.buckets \"s3://private gs://private\""]));
     let theirs = Server::with(settings(&[]));
+    // The account of the machine itself, where no key file is named.
+    let mut machine = settings(&["florence.buckets \"gs://private\""]);
+    machine.env.retain(|(name, _)| *name != "GOOGLE_APPLICATION_CREDENTIALS");
+    machine.env.push(("GCE_METADATA_HOST", format!("127.0.0.1:{google}")));
+    let machine = Server::with(machine);
     let run = |server: &Server, url: &str| -> Job {
         server.call::<()>(&["FLORENCE.SUBMIT", url, url, "<OD>"]);
         server.call(&["FLORENCE.WAIT", url, "30"])
@@ -412,6 +417,8 @@ fn buckets_are_read_with_credentials_where_the_operator_says_so() {
         let job = run(&ours, url);
         assert_eq!(job["state"].as_deref(), Some("done"), "{url}: {job:?}");
     }
+    let job = run(&machine, "gs://private/folder/a picture.png");
+    assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
     assert_eq!(
         error(&run(&ours, "s3://private/missing.png"))["message"],
         "the server answered 404"

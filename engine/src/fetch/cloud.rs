@@ -61,6 +61,8 @@ pub(super) struct Cloud {
     pub(super) agent: Agent,
     gs_emulator: Option<Url>,
     gs_key_file: Option<String>,
+    /// Host of the machine's metadata server, if it is not the usual one.
+    gs_metadata: Option<String>,
     gs_token: Mutex<Option<(String, Instant)>>,
     s3_endpoint: Option<Url>,
     s3_region: String,
@@ -97,6 +99,7 @@ impl Cloud {
             agent,
             gs_emulator: variable(&["STORAGE_EMULATOR_HOST"]).and_then(url),
             gs_key_file: variable(&["GOOGLE_APPLICATION_CREDENTIALS"]),
+            gs_metadata: variable(&["GCE_METADATA_HOST"]),
             gs_token: Mutex::new(None),
             s3_endpoint: variable(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).and_then(url),
             s3_region: variable(&["AWS_REGION", "AWS_DEFAULT_REGION"])
@@ -129,8 +132,9 @@ impl Cloud {
         let url = format!("{host}/storage/v1/b/{bucket}/o/{object}?alt=media");
         let url = Url::parse(&url).map_err(|_error| FetchError::BadObject)?;
         let is_trusted = self.gs_emulator.is_some();
-        // An emulator wants no token, unless there is one of its own.
-        let has_token = !is_trusted || self.gs_key_file.is_some();
+        // An emulator wants no token, unless the environment says where one comes from.
+        let has_source = self.gs_key_file.is_some() || self.gs_metadata.is_some();
+        let has_token = !is_trusted || has_source;
         let is_ours = self.buckets.contains("gs", bucket);
         let token = (is_ours && has_token).then(|| self.token()).transpose()?;
         Ok(Object { url, token, is_trusted })
@@ -183,8 +187,7 @@ impl Cloud {
 
     /// What a machine or pod in Google's cloud may do.
     fn token_of_machine(&self) -> Result<Token, FetchError> {
-        let host = variable(&["GCE_METADATA_HOST"]);
-        let host = host.as_deref().unwrap_or("metadata.google.internal");
+        let host = self.gs_metadata.as_deref().unwrap_or("metadata.google.internal");
         let path = "computeMetadata/v1/instance/service-accounts/default/token";
         let request = self.agent.get(format!("http://{host}/{path}"));
         request
