@@ -43,6 +43,13 @@ def pytorch(model, image, prompt, beams, tokens):
     return {name: 1e3 * seconds for name, seconds in (marks | {"total": total}).items()}
 
 
+def available(florence):
+    """The precisions that the CPU has instructions for."""
+    doctor = subprocess.run([florence, "doctor"], check=True, capture_output=True, text=True).stdout
+    needs = {"f32": "", "int16": "avx512vnni", "bf16": "avx512bf16"}
+    return [precision for precision, feature in needs.items() if feature in doctor]
+
+
 def ours(args, directory, precision, beams):
     line = subprocess.run(
         [args.florence, "bench", "--model", directory, "--precision", precision, "--beams", str(beams), "--tokens",
@@ -60,8 +67,8 @@ def main():
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--tokens", type=int, default=32)
     args.add_argument("--rounds", type=int, default=5)
-    args.add_argument("--precisions", nargs="+", default=["f32", "int16", "bf16"], help="those that the CPU has")
     args = args.parse_args()
+    precisions = available(args.florence)
     directory = args.work / f"{args.shape}-speed"
     args.work.mkdir(parents=True, exist_ok=True)
     if not (directory / "config.json").exists():
@@ -72,11 +79,11 @@ def main():
     image = Image.open(Path(__file__).parent.parent / "models/tiny/samples/shapes.png")
     names = ("vision", "encoder", "decoder_step", "total")
     for beams in (1, 3):
-        rounds = {"PyTorch f32": []} | {precision: [] for precision in args.precisions}
+        rounds = {"PyTorch f32": []} | {precision: [] for precision in precisions}
         pytorch(model, image, "<OD>", beams, args.tokens)
         for _ in range(args.rounds):
             rounds["PyTorch f32"].append(pytorch(model, image, "<OD>", beams, args.tokens))
-            for precision in args.precisions:
+            for precision in precisions:
                 rounds[precision].append(ours(args, directory, precision, beams))
         print(f"\n{args.shape} shape, {beams} beams, {args.tokens} tokens, {args.threads} threads, "
               f"medians of {args.rounds} rounds\n")

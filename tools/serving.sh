@@ -6,13 +6,8 @@ cd "$(dirname "$0")/.."
 
 model=${1:-}
 precision=${2:-f32}
-port=${PORT:-6399}
-work=$(mktemp -d)
-redis-server --port "$port" --dir "$work" --save '' --loadmodule "$PWD/target/release/libflorence.so" \
-    model "$model" precision "$precision" threads "${THREADS:-0}" >"$work/log" 2>&1 &
-server=$!
-trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; rm -rf "$work"' EXIT
-until redis-cli -p "$port" ping >/dev/null 2>&1; do sleep 0.1; done
+. tools/server.sh
+start_server model "$model" precision "$precision" threads "${THREADS:-0}"
 
 load() { target/release/florence-load --flush --url "redis://127.0.0.1:$port/9" "$@"; echo; }
 samples=(models/tiny/samples/*.png)

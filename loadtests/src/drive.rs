@@ -19,6 +19,7 @@ use redis::Connection;
 
 use crate::{
     pictures,
+    reaction::ping_by_the_clock,
     scenario::{Ask, Due, Load, Scenario},
 };
 
@@ -240,14 +241,15 @@ fn sample(course: &Course, connection: &mut Connection) -> anyhow::Result<Vec<Sa
 }
 
 fn ping(course: &Course, connection: &mut Connection) -> anyhow::Result<Vec<(f64, f64)>> {
-    let mut pings = Vec::new();
-    let mut due = course.start;
-    while !course.is_over() {
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        redis::cmd("PING").exec(connection)?;
-        let at = (due - course.start).as_secs_f64();
-        pings.push((at, due.elapsed().as_secs_f64()));
-        due += PING_EVERY;
-    }
+    let (mut pings, clock) = (Vec::new(), (course.start, PING_EVERY));
+    ping_by_the_clock(
+        connection,
+        clock,
+        |_due| !course.is_over(),
+        |due, reply| {
+            pings.push(((due - course.start).as_secs_f64(), reply.as_secs_f64()));
+            Ok(())
+        },
+    )?;
     Ok(pings)
 }

@@ -68,23 +68,40 @@ pub(crate) fn ping(client: &redis::Client, args: &PingArgs) -> anyhow::Result<()
 
 fn pings(client: &redis::Client, seconds: u64) -> anyhow::Result<Histogram<u64>> {
     const INTERVAL: Duration = Duration::from_millis(1);
-    let mut connection = client.get_connection()?;
     let mut times = Histogram::new(3)?;
-    let mut due = Instant::now();
-    let end = due + Duration::from_secs(seconds);
-    while due < end {
-        if let Some(pause) = due.checked_duration_since(Instant::now()) {
-            thread::sleep(pause);
-        }
+    let start = Instant::now();
+    let end = start + Duration::from_secs(seconds);
+    let mut connection = client.get_connection()?;
+    ping_by_the_clock(
+        &mut connection,
+        (start, INTERVAL),
+        |due| due < end,
+        |_due, reply| Ok(times.record(u64::try_from(reply.as_micros())?)?),
+    )?;
+    Ok(times)
+}
+
+/// Sends a PING at every interval from `start` on, as long as `goes_on` for the moment that it is
+/// due; `note` hears of the moment and of the reply's time. A late reply counts from when its PING
+/// was due.
+pub(crate) fn ping_by_the_clock(
+    connection: &mut redis::Connection,
+    (start, interval): (Instant, Duration),
+    goes_on: impl Fn(Instant) -> bool,
+    mut note: impl FnMut(Instant, Duration) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut due = start;
+    while goes_on(due) {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
         // What the sleep overshot is this machine's scheduler, not the server: count from the
         // later of the two only if this PING is not late because of an earlier one.
         let sent = Instant::now();
-        redis::cmd("PING").exec(&mut connection)?;
-        let from = if sent - due > INTERVAL { due } else { sent };
-        times.record(u64::try_from(from.elapsed().as_micros())?)?;
-        due += INTERVAL;
+        redis::cmd("PING").exec(connection)?;
+        let from = if sent - due > interval { due } else { sent };
+        note(due, from.elapsed())?;
+        due += interval;
     }
-    Ok(times)
+    Ok(())
 }
 
 /// One job after the other whose answer is in the cache: all that is left is the module itself.

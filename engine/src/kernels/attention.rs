@@ -59,16 +59,31 @@ struct Head<'a> {
 impl Head<'_> {
     /// `softmax(scale * q k^T) v` for a block of queries.
     fn attend(&self, cpu: Cpu, q: Rows<'_>, scale: f32, out: &mut [f32], out_stride: usize) {
-        let stride = padded(self.length);
-        let mut scores = Lines::floats(q.count * stride);
-        let scores = scores.as_floats();
         let keys = Panels { lines: self.keys, steps: self.size, columns: self.length };
-        product(cpu, q, keys, scores, stride);
-        let rows = &mut scores[..q.count * stride];
-        cpu.run(Softmax { rows, stride, size: self.length, scale });
         let values = Panels { lines: self.values, steps: self.length, columns: self.size };
-        product(cpu, Rows::new(scores, stride, q.count), values, out, out_stride);
+        weigh(
+            (cpu, scale),
+            (q.count, self.length),
+            |scores, stride| product(cpu, q, keys, scores, stride),
+            |weights| product(cpu, weights, values, out, out_stride),
+        );
     }
+}
+
+/// What all attention has in common: scores of `count` queries over `length` keys, as `score`
+/// writes them at the distance it is given, become weights for `mix`.
+fn weigh(
+    (cpu, scale): (Cpu, f32),
+    (count, length): (usize, usize),
+    score: impl FnOnce(&mut [f32], usize),
+    mix: impl FnOnce(Rows<'_>),
+) {
+    let stride = padded(length);
+    let mut scores = Lines::floats(count * stride);
+    let scores = scores.as_floats();
+    score(scores, stride);
+    cpu.run(Softmax { rows: &mut scores[..count * stride], stride, size: length, scale });
+    mix(Rows::new(scores, stride, count));
 }
 
 /// `x + proj(attention(qkv(norm(x))))` within square windows of the grid.
@@ -272,15 +287,12 @@ impl SequenceKeys {
     /// `softmax(q k^T / sqrt(K)) v` of one head for a block of queries.
     fn attend(&self, cpu: Cpu, head: usize, q: Rows<'_>, out: &mut [f32], out_stride: usize) {
         let (keys, values) = &self.heads[head];
-        let (length, scale) = (keys.outputs(), (self.size as f32).sqrt().recip());
-        let stride = padded(length);
-        let mut scores = Lines::floats(q.count * stride);
-        let scores = scores.as_floats();
-        keys.block(cpu, q, &Finish::default(), scores, stride);
-        let rows = &mut scores[..q.count * stride];
-        cpu.run(Softmax { rows, stride, size: length, scale });
-        let weights = Rows::new(scores, stride, q.count);
-        values.block(cpu, weights, &Finish::default(), out, out_stride);
+        weigh(
+            (cpu, (self.size as f32).sqrt().recip()),
+            (q.count, keys.outputs()),
+            |scores, stride| keys.block(cpu, q, &Finish::default(), scores, stride),
+            |weights| values.block(cpu, weights, &Finish::default(), out, out_stride),
+        );
     }
 }
 

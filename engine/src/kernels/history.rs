@@ -81,24 +81,35 @@ pub(crate) fn attend_histories(
         first += rows.len();
     }
     let attend = |(head, i, first, rows): (&mut Head, usize, usize, &[Vec<u32>])| {
-        let mut out = vec![0.0; rows.len() * size];
-        let [q, k, v] = qkv.map(|x| &x[first * d + i * size..]);
-        match head {
-            Head::Floats { keys, values } => {
-                keys.extend(k, d, rows.len(), size);
-                values.extend(v, d, rows.len(), size);
-                cpu.run(AttendHead { keys, values, rows, q, stride: d, out: &mut out });
-            }
-            Head::Wholes { keys, values } => {
-                keys.extend(k, d, rows.len(), size);
-                values.extend(v, d, rows.len(), size);
-                cpu.run(AttendHead { keys, values, rows, q, stride: d, out: &mut out });
-            }
-        }
+        let qkv = qkv.map(|x| &x[first * d + i * size..]);
+        let out = match head {
+            Head::Floats { keys, values } => attend_head(cpu, keys, values, rows, qkv, (d, size)),
+            Head::Wholes { keys, values } => attend_head(cpu, keys, values, rows, qkv, (d, size)),
+        };
         HeadPart { first, head: i, out }
     };
     let parts = tasks.into_par_iter().map(attend).collect();
     join_heads(parts, qkv[0].len(), d, size)
+}
+
+/// Adds the rows' keys and values to what a head keeps; attention of the queries, `[rows, K]`.
+/// Rows of `qkv` have `size` floats at a distance of `stride`.
+fn attend_head<K: Kept>(
+    cpu: Cpu,
+    keys: &mut K,
+    values: &mut K,
+    rows: &[Vec<u32>],
+    [q, k, v]: [&[f32]; 3],
+    (stride, size): (usize, usize),
+) -> Vec<f32> {
+    for (kept, new) in [(&mut *keys, k), (&mut *values, v)] {
+        for row in new.chunks(stride).take(rows.len()) {
+            kept.push(&row[..size]);
+        }
+    }
+    let mut out = vec![0.0; rows.len() * size];
+    cpu.run(AttendHead { keys: &*keys, values: &*values, rows, q, stride, out: &mut out });
+    out
 }
 
 /// Rows of `K` numbers in whole cache lines, and how they become floats.
@@ -112,13 +123,6 @@ trait Kept {
 
     /// What a unit of a row is worth.
     fn unit(&self, slot: u32) -> f32;
-
-    /// Adds rows that stand at a distance of `stride`.
-    fn extend(&mut self, x: &[f32], stride: usize, rows: usize, size: usize) {
-        for row in x.chunks(stride).take(rows) {
-            self.push(&row[..size]);
-        }
-    }
 }
 
 #[derive(Debug, Default, Clone)]
