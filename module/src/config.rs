@@ -50,6 +50,12 @@ numbers! {
     RETAIN_BYTES;
     /// Entries that the stream of finished jobs keeps, about.
     STREAM_LENGTH;
+    /// Database of Celery's queues.
+    CELERY_DB;
+    /// Database of Celery's results.
+    CELERY_RESULT_DB;
+    /// Seconds that a result of Celery's is kept; 0 for ever.
+    CELERY_RESULT_EXPIRES;
     /// Budget for encoded pictures that may be asked about again; 0 for none.
     FEATURE_CACHE_BYTES;
 }
@@ -74,7 +80,21 @@ pub(crate) static IMAGE_FORMATS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::
 pub(crate) static BUCKETS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Directories that pictures may be read from, separated by spaces; empty for none.
 pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Celery's queues and the tasks that are taken from them: `queue:task queue:task`.
+pub(crate) static CELERY_QUEUES: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// What the keys and channels of Celery's broker begin with.
+pub(crate) static CELERY_PREFIX: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// What the keys of Celery's results begin with.
+pub(crate) static CELERY_RESULT_PREFIX: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// The worker's name; `%h` is the host's.
+pub(crate) static CELERY_NAME: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
+/// Whether a task's result says STARTED while it is worked on.
+pub(crate) static CELERY_TRACK_STARTED: AtomicBool = AtomicBool::new(false);
+/// Whether Celery's events are published.
+pub(crate) static CELERY_EVENTS: AtomicBool = AtomicBool::new(true);
+/// Whether messages for other tasks are answered with an error; they are left alone otherwise.
+pub(crate) static CELERY_REJECT_UNKNOWN: AtomicBool = AtomicBool::new(false);
 /// Whether packed weights are kept beside the checkpoint.
 pub(crate) static KEEP_PACKED: AtomicBool = AtomicBool::new(true);
 /// Whether jobs that end are published.
@@ -82,7 +102,7 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 39] = [
     "threads",
     "nice",
     "cpus",
@@ -112,6 +132,16 @@ const NAMES: [&str; 29] = [
     "model",
     "keep-packed",
     "file-roots",
+    "celery-queues",
+    "celery-db",
+    "celery-prefix",
+    "celery-result-db",
+    "celery-result-prefix",
+    "celery-result-expires",
+    "celery-name",
+    "celery-track-started",
+    "celery-events",
+    "celery-reject-unknown",
 ];
 
 /// A setting as an unsigned number; the table's ranges have no negative ones.

@@ -6,7 +6,7 @@
 use redis_module::{Context, ContextFlags};
 
 use crate::{
-    config, ffi,
+    celery, config, ffi,
     job::{self, Fields, Job, State, call, unix_ms},
     state::{Counters, SHARED},
     view,
@@ -40,6 +40,9 @@ pub(crate) fn finish(
     call(ctx, "HDEL", &gone)?;
     if ttl > 0 {
         call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
+    }
+    if let Ok(job) = Job::open(ctx, &name) {
+        celery::ended(ctx, &job);
     }
     announce(ctx, key, state);
     Counters::add(SHARED.counters.ended(state), 1);

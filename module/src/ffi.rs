@@ -8,12 +8,13 @@ use std::{
     ffi::{CStr, CString, c_int, c_longlong, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::null_mut,
+    sync::OnceLock,
     time::Duration,
 };
 
 use redis_module::{Context, RedisString, raw};
 
-use crate::{command, events, state::SHARED, waiters};
+use crate::{celery, command, events, state::SHARED, waiters};
 
 /// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
 const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
@@ -58,6 +59,10 @@ pub(crate) fn check_server() -> Result<(), String> {
         RedisModule_NotifyKeyspaceEvent,
         RedisModule_ReplyWithNull,
         RedisModule_GetRandomBytes,
+        RedisModule_RegisterCommandFilter,
+        RedisModule_CommandFilterArgsCount,
+        RedisModule_CommandFilterArgGet,
+        RedisModule_CommandFilterArgReplace,
     ];
     match needed.into_iter().find(|(_, is_there)| !is_there) {
         Some((name, _)) => Err(format!("this server lacks {name}: Redis 7.0 or newer is needed")),
@@ -101,14 +106,7 @@ pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
         | raw::REDISMODULE_NOTIFY_EXPIRED
         | raw::REDISMODULE_NOTIFY_EVICTED
         | raw::REDISMODULE_NOTIFY_LOADED;
-    let subscribed = api!(RedisModule_SubscribeToKeyspaceEvents(
-        ctx.get_raw(),
-        wanted as c_int,
-        Some(on_keyspace_event)
-    ));
-    if subscribed != OK {
-        return Err("cannot subscribe to keyspace events".to_owned());
-    }
+    subscribe_to_keys(ctx, wanted)?;
     for id in [
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
         raw::REDISMODULE_EVENT_FLUSHDB,
@@ -125,16 +123,65 @@ pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
     Ok(())
 }
 
+fn subscribe_to_keys(ctx: &Context, wanted: c_int) -> Result<(), String> {
+    let raw_ctx = ctx.get_raw();
+    match api!(RedisModule_SubscribeToKeyspaceEvents(raw_ctx, wanted, Some(on_keyspace_event))) {
+        OK => Ok(()),
+        _ => Err("cannot subscribe to keyspace events".to_owned()),
+    }
+}
+
+/// Registers for the events of lists too.
+pub(crate) fn watch_lists(ctx: &Context) -> Result<(), String> {
+    subscribe_to_keys(ctx, raw::REDISMODULE_NOTIFY_LIST)
+}
+
+/// The channel that [`divert_publish`] was called for.
+static DIVERTED: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Lets the server run FLORENCE.CONTROL in the place of PUBLISH to a channel; rights are checked
+/// after that, of the client.
+pub(crate) fn divert_publish(ctx: &Context, channel: Vec<u8>) -> Result<(), String> {
+    /// Not for commands of our own.
+    const NOT_OURS: c_int = raw::REDISMODULE_CMDFILTER_NOSELF.cast_signed();
+    DIVERTED.get_or_init(|| channel);
+    let filter = api!(RedisModule_RegisterCommandFilter(ctx.get_raw(), Some(on_command), NOT_OURS));
+    if filter.is_null() { Err("cannot register a command filter".to_owned()) } else { Ok(()) }
+}
+
+/// Called for every command of every client, so it leaves at the first difference.
+extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
+    guard((), || {
+        let arg = |index| {
+            RedisString::string_as_slice(api!(RedisModule_CommandFilterArgGet(filter, index)))
+        };
+        if api!(RedisModule_CommandFilterArgsCount(filter)) == 3
+            && arg(0).eq_ignore_ascii_case(b"publish")
+            && DIVERTED.get().is_some_and(|channel| arg(1) == channel)
+        {
+            const COMMAND: &[u8] = b"florence.control";
+            let name =
+                api!(RedisModule_CreateString(null_mut(), COMMAND.as_ptr().cast(), COMMAND.len()));
+            // The server takes the string over.
+            api!(RedisModule_CommandFilterArgReplace(filter, 0, name));
+        }
+    });
+}
+
 extern "C" fn on_keyspace_event(
     ctx: *mut raw::RedisModuleCtx,
-    _kind: c_int,
+    kind: c_int,
     event: *const std::ffi::c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
     guard(OK, || {
+        let name = RedisString::string_as_slice(key);
+        if kind == raw::REDISMODULE_NOTIFY_LIST {
+            celery::list_changed(name);
+            return OK;
+        }
         // SAFETY: the server passes a C string that lives as long as this call.
         let event = unsafe { CStr::from_ptr(event) };
-        let name = RedisString::string_as_slice(key);
         events::keyspace(&Context::new(ctx), event.to_bytes(), name);
         OK
     })

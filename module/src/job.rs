@@ -131,13 +131,13 @@ impl Job {
     /// What the scheduler is to know.
     pub(crate) fn seen(&self) -> Seen {
         let submitted = self.number("submitted_at").unwrap_or_default();
-        let priority = self.number("priority").unwrap_or_default().clamp(0, 9);
+        let priority = self.number("priority").unwrap_or_default().clamp(-9, 9);
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let expires = self.expires_at().map(moment);
         match self.visible_state() {
             State::Queued if self.crashes() > 0 => Seen::Suspect { rank },
             State::Queued => {
-                let starts = submitted.saturating_add(self.number("delay").unwrap_or_default());
+                let starts = self.starts_at();
                 let until = (starts > unix_ms()).then(|| moment(starts));
                 Seen::Waiting { rank, until, expires }
             }
@@ -148,6 +148,12 @@ impl Job {
             State::Fetching | State::Running => Seen::Active { rank },
             State::Done | State::Failed | State::Cancelled | State::Expired => Seen::Nothing,
         }
+    }
+
+    /// Before when a new job does not start, in milliseconds since 1970.
+    pub(crate) fn starts_at(&self) -> i64 {
+        let delay = self.number("delay").unwrap_or_default();
+        self.number("submitted_at").unwrap_or_default().saturating_add(delay)
     }
 
     /// When the job is no longer of use, in milliseconds since 1970; a job that was started once
@@ -200,9 +206,14 @@ fn options() -> CallOptions {
     CallOptionsBuilder::new().script_mode().errors_as_replies().replicate().build()
 }
 
+/// Runs a command; its reply.
+pub(crate) fn ask<'a>(ctx: &Context, command: &str, args: &[&[u8]]) -> CallResult<'a> {
+    ctx.call_ext(command, &options(), args)
+}
+
 /// Runs a command; the error is the server's own text.
 pub(crate) fn call(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<(), String> {
-    let result: CallResult<'_> = ctx.call_ext(command, &options(), args);
+    let result = ask(ctx, command, args);
     result.map(|_reply| ()).map_err(|error| error.to_utf8_string().unwrap_or_default())
 }
 

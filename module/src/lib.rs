@@ -6,6 +6,7 @@
 //! # Layout
 //!
 //! - `command`: one file per command, all behind a panic guard
+//! - `request`: what a new job is to answer
 //! - `job`: the hash's fields, read and written
 //! - `ending`: how a job ends, and who is told
 //! - `view`: a job as clients see it
@@ -15,11 +16,13 @@
 //! - `source`: where pictures may come from
 //! - `workers`: the threads
 //! - `cache`: answers and encoded pictures that may be asked for again
+//! - `celery`: jobs of Celery clients
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 //! - `config`, `info`, `reply`: settings, counters, errors
 //! - `ffi`: the only hand-written unsafe code
 
 mod cache;
+mod celery;
 mod command;
 mod config;
 mod ending;
@@ -28,6 +31,7 @@ mod ffi;
 mod info;
 mod job;
 mod reply;
+mod request;
 mod retain;
 mod scheduler;
 mod source;
@@ -57,6 +61,7 @@ fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     ffi::set_module_options(ctx);
     ffi::subscribe(ctx)?;
     command::describe(ctx)?;
+    celery::start(ctx)?;
     // Threads start on the first turn of the event loop: by then the data set is loaded, and a
     // bad line in redis.conf has already ended the server.
     ffi::on_event_loop(ctx, workers::start);
@@ -106,6 +111,7 @@ mod module {
             ["florence.hosts", c::hosts, "readonly admin", 0, 0, 0, ""],
             ["florence.stats", c::stats, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
             ["florence.model", c::model, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
+            ["florence.control", c::control, "fast pubsub may-replicate", 0, 0, 0, ""],
             ["florence.help", c::help, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
         ],
         configurations: [
@@ -125,6 +131,9 @@ mod module {
                 ["result-cache-bytes", &v::RESULT_CACHE_BYTES, 67_108_864, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
                 ["retain-bytes", &v::RETAIN_BYTES, 0, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
                 ["stream-length", &v::STREAM_LENGTH, 10_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],
+                ["celery-db", &v::CELERY_DB, 0, 0, 1_000_000, ConfigurationFlags::IMMUTABLE, None],
+                ["celery-result-db", &v::CELERY_RESULT_DB, 0, 0, 1_000_000, ConfigurationFlags::IMMUTABLE, None],
+                ["celery-result-expires", &v::CELERY_RESULT_EXPIRES, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
                 ["feature-cache-bytes", &v::FEATURE_CACHE_BYTES, 268_435_456, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
             ],
             string: [
@@ -138,10 +147,17 @@ mod module {
                 ["image-formats", &*v::IMAGE_FORMATS, "jpeg png webp gif bmp", ConfigurationFlags::IMMUTABLE, None],
                 ["buckets", &*v::BUCKETS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
+                ["celery-queues", &*v::CELERY_QUEUES, "", ConfigurationFlags::IMMUTABLE, None],
+                ["celery-prefix", &*v::CELERY_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
+                ["celery-result-prefix", &*v::CELERY_RESULT_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
+                ["celery-name", &*v::CELERY_NAME, "florence@%h", ConfigurationFlags::IMMUTABLE, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
             ],
             bool: [
                 ["publish", &v::PUBLISH, true, ConfigurationFlags::DEFAULT, None],
+                ["celery-track-started", &v::CELERY_TRACK_STARTED, false, ConfigurationFlags::DEFAULT, None],
+                ["celery-events", &v::CELERY_EVENTS, true, ConfigurationFlags::DEFAULT, None],
+                ["celery-reject-unknown", &v::CELERY_REJECT_UNKNOWN, false, ConfigurationFlags::IMMUTABLE, None],
                 ["keep-packed", &v::KEEP_PACKED, true, ConfigurationFlags::IMMUTABLE, None],
             ],
             enum: [],

@@ -6,11 +6,11 @@
 
 use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 
-use super::{args::Args, submit::check_queue};
+use super::args::Args;
 use crate::{
     ending::{self, Data},
     job::{self, Fields, Job, NoJob, State},
-    reply,
+    reply, request,
 };
 
 pub(super) fn cancel(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -33,7 +33,7 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
         }
     })?;
     if !keys.is_empty() {
-        check_queue()?;
+        request::check_queue()?;
     }
     for key in &keys {
         requeue(ctx, key.as_slice()).map_err(RedisError::String)?;

@@ -2,6 +2,7 @@
 
 mod args;
 mod cancel;
+mod control;
 mod get;
 mod inspect;
 mod submit;
@@ -48,6 +49,7 @@ handlers! {
     hosts => inspect::hosts;
     stats => inspect::stats;
     model => inspect::model;
+    control => control::run;
     help => inspect::help;
 }
 
@@ -60,7 +62,7 @@ const fn info(
     CommandInfo { name, summary, complexity, arity, keys: &[] }
 }
 
-const INFOS: [CommandInfo; 10] = [
+const INFOS: [CommandInfo; 11] = [
     CommandInfo {
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
@@ -91,6 +93,12 @@ const INFOS: [CommandInfo; 10] = [
     info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first."),
     info("florence.stats", 1, "O(1)", "Counters of the module."),
     info("florence.model", 1, "O(1)", "Which model is loaded, and whether it is ready."),
+    info(
+        "florence.control",
+        3,
+        "O(N) with N unfinished tasks",
+        "What PUBLISH to Celery's channel of remote control becomes.",
+    ),
     info("florence.help", 1, "O(1)", "The commands in short."),
 ];
 

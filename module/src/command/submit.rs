@@ -4,61 +4,40 @@
 //! All that can be refused is refused here, before anything is stored. The job is queued by the
 //! keyspace event of its own HSET, like a job that comes from a file, a master or a migration.
 
-use florence_engine::task::Prompt;
 use redis_module::{
     CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError, RedisResult,
     RedisString, RedisValue,
 };
-use sha2::{Digest, Sha256};
 
 use super::args::{Args, is_word, utf8};
 use crate::{
-    config, ffi,
-    job::{self, Fields, Job, NoJob},
-    reply, source,
-    state::{Counters, Model, SHARED},
+    ffi,
+    job::{self, Job, NoJob},
+    reply,
+    request::{self, Options, Picture},
+    state::{Counters, SHARED},
 };
-
-/// Where the picture comes from.
-struct Picture {
-    /// As GET shows it: the URI, `DATA`, `KEY name` or `data:image/png`.
-    shown: String,
-    bytes: Option<Vec<u8>>,
-}
-
-struct Options {
-    priority: i64,
-    delay: Option<i64>,
-    expires: Option<i64>,
-    model: Option<String>,
-    timeout: i64,
-    retries: i64,
-    ttl: i64,
-    beams: Option<i64>,
-    max_tokens: Option<i64>,
-    no_cache: bool,
-}
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
-    let options = Options::parse(args)?;
-    check_prompts(&prompts, options.model.as_deref())?;
+    let options = options(args)?;
+    request::check_prompts(&prompts, options.model.as_deref())?;
 
-    let fields = fields(picture, &prompts, &options);
+    let fields = request::fields(picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
         // The same request again: the reply of the first one was lost.
-        Ok(job) if job.bytes("request").as_deref() == Some(request_of(&fields)) => {
+        Ok(job) if job.bytes("request").as_deref() == Some(request::request_of(&fields)) => {
             return Ok(name);
         }
         Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
         Err(NoJob::Missing) => {}
     }
-    check_queue()?;
+    request::check_queue()?;
     job::write(ctx, key.as_slice(), &fields).map_err(RedisError::String)?;
     Counters::add(&SHARED.counters.submitted, 1);
     Ok(name)
@@ -67,25 +46,15 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
 fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture, RedisError> {
     let first = args.next()?;
     if is_word(&first, "DATA") {
-        let bytes = args.next()?.as_slice().to_vec();
-        check_size(bytes.len())?;
-        return Ok(Picture { shown: "DATA".to_owned(), bytes: Some(bytes) });
+        return Picture::sent("DATA".to_owned(), args.next()?.as_slice().to_vec());
     }
     if is_word(&first, "KEY") {
         let key = args.next()?;
         check_slots(ctx, job, &key)?;
         let bytes = string_key(ctx, &key)?;
-        check_size(bytes.len())?;
-        return Ok(Picture { shown: format!("KEY {}", key.to_string_lossy()), bytes: Some(bytes) });
+        return Picture::sent(format!("KEY {}", key.to_string_lossy()), bytes);
     }
-    let uri = utf8(&first, "the image")?;
-    if let Some(inline) = source::inline(&uri) {
-        let (shown, bytes) = inline?;
-        check_size(bytes.len())?;
-        return Ok(Picture { shown, bytes: Some(bytes) });
-    }
-    source::check(&uri)?;
-    Ok(Picture { shown: uri, bytes: None })
+    Picture::at(utf8(&first, "the image")?)
 }
 
 /// One prompt, or PROMPTS and several different ones.
@@ -104,18 +73,6 @@ fn prompts(args: &mut Args) -> Result<Vec<String>, RedisError> {
         prompts.push(prompt);
     }
     Ok(prompts)
-}
-
-fn check_size(bytes: usize) -> Result<(), RedisError> {
-    let limit = config::size(&config::MAX_IMAGE_BYTES);
-    if bytes == 0 {
-        return Err(reply::error("ERR", "the image is empty"));
-    }
-    if bytes > limit {
-        let text = format!("the image has {bytes} bytes, florence.max-image-bytes is {limit}");
-        return Err(reply::error("ERR", text));
-    }
-    Ok(())
 }
 
 /// Not every server looks at the second key when it routes the command.
@@ -152,117 +109,24 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
 
 const YEAR_MS: i64 = 31_536_000_000;
 
-impl Options {
-    fn parse(args: &mut Args) -> Result<Self, RedisError> {
-        let default = |setting| i64::try_from(config::number(setting)).unwrap_or_default();
-        let mut options = Self {
-            priority: 0,
-            delay: None,
-            expires: None,
-            model: None,
-            timeout: default(&config::DEFAULT_TIMEOUT_MS),
-            retries: default(&config::DEFAULT_RETRIES),
-            ttl: default(&config::DEFAULT_TTL),
-            beams: None,
-            max_tokens: None,
-            no_cache: false,
-        };
-        while let Some(option) = args.option() {
-            match option.to_string_lossy().to_ascii_uppercase().as_str() {
-                "PRIORITY" => options.priority = args.integer("PRIORITY", 0, 9)?,
-                "DELAY" => options.delay = Some(args.integer("DELAY", 0, YEAR_MS)?),
-                "EXPIRES" => options.expires = Some(args.integer("EXPIRES", 1, YEAR_MS)?),
-                "MODEL" => options.model = Some(utf8(&args.next()?, "the model's name")?),
-                "TIMEOUT" => options.timeout = args.integer("TIMEOUT", 1, 86_400_000)?,
-                "RETRIES" => options.retries = args.integer("RETRIES", 0, 100)?,
-                "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
-                "BEAMS" => options.beams = Some(args.integer("BEAMS", 1, 16)?),
-                "MAXTOKENS" => options.max_tokens = Some(args.integer("MAXTOKENS", 1, 4096)?),
-                "NOCACHE" => options.no_cache = true,
-                _ => return Err(reply::syntax()),
-            }
+fn options(args: &mut Args) -> Result<Options, RedisError> {
+    let mut options = Options::default();
+    while let Some(option) = args.option() {
+        match option.to_string_lossy().to_ascii_uppercase().as_str() {
+            "PRIORITY" => options.priority = args.integer("PRIORITY", 0, 9)?,
+            "DELAY" => options.delay = Some(args.integer("DELAY", 0, YEAR_MS)?),
+            "EXPIRES" => options.expires = Some(args.integer("EXPIRES", 1, YEAR_MS)?),
+            "MODEL" => options.model = Some(utf8(&args.next()?, "the model's name")?),
+            "TIMEOUT" => options.timeout = args.integer("TIMEOUT", 1, 86_400_000)?,
+            "RETRIES" => options.retries = args.integer("RETRIES", 0, 100)?,
+            "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
+            "BEAMS" => options.beams = Some(args.integer("BEAMS", 1, 16)?),
+            "MAXTOKENS" => options.max_tokens = Some(args.integer("MAXTOKENS", 1, 4096)?),
+            "NOCACHE" => options.no_cache = true,
+            _ => return Err(reply::syntax()),
         }
-        Ok(options)
     }
-}
-
-/// Checks prompts as far as they can be: the tokenizer is there once the model is.
-fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<(), RedisError> {
-    let model = SHARED.model.read();
-    let name = match &*model {
-        Model::Ready(florence) => Some(florence.name()),
-        Model::Loading => None,
-        Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
-    };
-    if let (Some(wanted), Some(name)) = (wanted, name)
-        && wanted != name
-    {
-        return Err(reply::error("NOMODEL", format!("this server's model is {name}")));
-    }
-    prompts.iter().try_for_each(|prompt| {
-        let checked = match &*model {
-            Model::Ready(florence) => florence.question(prompt).map(|_question| ()),
-            _ => prompt.parse::<Prompt>().map(|_prompt| ()),
-        };
-        checked.map_err(|problem| reply::bad_prompt(&problem))
-    })
-}
-
-pub(super) fn check_queue() -> Result<(), RedisError> {
-    let waiting = SHARED.scheduler.lock().waiting();
-    if waiting < config::size(&config::MAX_QUEUE) {
-        return Ok(());
-    }
-    Counters::add(&SHARED.counters.refused, 1);
-    Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
-}
-
-fn fields(picture: Picture, prompts: &[String], options: &Options) -> Fields {
-    let prompt = match prompts {
-        [prompt] => prompt.clone(),
-        prompts => serde_json::json!(prompts).to_string(),
-    };
-    let mut request: Fields = vec![
-        ("image", picture.shown.into()),
-        ("prompt", prompt.into()),
-        ("priority", options.priority.to_string().into()),
-        ("timeout", options.timeout.to_string().into()),
-        ("retries", options.retries.to_string().into()),
-        ("ttl", options.ttl.to_string().into()),
-    ];
-    let mut number = |name, value: Option<i64>| {
-        if let Some(value) = value {
-            request.push((name, value.to_string().into()));
-        }
-    };
-    number("beams", options.beams);
-    number("maxtokens", options.max_tokens);
-    number("nocache", options.no_cache.then_some(1));
-    number("delay", options.delay);
-    number("expires", options.expires);
-    if let Some(model) = &options.model {
-        request.push(("wants", model.clone().into()));
-    }
-    if let Some(bytes) = picture.bytes {
-        request.push(("data", bytes));
-    }
-    let mut digest = Sha256::new();
-    for (name, value) in &request {
-        digest.update((name.len() as u64).to_le_bytes());
-        digest.update(name);
-        digest.update((value.len() as u64).to_le_bytes());
-        digest.update(value);
-    }
-    let mut fields = vec![("request", digest.finalize()[..16].to_vec())];
-    fields.extend(request);
-    fields.push(("submitted_at", job::unix_ms().to_string().into()));
-    fields.extend(job::new_fields());
-    fields
-}
-
-/// The digest of the request, which [`fields`] puts first.
-fn request_of(fields: &Fields) -> &[u8] {
-    &fields[0].1
+    Ok(options)
 }
 
 /// `florence:` and a ULID: sortable by time, unique without asking anyone. In a cluster with the

@@ -13,7 +13,7 @@ use redis_module::{Context, ContextFlags};
 use super::{Failure, WRITE_PAUSE, can_write, prepare::Claimed, with_server};
 use crate::{
     cache::Verdict,
-    config,
+    celery, config,
     ending::{self, Data},
     ffi,
     job::{self, Fields, Job, State, unix_ms},
@@ -131,6 +131,7 @@ fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
                 fields.push(("retry_at", at.to_string().into()));
                 fields.push(("state", State::Retrying.name().into()));
                 job::write(ctx, name, &fields)?;
+                celery::retrying(ctx, job, failure.code, &failure.message);
                 Counters::add(&SHARED.counters.retried, 1);
             } else {
                 // What can be tried again in vain only, is not kept.

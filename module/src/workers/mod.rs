@@ -27,7 +27,7 @@ use redis_module::{Context, ContextFlags, MODULE_CONTEXT};
 pub(crate) use failure::Failure;
 
 use crate::{
-    config, events, ffi,
+    celery, config, events, ffi,
     state::{Model, SHARED, schedule},
 };
 
@@ -49,6 +49,7 @@ pub(crate) fn start(ctx: &Context) {
         }
     });
     spawn("fl-commit", move || commit::run(&outbox));
+    spawn("fl-celery", celery::run);
     events::role_changed(ctx);
 }
 
@@ -118,7 +119,7 @@ fn load_model() -> Option<Arc<Florence>> {
 }
 
 /// Whether this server may write now: a master, loaded, not paused.
-fn can_write(ctx: &Context) -> bool {
+pub(crate) fn can_write(ctx: &Context) -> bool {
     let flags = ctx.get_flags();
     flags.contains(ContextFlags::MASTER)
         && !flags.contains(ContextFlags::LOADING)
@@ -126,7 +127,7 @@ fn can_write(ctx: &Context) -> bool {
 }
 
 /// Runs `f` under the server's lock.
-fn with_server<T>(f: impl FnOnce(&Context) -> T) -> T {
+pub(crate) fn with_server<T>(f: impl FnOnce(&Context) -> T) -> T {
     let guard = MODULE_CONTEXT.lock();
     let result = f(&guard);
     drop(guard);

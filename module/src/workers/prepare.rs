@@ -16,7 +16,7 @@ use redis_module::Context;
 use super::{Failure, WRITE_PAUSE, can_write, commit::Commit, elapsed_ms, with_server};
 use crate::{
     cache::{CACHES, Keys, Verdict},
-    config,
+    celery, config,
     ending::{self, Data},
     job::{self, Fields, Job, State, unix_ms},
     scheduler::{Control, JobKey, Next, Phase},
@@ -179,13 +179,13 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     };
     let wants = job.text("wants").filter(|wants| !is_model(wants));
     let queued = unix_ms() - job.number("submitted_at").unwrap_or_default();
-    drop(job);
     let hopeless = if crashes >= MAX_CRASHES {
         Some(Failure::permanent("CRASH", "the server died twice while working on this job"))
     } else {
         wants.map(|_| Failure::permanent("NOMODEL", "this server has another model"))
     };
     if let Some(failure) = hopeless {
+        drop(job);
         return end(ctx, key, State::Failed, failure.fields());
     }
     let fields: Fields = vec![
@@ -197,7 +197,10 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
         ("state", State::Fetching.name().into()),
     ];
     match job::write(ctx, &key.name, &fields) {
-        Ok(()) => Claim::Taken(claimed),
+        Ok(()) => {
+            celery::started(ctx, &job);
+            Claim::Taken(claimed)
+        }
         Err(_refused) => Claim::NotNow,
     }
 }

@@ -1,0 +1,205 @@
+//! What follows a task: callbacks, the rest of its chain, the chord of its group.
+//!
+//! As a worker does it, for plain signatures. A task that is followed by anything else fails before
+//! it runs: nothing is dropped silently.
+
+use redis_module::{CallReply, CallResult, Context};
+use serde_json::{Value, json};
+
+use super::{
+    Celery, Task, bytes, in_db, integer,
+    message::{Embed, Signature, is_plain},
+    outcome::{self, Exception},
+};
+use crate::{config, job};
+
+/// Refuses what could not be followed up.
+pub(super) fn check(embed: &Embed) -> Result<(), Exception> {
+    let Embed { callbacks, errbacks, chain, chord } = embed;
+    let lists = [callbacks, errbacks, chain].into_iter().flatten().flatten();
+    if lists.chain(chord).all(is_plain) {
+        return Ok(());
+    }
+    let text = "only plain tasks can follow this one, no groups, chords or maps";
+    Err(Exception::new("builtins", "NotImplementedError", text))
+}
+
+/// After a success: sends its callbacks, and what is next in its chain.
+pub(super) fn follow(ctx: &Context, celery: &Celery, task: &Task, result: &Value) {
+    for callback in task.embed.callbacks.iter().flatten() {
+        send(ctx, celery, task, callback, (result, &[]));
+    }
+    if let Some((next, rest)) = task.embed.chain.as_deref().and_then(<[_]>::split_last) {
+        send(ctx, celery, task, next, (result, rest));
+    }
+    part_of_chord(ctx, celery, task, "SUCCESS", result);
+}
+
+/// After a failure: fails what would have followed, and sends the errbacks.
+pub(super) fn abandon(ctx: &Context, celery: &Celery, task: &Task, exception: &Exception) {
+    part_of_chord(ctx, celery, task, "FAILURE", &exception.json());
+    for skipped in task.embed.chain.iter().flatten() {
+        if let Some(id) = option(skipped, "task_id").and_then(Value::as_str) {
+            outcome::failed_unsent(ctx, celery, id, exception);
+        }
+        if let (Some(Value::Object(chord)), Some(part)) =
+            (option(skipped, "chord"), skipped_part(task, skipped))
+        {
+            let part =
+                Task { embed: Embed { chord: Some(chord.clone()), ..Embed::default() }, ..part };
+            part_of_chord(ctx, celery, &part, "FAILURE", &exception.json());
+        }
+    }
+    let id = Value::from(task.id());
+    for errback in task.embed.errbacks.iter().flatten() {
+        send(ctx, celery, task, errback, (&id, &[]));
+    }
+}
+
+fn option<'a>(signature: &'a Signature, name: &str) -> Option<&'a Value> {
+    signature.get("options")?.get(name)
+}
+
+/// A task of a chain that will not be sent, as a member of its group.
+fn skipped_part(task: &Task, skipped: &Signature) -> Option<Task> {
+    let text = |name| Some(option(skipped, name)?.as_str()?.to_owned());
+    let mut part = task.clone();
+    part.headers.id = text("task_id")?;
+    part.headers.group = text("group_id");
+    part.headers.group_index = option(skipped, "group_index").and_then(Value::as_i64);
+    Some(part)
+}
+
+/// Sends a signature with its first argument and the chain that it takes along.
+fn send(
+    ctx: &Context,
+    celery: &Celery,
+    task: &Task,
+    signature: &Signature,
+    (first, chain): (&Value, &[Signature]),
+) {
+    let message = task.sender().message(signature, first, chain);
+    if let Err(problem) = celery.send(ctx, &message) {
+        let id = task.id();
+        ctx.log_warning(&format!("florence: what follows task {id} is not sent: {problem}"));
+    }
+}
+
+/// Adds a result to those of the task's group; with the last one the chord's callback is sent.
+///
+/// The keys are those of Celery's workers, so that a group may be shared with them.
+pub(super) fn part_of_chord(
+    ctx: &Context,
+    celery: &Celery,
+    task: &Task,
+    status: &str,
+    result: &Value,
+) {
+    const DONE_SECONDS: &[u8] = b"300";
+    let (Some(chord), Some(group)) = (&task.embed.chord, &task.headers.group) else { return };
+    let key = |end: &str| format!("{}celery-taskset-meta-{group}{end}", celery.result_prefix);
+    let [parts, extra, size, seen, claim] = [".j", ".t", ".s", ".d", ".c"].map(key);
+    let score = task.headers.group_index.map_or("+inf".to_owned(), |index| index.to_string());
+    let member = json!([1, task.id(), status, result]).to_string();
+    let all = in_db(ctx, celery.result_db, || {
+        if bytes(ctx, "GET", &[claim.as_bytes()]).is_some_and(|claim| claim == b"done") {
+            return None;
+        }
+        let is_new =
+            integer(ctx, "SADD", &[seen.as_bytes(), format!("{}:{score}", task.id()).as_bytes()]);
+        if is_new == 1 {
+            let _ =
+                job::call(ctx, "ZADD", &[parts.as_bytes(), score.as_bytes(), member.as_bytes()]);
+        }
+        let expires = config::number(&config::CELERY_RESULT_EXPIRES).to_string();
+        if expires != "0" {
+            for key in [&parts, &extra, &size, &seen] {
+                let _ = job::call(ctx, "EXPIRE", &[key.as_bytes(), expires.as_bytes()]);
+            }
+        }
+        let number = |key: &str| -> Option<i64> {
+            String::from_utf8(bytes(ctx, "GET", &[key.as_bytes()])?).ok()?.parse().ok()
+        };
+        // Celery before 5.1 says it in the signature.
+        let size_known = number(&size).or_else(|| chord.get("chord_size")?.as_i64())?;
+        let total = size_known + number(&extra).unwrap_or_default();
+        if integer(ctx, "ZCARD", &[parts.as_bytes()]) != total {
+            return None;
+        }
+        let all = members(ctx, &parts);
+        let _ = job::call(ctx, "SETEX", &[claim.as_bytes(), DONE_SECONDS, b"done"]);
+        let gone = [&parts, &extra, &size, &seen].map(String::as_bytes);
+        let _ = job::call(ctx, "UNLINK", &gone);
+        Some(all)
+    });
+    match all.map(|all| results(&all)) {
+        None => {}
+        Some(Ok(results)) => send(ctx, celery, task, chord, (&results.into(), &[])),
+        Some(Err(problem)) => {
+            let exception = Exception::new("celery.exceptions", "ChordError", problem);
+            let id = option(chord, "task_id").and_then(Value::as_str);
+            if let Some(id) = id {
+                outcome::failed_unsent(ctx, celery, id, &exception);
+            }
+            let id = json!(id);
+            let errbacks = match option(chord, "link_error") {
+                Some(Value::Array(errbacks)) => errbacks.as_slice(),
+                _ => &[],
+            };
+            for errback in errbacks.iter().filter_map(Value::as_object) {
+                send(ctx, celery, task, errback, (&id, &[]));
+            }
+        }
+    }
+}
+
+/// The results of a group, in its order.
+fn members(ctx: &Context, key: &str) -> Vec<Vec<u8>> {
+    let reply: CallResult<'_> = job::ask(ctx, "ZRANGE", &[key.as_bytes(), b"0", b"-1"]);
+    let Ok(CallReply::Array(members)) = reply else { return Vec::new() };
+    let text = |member| match member {
+        Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
+        _ => None,
+    };
+    members.iter().filter_map(text).collect()
+}
+
+/// The values of `[1, id, status, result]`, unless one of them is an error.
+fn results(members: &[Vec<u8>]) -> Result<Vec<Value>, String> {
+    let value = |member: &Vec<u8>| {
+        let (_, id, status, result): (i64, String, String, Value) =
+            serde_json::from_slice(member).map_err(|error| format!("Join error: {error}"))?;
+        if status == "SUCCESS" {
+            return Ok(result);
+        }
+        let kind = result["exc_type"].as_str().unwrap_or_default();
+        Err(format!("Dependency {id} raised {kind}({})", result["exc_message"][0]))
+    };
+    members.iter().map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_with_an_error_has_no_results() {
+        let member =
+            |status: &str, result: Value| json!([1, "id", status, result]).to_string().into();
+        let good: Vec<u8> = member("SUCCESS", json!({"<OD>": 1}));
+        assert_eq!(results(std::slice::from_ref(&good)), Ok(vec![json!({"<OD>": 1})]));
+        let error =
+            json!({"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"});
+        let problem = results(&[good, member("FAILURE", error)]).unwrap_err();
+        assert_eq!(problem, "Dependency id raised ValueError(\"no\")");
+        assert!(results(&[b"x".to_vec()]).is_err());
+    }
+
+    #[test]
+    fn only_plain_tasks_may_follow() {
+        let embed = |chord: Value| Embed { chord: chord.as_object().cloned(), ..Embed::default() };
+        assert!(check(&Embed::default()).is_ok());
+        assert!(check(&embed(json!({"task": "app.sum"}))).is_ok());
+        assert!(check(&embed(json!({"task": "celery.group"}))).is_err());
+    }
+}

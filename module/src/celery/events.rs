@@ -1,0 +1,83 @@
+//! Events of the worker and its tasks, as Flower and `celery events` read them.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use redis_module::Context;
+use serde_json::{Value, json};
+
+use super::{Celery, Task, message::envelope};
+use crate::{config, job, state::SHARED, workers::can_write};
+
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// Tells that the worker is there.
+pub(super) fn heartbeat(ctx: &Context, celery: &Celery) {
+    if can_write(ctx) {
+        let is_first = celery.clock.load(Ordering::Relaxed) == 1;
+        let kind = if is_first { "worker-online" } else { "worker-heartbeat" };
+        let fields = json!({
+            "freq": HEARTBEAT.as_secs_f64(),
+            "active": SHARED.scheduler.lock().active(),
+            "processed": celery.ended.load(Ordering::Relaxed),
+            "loadavg": load_average(),
+            "sw_ident": "florence",
+            "sw_ver": env!("CARGO_PKG_VERSION"),
+            "sw_sys": "Linux",
+        });
+        send(ctx, celery, kind, fields);
+    }
+}
+
+fn load_average() -> Vec<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).filter_map(|load| load.parse().ok()).collect()
+}
+
+/// A task was taken from its list.
+pub(super) fn received(ctx: &Context, celery: &Celery, task: &Task) {
+    let headers = &task.headers;
+    let fields = json!({
+        "name": headers.task,
+        "args": headers.argsrepr,
+        "kwargs": headers.kwargsrepr,
+        "root_id": headers.root_id,
+        "parent_id": headers.parent_id,
+        "retries": headers.retries.unwrap_or_default(),
+        "eta": headers.eta,
+        "expires": headers.expires,
+    });
+    of_task(ctx, celery, "task-received", task, fields);
+}
+
+/// A task has ended.
+pub(super) fn ended(ctx: &Context, celery: &Celery, kind: &str, task: &Task, fields: Value) {
+    celery.ended.fetch_add(1, Ordering::Relaxed);
+    of_task(ctx, celery, kind, task, fields);
+}
+
+pub(super) fn of_task(ctx: &Context, celery: &Celery, kind: &str, task: &Task, mut fields: Value) {
+    fields["uuid"] = task.id().into();
+    send(ctx, celery, kind, fields);
+}
+
+/// Best effort, as Celery's own are.
+fn send(ctx: &Context, celery: &Celery, kind: &str, mut fields: Value) {
+    if !config::flag(&config::CELERY_EVENTS) {
+        return;
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let routing_key = kind.replace('-', ".");
+    fields["type"] = kind.into();
+    fields["hostname"] = celery.name.as_str().into();
+    fields["utcoffset"] = 0.into();
+    fields["pid"] = std::process::id().into();
+    fields["clock"] = celery.tick().into();
+    fields["timestamp"] = since.as_secs_f64().into();
+    let headers = json!({ "hostname": celery.name });
+    let message = envelope(&headers, "celeryev", &routing_key, &fields).to_string();
+    let channel = format!("{}/{}.celeryev/{routing_key}", celery.prefix, celery.db);
+    let _ = job::call(ctx, "PUBLISH", &[channel.as_bytes(), message.as_bytes()]);
+}

@@ -1,0 +1,339 @@
+//! The intake thread: takes messages from the lists of Celery's queues and writes them as jobs.
+//!
+//! A message is read under the server's lock, unpacked without it, and then removed and written as a
+//! job in one lock section: a crash finds it in one place or in the other. What is not ours stays
+//! where it is.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use redis_module::{Context, RedisError};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Celery, FIELD, STEPS, Task, bytes, canvas, celery, events, integer,
+    message::{self, Body, Message},
+    outcome::{self, Exception},
+};
+use crate::{
+    ffi,
+    job::{self, Job, NoJob},
+    request::{self, Options, Picture},
+    state::{Counters, Model, SHARED, is_shutting_down},
+    workers::{can_write, with_server},
+};
+
+/// How often a full queue is looked at again, and lists whose events were missed.
+const TICK: Duration = Duration::from_millis(100);
+/// Messages looked at in one lock section: so many, or so many bytes.
+const SLICE: usize = 32;
+const SLICE_BYTES: usize = 1 << 20;
+
+/// Wakes the thread; full is as good as sent.
+static WAKE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(1));
+
+/// A list has changed.
+pub(crate) fn list_changed(name: &[u8]) {
+    let Some(celery) = celery() else { return };
+    let Some(name) = name.strip_prefix(celery.prefix.as_bytes()) else { return };
+    let queue = name.split(|byte| *byte == b'\x06').next().unwrap_or_default();
+    if std::str::from_utf8(queue).is_ok_and(|queue| celery.queues.contains_key(queue)) {
+        let _ = WAKE.0.try_send(());
+    }
+}
+
+/// The thread's work; returns at once if there is no wire mode.
+pub(crate) fn run() {
+    let Some(celery) = celery() else { return };
+    let mut lists: Vec<List> = STEPS
+        .into_iter()
+        .flat_map(|step| celery.queues.iter().map(move |(queue, tasks)| (step, queue, tasks)))
+        .map(|(step, queue, tasks)| List {
+            key: celery.list(queue, step),
+            queue: queue.clone(),
+            tasks: tasks.clone(),
+            passed: 0,
+            last_passed: 0,
+        })
+        .collect();
+    let mut beat = Instant::now();
+    while !is_shutting_down() {
+        if Instant::now() >= beat {
+            with_server(|ctx| events::heartbeat(ctx, celery));
+            beat = Instant::now() + events::HEARTBEAT;
+        }
+        while take_slice(celery, &mut lists) {}
+        let _ = WAKE.1.recv_timeout(TICK);
+    }
+}
+
+/// A list of messages; the next one is at its right end.
+struct List {
+    key: String,
+    queue: String,
+    tasks: Vec<String>,
+    /// So many messages at the right end are not ours.
+    passed: usize,
+    /// The hash of the leftmost of them, by which they are found when others take from them.
+    last_passed: u64,
+}
+
+/// Looks at some messages of the first list that has any; whether there may be more.
+fn take_slice(celery: &Celery, lists: &mut [List]) -> bool {
+    let seen = with_server(|ctx| {
+        if !can_write(ctx) || matches!(&*SHARED.model.read(), Model::Failed(_)) {
+            return None;
+        }
+        ffi::select_db(ctx, celery.db);
+        let room = request::room();
+        lists.iter_mut().find_map(|list| {
+            let messages = list.peek(ctx, room.min(SLICE));
+            (!messages.is_empty()).then_some((list, messages))
+        })
+    });
+    let Some((list, messages)) = seen else { return false };
+    let unpacked: Vec<_> = messages.iter().map(|bytes| list.unpack(celery, bytes)).collect();
+    with_server(|ctx| {
+        if !can_write(ctx) {
+            return false;
+        }
+        ffi::select_db(ctx, celery.db);
+        for (bytes, found) in messages.iter().zip(unpacked) {
+            if matches!(found, Found::Foreign) {
+                list.pass(bytes);
+                continue;
+            }
+            // Somebody else may have taken it meanwhile.
+            if integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) == 0 {
+                list.passed = 0;
+                return true;
+            }
+            match found {
+                Found::Ours(task, wanted) => accept(ctx, celery, &task, *wanted),
+                Found::Rejected(bytes) => keep_rejected(ctx, celery, bytes),
+                Found::Foreign => {}
+            }
+        }
+        true
+    })
+}
+
+/// What a message turned out to be.
+enum Found<'a> {
+    Ours(Box<Task>, Box<Result<Wanted, Exception>>),
+    /// Left to others.
+    Foreign,
+    /// No task at all.
+    Rejected(&'a [u8]),
+}
+
+/// A task's arguments, checked.
+struct Wanted {
+    picture: Picture,
+    prompt: String,
+    options: Options,
+}
+
+impl List {
+    /// The next messages that have not been passed over.
+    fn peek(&mut self, ctx: &Context, most: usize) -> Vec<Vec<u8>> {
+        let at = |index: usize| {
+            let index = format!("-{index}");
+            bytes(ctx, "LINDEX", &[self.key.as_bytes(), index.as_bytes()])
+        };
+        // Others may have taken some of the messages that were passed over.
+        let known = (1..=self.passed).rev().take(1000);
+        let still =
+            known.filter(|index| at(*index).is_some_and(|bytes| hash(&bytes) == self.last_passed));
+        let passed = { still }.next().unwrap_or_default();
+        let mut size = 0;
+        let mut messages = Vec::new();
+        while messages.len() < most
+            && size < SLICE_BYTES
+            && let Some(bytes) = at(passed + messages.len() + 1)
+        {
+            size += bytes.len();
+            messages.push(bytes);
+        }
+        self.passed = passed;
+        messages
+    }
+
+    fn pass(&mut self, bytes: &[u8]) {
+        self.passed += 1;
+        self.last_passed = hash(bytes);
+    }
+
+    fn unpack<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
+        let Some(message) = Message::parse(bytes) else {
+            return if celery.rejects_unknown { Found::Rejected(bytes) } else { Found::Foreign };
+        };
+        let is_known = self.tasks.contains(&message.headers.task);
+        if !is_known && !celery.rejects_unknown {
+            return Found::Foreign;
+        }
+        let body = message.body();
+        let priority = message.priority();
+        let name = message.headers.task.clone();
+        let mut task = Task {
+            queue: self.queue.clone(),
+            priority,
+            headers: message.headers,
+            embed: message::Embed::default(),
+        };
+        let wanted = match body {
+            Err(problem) => Err(Exception::new("kombu.exceptions", "ContentDisallowed", problem)),
+            Ok(Body(args, kwargs, embed)) => {
+                task.embed = embed;
+                if is_known {
+                    wanted(&task, &args, &kwargs)
+                } else {
+                    Err(Exception::new("celery.exceptions", "NotRegistered", name))
+                }
+            }
+        };
+        Found::Ours(Box::new(task), Box::new(wanted))
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Checks what a task asks for, as SUBMIT checks its arguments.
+fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wanted, Exception> {
+    canvas::check(&task.embed)?;
+    let [picture, prompt] = arguments(&task.headers.task, args, kwargs)
+        .map_err(|problem| Exception::new("builtins", "TypeError", problem))?;
+    let from_now = |time: &Option<String>| {
+        let at = time.as_deref().and_then(message::unix_ms);
+        at.map(|at| at - job::unix_ms())
+    };
+    let mut options = Options {
+        // As on the lists of Celery: 0 is the most urgent.
+        priority: -task.priority,
+        delay: from_now(&task.headers.eta).map(|delay| delay.max(0)),
+        expires: from_now(&task.headers.expires),
+        ..Options::default()
+    };
+    let limits = task.headers.timelimit.iter().flatten().flatten();
+    #[expect(clippy::cast_possible_truncation, reason = "a time limit")]
+    let limits = limits.map(|seconds| (seconds * 1000.0) as i64).filter(|limit| *limit > 0);
+    options.timeout = limits.min().unwrap_or(options.timeout);
+    let refused = |error: RedisError| Exception::of_reply(&error.to_string());
+    let prompts = [prompt];
+    request::check_prompts(&prompts, None).map_err(refused)?;
+    let [prompt] = prompts;
+    let picture = Picture::at(picture).map_err(refused)?;
+    Ok(Wanted { picture, prompt, options })
+}
+
+/// Binds `(url, task_prompt)` as Python would.
+fn arguments(
+    task: &str,
+    args: &[Value],
+    kwargs: &Map<String, Value>,
+) -> Result<[String; 2], String> {
+    const NAMES: [&str; 2] = ["url", "task_prompt"];
+    let function = task.rsplit('.').next().unwrap_or(task);
+    if args.len() > NAMES.len() {
+        let given = args.len();
+        return Err(format!("{function}() takes 2 positional arguments but {given} were given"));
+    }
+    if let Some(name) = kwargs.keys().find(|name| !NAMES.contains(&name.as_str())) {
+        return Err(format!("{function}() got an unexpected keyword argument '{name}'"));
+    }
+    let mut bound = NAMES.map(|_| String::new());
+    for (i, name) in NAMES.into_iter().enumerate() {
+        let value = match (args.get(i), kwargs.get(name)) {
+            (Some(_), Some(_)) => {
+                return Err(format!("{function}() got multiple values for argument '{name}'"));
+            }
+            (Some(value), None) | (None, Some(value)) => value,
+            (None, None) => {
+                return Err(format!(
+                    "{function}() missing 1 required positional argument: '{name}'"
+                ));
+            }
+        };
+        value.as_str().ok_or_else(|| format!("{name} must be a string"))?.clone_into(&mut bound[i]);
+    }
+    Ok(bound)
+}
+
+/// Writes a task's job; or, without one, its end.
+fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Exception>) {
+    *celery.taken.lock().entry(task.headers.task.clone()).or_default() += 1;
+    events::received(ctx, celery, task);
+    if celery.revoked.lock().ids.contains(task.id()) {
+        return outcome::revoked(ctx, celery, task, "revoked");
+    }
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(exception) => return outcome::failed(ctx, celery, task, &exception),
+    };
+    if wanted.options.expires.is_some_and(|expires| expires <= 0) {
+        return outcome::revoked(ctx, celery, task, "expired");
+    }
+    let key = task.key();
+    match Job::open(ctx, &ffi::string(ctx, key.as_bytes())) {
+        Err(NoJob::Missing) => {}
+        // The same task again, which is waiting or running.
+        Ok(job) if !job.state.is_final() => return,
+        _ => {
+            let _ = job::call(ctx, "UNLINK", &[key.as_bytes()]);
+        }
+    }
+    let mut fields = request::fields(wanted.picture, &[wanted.prompt], &wanted.options);
+    fields.push((FIELD, json!(task).to_string().into()));
+    match job::write(ctx, key.as_bytes(), &fields) {
+        Ok(()) => Counters::add(&SHARED.counters.submitted, 1),
+        Err(problem) => {
+            outcome::failed(ctx, celery, task, &Exception::of_reply(&format!("ERR {problem}")));
+        }
+    }
+}
+
+/// Keeps the latest of what nobody can answer.
+fn keep_rejected(ctx: &Context, celery: &Celery, bytes: &[u8]) {
+    ctx.log_warning("florence: a message that is no Celery task is in florence:celery-rejected");
+    let list = format!("{}florence:celery-rejected", celery.prefix);
+    let _ = job::call(ctx, "LPUSH", &[list.as_bytes(), bytes]);
+    let _ = job::call(ctx, "LTRIM", &[list.as_bytes(), b"0", b"99"]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_bound_as_python_binds_them() {
+        let bind = |args: Value, kwargs: Value| {
+            let args = args.as_array().unwrap().clone();
+            arguments("app.f", &args, kwargs.as_object().unwrap())
+        };
+        let both = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(bind(json!(["a", "b"]), json!({})), Ok(both.clone()));
+        assert_eq!(bind(json!(["a"]), json!({"task_prompt": "b"})), Ok(both.clone()));
+        assert_eq!(bind(json!([]), json!({"task_prompt": "b", "url": "a"})), Ok(both));
+        for (args, kwargs, error) in [
+            (json!(["a"]), json!({}), "f() missing 1 required positional argument: 'task_prompt'"),
+            (
+                json!(["a", "b", "c"]),
+                json!({}),
+                "f() takes 2 positional arguments but 3 were given",
+            ),
+            (json!(["a"]), json!({"url": "a"}), "f() got multiple values for argument 'url'"),
+            (json!([]), json!({"x": 1}), "f() got an unexpected keyword argument 'x'"),
+            (json!([1, "b"]), json!({}), "url must be a string"),
+        ] {
+            assert_eq!(bind(args, kwargs).unwrap_err(), error);
+        }
+    }
+}

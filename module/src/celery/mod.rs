@@ -1,0 +1,243 @@
+//! Celery's wire mode: lists of Celery messages are taken as jobs, and how the jobs fare is told as a
+//! Celery worker would.
+//!
+//! ```text
+//! LPUSH celery ... -> keyspace event -> intake thread: message -> job (one transaction)
+//! job starts, retries, ends -> outcome: celery-task-meta-<id>, events, what follows the task
+//! PUBLISH /0.celery.pidbox ... -> FLORENCE.CONTROL -> control: answers `inspect`, revokes
+//! ```
+//!
+//! - `message`: Celery's messages, read and written (pure)
+//! - `intake`: the thread that takes messages from the lists
+//! - `outcome`: results, as `AsyncResult` reads them
+//! - `canvas`: callbacks, chains and chords
+//! - `events`: what Flower listens to
+//! - `control`: remote control
+
+mod canvas;
+mod control;
+mod events;
+mod intake;
+mod message;
+mod outcome;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use indexset::BTreeSet;
+use parking_lot::Mutex;
+use redis_module::{CallReply, CallResult, Context, ContextFlags};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use control::control;
+pub(crate) use intake::{list_changed, run};
+pub(crate) use outcome::{ended, retrying, started};
+
+use crate::{config, ffi, job};
+use message::{Embed, Headers};
+
+/// The field of a job that keeps its task.
+const FIELD: &str = "celery";
+/// Keys of jobs begin so; the task's id follows.
+const JOB_PREFIX: &str = "florence:celery:";
+
+/// The wire mode as the settings have it, and what it has come to.
+struct Celery {
+    /// Queues and the tasks that are taken from each.
+    queues: BTreeMap<String, Vec<String>>,
+    db: i32,
+    result_db: i32,
+    prefix: String,
+    result_prefix: String,
+    /// The worker's name: `florence@host`.
+    name: String,
+    rejects_unknown: bool,
+    since: Instant,
+    /// Lamport's clock, by which Celery orders events.
+    clock: AtomicU64,
+    ended: AtomicU64,
+    /// Tasks taken, by name.
+    taken: Mutex<BTreeMap<String, u64>>,
+    revoked: Mutex<Revoked>,
+}
+
+static CELERY: OnceLock<Celery> = OnceLock::new();
+
+fn celery() -> Option<&'static Celery> {
+    CELERY.get()
+}
+
+/// Reads the settings; without queues there is no wire mode.
+pub(crate) fn start(ctx: &Context) -> Result<(), String> {
+    let queues = queues(&config::text(&config::CELERY_QUEUES))?;
+    if queues.is_empty() {
+        return Ok(());
+    }
+    if ctx.get_flags().contains(ContextFlags::CLUSTER) {
+        return Err("celery-queues: Celery cannot use a Redis Cluster".to_owned());
+    }
+    let db = |setting| i32::try_from(config::number(setting)).unwrap_or_default();
+    let celery = Celery {
+        queues,
+        db: db(&config::CELERY_DB),
+        result_db: db(&config::CELERY_RESULT_DB),
+        prefix: config::text(&config::CELERY_PREFIX),
+        result_prefix: config::text(&config::CELERY_RESULT_PREFIX),
+        name: config::text(&config::CELERY_NAME).replace("%h", &host()),
+        rejects_unknown: config::flag(&config::CELERY_REJECT_UNKNOWN),
+        since: Instant::now(),
+        clock: AtomicU64::new(1),
+        ended: AtomicU64::new(0),
+        taken: Mutex::default(),
+        revoked: Mutex::default(),
+    };
+    let channel = control::channel(&celery);
+    CELERY.get_or_init(|| celery);
+    ffi::watch_lists(ctx)?;
+    ffi::divert_publish(ctx, channel)
+}
+
+/// `queue:task queue:task ...`
+fn queues(setting: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+    let mut queues: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pair in setting.split_whitespace() {
+        match pair.rsplit_once(':') {
+            Some((queue, task)) if !queue.is_empty() && !task.is_empty() => {
+                queues.entry(queue.to_owned()).or_default().push(task.to_owned());
+            }
+            _ => return Err(format!("celery-queues: '{pair}' is not queue:task")),
+        }
+    }
+    Ok(queues)
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+impl Celery {
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The list of a queue for messages of a priority.
+    fn list(&self, queue: &str, priority: i64) -> String {
+        let step = STEPS.into_iter().rev().find(|step| *step <= priority).unwrap_or_default();
+        let step = if step == 0 { String::new() } else { format!("\x06\x16{step}") };
+        format!("{}{queue}{step}", self.prefix)
+    }
+
+    /// Sends a message to its queue.
+    fn send(&self, ctx: &Context, message: &message::Outgoing) -> Result<(), String> {
+        let list = self.list(&message.queue, message.priority);
+        in_db(ctx, self.db, || job::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()]))
+    }
+}
+
+/// Priorities that have a list of their own, the most urgent first.
+const STEPS: [i64; 4] = [0, 3, 6, 9];
+
+/// A job's task, as its hash keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Task {
+    queue: String,
+    priority: i64,
+    headers: Headers,
+    embed: Embed,
+}
+
+impl Task {
+    fn id(&self) -> &str {
+        &self.headers.id
+    }
+
+    /// The key of the task's job.
+    fn key(&self) -> String {
+        format!("{JOB_PREFIX}{}", self.id())
+    }
+
+    fn sender(&self) -> message::Sender<'_> {
+        message::Sender { headers: &self.headers, queue: &self.queue, priority: self.priority }
+    }
+}
+
+/// Ids of tasks that are not to be run, the oldest forgotten first.
+#[derive(Default)]
+struct Revoked {
+    ids: BTreeSet<String>,
+    order: std::collections::VecDeque<String>,
+}
+
+impl Revoked {
+    /// As many as Celery's workers remember.
+    const MOST: usize = 50_000;
+
+    fn insert(&mut self, id: &str) {
+        if self.ids.insert(id.to_owned()) {
+            self.order.push_back(id.to_owned());
+        }
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
+}
+
+/// Works in another database, and returns to the selected one.
+fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
+    let selected = ffi::selected_db(ctx);
+    ffi::select_db(ctx, db);
+    let result = f();
+    ffi::select_db(ctx, selected);
+    result
+}
+
+/// The integer that a command replies; 0 for anything else.
+fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> i64 {
+    let reply: CallResult<'_> = job::ask(ctx, command, args);
+    match reply {
+        Ok(CallReply::I64(number)) => number.to_i64(),
+        _ => 0,
+    }
+}
+
+/// The string that a command replies.
+fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<u8>> {
+    let reply: CallResult<'_> = job::ask(ctx, command, args);
+    match reply {
+        Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_and_their_tasks_are_listed() {
+        let queues = queues("celery:tasks.a  celery:tasks.b a:b:c").unwrap();
+        assert_eq!(queues["celery"], ["tasks.a", "tasks.b"]);
+        assert_eq!(queues["a:b"], ["c"]);
+        assert!(super::queues("celery").is_err() && super::queues(":x").is_err());
+    }
+
+    #[test]
+    fn the_oldest_revoked_ids_are_forgotten() {
+        let mut revoked = Revoked::default();
+        for id in 0..=Revoked::MOST {
+            revoked.insert(&id.to_string());
+            revoked.insert("1");
+        }
+        assert!(!revoked.ids.contains("0"));
+        assert!(revoked.ids.contains("1") && revoked.ids.len() == Revoked::MOST);
+    }
+}
