@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 #![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
+#[path = "suite/celery.rs"]
+mod celery; // Celery's clients and Flower
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds
 #[path = "suite/clients.rs"]

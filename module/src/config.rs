@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use florence_engine::Coordinates;
 use redis_module::RedisString;
 
 macro_rules! numbers {
@@ -64,6 +65,8 @@ numbers! {
 pub(crate) static MODEL: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Numbers that the model computes in: `f32`, `bf16` or `auto`.
 pub(crate) static PRECISION: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// How coordinates are given: `float` or `int`.
+pub(crate) static COORDINATES: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// CPUs that the compute threads are pinned to: `0-3 8`; empty for none.
 pub(crate) static CPUS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// Networks besides the public ones that pictures may come from, separated by spaces.
@@ -102,7 +105,7 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 39] = [
+const NAMES: [&str; 40] = [
     "threads",
     "nice",
     "cpus",
@@ -123,6 +126,7 @@ const NAMES: [&str; 39] = [
     "stream-length",
     "publish",
     "precision",
+    "coordinates",
     "allow-networks",
     "deny-networks",
     "allow-hosts",
@@ -172,6 +176,15 @@ pub(crate) fn text(setting: &Mutex<String>) -> String {
 /// The directories that pictures may be read from.
 pub(crate) fn file_roots() -> Vec<PathBuf> {
     text(&FILE_ROOTS).split_whitespace().map(PathBuf::from).collect()
+}
+
+/// How coordinates are given.
+pub(crate) fn coordinates() -> Result<Coordinates, String> {
+    match text(&COORDINATES).as_str() {
+        "float" => Ok(Coordinates::Float),
+        "int" => Ok(Coordinates::Integer),
+        other => Err(format!("coordinates: '{other}' is neither float nor int")),
+    }
 }
 
 /// The CPUs of the setting, in its order.

@@ -8,7 +8,7 @@ use florence_engine::GenerateOptions;
 use redis_module::{CallOptions, CallOptionsBuilder, CallResult, Context, KeyType, RedisString};
 
 use crate::{
-    ffi,
+    config, ffi,
     scheduler::{JobKey, Seen},
     state,
 };
@@ -181,6 +181,7 @@ impl Job {
         GenerateOptions {
             beams: size("beams"),
             max_new_tokens: size("maxtokens"),
+            coordinates: config::coordinates().unwrap_or_default(),
             ..GenerateOptions::default()
         }
     }

@@ -58,6 +58,7 @@ fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
     config::check_arguments(args)?;
     source::check_settings()?;
     config::cpus()?;
+    config::coordinates()?;
     ffi::set_module_options(ctx);
     ffi::subscribe(ctx)?;
     command::describe(ctx)?;
@@ -140,6 +141,7 @@ mod module {
                 ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
                 ["cpus", &*v::CPUS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
+                ["coordinates", &*v::COORDINATES, "float", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["deny-networks", &*v::DENY_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
                 ["allow-hosts", &*v::ALLOW_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],

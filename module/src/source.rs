@@ -102,14 +102,15 @@ fn below_root<'a>(path: &'a Path, roots: &[PathBuf]) -> Option<(PathBuf, &'a Pat
     Some((root.clone(), rest))
 }
 
-/// The bytes behind a URI.
-pub(crate) fn read(uri: &str) -> Result<Vec<u8>, Failure> {
+/// The bytes behind a URI, if they come before the deadline.
+pub(crate) fn read(uri: &str, deadline: Instant) -> Result<Vec<u8>, Failure> {
     if let Some(path) = local_path(uri) {
         return read_file(&path);
     }
+    let left = deadline.saturating_duration_since(Instant::now());
     let limits = FetchLimits {
         bytes: config::number(&config::MAX_IMAGE_BYTES),
-        total: config::milliseconds(&config::FETCH_TIMEOUT_MS),
+        total: config::milliseconds(&config::FETCH_TIMEOUT_MS).min(left),
         ..FetchLimits::default()
     };
     let start = Instant::now();

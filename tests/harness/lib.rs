@@ -21,6 +21,11 @@ pub fn python() -> PathBuf {
     std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from)
 }
 
+/// A Python with what tests/requirements-celery-5.0.txt lists.
+pub fn oldest_celery() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-celery-5.0/bin/python")
+}
+
 /// Polls until `condition` gives a value; panics after half a minute.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

@@ -73,12 +73,23 @@ impl Server {
 
     /// A server with these settings.
     pub fn with(settings: Settings) -> Self {
+        let server = Self::spawn(settings);
+        server.wait_until_ready();
+        server
+    }
+
+    /// What a server logs that does not start with these settings.
+    pub fn refused(settings: Settings) -> String {
+        let mut server = Self::spawn(settings);
+        eventually("the server refuses to start", || (!server.is_alive()).then_some(()));
+        server.log()
+    }
+
+    fn spawn(settings: Settings) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
         let child = spawn(port, &directory, &settings);
-        let server = Self { child, port, directory, settings };
-        server.wait_until_ready();
-        server
+        Self { child, port, directory, settings }
     }
 
     fn wait_until_ready(&self) {

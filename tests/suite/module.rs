@@ -34,7 +34,7 @@ fn a_second_load_with_a_typing_error_and_an_unload_are_refused() {
 #[test]
 fn commands_are_documented() {
     let server = Server::start();
-    let names = ["submit", "get", "wait", "cancel", "jobs", "stats", "model", "help"];
+    let names = ["submit", "get", "wait", "cancel", "jobs", "stats", "model", "control", "help"];
     for name in names {
         let name = format!("florence.{name}");
         let docs: HashMap<String, HashMap<String, Value>> =

@@ -222,10 +222,7 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
         expires: from_now(&task.headers.expires),
         ..Options::default()
     };
-    let limits = task.headers.timelimit.iter().flatten().flatten();
-    #[expect(clippy::cast_possible_truncation, reason = "a time limit")]
-    let limits = limits.map(|seconds| (seconds * 1000.0) as i64).filter(|limit| *limit > 0);
-    options.timeout = limits.min().unwrap_or(options.timeout);
+    options.timeout = task.headers.timelimit().unwrap_or(options.timeout);
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];
     request::check_prompts(&prompts, None).map_err(refused)?;

@@ -22,7 +22,7 @@ pub(crate) struct Headers {
     pub(crate) expires: Option<String>,
     pub(crate) retries: Option<i64>,
     /// Hard and soft, in seconds.
-    pub(crate) timelimit: Option<Vec<Option<f64>>>,
+    timelimit: Option<Vec<Option<f64>>>,
     pub(crate) ignore_result: Option<bool>,
     pub(crate) group: Option<String>,
     pub(crate) group_index: Option<i64>,
@@ -32,6 +32,16 @@ pub(crate) struct Headers {
     pub(crate) kwargsrepr: Option<String>,
     #[serde(skip_serializing)]
     compression: Option<String>,
+}
+
+impl Headers {
+    /// The shorter time limit, in milliseconds.
+    pub(crate) fn timelimit(&self) -> Option<i64> {
+        let limits = self.timelimit.iter().flatten().flatten();
+        #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+        let limits = limits.map(|seconds| (seconds * 1000.0) as i64);
+        limits.filter(|limit| *limit > 0).min()
+    }
 }
 
 /// What follows a task.
@@ -238,7 +248,7 @@ mod tests {
         let message = Message::parse(CAPTURED.as_bytes()).unwrap();
         assert_eq!(message.headers.task, "tasks.inference_task");
         assert_eq!(message.priority(), 6);
-        assert_eq!(message.headers.timelimit, Some(vec![None, Some(2.5)]));
+        assert_eq!(message.headers.timelimit(), Some(2500));
         let expires = message.headers.expires.as_deref().and_then(unix_ms);
         assert_eq!(expires, Some(1_795_654_800_250));
         let Body(args, kwargs, embed) = message.body().unwrap();

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use control::control;
 pub(crate) use intake::{list_changed, run};
-pub(crate) use outcome::{ended, retrying, started};
+pub(crate) use outcome::{ended, is_last, retrying, started};
 
 use crate::{config, ffi, job};
 use message::{Embed, Headers};

@@ -76,6 +76,12 @@ pub(crate) fn started(ctx: &Context, job: &Job) {
     }
 }
 
+/// Whether a failure ends a task for good: a time limit of Celery's is one of the task.
+pub(crate) fn is_last(job: &Job, code: &str) -> bool {
+    let is_limited = |(_, task): (_, Task)| task.headers.timelimit().is_some();
+    code == "TIMEOUT" && task_of(job).is_some_and(is_limited)
+}
+
 /// An attempt has failed, and another will be made.
 pub(crate) fn retrying(ctx: &Context, job: &Job, code: &str, text: &str) {
     let Some((celery, task)) = task_of(job) else { return };

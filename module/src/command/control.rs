@@ -2,12 +2,10 @@
 //!
 //! It is published all the same, with the rights of the client; then it is acted on.
 
-use redis_module::{
-    CallOptionsBuilder, CallReply, CallResult, Context, RedisError, RedisResult, RedisValue,
-};
+use redis_module::{CallOptionsBuilder, CallReply, CallResult, Context, RedisResult, RedisValue};
 
 use super::args::Args;
-use crate::celery;
+use crate::{celery, reply};
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let (channel, message) = (args.next()?, args.next()?);
@@ -21,6 +19,6 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
             Ok(RedisValue::Integer(receivers.to_i64()))
         }
         Ok(_) => Ok(RedisValue::Integer(0)),
-        Err(error) => Err(RedisError::String(error.to_utf8_string().unwrap_or_default())),
+        Err(denied) => Err(reply::error("NOPERM", denied.to_utf8_string().unwrap_or_default())),
     }
 }

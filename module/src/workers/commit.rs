@@ -126,7 +126,8 @@ fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
         Err(failure) => {
             fields.extend(failure.fields());
             let retries = job.number("retries").unwrap_or_default();
-            if failure.is_retryable && commit.claimed.attempt <= retries {
+            let is_last = commit.claimed.attempt > retries || celery::is_last(job, failure.code);
+            if failure.is_retryable && !is_last {
                 let at = unix_ms() + retry_delay_ms(commit.claimed.attempt);
                 fields.push(("retry_at", at.to_string().into()));
                 fields.push(("state", State::Retrying.name().into()));

@@ -277,8 +277,7 @@ impl Engine<'_> {
         let failure = if is_stopped {
             Failure::permanent("CANCELLED", "the job was cancelled")
         } else {
-            let failure = Failure::permanent("TIMEOUT", "the attempt took too long");
-            Failure { is_retryable: true, ..failure }
+            Failure::timeout()
         };
         self.end(claimant, Err(failure));
     }

@@ -20,6 +20,10 @@ impl Failure {
         Self::permanent("INTERNAL", "internal error")
     }
 
+    pub(crate) fn timeout() -> Self {
+        Self { is_retryable: true, ..Self::permanent("TIMEOUT", "the attempt took too long") }
+    }
+
     pub(crate) fn fields(&self) -> Fields {
         vec![
             ("error_code", self.code.into()),

@@ -102,6 +102,8 @@ pub(super) fn run(work: &Sender<Work>, commits: &Sender<Commit>) {
         });
         let fetch_ms = elapsed_ms(start);
         Counters::add(&SHARED.counters.fetch_ms, fetch_ms);
+        let is_late = Instant::now() >= claimed.deadline;
+        let prepared = if is_late { Err(Failure::timeout()) } else { prepared };
         let (result, verdict) = match prepared {
             Ok(Outcome::Ready { parts, input }) => {
                 claimed.control.enter(Phase::Ready);
@@ -223,7 +225,7 @@ fn prepare(florence: &Florence, claimed: &Claimed) -> Result<Outcome, Failure> {
     let bytes: &[u8] = if let Some(data) = &claimed.data {
         data
     } else {
-        fetched = source::read(&claimed.image)?;
+        fetched = source::read(&claimed.image, claimed.deadline)?;
         &fetched
     };
     claimed.control.enter(Phase::Decoding);

@@ -1,0 +1,299 @@
+//! Celery's wire mode: its own clients and Flower, and what must hold whoever sends the messages.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use florence_tests::{Pictures, Server, Settings, eventually, oldest_celery, python};
+use serde_json::json;
+
+const QUEUES: &str = "florence.celery-queues celery:tasks.inference_task";
+
+fn server(lines: &[&str]) -> Server {
+    Server::with(Settings::lines(&[&[QUEUES], lines].concat()))
+}
+
+/// A message as Celery sends it.
+fn message(id: &str, task: &str, args: &[&str]) -> String {
+    let body =
+        json!([args, {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]);
+    json!({
+        "body": BASE64_STANDARD.encode(body.to_string()),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": task, "id": id, "eta": null, "expires": null, "retries": 0,
+            "timelimit": [null, null], "root_id": id, "parent_id": null, "ignore_result": false},
+        "properties": {"correlation_id": id, "delivery_mode": 2, "priority": 0,
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            "body_encoding": "base64", "delivery_tag": id},
+    })
+    .to_string()
+}
+
+fn ask(id: &str, url: &str) -> String {
+    message(id, "tasks.inference_task", &[url, "<OCR>"])
+}
+
+fn status(server: &Server, id: &str) -> Option<String> {
+    let meta: Option<String> = server.call(&["GET", &format!("celery-task-meta-{id}")]);
+    let meta: serde_json::Value = serde_json::from_str(&meta?).unwrap();
+    Some(meta["status"].as_str().unwrap().to_owned())
+}
+
+fn wait_for(server: &Server, id: &str, wanted: &str) {
+    eventually(&format!("{id} is {wanted}"), || (status(server, id)? == wanted).then_some(()));
+}
+
+fn run(program: &Path, script: &str, server: &Server) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let fixtures = root.join("../engine/tests/fixtures");
+    let output = Command::new(program)
+        .arg(root.join("clients").join(script))
+        .arg(format!("redis://127.0.0.1:{}/0", server.port))
+        .arg(Pictures::serve().url(""))
+        .args(if script.starts_with("celery") {
+            vec![fixtures.join("tiny.json"), fixtures.join("pictures")]
+        } else {
+            Vec::new()
+        })
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}; run `make test`", program.display()));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("all right"), "{out}{err}{}", server.log());
+    assert_eq!(server.stat("panics"), 0);
+}
+
+/// As a project on transformers' native code sees it.
+const CLIENT: [&str; 3] = [
+    "florence.celery-track-started yes",
+    "florence.coordinates int",
+    "florence.retry-delay-ms 300",
+];
+
+#[test]
+fn current_celery_needs_no_change() {
+    run(&python(), "celery_client.py", &server(&CLIENT));
+}
+
+#[test]
+fn the_oldest_celery_5_needs_no_change() {
+    run(&oldest_celery(), "celery_client.py", &server(&CLIENT));
+}
+
+#[test]
+fn flower_shows_the_worker_and_its_tasks() {
+    run(&python(), "flower_client.py", &server(&[]));
+}
+
+#[test]
+fn crashes_lose_no_task() {
+    let pictures = Pictures::serve();
+    let mut server = server(&["appendonly yes", "appendfsync always"]);
+    let ids: Vec<String> = (0..120).map(|i| format!("task-{i}")).collect();
+    for (i, id) in ids.iter().enumerate() {
+        server.call::<()>(&["LPUSH", "celery", &ask(id, &pictures.url("slow/20/sign.png"))]);
+        if i % 40 == 39 {
+            // What was at work when the server died twice would be given up.
+            wait_for(&server, &ids[i - 20], "SUCCESS");
+            server.kill();
+            server.restart();
+        }
+    }
+    for id in &ids {
+        wait_for(&server, id, "SUCCESS");
+    }
+    assert_eq!(server.call::<i64>(&["LLEN", "celery"]), 0);
+}
+
+#[test]
+fn a_message_becomes_a_job_and_a_job_a_result_in_one_transaction() {
+    let pictures = Pictures::serve();
+    let server = server(&["appendonly yes", "appendfsync always", "aof-use-rdb-preamble no"]);
+    server.call::<()>(&["LPUSH", "celery", &ask("one", &pictures.url("sign.png"))]);
+    wait_for(&server, "one", "SUCCESS");
+    let directory = server.directory.path().join("appendonlydir");
+    let file = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+    let file = file.into_iter().find(|path| path.to_string_lossy().contains(".incr.")).unwrap();
+    let log = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+    let transactions: Vec<&str> =
+        log.split("MULTI\r\n").skip(1).map(|rest| rest.split("EXEC\r\n").next().unwrap()).collect();
+    let together = |words: &[&str]| {
+        transactions.iter().any(|transaction| words.iter().all(|word| transaction.contains(word)))
+    };
+    assert!(together(&["LREM\r\n", "HSET\r\n", "queued"]), "{log}");
+    assert!(together(&["HSET\r\n", "done\r\n", "celery-task-meta-one", "SUCCESS"]), "{log}");
+}
+
+#[test]
+fn a_full_queue_leaves_messages_in_their_lists() {
+    let pictures = Pictures::serve();
+    let server = server(&["florence.max-queue 5", "florence.prepare-threads 1"]);
+    let urgent = |i: usize| if i < 30 { "celery\x06\x169" } else { "celery" };
+    for i in 0..40 {
+        let message = ask(&i.to_string(), &pictures.url("slow/50/sign.png"));
+        server.call::<()>(&["LPUSH", urgent(i), &message]);
+    }
+    let left: i64 = server.call(&["LLEN", "celery\x06\x169"]);
+    assert!(left > 15, "{left}");
+    // The list of the most urgent is emptied first.
+    wait_for(&server, "39", "SUCCESS");
+    assert!(server.call::<i64>(&["LLEN", "celery\x06\x169"]) > 5);
+    for i in 0..40 {
+        wait_for(&server, &i.to_string(), "SUCCESS");
+    }
+}
+
+#[test]
+fn databases_and_prefixes_are_those_of_the_settings() {
+    let pictures = Pictures::serve();
+    let server = server(&[
+        "florence.celery-db 1",
+        "florence.celery-result-db 2",
+        "florence.celery-prefix app:",
+        "florence.celery-result-prefix res:",
+        "florence.celery-result-expires 0",
+    ]);
+    let mut connection = server.connect();
+    let message = ask("one", &pictures.url("sign.png"));
+    for db in [0, 1] {
+        let list = if db == 1 { "app:celery" } else { "celery" };
+        redis::cmd("SELECT").arg(db).exec(&mut connection).unwrap();
+        redis::cmd("LPUSH").arg(list).arg(&message).exec(&mut connection).unwrap();
+    }
+    redis::cmd("SELECT").arg(2).exec(&mut connection).unwrap();
+    let key = "res:celery-task-meta-one";
+    eventually("there is a result", || {
+        redis::cmd("GET").arg(key).query::<Option<String>>(&mut connection).unwrap()
+    });
+    assert_eq!(redis::cmd("TTL").arg(key).query::<i64>(&mut connection).unwrap(), -1);
+    assert_eq!(server.call::<i64>(&["LLEN", "celery"]), 1);
+}
+
+#[test]
+fn other_messages_are_answered_where_the_operator_says_so() {
+    let server = server(&["florence.celery-reject-unknown yes"]);
+    server.call::<()>(&["LPUSH", "celery", "no message", &message("x", "app.other", &[])]);
+    wait_for(&server, "x", "FAILURE");
+    let meta: String = server.call(&["GET", "celery-task-meta-x"]);
+    assert!(meta.contains("\"exc_type\":\"NotRegistered\""), "{meta}");
+    eventually("the other is set aside", || {
+        let kept: Vec<String> = server.call(&["LRANGE", "florence:celery-rejected", "0", "-1"]);
+        (kept == ["no message"]).then_some(())
+    });
+    assert_eq!(server.call::<i64>(&["LLEN", "celery"]), 0);
+}
+
+#[test]
+fn a_task_that_is_sent_twice_runs_once_and_a_success_stays() {
+    let pictures = Pictures::serve();
+    let server = server(&[]);
+    let slow = ask("one", &pictures.url("slow/300/sign.png"));
+    server.call::<()>(&["LPUSH", "celery", &slow, &slow]);
+    wait_for(&server, "one", "SUCCESS");
+    assert_eq!(pictures.hits(), 1);
+    server.call::<()>(&["LPUSH", "celery", &ask("one", &pictures.url("text"))]);
+    eventually("it has failed", || (server.state("florence:celery:one") == "failed").then_some(()));
+    assert_eq!(status(&server, "one").unwrap(), "SUCCESS");
+}
+
+#[test]
+fn a_replica_leaves_the_lists_alone_until_it_is_promoted() {
+    let pictures = Pictures::serve();
+    let (master, replica) = (Server::start(), server(&["replica-read-only no"]));
+    replica.follow(&master);
+    master.call::<()>(&["LPUSH", "celery", &ask("one", &pictures.url("sign.png"))]);
+    eventually("the message arrives", || {
+        (replica.call::<i64>(&["LLEN", "celery"]) == 1).then_some(())
+    });
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(replica.call::<i64>(&["LLEN", "celery"]), 1);
+    replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+    wait_for(&replica, "one", "SUCCESS");
+}
+
+#[test]
+fn remote_control_needs_the_rights_that_publishing_needs() {
+    let server = server(&[]);
+    let revoke = |id: &str| {
+        let body = json!({"method": "revoke", "arguments": {"task_id": id}, "destination": null});
+        let body = BASE64_STANDARD.encode(body.to_string());
+        json!({"body": body, "headers": {"expires": 0}, "properties": {}}).to_string()
+    };
+    let channel = "/0.celery.pidbox";
+    server.call::<()>(&["ACL", "SETUSER", "poor", "on", "nopass", "+@all", "resetchannels"]);
+    server.call::<()>(&["ACL", "SETUSER", "reader", "on", "nopass", "+publish", "allchannels"]);
+    for user in ["poor", "reader"] {
+        let mut connection = server.connect();
+        redis::cmd("AUTH").arg(user).arg("x").exec(&mut connection).unwrap();
+        let reply: redis::RedisResult<i64> =
+            redis::cmd("PUBLISH").arg(channel).arg(revoke("one")).query(&mut connection);
+        let error = reply.unwrap_err().to_string();
+        assert!(error.contains("NOPERM") || error.contains("permission"), "{user}: {error}");
+    }
+    server.call::<()>(&["PUBLISH", channel, "no message at all"]);
+    server.call::<()>(&["PUBLISH", channel, "{\"body\": 1}"]);
+    let pictures = Pictures::serve();
+    server.call::<()>(&["LPUSH", "celery", &ask("one", &pictures.url("sign.png"))]);
+    wait_for(&server, "one", "SUCCESS");
+
+    let mut subscriber = server.connect();
+    let mut subscriber = subscriber.as_pubsub();
+    subscriber.subscribe(channel).unwrap();
+    let mut transaction = redis::pipe();
+    transaction.atomic().cmd("PUBLISH").arg(channel).arg(revoke("two"));
+    let receivers: Vec<i64> = transaction.query(&mut server.connect()).unwrap();
+    assert_eq!(receivers, [1]);
+    assert_eq!(subscriber.get_message().unwrap().get_payload::<String>().unwrap(), revoke("two"));
+    server.call::<()>(&["LPUSH", "celery", &ask("two", &pictures.url("sign.png"))]);
+    wait_for(&server, "two", "REVOKED");
+    assert_eq!(server.stat("panics"), 0);
+}
+
+#[test]
+fn bad_settings_and_clusters_are_refused_at_load() {
+    for (lines, text) in [
+        (vec!["florence.celery-queues celery"], "is not queue:task"),
+        (vec![QUEUES, "cluster-enabled yes"], "Redis Cluster"),
+        (vec!["florence.coordinates both"], "neither float nor int"),
+    ] {
+        let log = Server::refused(Settings::lines(&lines));
+        assert!(log.contains(text), "{lines:?}: {log}");
+    }
+}
+
+#[test]
+fn mutated_messages_do_not_end_the_server() {
+    let server = server(&["florence.max-queue 1000000"]);
+    let good = ask("id", "data:image/png;base64,AAAA");
+    let mut connection = server.connect();
+    let mut seed = 7_u64;
+    let mut below = |n: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % n
+    };
+    for _ in 0..3000 {
+        let mut bytes = good.clone().into_bytes();
+        for _ in 0..=below(3) {
+            let at = below(bytes.len());
+            match below(3) {
+                0 => bytes[at] = below(256).to_le_bytes()[0],
+                1 => bytes.truncate(at.max(1)),
+                _ => {
+                    bytes.remove(at);
+                }
+            }
+            if bytes.is_empty() {
+                bytes.push(b'{');
+            }
+        }
+        redis::cmd("LPUSH").arg("celery").arg(&bytes).exec(&mut connection).unwrap();
+    }
+    server.call::<()>(&["LPUSH", "celery", &ask("last", "data:image/png;base64,AAAA")]);
+    wait_for(&server, "last", "FAILURE");
+    let stats: HashMap<String, i64> = server.call(&["FLORENCE.STATS"]);
+    assert_eq!(stats["panics"], 0);
+}
