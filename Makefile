@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement compare bench \
+.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement stages baseline compare bench \
         serving load chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -63,11 +63,26 @@ evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, 
 agreement: .venv-reference build  ## compare precision auto with float32 on 500 pictures, into docs/SPEED.md
 	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --against int16 --florence ../$(RELEASE)/florence --work $(WORK)
 
-compare: .venv-reference build  ## time base shape beside PyTorch
-	cd tools && ../$(REFERENCE_PYTHON) compare.py base --florence ../$(RELEASE)/florence --work $(WORK)
+stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
+	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
 
-bench: setup  ## every kernel on its own, beside the peak of a core
+.venv-baseline:
+	@tools/setup.sh reference
+	python3 -m venv $@
+	$@/bin/pip install -q -r loadtests/baseline/requirements.txt
+
+baseline: .venv-baseline build  ## the scenarios of loadtests/scenarios through Celery and PyTorch; CHECKPOINT=directory
+	$(CARGO) build --release --locked -p florence-load
+	@tools/load.sh baseline
+
+compare: .venv-baseline build  ## Celery and PyTorch beside Redis with the module, on models/tiny and base shape
+	$(CARGO) build --release --locked -p florence-load
+	.venv-baseline/bin/python loadtests/baseline/compare.py models/tiny
+	.venv-baseline/bin/python loadtests/baseline/compare.py base --tokens 32 --seconds 40 --work $(WORK)
+
+bench: build  ## every kernel on its own, beside the peak of a core, and every command
 	$(CARGO) bench --locked -p florence-engine --features bench
+	$(CARGO) bench --locked -p florence-load
 
 serving: build  ## throughput, reaction and a long queue through a server of its own
 	$(CARGO) build --release --locked -p florence-load
@@ -100,4 +115,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-reference .servers tests/clients/node_modules demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers tests/clients/node_modules demo-out

@@ -49,6 +49,14 @@ def config(shape):
                            pad_token_id=1, eos_token_id=2, is_encoder_decoder=True, tie_word_embeddings=True)
 
 
+def speed_checkpoint(work, shape, tokenizer):
+    """A random checkpoint to time, made once."""
+    directory = work / f"{shape}-speed"
+    if not (directory / "config.json").exists():
+        reference.random_checkpoint(directory, config(shape), 11, tokenizer, 768, spread=1.0, half=True)
+    return directory
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("shape", choices=SHAPES)

@@ -21,6 +21,7 @@ use crate::{
     pictures,
     reaction::ping_by_the_clock,
     scenario::{Ask, Due, Load, Scenario},
+    wire::{Taken, Wire},
 };
 
 /// A job's course; times in seconds since the start.
@@ -82,14 +83,12 @@ impl Course {
     }
 }
 
-/// Keys of jobs begin so.
-const PREFIX: &str = "load:";
 /// The subscription stands before anything is submitted.
 const SETTLE: Duration = Duration::from_millis(100);
 const PING_EVERY: Duration = Duration::from_millis(5);
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
-pub(crate) fn run(client: &redis::Client, scenario: Scenario) -> anyhow::Result<Run> {
+pub(crate) fn run(client: &redis::Client, wire: &Wire, scenario: Scenario) -> anyhow::Result<Run> {
     let pictures = pictures::serve(&scenario)?;
     redis::cmd("FLUSHDB").exec(&mut client.get_connection()?)?;
     let mut listener = client.get_connection()?;
@@ -101,11 +100,11 @@ pub(crate) fn run(client: &redis::Client, scenario: Scenario) -> anyhow::Result<
         is_over: AtomicBool::new(false),
     };
     let (jobs, samples, pings) = thread::scope(|scope| {
-        let listening = scope.spawn(|| listen(&course, &mut listener));
-        let sampling = scope.spawn(|| sample(&course, &mut client.get_connection()?));
+        let listening = scope.spawn(|| listen(&course, wire, &mut listener));
+        let sampling = scope.spawn(|| sample(&course, wire, &mut client.get_connection()?));
         let pinging = scope.spawn(|| ping(&course, &mut client.get_connection()?));
         thread::sleep(SETTLE);
-        let jobs = submit_all(&course, &scenario, &pictures, &mut client.get_connection()?);
+        let jobs = submit_all(&course, wire, (&scenario, &pictures), &mut client.get_connection()?);
         if let Ok(jobs) = &jobs {
             wait_for(&course, &scenario, jobs);
         }
@@ -128,8 +127,8 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow:
 
 fn submit_all(
     course: &Course,
-    scenario: &Scenario,
-    pictures: &str,
+    wire: &Wire,
+    (scenario, pictures): (&Scenario, &str),
     connection: &mut Connection,
 ) -> anyhow::Result<Vec<Record>> {
     let bar = progress(scenario);
@@ -155,23 +154,13 @@ fn submit_all(
                 course.seconds()
             }
         };
-        let Ask { picture, prompt, priority } = scenario.ask(jobs.len());
-        let mut command = redis::cmd("FLORENCE.SUBMIT");
-        command.arg(format!("{PREFIX}{}", jobs.len())).arg(format!("{pictures}{picture}"));
-        command.arg(prompt).arg("PRIORITY").arg(priority);
-        if !scenario.cache {
-            command.arg("NOCACHE");
-        }
-        if let Some(tokens) = scenario.max_tokens {
-            command.arg("MAXTOKENS").arg(tokens);
-        }
-        let end = match command.query::<String>(connection) {
-            Ok(_key) => End::Missing,
-            Err(error) if error.code() == Some("BUSY") => {
+        let Ask { prompt, priority, .. } = scenario.ask(jobs.len());
+        let end = match wire.submit(connection, jobs.len(), pictures, scenario)? {
+            Taken::Yes => End::Missing,
+            Taken::Refused => {
                 course.ended.fetch_add(1, Ordering::Relaxed);
                 End::Refused
             }
-            Err(error) => return Err(error.into()),
         };
         let submit = course.seconds() - due;
         jobs.push(Record { due, prompt: prompt.to_owned(), priority, submit, end });
@@ -199,9 +188,9 @@ fn wait_for(course: &Course, scenario: &Scenario, jobs: &[Record]) {
 }
 
 /// Notes the ends that the server publishes.
-fn listen(course: &Course, connection: &mut Connection) -> anyhow::Result<()> {
+fn listen(course: &Course, wire: &Wire, connection: &mut Connection) -> anyhow::Result<()> {
     let mut subscription = connection.as_pubsub();
-    subscription.psubscribe(format!("florence:{PREFIX}*"))?;
+    subscription.psubscribe(wire.channels())?;
     while !course.is_over() {
         let message = match subscription.get_message() {
             Ok(message) => message,
@@ -209,32 +198,25 @@ fn listen(course: &Course, connection: &mut Connection) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let at = course.seconds();
-        let job: serde_json::Value = serde_json::from_str(&message.get_payload::<String>()?)?;
-        let text = |name: &str| job[name].as_str().unwrap_or_default().to_owned();
-        let Some(Ok(number)) = text("id").strip_prefix(PREFIX).map(str::parse) else { continue };
-        let end = End::Ended { at, state: text("state"), cache: text("cache") };
+        let Some(news) = wire.news(&message.get_payload::<String>()?)? else { continue };
+        let end = End::Ended { at, state: news.state, cache: news.cache };
         if let Ok(mut ends) = course.ends.lock() {
-            ends.insert(number, end);
+            ends.insert(news.job, end);
         }
         course.ended.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn sample(course: &Course, connection: &mut Connection) -> anyhow::Result<Vec<Sample>> {
+fn sample(
+    course: &Course,
+    wire: &Wire,
+    connection: &mut Connection,
+) -> anyhow::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     while !course.is_over() {
-        let stats: HashMap<String, redis::Value> =
-            redis::cmd("FLORENCE.STATS").query(connection)?;
-        let number = |name: &str| match stats.get(name) {
-            Some(redis::Value::Int(number)) => usize::try_from(*number).unwrap_or_default(),
-            _ => 0,
-        };
-        samples.push(Sample {
-            at: course.seconds(),
-            waiting: number("jobs_waiting"),
-            active: number("jobs_active"),
-        });
+        let (waiting, active) = wire.depth(connection)?;
+        samples.push(Sample { at: course.seconds(), waiting, active });
         thread::sleep(SAMPLE_EVERY);
     }
     Ok(samples)

@@ -10,11 +10,13 @@ mod reaction;
 mod report;
 mod scenario;
 mod throughput;
+mod wire;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use redis::Connection;
+use wire::Wire;
 
 /// Load on a Redis with the Florence module.
 #[derive(Parser)]
@@ -23,11 +25,29 @@ struct Cli {
     /// The server
     #[arg(long, default_value = "redis://127.0.0.1:6379/9")]
     url: String,
+    /// Send scenarios to this queue of Celery, as this task, instead of by FLORENCE.SUBMIT
+    #[arg(long, value_name = "QUEUE:TASK")]
+    celery: Option<String>,
+    /// Seconds to wait for a model
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
     /// Allow the selected database to be emptied
     #[arg(long)]
     flush: bool,
     #[command(subcommand)]
     measurement: Measurement,
+}
+
+impl Cli {
+    fn wire(&self) -> anyhow::Result<Wire> {
+        match &self.celery {
+            None => Ok(Wire::Florence),
+            Some(_) if !matches!(self.measurement, Measurement::Scenario(_)) => {
+                anyhow::bail!("only scenarios can be sent to Celery")
+            }
+            Some(setting) => Wire::celery(setting),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -57,11 +77,11 @@ struct ScenarioArgs {
     json: Option<PathBuf>,
 }
 
-fn scenarios(client: &redis::Client, args: &ScenarioArgs) -> anyhow::Result<()> {
+fn scenarios(client: &redis::Client, wire: &Wire, args: &ScenarioArgs) -> anyhow::Result<()> {
     let scenarios = args.files.iter().map(|file| scenario::Scenario::read(file));
     let mut runs = Vec::new();
     for scenario in scenarios.collect::<Result<Vec<_>, _>>()? {
-        let run = drive::run(client, scenario)?;
+        let run = drive::run(client, wire, scenario)?;
         let summary = report::Summary::of(&run);
         println!("{}", summary.table());
         runs.push((run, summary));
@@ -79,12 +99,13 @@ fn scenarios(client: &redis::Client, args: &ScenarioArgs) -> anyhow::Result<()> 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     anyhow::ensure!(cli.flush, "the measurements empty {}: say --flush", cli.url);
-    let client = redis::Client::open(cli.url)?;
+    let client = redis::Client::open(cli.url.as_str())?;
     let mut connection = client.get_connection()?;
     redis::cmd("FLUSHDB").exec(&mut connection)?;
-    wait_for_model(&mut connection)?;
+    let wire = cli.wire()?;
+    wire.wait_until_ready(&mut connection, Duration::from_secs(cli.patience))?;
     match cli.measurement {
-        Measurement::Scenario(args) => scenarios(&client, &args),
+        Measurement::Scenario(args) => scenarios(&client, &wire, &args),
         Measurement::Throughput(args) => throughput::run(&client, &args),
         Measurement::Ping(args) => reaction::ping(&client, &args),
         Measurement::Wake(args) => reaction::wake(&client, &args),
@@ -92,18 +113,6 @@ fn main() -> anyhow::Result<()> {
     }?;
     redis::cmd("FLUSHDB").exec(&mut connection)?;
     Ok(())
-}
-
-fn wait_for_model(connection: &mut Connection) -> anyhow::Result<()> {
-    loop {
-        let model: std::collections::HashMap<String, Option<String>> =
-            redis::cmd("FLORENCE.MODEL").query(connection)?;
-        match model["state"].as_deref() {
-            Some("ready") => return Ok(()),
-            Some("failed") => anyhow::bail!("no model: {:?}", model["error"]),
-            _ => std::thread::sleep(std::time::Duration::from_millis(50)),
-        }
-    }
 }
 
 /// Submits a picture that is computed whatever the caches hold.

@@ -67,7 +67,7 @@ fn patience() -> u64 {
 }
 
 /// What one job asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ask<'a> {
     pub(crate) picture: &'a str,
     pub(crate) prompt: &'a str,

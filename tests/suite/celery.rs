@@ -234,6 +234,7 @@ fn remote_control_needs_the_rights_that_publishing_needs() {
         let error = reply.unwrap_err().to_string();
         assert!(error.contains("NOPERM") || error.contains("permission"), "{user}: {error}");
     }
+    server.call::<()>(&["FLORENCE.CONTROL", "elsewhere", &revoke("one")]);
     server.call::<()>(&["PUBLISH", channel, "no message at all"]);
     server.call::<()>(&["PUBLISH", channel, "{\"body\": 1}"]);
     let pictures = Pictures::serve();

@@ -107,7 +107,7 @@ pub(super) fn part_of_chord(
         }
         let is_new =
             integer(ctx, "SADD", &[seen.as_bytes(), format!("{}:{score}", task.id()).as_bytes()]);
-        if is_new == 1 {
+        if is_new == Some(1) {
             let _ =
                 job::call(ctx, "ZADD", &[parts.as_bytes(), score.as_bytes(), member.as_bytes()]);
         }
@@ -123,7 +123,7 @@ pub(super) fn part_of_chord(
         // Celery before 5.1 says it in the signature.
         let size_known = number(&size).or_else(|| chord.get("chord_size")?.as_i64())?;
         let total = size_known + number(&extra).unwrap_or_default();
-        if integer(ctx, "ZCARD", &[parts.as_bytes()]) != total {
+        if integer(ctx, "ZCARD", &[parts.as_bytes()]) != Some(total) {
             return None;
         }
         let all = members(ctx, &parts);

@@ -50,9 +50,12 @@ struct ReplyTo {
     routing_key: String,
 }
 
-/// Acts on a message of the control channel, if it is meant for this worker.
-pub(crate) fn control(ctx: &Context, bytes: &[u8]) {
+/// Acts on a published message, if it is one of remote control and is meant for this worker.
+pub(crate) fn control(ctx: &Context, to: &[u8], bytes: &[u8]) {
     let (Some(celery), true) = (celery(), can_write(ctx)) else { return };
+    if to != channel(celery) {
+        return;
+    }
     let Some(request) = request(bytes) else { return };
     let is_meant = match &request.destination {
         Some(names) if !names.is_empty() => names.contains(&celery.name),

@@ -5,7 +5,6 @@
 //! where it is.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -27,8 +26,10 @@ use crate::{
     workers::{can_write, with_server},
 };
 
-/// How often a full queue is looked at again, and lists whose events were missed.
-const TICK: Duration = Duration::from_millis(100);
+/// How often a full queue is looked at again.
+const FULL: Duration = Duration::from_millis(100);
+/// How often lists are looked at without an event: they may have come from a file or a master.
+const IDLE: Duration = Duration::from_secs(1);
 /// Messages looked at in one lock section: so many, or so many bytes.
 const SLICE: usize = 32;
 const SLICE_BYTES: usize = 1 << 20;
@@ -57,7 +58,7 @@ pub(crate) fn run() {
             queue: queue.clone(),
             tasks: tasks.clone(),
             passed: 0,
-            last_passed: 0,
+            last_passed: Vec::new(),
         })
         .collect();
     let mut beat = Instant::now();
@@ -67,7 +68,7 @@ pub(crate) fn run() {
             beat = Instant::now() + events::HEARTBEAT;
         }
         while take_slice(celery, &mut lists) {}
-        let _ = WAKE.1.recv_timeout(TICK);
+        let _ = WAKE.1.recv_timeout(if request::room() == 0 { FULL } else { IDLE });
     }
 }
 
@@ -78,8 +79,8 @@ struct List {
     tasks: Vec<String>,
     /// So many messages at the right end are not ours.
     passed: usize,
-    /// The hash of the leftmost of them, by which they are found when others take from them.
-    last_passed: u64,
+    /// The leftmost of them, by which they are found when others take from the right.
+    last_passed: Vec<u8>,
 }
 
 /// Looks at some messages of the first list that has any; whether there may be more.
@@ -108,7 +109,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> bool {
                 continue;
             }
             // Somebody else may have taken it meanwhile.
-            if integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) == 0 {
+            if integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) != Some(1) {
                 list.passed = 0;
                 return true;
             }
@@ -141,31 +142,30 @@ struct Wanted {
 impl List {
     /// The next messages that have not been passed over.
     fn peek(&mut self, ctx: &Context, most: usize) -> Vec<Vec<u8>> {
-        let at = |index: usize| {
-            let index = format!("-{index}");
-            bytes(ctx, "LINDEX", &[self.key.as_bytes(), index.as_bytes()])
+        let key = self.key.as_bytes();
+        let count = |command, args: &[&[u8]]| {
+            integer(ctx, command, args).and_then(|count| usize::try_from(count).ok())
         };
-        // Others may have taken some of the messages that were passed over.
-        let known = (1..=self.passed).rev().take(1000);
-        let still =
-            known.filter(|index| at(*index).is_some_and(|bytes| hash(&bytes) == self.last_passed));
-        let passed = { still }.next().unwrap_or_default();
-        let mut size = 0;
-        let mut messages = Vec::new();
-        while messages.len() < most
-            && size < SLICE_BYTES
-            && let Some(bytes) = at(passed + messages.len() + 1)
-        {
+        let length = count("LLEN", &[key]).unwrap_or_default();
+        // Those left of what was passed over; all, if others have taken that.
+        let new = match self.passed {
+            0 => length,
+            _ => count("LPOS", &[key, &self.last_passed]).unwrap_or(length),
+        };
+        self.passed = length - new;
+        let (mut messages, mut size) = (Vec::new(), 0);
+        while messages.len() < most.min(new) && size < SLICE_BYTES {
+            let index = format!("-{}", self.passed + messages.len() + 1);
+            let Some(bytes) = bytes(ctx, "LINDEX", &[key, index.as_bytes()]) else { break };
             size += bytes.len();
             messages.push(bytes);
         }
-        self.passed = passed;
         messages
     }
 
     fn pass(&mut self, bytes: &[u8]) {
         self.passed += 1;
-        self.last_passed = hash(bytes);
+        bytes.clone_into(&mut self.last_passed);
     }
 
     fn unpack<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
@@ -198,12 +198,6 @@ impl List {
         };
         Found::Ours(Box::new(task), Box::new(wanted))
     }
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Checks what a task asks for, as SUBMIT checks its arguments.

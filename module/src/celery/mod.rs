@@ -200,12 +200,12 @@ fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The integer that a command replies; 0 for anything else.
-fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> i64 {
+/// The integer that a command replies.
+fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<i64> {
     let reply: CallResult<'_> = job::ask(ctx, command, args);
     match reply {
-        Ok(CallReply::I64(number)) => number.to_i64(),
-        _ => 0,
+        Ok(CallReply::I64(number)) => Some(number.to_i64()),
+        _ => None,
     }
 }
 

@@ -1,6 +1,6 @@
 """Times the same checkpoint and picture through PyTorch and through `florence`, in turns.
 
-    python tools/compare.py base|large --florence target/release/florence --work DIR
+    python tools/stages.py base|large --florence target/release/florence --work DIR
 
 PyTorch runs float32 with scaled-dot-product attention, its fastest exact setting, with as many
 threads as `florence`; both generate the same number of tokens. Every round measures each side
@@ -69,11 +69,7 @@ def main():
     args.add_argument("--rounds", type=int, default=5)
     args = args.parse_args()
     precisions = available(args.florence)
-    directory = args.work / f"{args.shape}-speed"
-    args.work.mkdir(parents=True, exist_ok=True)
-    if not (directory / "config.json").exists():
-        config = fidelity.config(args.shape)
-        reference.random_checkpoint(directory, config, 11, args.tokenizer, 768, spread=1.0, half=True)
+    directory = fidelity.speed_checkpoint(args.work, args.shape, args.tokenizer)
     torch.set_num_threads(args.threads)
     model = reference.Reference(directory, attention="sdpa")
     image = Image.open(Path(__file__).parent.parent / "models/tiny/samples/shapes.png")
