@@ -44,16 +44,15 @@ impl<'a, T> Batch<'a, T> {
     ) -> Result<(), Error> {
         let florence = self.florence;
         let start = Instant::now();
-        let encode = || {
-            let encoded = florence.model.encode(&visual.tokens, &question.ids)?;
-            florence.model.cross(&encoded)
-        };
-        let cross = florence.threads.install(encode)?;
+        let encode = || florence.model.encode(&visual.tokens, &question.ids);
+        let encoded = florence.threads.install(encode)?;
         let timings = Timings { encoder: milliseconds(start), ..visual.timings };
+        let joined = Instant::now();
+        let cross = florence.threads.install(|| florence.model.cross(&encoded))?;
         let scale = Scale { size: visual.size, coordinates: options.coordinates };
         let reading = Reading { task: question.task, scale };
         let decoding = Decoding::new(&florence.model, cross, florence.rules(options));
-        self.running.push(Running { ticket, decoding, reading, timings, joined: Instant::now() });
+        self.running.push(Running { ticket, decoding, reading, timings, joined });
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! "Impossible" is a subtracted 1e9, as in the reference: its ties are part of the semantics.
 
 use super::{
-    rules::{Rules, log_softmax},
+    rules::{BLOCK, Rules, Scores, highest, log_sum},
     search::Path,
 };
 
@@ -14,6 +14,8 @@ const IMPOSSIBLE: f32 = -1e9;
 
 pub(super) struct Beams {
     running: Vec<Path>,
+    /// Until hypotheses differ, one row serves them all.
+    has_parted: bool,
     running_scores: Vec<f32>,
     finished: Vec<Finished>,
     /// Whether a running hypothesis may still beat the finished ones.
@@ -46,6 +48,7 @@ impl Beams {
         let nothing = Finished { path: start.clone(), score: IMPOSSIBLE, is_done: false };
         Self {
             running: vec![start.clone(); beams],
+            has_parted: false,
             running_scores,
             finished: vec![nothing; beams],
             may_improve: true,
@@ -53,8 +56,9 @@ impl Beams {
         }
     }
 
-    pub(super) fn running(&self) -> &[Path] {
-        &self.running
+    /// The hypotheses that need a row of logits each.
+    pub(super) fn rows(&self) -> &[Path] {
+        if self.has_parted { &self.running } else { &self.running[..1] }
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -68,7 +72,13 @@ impl Beams {
         let divisor = generated_divisor(length, rules.length_penalty);
 
         self.collect_finished(rules, &candidates, &ends, divisor);
-        let parents = self.continue_running(&candidates, &ends);
+        let rows = self.rows().len();
+        let mut parents = self.continue_running(&candidates, &ends);
+        for parent in &mut parents {
+            *parent = (*parent).min(rows - 1);
+        }
+        self.has_parted |= self.running.iter().any(|path| path.ids != self.running[0].ids);
+        parents.truncate(self.rows().len());
 
         let worst = self.finished.iter().map(|f| f.score).fold(f32::INFINITY, f32::min);
         let best_running = self.running_scores[0] / divisor;
@@ -85,18 +95,24 @@ impl Beams {
     fn candidates(&self, rules: &Rules, logits: &[f32]) -> Vec<Candidate> {
         let wanted = 2 * self.running.len();
         let mut best: Vec<Candidate> = Vec::with_capacity(wanted + 1);
-        let rows = logits.chunks_exact(rules.vocabulary);
+        let rows = logits.chunks_exact(rules.vocabulary).cycle();
         for (parent, (row, base)) in rows.zip(&self.running_scores).enumerate() {
-            let mut scores = log_softmax(row);
-            rules.process(&self.running[parent].ids, &mut scores);
-            for (token, own) in (0..).zip(scores) {
-                let total = own + base;
-                if best.len() == wanted && best.last().is_some_and(|last| total <= last.total) {
+            let scores = Scores::new(rules, &self.running[parent].ids, log_sum(row));
+            for (first, block) in (0..).step_by(BLOCK).zip(row.chunks(BLOCK)) {
+                let least = best.last().filter(|_| best.len() == wanted).map(|last| last.total);
+                if least.is_some_and(|least| scores.most(highest(block)) + base <= least) {
                     continue;
                 }
-                let at = best.partition_point(|kept| kept.total >= total);
-                best.insert(at, Candidate { parent, token, total, own });
-                best.truncate(wanted);
+                for (token, logit) in (first..).zip(block) {
+                    let own = scores.of(token, *logit);
+                    let total = own + base;
+                    if best.len() == wanted && best.last().is_some_and(|last| total <= last.total) {
+                        continue;
+                    }
+                    let at = best.partition_point(|kept| kept.total >= total);
+                    best.insert(at, Candidate { parent, token, total, own });
+                    best.truncate(wanted);
+                }
             }
         }
         best
@@ -160,4 +176,75 @@ impl Beams {
 /// `generated^penalty`, where the start token does not count as generated.
 fn generated_divisor(length: usize, penalty: f32) -> f32 {
     ((length - 1) as f32).powf(penalty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_are_passed_over_hold_no_candidate() {
+        const VOCABULARY: usize = 1000;
+        let rules = Rules {
+            vocabulary: VOCABULARY,
+            beams: 3,
+            max_length: 100,
+            no_repeat_ngram: 2,
+            early_stopping: true,
+            length_penalty: 1.0,
+            start: 0,
+            eos: 2,
+            forced_bos: None,
+            forced_eos: None,
+        };
+        let mut beams = Beams::new(3, &Path::new(0));
+        beams.has_parted = true;
+        for (i, score) in [-0.5, -0.6, -3.0].into_iter().enumerate() {
+            beams.running_scores[i] = score;
+            beams.running[i].ids = vec![0, 500, 7, 0]; // 500 may not come again
+        }
+        let mut seed = 9u32;
+        for _ in 0..200 {
+            let logits: Vec<f32> = (0..3 * VOCABULARY)
+                .map(|i| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    // Few values, so that there are many ties; the banned token is the best.
+                    if i % VOCABULARY == 500 { 90.0 } else { (seed >> 28) as f32 }
+                })
+                .collect();
+            let mut all = Vec::new();
+            for (parent, row) in logits.chunks(VOCABULARY).enumerate() {
+                let log_sum = log_sum(row);
+                let totals = row.iter().map(|x| (x - log_sum) + beams.running_scores[parent]);
+                let allowed = (0..).zip(totals).filter(|(token, _)| *token != 500u32);
+                all.extend(allowed.map(|(token, total)| (total, parent, token)));
+            }
+            all.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let found = beams.candidates(&rules, &logits);
+            let found: Vec<_> = found.iter().map(|c| (c.total, c.parent, c.token)).collect();
+            assert_eq!(found, all[..6]);
+        }
+    }
+
+    #[test]
+    fn one_row_serves_all_hypotheses_until_they_part() {
+        let rules = Rules {
+            vocabulary: 4,
+            beams: 3,
+            max_length: 9,
+            no_repeat_ngram: 0,
+            early_stopping: true,
+            length_penalty: 1.0,
+            start: 2,
+            eos: 2,
+            forced_bos: Some(0),
+            forced_eos: None,
+        };
+        let mut beams = Beams::new(3, &Path::new(2));
+        assert_eq!(beams.advance(&rules, &[0.0; 4]), [0]);
+        assert_eq!(beams.rows().len(), 1);
+        assert_eq!(beams.advance(&rules, &[3.0, 2.0, 0.0, 1.0]), [0, 0, 0]);
+        let tokens: Vec<_> = beams.rows().iter().map(|path| path.ids[2]).collect();
+        assert_eq!(tokens, [0, 1, 3]);
+    }
 }

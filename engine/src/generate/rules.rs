@@ -59,23 +59,15 @@ impl Rules {
         self.forced_bos.filter(|_| length == 1)
     }
 
-    /// Applies the rules to the scores of the tokens that may follow `sequence`.
-    pub(super) fn process(&self, sequence: &[u32], scores: &mut [f32]) {
-        if let Some(token) = self.forced(sequence.len()) {
-            scores.fill(f32::NEG_INFINITY);
-            scores[token as usize] = 0.0;
-            return;
-        }
+    /// Tokens that may not follow `sequence`, because an n-gram would occur twice.
+    fn banned(&self, sequence: &[u32]) -> Vec<u32> {
         let n = self.no_repeat_ngram;
         if n == 0 || sequence.len() < n {
-            return;
+            return Vec::new();
         }
         let ending = &sequence[sequence.len() + 1 - n..];
-        for window in sequence.windows(n) {
-            if window[..n - 1] == *ending {
-                scores[window[n - 1] as usize] = f32::NEG_INFINITY;
-            }
-        }
+        let repeated = sequence.windows(n).filter(|window| window[..n - 1] == *ending);
+        repeated.map(|window| window[n - 1]).collect()
     }
 
     /// Whether a sequence that ends in `token` and has `length` tokens is complete.
@@ -84,8 +76,54 @@ impl Rules {
     }
 }
 
-/// The logarithm of the softmax.
-pub(super) fn log_softmax(logits: &[f32]) -> Vec<f32> {
-    let log_sum = log_sum_exp(Cpu::detect(), logits);
-    logits.iter().map(|x| x - log_sum).collect()
+/// Scores of the tokens that may follow a sequence, one by one: what a search passes over is never
+/// computed.
+pub(super) struct Scores {
+    forced: Option<u32>,
+    banned: Vec<u32>,
+    log_sum: f32,
+}
+
+impl Scores {
+    /// A score is a logit less `log_sum`.
+    pub(super) fn new(rules: &Rules, sequence: &[u32], log_sum: f32) -> Self {
+        let (forced, banned) = (rules.forced(sequence.len()), rules.banned(sequence));
+        Self { forced, banned, log_sum }
+    }
+
+    /// Of a token with its logit.
+    pub(super) fn of(&self, token: u32, logit: f32) -> f32 {
+        match self.forced {
+            Some(forced) if token == forced => 0.0,
+            Some(_) => f32::NEG_INFINITY,
+            None if self.banned.contains(&token) => f32::NEG_INFINITY,
+            None => logit - self.log_sum,
+        }
+    }
+
+    /// No token whose logit is not above this one has a higher score.
+    pub(super) fn most(&self, logit: f32) -> f32 {
+        if self.forced.is_some() { 0.0 } else { logit - self.log_sum }
+    }
+}
+
+/// What makes log-probabilities of logits, when it is taken from them.
+pub(super) fn log_sum(logits: &[f32]) -> f32 {
+    log_sum_exp(Cpu::detect(), logits)
+}
+
+/// Logits that are looked at together.
+pub(super) const BLOCK: usize = 64;
+
+/// The highest of some logits.
+pub(super) fn highest(logits: &[f32]) -> f32 {
+    // Side by side, so that the compiler can take several at once.
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    let (parts, rest) = logits.as_chunks::<8>();
+    for part in parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, x| most.max(*x))
 }

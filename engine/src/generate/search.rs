@@ -1,6 +1,9 @@
 //! One job's search: it is given logits and says which rows go on with which tokens.
 
-use super::{beam::Beams, rules::Rules, rules::log_softmax};
+use super::{
+    beam::Beams,
+    rules::{BLOCK, Rules, Scores, highest, log_sum},
+};
 
 /// A finished sequence.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +67,7 @@ impl Search {
     pub fn rows(&self) -> usize {
         match &self.state {
             State::Greedy { .. } => 1,
-            State::Beams(beams) => beams.running().len(),
+            State::Beams(beams) => beams.rows().len(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Search {
     pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
         let paths = match &self.state {
             State::Greedy { path, .. } => std::slice::from_ref(path),
-            State::Beams(beams) => beams.running(),
+            State::Beams(beams) => beams.rows(),
         };
         paths.iter().map(|path| path.ids.as_slice())
     }
@@ -130,17 +133,23 @@ impl Search {
 
 /// Appends the most likely allowed token, the lowest id among equals.
 fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
-    let mut scores = logits.to_vec();
-    rules.process(&path.ids, &mut scores);
-    let (mut best, mut best_score) = (0, f32::NEG_INFINITY);
-    for (token, score) in (0..).zip(scores) {
-        if score > best_score {
-            (best, best_score) = (token, score);
+    // As the reference, by the logits themselves: log-probabilities may be equal where these are not.
+    let scores = Scores::new(rules, &path.ids, 0.0);
+    let (mut best, mut most) = (0, f32::NEG_INFINITY);
+    for (first, block) in (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)) {
+        if scores.most(highest(block)) <= most {
+            continue;
+        }
+        for (token, logit) in (first..).zip(block) {
+            let own = scores.of(token, *logit);
+            if own > most {
+                (best, most) = (token, own);
+            }
         }
     }
     let score = match rules.forced(path.ids.len()) {
         Some(_) => 0.0,
-        None => log_softmax(logits)[best as usize],
+        None => logits[best as usize] - log_sum(logits),
     };
     path.push(best, score);
     best
