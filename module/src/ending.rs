@@ -41,9 +41,7 @@ pub(crate) fn finish(
     if ttl > 0 {
         call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
     }
-    if let Ok(job) = Job::open(ctx, &name) {
-        celery::ended(ctx, &job);
-    }
+    celery::ended(ctx, key);
     announce(ctx, key, state);
     Counters::add(SHARED.counters.ended(state), 1);
     ffi::notify(ctx, &format!("florence.{}", state.name()), key);

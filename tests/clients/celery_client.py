@@ -189,6 +189,9 @@ def what_follows():
             count.s().set(**there))
         fails(AsyncResult(broken.id, app=app), "ChordError", "BADPROMPT")
         fails(broken, "ValueError", "BADPROMPT")  # that of the part that failed
+        broken = chord([chain(inference_task.s(picture, "<NOPE>"), echo.s().set(**there)), echo.s(1).set(**there)])(
+            count.s().set(**there))
+        fails(AsyncResult(broken.id, app=app), "ChordError", "BADPROMPT")
         fails(inference_task.apply_async((picture, "<OCR>"), link=group(echo.s(), echo.s())),
               "NotImplementedError", "plain")
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Celery, Task, bytes, in_db, integer,
-    message::{Embed, Signature, is_plain},
+    message::{Embed, Headers, Signature, is_plain},
     outcome::{self, Exception},
 };
 use crate::{config, job};
@@ -38,20 +38,13 @@ pub(super) fn follow(ctx: &Context, celery: &Celery, task: &Task, result: &Value
 /// After a failure: fails what would have followed, and sends the errbacks.
 pub(super) fn abandon(ctx: &Context, celery: &Celery, task: &Task, exception: &Exception) {
     part_of_chord(ctx, celery, task, "FAILURE", &exception.json());
-    for skipped in task.embed.chain.iter().flatten() {
-        if let Some(id) = option(skipped, "task_id").and_then(Value::as_str) {
-            outcome::failed_unsent(ctx, celery, id, exception);
-        }
-        if let (Some(Value::Object(chord)), Some(part)) =
-            (option(skipped, "chord"), skipped_part(task, skipped))
-        {
-            let part =
-                Task { embed: Embed { chord: Some(chord.clone()), ..Embed::default() }, ..part };
-            part_of_chord(ctx, celery, &part, "FAILURE", &exception.json());
-        }
+    let chain = task.embed.chain.iter().flatten();
+    for skipped in chain.filter_map(|signature| skipped(task, signature)) {
+        outcome::failed_unsent(ctx, celery, skipped.id(), exception);
+        part_of_chord(ctx, celery, &skipped, "FAILURE", &exception.json());
     }
     let id = Value::from(task.id());
-    for errback in task.embed.errbacks.iter().flatten() {
+    for errback in task.embed.errbacks.iter().flatten().filter(|errback| is_plain(errback)) {
         send(ctx, celery, task, errback, (&id, &[]));
     }
 }
@@ -60,14 +53,18 @@ fn option<'a>(signature: &'a Signature, name: &str) -> Option<&'a Value> {
     signature.get("options")?.get(name)
 }
 
-/// A task of a chain that will not be sent, as a member of its group.
-fn skipped_part(task: &Task, skipped: &Signature) -> Option<Task> {
-    let text = |name| Some(option(skipped, name)?.as_str()?.to_owned());
-    let mut part = task.clone();
-    part.headers.id = text("task_id")?;
-    part.headers.group = text("group_id");
-    part.headers.group_index = option(skipped, "group_index").and_then(Value::as_i64);
-    Some(part)
+/// A task of a chain that will not be sent, as others wait for it.
+fn skipped(task: &Task, signature: &Signature) -> Option<Task> {
+    let text = |name| Some(option(signature, name)?.as_str()?.to_owned());
+    let headers = Headers {
+        id: text("task_id")?,
+        group: text("group_id"),
+        group_index: option(signature, "group_index").and_then(Value::as_i64),
+        ..Headers::default()
+    };
+    let chord = option(signature, "chord").and_then(Value::as_object).cloned();
+    let embed = Embed { chord, ..Embed::default() };
+    Some(Task { queue: task.queue.clone(), priority: task.priority, headers, embed })
 }
 
 /// Sends a signature with its first argument and the chain that it takes along.
@@ -95,61 +92,90 @@ pub(super) fn part_of_chord(
     status: &str,
     result: &Value,
 ) {
-    const DONE_SECONDS: &[u8] = b"300";
     let (Some(chord), Some(group)) = (&task.embed.chord, &task.headers.group) else { return };
-    let key = |end: &str| format!("{}celery-taskset-meta-{group}{end}", celery.result_prefix);
-    let [parts, extra, size, seen, claim] = [".j", ".t", ".s", ".d", ".c"].map(key);
-    let score = task.headers.group_index.map_or("+inf".to_owned(), |index| index.to_string());
-    let member = json!([1, task.id(), status, result]).to_string();
-    let all = in_db(ctx, celery.result_db, || {
-        if bytes(ctx, "GET", &[claim.as_bytes()]).is_some_and(|claim| claim == b"done") {
-            return None;
+    let part = json!([1, task.id(), status, result]).to_string();
+    let complete = in_db(ctx, celery.result_db, || {
+        let keys = Group::new(celery, group);
+        keys.add(ctx, task, &part);
+        keys.take_if_complete(ctx, chord)
+    });
+    match complete.map(|parts| results(&parts)) {
+        None => {}
+        Some(Ok(results)) => send(ctx, celery, task, chord, (&results.into(), &[])),
+        Some(Err(problem)) => fail_chord(ctx, celery, task, chord, problem),
+    }
+}
+
+/// Fails the callback of a chord that will not be sent, and sends its errbacks.
+fn fail_chord(ctx: &Context, celery: &Celery, task: &Task, chord: &Signature, problem: String) {
+    let exception = Exception::new("celery.exceptions", "ChordError", problem);
+    let id = option(chord, "task_id").and_then(Value::as_str);
+    if let Some(id) = id {
+        outcome::failed_unsent(ctx, celery, id, &exception);
+    }
+    let errbacks = option(chord, "link_error").and_then(Value::as_array).into_iter().flatten();
+    for errback in errbacks.filter_map(Value::as_object).filter(|errback| is_plain(errback)) {
+        send(ctx, celery, task, errback, (&json!(id), &[]));
+    }
+}
+
+/// The keys in which a group collects its results, in the database of results.
+struct Group {
+    /// Sorted set of the results, by their place in the group.
+    parts: String,
+    /// How many more the group has than `size` says.
+    extra: String,
+    size: String,
+    /// Which parts have been added.
+    seen: String,
+    /// Who sends the callback; `done` afterwards.
+    claim: String,
+}
+
+impl Group {
+    fn new(celery: &Celery, id: &str) -> Self {
+        let key = |end: &str| format!("{}celery-taskset-meta-{id}{end}", celery.result_prefix);
+        let [parts, extra, size, seen, claim] = [".j", ".t", ".s", ".d", ".c"].map(key);
+        Self { parts, extra, size, seen, claim }
+    }
+
+    fn all(&self) -> [&[u8]; 4] {
+        [&self.parts, &self.extra, &self.size, &self.seen].map(String::as_bytes)
+    }
+
+    fn add(&self, ctx: &Context, task: &Task, part: &str) {
+        let claim = bytes(ctx, "GET", &[self.claim.as_bytes()]);
+        if claim.is_some_and(|claim| claim == b"done") {
+            return;
         }
-        let is_new =
-            integer(ctx, "SADD", &[seen.as_bytes(), format!("{}:{score}", task.id()).as_bytes()]);
-        if is_new == Some(1) {
-            let _ =
-                job::call(ctx, "ZADD", &[parts.as_bytes(), score.as_bytes(), member.as_bytes()]);
+        let place = task.headers.group_index.map_or("+inf".to_owned(), |index| index.to_string());
+        let name = format!("{}:{place}", task.id());
+        if integer(ctx, "SADD", &[self.seen.as_bytes(), name.as_bytes()]) == Some(1) {
+            let args = [self.parts.as_bytes(), place.as_bytes(), part.as_bytes()];
+            let _ = job::call(ctx, "ZADD", &args);
         }
         let expires = config::number(&config::CELERY_RESULT_EXPIRES).to_string();
-        if expires != "0" {
-            for key in [&parts, &extra, &size, &seen] {
-                let _ = job::call(ctx, "EXPIRE", &[key.as_bytes(), expires.as_bytes()]);
-            }
+        for key in self.all().into_iter().filter(|_| expires != "0") {
+            let _ = job::call(ctx, "EXPIRE", &[key, expires.as_bytes()]);
         }
+    }
+
+    /// All results, once they are there; the keys are gone then.
+    fn take_if_complete(&self, ctx: &Context, chord: &Signature) -> Option<Vec<Vec<u8>>> {
+        const DONE_SECONDS: &[u8] = b"300";
         let number = |key: &str| -> Option<i64> {
             String::from_utf8(bytes(ctx, "GET", &[key.as_bytes()])?).ok()?.parse().ok()
         };
         // Celery before 5.1 says it in the signature.
-        let size_known = number(&size).or_else(|| chord.get("chord_size")?.as_i64())?;
-        let total = size_known + number(&extra).unwrap_or_default();
-        if integer(ctx, "ZCARD", &[parts.as_bytes()]) != Some(total) {
+        let size = number(&self.size).or_else(|| chord.get("chord_size")?.as_i64())?;
+        let total = size + number(&self.extra).unwrap_or_default();
+        if integer(ctx, "ZCARD", &[self.parts.as_bytes()]) != Some(total) {
             return None;
         }
-        let all = members(ctx, &parts);
-        let _ = job::call(ctx, "SETEX", &[claim.as_bytes(), DONE_SECONDS, b"done"]);
-        let gone = [&parts, &extra, &size, &seen].map(String::as_bytes);
-        let _ = job::call(ctx, "UNLINK", &gone);
-        Some(all)
-    });
-    match all.map(|all| results(&all)) {
-        None => {}
-        Some(Ok(results)) => send(ctx, celery, task, chord, (&results.into(), &[])),
-        Some(Err(problem)) => {
-            let exception = Exception::new("celery.exceptions", "ChordError", problem);
-            let id = option(chord, "task_id").and_then(Value::as_str);
-            if let Some(id) = id {
-                outcome::failed_unsent(ctx, celery, id, &exception);
-            }
-            let id = json!(id);
-            let errbacks = match option(chord, "link_error") {
-                Some(Value::Array(errbacks)) => errbacks.as_slice(),
-                _ => &[],
-            };
-            for errback in errbacks.iter().filter_map(Value::as_object) {
-                send(ctx, celery, task, errback, (&id, &[]));
-            }
-        }
+        let parts = members(ctx, &self.parts);
+        let _ = job::call(ctx, "SETEX", &[self.claim.as_bytes(), DONE_SECONDS, b"done"]);
+        let _ = job::call(ctx, "UNLINK", &self.all());
+        Some(parts)
     }
 }
 

@@ -133,12 +133,8 @@ impl Celery {
             "clock" => json!({ "clock": self.clock.load(Ordering::Relaxed) }),
             "query_task" => self.query(ctx, arguments),
             "report" => ok(format!("florence {}", env!("CARGO_PKG_VERSION"))),
-            "revoke" => self.revoke(ctx, arguments),
-            "terminate" => {
-                let mut arguments = arguments.clone();
-                arguments["terminate"] = true.into();
-                self.revoke(ctx, &arguments)
-            }
+            "revoke" => self.revoke(ctx, arguments, arguments["terminate"] == true),
+            "terminate" => self.revoke(ctx, arguments, true),
             "enable_events" => {
                 let is_on = config::CELERY_EVENTS.swap(true, Ordering::Relaxed);
                 ok(if is_on { "task events already enabled" } else { "task events enabled" })
@@ -227,9 +223,8 @@ impl Celery {
 
     /// Ends tasks that wait; those at work too if they are to be terminated. Tasks that have not
     /// been taken yet end when they are.
-    fn revoke(&self, ctx: &Context, arguments: &Value) -> Value {
+    fn revoke(&self, ctx: &Context, arguments: &Value, terminates: bool) -> Value {
         let ids = ids(&arguments["task_id"]);
-        let terminates = arguments["terminate"] == true;
         for id in &ids {
             self.revoked.lock().insert(id);
             let key = format!("{JOB_PREFIX}{id}");

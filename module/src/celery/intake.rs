@@ -5,6 +5,7 @@
 //! where it is.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -97,7 +98,8 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> bool {
         })
     });
     let Some((list, messages)) = seen else { return false };
-    let unpacked: Vec<_> = messages.iter().map(|bytes| list.unpack(celery, bytes)).collect();
+    let unpacked: Vec<_> =
+        messages.iter().map(|bytes| list.unpack_guarded(celery, bytes)).collect();
     with_server(|ctx| {
         if !can_write(ctx) {
             return false;
@@ -166,6 +168,14 @@ impl List {
     fn pass(&mut self, bytes: &[u8]) {
         self.passed += 1;
         bytes.clone_into(&mut self.last_passed);
+    }
+
+    /// As [`Self::unpack`]; a message that makes it panic is left where it is, and passed over.
+    fn unpack_guarded<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
+        catch_unwind(AssertUnwindSafe(|| self.unpack(celery, bytes))).unwrap_or_else(|_panic| {
+            Counters::add(&SHARED.counters.panics, 1);
+            Found::Foreign
+        })
     }
 
     fn unpack<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
@@ -273,10 +283,11 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
         return outcome::revoked(ctx, celery, task, "expired");
     }
     let key = task.key();
-    match Job::open(ctx, &ffi::string(ctx, key.as_bytes())) {
+    let known = Job::open(ctx, &ffi::string(ctx, key.as_bytes())).map(|job| job.state.is_final());
+    match known {
         Err(NoJob::Missing) => {}
         // The same task again, which is waiting or running.
-        Ok(job) if !job.state.is_final() => return,
+        Ok(false) => return,
         _ => {
             let _ = job::call(ctx, "UNLINK", &[key.as_bytes()]);
         }

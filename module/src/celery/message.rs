@@ -22,7 +22,7 @@ pub(crate) struct Headers {
     pub(crate) expires: Option<String>,
     pub(crate) retries: Option<i64>,
     /// Hard and soft, in seconds.
-    timelimit: Option<Vec<Option<f64>>>,
+    pub(crate) timelimit: Option<Vec<Option<f64>>>,
     pub(crate) ignore_result: Option<bool>,
     pub(crate) group: Option<String>,
     pub(crate) group_index: Option<i64>,
@@ -31,7 +31,7 @@ pub(crate) struct Headers {
     pub(crate) argsrepr: Option<String>,
     pub(crate) kwargsrepr: Option<String>,
     #[serde(skip_serializing)]
-    compression: Option<String>,
+    pub(crate) compression: Option<String>,
 }
 
 impl Headers {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Celery, FIELD, Task, bytes, canvas, celery, events, in_db, message};
 use crate::{
-    config,
+    config, ffi,
     job::{self, Job, State},
 };
 
@@ -60,15 +60,22 @@ impl Exception {
     }
 }
 
-/// The task of a job that came from a queue of Celery.
-fn task_of(job: &Job) -> Option<(&'static Celery, Task)> {
+/// The task of a job that came from a queue of Celery, and what `look` finds in the job. The job's
+/// key is closed again: what is done next writes.
+fn task_of<T>(
+    ctx: &Context,
+    key: &[u8],
+    look: impl FnOnce(&Job) -> T,
+) -> Option<(&'static Celery, Task, T)> {
     let celery = celery()?;
-    Some((celery, serde_json::from_str(&job.text(FIELD)?).ok()?))
+    let job = Job::open(ctx, &ffi::string(ctx, key)).ok()?;
+    let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
+    Some((celery, task, look(&job)))
 }
 
 /// An attempt has begun.
-pub(crate) fn started(ctx: &Context, job: &Job) {
-    let Some((celery, task)) = task_of(job) else { return };
+pub(crate) fn started(ctx: &Context, key: &[u8]) {
+    let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
     events::of_task(ctx, celery, "task-started", &task, json!({}));
     if config::flag(&config::CELERY_TRACK_STARTED) {
         let worker = json!({ "pid": std::process::id(), "hostname": celery.name });
@@ -77,39 +84,60 @@ pub(crate) fn started(ctx: &Context, job: &Job) {
 }
 
 /// Whether a failure ends a task for good: a time limit of Celery's is one of the task.
-pub(crate) fn is_last(job: &Job, code: &str) -> bool {
-    let is_limited = |(_, task): (_, Task)| task.headers.timelimit().is_some();
-    code == "TIMEOUT" && task_of(job).is_some_and(is_limited)
+pub(crate) fn is_last(ctx: &Context, key: &[u8], code: &str) -> bool {
+    code == "TIMEOUT"
+        && task_of(ctx, key, |_| ()).is_some_and(|(_, task, ())| task.headers.timelimit().is_some())
 }
 
 /// An attempt has failed, and another will be made.
-pub(crate) fn retrying(ctx: &Context, job: &Job, code: &str, text: &str) {
-    let Some((celery, task)) = task_of(job) else { return };
+pub(crate) fn retrying(ctx: &Context, key: &[u8], code: &str, text: &str) {
+    let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
     let exception = Exception::of_code(code, text);
     let fields = json!({ "exception": exception.repr(), "traceback": null });
     events::of_task(ctx, celery, "task-retried", &task, fields);
     store(ctx, celery, &task, "RETRY", &exception.json());
 }
 
+/// How a job has ended.
+enum End {
+    Result {
+        json: Option<String>,
+        seconds: f64,
+    },
+    Error(Exception),
+    Revoked(&'static str),
+    /// It has not.
+    None,
+}
+
+impl End {
+    fn of(job: &Job) -> Self {
+        let text = |field| job.text(field).unwrap_or_default();
+        let time = |field| job.number(field).unwrap_or_default();
+        match job.state {
+            State::Done => Self::Result {
+                json: job.text("result"),
+                seconds: (time("finished_at") - time("started_at")).max(0) as f64 / 1000.0,
+            },
+            State::Failed => Self::Error(Exception::of_code(&text("error_code"), &text("error"))),
+            State::Cancelled => Self::Revoked("revoked"),
+            State::Expired => Self::Revoked("expired"),
+            State::Queued | State::Fetching | State::Running | State::Retrying => Self::None,
+        }
+    }
+}
+
 /// A job has ended; its hash says how.
-pub(crate) fn ended(ctx: &Context, job: &Job) {
-    let Some((celery, task)) = task_of(job) else { return };
-    match job.state {
-        State::Done => {
-            let result = job.text("result").unwrap_or_default();
-            let result: Value = serde_json::from_str(&result).unwrap_or_default();
-            let time = |field| job.number(field).unwrap_or_default();
-            let runtime = (time("finished_at") - time("started_at")).max(0) as f64 / 1000.0;
-            succeeded(ctx, celery, &task, &result, runtime);
+pub(crate) fn ended(ctx: &Context, key: &[u8]) {
+    let Some((celery, task, end)) = task_of(ctx, key, End::of) else { return };
+    match end {
+        End::Result { json, seconds } => {
+            let result = json.and_then(|json| serde_json::from_str(&json).ok());
+            succeeded(ctx, celery, &task, &result.unwrap_or_default(), seconds);
         }
-        State::Failed => {
-            let text = |field| job.text(field).unwrap_or_default();
-            let exception = Exception::of_code(&text("error_code"), &text("error"));
-            failed(ctx, celery, &task, &exception);
-        }
-        State::Cancelled => revoked(ctx, celery, &task, "revoked"),
-        State::Expired => revoked(ctx, celery, &task, "expired"),
-        State::Queued | State::Fetching | State::Running | State::Retrying => {}
+        End::Error(exception) => failed(ctx, celery, &task, &exception),
+        End::Revoked(reason) => revoked(ctx, celery, &task, reason),
+        End::None => {}
     }
 }
 

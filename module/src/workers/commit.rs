@@ -16,7 +16,7 @@ use crate::{
     celery, config,
     ending::{self, Data},
     ffi,
-    job::{self, Fields, Job, State, unix_ms},
+    job::{self, Fields, State, unix_ms},
     retain,
     scheduler::JobKey,
     state::{Counters, Model, SHARED, is_shutting_down},
@@ -99,13 +99,16 @@ fn store(ctx: &Context, commit: Commit) -> Option<Commit> {
         Counters::add(&SHARED.counters.dropped, 1);
         return None;
     };
-    match write_end(ctx, &commit, &job) {
+    let retries = job.number("retries").unwrap_or_default();
+    // A key is closed before it is written.
+    drop(job);
+    match write_end(ctx, &commit, retries) {
         Ok(()) => None,
         Err(_refused) => Some(commit),
     }
 }
 
-fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
+fn write_end(ctx: &Context, commit: &Commit, retries: i64) -> Result<(), String> {
     let name = &commit.claimed.key.name;
     let mut fields: Fields = vec![
         ("fetch_ms", commit.fetch_ms.to_string().into()),
@@ -125,14 +128,14 @@ fn write_end(ctx: &Context, commit: &Commit, job: &Job) -> Result<(), String> {
         }
         Err(failure) => {
             fields.extend(failure.fields());
-            let retries = job.number("retries").unwrap_or_default();
-            let is_last = commit.claimed.attempt > retries || celery::is_last(job, failure.code);
+            let is_last =
+                commit.claimed.attempt > retries || celery::is_last(ctx, name, failure.code);
             if failure.is_retryable && !is_last {
                 let at = unix_ms() + retry_delay_ms(commit.claimed.attempt);
                 fields.push(("retry_at", at.to_string().into()));
                 fields.push(("state", State::Retrying.name().into()));
                 job::write(ctx, name, &fields)?;
-                celery::retrying(ctx, job, failure.code, &failure.message);
+                celery::retrying(ctx, name, failure.code, &failure.message);
                 Counters::add(&SHARED.counters.retried, 1);
             } else {
                 // What can be tried again in vain only, is not kept.

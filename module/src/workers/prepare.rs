@@ -181,13 +181,13 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     };
     let wants = job.text("wants").filter(|wants| !is_model(wants));
     let queued = unix_ms() - job.number("submitted_at").unwrap_or_default();
+    drop(job);
     let hopeless = if crashes >= MAX_CRASHES {
         Some(Failure::permanent("CRASH", "the server died twice while working on this job"))
     } else {
         wants.map(|_| Failure::permanent("NOMODEL", "this server has another model"))
     };
     if let Some(failure) = hopeless {
-        drop(job);
         return end(ctx, key, State::Failed, failure.fields());
     }
     let fields: Fields = vec![
@@ -200,7 +200,7 @@ fn claim(ctx: &Context, key: &JobKey, control: &Arc<Control>) -> Claim {
     ];
     match job::write(ctx, &key.name, &fields) {
         Ok(()) => {
-            celery::started(ctx, &job);
+            celery::started(ctx, &key.name);
             Claim::Taken(claimed)
         }
         Err(_refused) => Claim::NotNow,
