@@ -14,6 +14,9 @@ if [ "${1:-}" = baseline ]; then
     FLORENCE_CHECKPOINT=$(realpath "${CHECKPOINT:-models/tiny}")
     start_redis
     start_worker
+    echo "its client's first answer:"
+    (cd loadtests/baseline && REDIS_URL="redis://127.0.0.1:$port/9" ../../.venv-baseline/bin/python client.py \
+        "$OLDPWD/models/tiny/samples/shapes.png" '<OD>')
     wire=(--celery celery:tasks.inference_task)
     name=baseline
 else

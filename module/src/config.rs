@@ -87,6 +87,10 @@ pub(crate) static FILE_ROOTS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::def
 pub(crate) static CELERY_QUEUES: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// What the keys and channels of Celery's broker begin with.
 pub(crate) static CELERY_PREFIX: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Priorities that have a list of their own: `0 3 6 9`.
+pub(crate) static CELERY_PRIORITY_STEPS: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
+/// Between a queue's name and a priority, in the name of a list.
+pub(crate) static CELERY_SEPARATOR: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// What the keys of Celery's results begin with.
 pub(crate) static CELERY_RESULT_PREFIX: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 /// The worker's name; `%h` is the host's.
@@ -105,7 +109,7 @@ pub(crate) static PUBLISH: AtomicBool = AtomicBool::new(true);
 /// The stream that jobs are added to when they end; empty for none.
 pub(crate) static STREAM: LazyLock<Mutex<String>> = LazyLock::new(Mutex::default);
 
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 42] = [
     "threads",
     "nice",
     "cpus",
@@ -139,6 +143,8 @@ const NAMES: [&str; 40] = [
     "celery-queues",
     "celery-db",
     "celery-prefix",
+    "celery-priority-steps",
+    "celery-separator",
     "celery-result-db",
     "celery-result-prefix",
     "celery-result-expires",

@@ -151,6 +151,8 @@ mod module {
                 ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
                 ["celery-queues", &*v::CELERY_QUEUES, "", ConfigurationFlags::IMMUTABLE, None],
                 ["celery-prefix", &*v::CELERY_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
+                ["celery-priority-steps", &*v::CELERY_PRIORITY_STEPS, "0 3 6 9", ConfigurationFlags::IMMUTABLE, None],
+                ["celery-separator", &*v::CELERY_SEPARATOR, "\x06\x16", ConfigurationFlags::IMMUTABLE, None],
                 ["celery-result-prefix", &*v::CELERY_RESULT_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
                 ["celery-name", &*v::CELERY_NAME, "florence@%h", ConfigurationFlags::IMMUTABLE, None],
                 ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],

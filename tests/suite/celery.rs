@@ -156,11 +156,13 @@ fn databases_and_prefixes_are_those_of_the_settings() {
         "florence.celery-prefix app:",
         "florence.celery-result-prefix res:",
         "florence.celery-result-expires 0",
+        "florence.celery-priority-steps \"0 1 2 3 4 5 6 7 8 9\"",
+        "florence.celery-separator :",
     ]);
     let mut connection = server.connect();
     let message = ask("one", &pictures.url("sign.png"));
     for db in [0, 1] {
-        let list = if db == 1 { "app:celery" } else { "celery" };
+        let list = if db == 1 { "app:celery:7" } else { "celery" };
         redis::cmd("SELECT").arg(db).exec(&mut connection).unwrap();
         redis::cmd("LPUSH").arg(list).arg(&message).exec(&mut connection).unwrap();
     }
@@ -259,6 +261,7 @@ fn bad_settings_and_clusters_are_refused_at_load() {
     for (lines, text) in [
         (vec!["florence.celery-queues celery"], "is not queue:task"),
         (vec![QUEUES, "cluster-enabled yes"], "Redis Cluster"),
+        (vec![QUEUES, "florence.celery-priority-steps 12"], "no list of 0 to 9"),
         (vec!["florence.coordinates both"], "neither float nor int"),
     ] {
         let log = Server::refused(Settings::lines(&lines));

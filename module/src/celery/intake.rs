@@ -15,7 +15,7 @@ use redis_module::{Context, RedisError};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Celery, FIELD, STEPS, Task, bytes, canvas, celery, events, integer,
+    Celery, FIELD, Task, bytes, canvas, celery, events, integer,
     message::{self, Body, Message},
     outcome::{self, Exception},
 };
@@ -42,8 +42,8 @@ static WAKE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(1))
 pub(crate) fn list_changed(name: &[u8]) {
     let Some(celery) = celery() else { return };
     let Some(name) = name.strip_prefix(celery.prefix.as_bytes()) else { return };
-    let queue = name.split(|byte| *byte == b'\x06').next().unwrap_or_default();
-    if std::str::from_utf8(queue).is_ok_and(|queue| celery.queues.contains_key(queue)) {
+    // A name that only begins like a queue's wakes the thread for nothing.
+    if celery.queues.keys().any(|queue| name.starts_with(queue.as_bytes())) {
         let _ = WAKE.0.try_send(());
     }
 }
@@ -51,11 +51,12 @@ pub(crate) fn list_changed(name: &[u8]) {
 /// The thread's work; returns at once if there is no wire mode.
 pub(crate) fn run() {
     let Some(celery) = celery() else { return };
-    let mut lists: Vec<List> = STEPS
-        .into_iter()
+    let mut lists: Vec<List> = celery
+        .steps
+        .iter()
         .flat_map(|step| celery.queues.iter().map(move |(queue, tasks)| (step, queue, tasks)))
         .map(|(step, queue, tasks)| List {
-            key: celery.list(queue, step),
+            key: celery.list(queue, *step),
             queue: queue.clone(),
             tasks: tasks.clone(),
             passed: 0,

@@ -55,6 +55,10 @@ struct Celery {
     result_db: i32,
     prefix: String,
     result_prefix: String,
+    /// Priorities that have a list of their own, the most urgent first.
+    steps: Vec<i64>,
+    /// Between a queue's name and the priority, in the names of these lists.
+    separator: String,
     /// The worker's name: `florence@host`.
     name: String,
     rejects_unknown: bool,
@@ -88,6 +92,8 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
         db: db(&config::CELERY_DB),
         result_db: db(&config::CELERY_RESULT_DB),
         prefix: config::text(&config::CELERY_PREFIX),
+        steps: steps(&config::text(&config::CELERY_PRIORITY_STEPS))?,
+        separator: config::text(&config::CELERY_SEPARATOR),
         result_prefix: config::text(&config::CELERY_RESULT_PREFIX),
         name: config::text(&config::CELERY_NAME).replace("%h", &host()),
         rejects_unknown: config::flag(&config::CELERY_REJECT_UNKNOWN),
@@ -117,6 +123,20 @@ fn queues(setting: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     Ok(queues)
 }
 
+/// `0 3 6 9`
+fn steps(setting: &str) -> Result<Vec<i64>, String> {
+    let steps = setting.split_whitespace().map(|step| {
+        let step = step.parse().ok().filter(|step| (0..=9).contains(step));
+        step.ok_or_else(|| format!("celery-priority-steps: '{setting}' is no list of 0 to 9"))
+    });
+    let mut steps: Vec<i64> = steps.collect::<Result<_, _>>()?;
+    // Messages without a priority have 0, whose list has the queue's own name.
+    steps.push(0);
+    steps.sort_unstable();
+    steps.dedup();
+    Ok(steps)
+}
+
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
     name.map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
@@ -129,9 +149,11 @@ impl Celery {
 
     /// The list of a queue for messages of a priority.
     fn list(&self, queue: &str, priority: i64) -> String {
-        let step = STEPS.into_iter().rev().find(|step| *step <= priority).unwrap_or_default();
-        let step = if step == 0 { String::new() } else { format!("\x06\x16{step}") };
-        format!("{}{queue}{step}", self.prefix)
+        let step = self.steps.iter().rev().find(|step| **step <= priority);
+        match step {
+            None | Some(0) => format!("{}{queue}", self.prefix),
+            Some(step) => format!("{}{queue}{}{step}", self.prefix, self.separator),
+        }
     }
 
     /// Sends a message to its queue.
@@ -140,9 +162,6 @@ impl Celery {
         in_db(ctx, self.db, || job::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()]))
     }
 }
-
-/// Priorities that have a list of their own, the most urgent first.
-const STEPS: [i64; 4] = [0, 3, 6, 9];
 
 /// A job's task, as its hash keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -228,6 +247,12 @@ mod tests {
         assert_eq!(queues["celery"], ["tasks.a", "tasks.b"]);
         assert_eq!(queues["a:b"], ["c"]);
         assert!(super::queues("celery").is_err() && super::queues(":x").is_err());
+    }
+
+    #[test]
+    fn steps_are_those_of_the_clients() {
+        assert_eq!(steps("9 3 6").unwrap(), [0, 3, 6, 9]);
+        assert!(steps("0 10").is_err() && steps("a").is_err());
     }
 
     #[test]

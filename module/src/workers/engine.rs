@@ -1,7 +1,8 @@
 //! The engine thread: jobs join and leave a batch that is decoded step by step.
 //!
 //! A job's questions join as soon as it is prepared and there is room; who asks what is just being
-//! answered shares that answer. Jobs never wait for a batch to fill.
+//! answered shares that answer. Jobs never wait for a batch to fill, nor for all others to join:
+//! encoding a picture takes as long as many decoder steps, so each is followed by some of these.
 
 use std::{
     cell::RefCell,
@@ -30,6 +31,9 @@ use crate::{
     scheduler::Phase,
     state::{Counters, SHARED},
 };
+
+/// For every so many seconds of encoding, one of decoder steps goes before the next picture.
+const ENCODE_TO_DECODE: u32 = 8;
 
 /// One request in the batch, and all that wait for its answer.
 struct Ticket {
@@ -78,28 +82,34 @@ struct Engine<'a> {
     commits: &'a Sender<Commit>,
     /// Time spent since the last answer.
     busy: Duration,
+    /// Time for decoder steps before another question is taken in.
+    owed: Duration,
 }
 
 pub(super) fn run(florence: &Florence, inbox: &Receiver<Work>, commits: &Sender<Commit>) {
     let batch = Batch::new(florence);
-    let mut engine =
-        Engine { florence, batch, ready: VecDeque::new(), commits, busy: Duration::ZERO };
+    let (busy, owed) = (Duration::ZERO, Duration::ZERO);
+    let mut engine = Engine { florence, batch, ready: VecDeque::new(), commits, busy, owed };
     loop {
         if engine.batch.is_empty() && engine.ready.is_empty() {
             let Ok(work) = inbox.recv() else { return };
             engine.admit(work);
         }
         let start = Instant::now();
-        while engine.batch.len() < config::size(&config::MAX_BATCH) {
+        while engine.has_room() {
             if let Some((claimant, part)) = engine.ready.pop_front() {
+                let start = Instant::now();
                 engine.take(claimant, part);
+                engine.owed = start.elapsed() / ENCODE_TO_DECODE;
             } else if let Ok(work) = inbox.try_recv() {
                 engine.admit(work);
             } else {
                 break;
             }
         }
+        let encoded = Instant::now();
         let answered = engine.step();
+        engine.owed = engine.owed.saturating_sub(encoded.elapsed());
         Counters::add(&SHARED.counters.infer_ms, elapsed_ms(start));
         engine.busy += start.elapsed();
         if answered > 0 {
@@ -109,6 +119,12 @@ pub(super) fn run(florence: &Florence, inbox: &Receiver<Work>, commits: &Sender<
 }
 
 impl Engine<'_> {
+    /// Whether another question may be taken in now.
+    fn has_room(&self) -> bool {
+        let is_owed = !self.owed.is_zero() && !self.batch.is_empty();
+        !is_owed && self.batch.len() < config::size(&config::MAX_BATCH)
+    }
+
     fn admit(&mut self, work: Work) {
         let Work { claimed, parts, input, fetch_ms } = work;
         let job = Rc::new(RefCell::new(Pending {
