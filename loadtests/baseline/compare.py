@@ -266,7 +266,7 @@ def main():
     print("| | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
     for row in rows[names[0]]:
         cells = [rows[name][row] for name in names]
-        print(f"| {row} | " + " | ".join(f"{cell:.{1 if cell < 100 else 0}f}" for cell in cells) + " |")
+        print(f"| {row} | " + " | ".join(f"{cell:.{2 if cell < 1 else 1 if cell < 100 else 0}f}" for cell in cells) + " |")
 
     print("\n| | Celery | Florence |\n|---|---|---|")
     venv = Path(sys.executable).parents[1]

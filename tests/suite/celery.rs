@@ -203,6 +203,21 @@ fn a_task_that_is_sent_twice_runs_once_and_a_success_stays() {
 }
 
 #[test]
+fn a_hash_that_claims_to_be_a_task_sends_nothing() {
+    let pictures = Pictures::serve();
+    let server = server(&[]);
+    let url = pictures.url("slow/500/sign.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "alice:1", &url, "<OCR>"]);
+    let embed = json!({"callbacks": [{"task": "x", "options": {"queue": "victim"}}]});
+    let task = json!({"queue": "victim", "priority": 0, "embed": embed,
+        "headers": {"id": "evil", "task": "tasks.inference_task"}});
+    server.call::<()>(&["HSET", "alice:1", "celery", &task.to_string()]);
+    server.call::<()>(&["FLORENCE.WAIT", "alice:1", "30"]);
+    assert_eq!(server.state("alice:1"), "done");
+    assert_eq!(server.call::<i64>(&["EXISTS", "victim", "celery-task-meta-evil"]), 0);
+}
+
+#[test]
 fn a_replica_leaves_the_lists_alone_until_it_is_promoted() {
     let pictures = Pictures::serve();
     let (master, replica) = (Server::start(), server(&["replica-read-only no"]));

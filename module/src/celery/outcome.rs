@@ -62,6 +62,8 @@ impl Exception {
 
 /// The task of a job that came from a queue of Celery, and what `look` finds in the job. The job's
 /// key is closed again: what is done next writes.
+///
+/// Only under the task's own key: whoever may write other hashes must not thereby send messages.
 fn task_of<T>(
     ctx: &Context,
     key: &[u8],
@@ -69,8 +71,9 @@ fn task_of<T>(
 ) -> Option<(&'static Celery, Task, T)> {
     let celery = celery()?;
     let job = Job::open(ctx, &ffi::string(ctx, key)).ok()?;
-    let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-    Some((celery, task, look(&job)))
+    let task: Task = serde_json::from_str(&job.text(FIELD)?).ok()?;
+    let is_own = key == task.key().as_bytes() && ffi::selected_db(ctx) == celery.db;
+    is_own.then(|| (celery, task, look(&job)))
 }
 
 /// An attempt has begun.
