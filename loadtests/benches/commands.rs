@@ -6,9 +6,8 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use criterion::{Criterion, criterion_group, criterion_main};
-use florence_tests::{Server, Settings, picture};
+use florence_tests::{Server, Settings, celery_message, picture};
 use redis::{Cmd, Connection, cmd};
-use serde_json::json;
 
 fn run(connection: &mut Connection, command: &Cmd) {
     command.exec(connection).unwrap();
@@ -29,13 +28,7 @@ fn submit(key: &str, bytes: &[u8], options: &[&str]) -> Cmd {
 /// A message of Celery about a picture that comes with it.
 fn message(id: &str, bytes: &[u8]) -> String {
     let url = format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes));
-    let body = json!([[url, "<CAPTION>"], {}, {}]).to_string();
-    json!({
-        "body": BASE64_STANDARD.encode(body), "content-type": "application/json",
-        "headers": {"id": id, "task": "tasks.inference_task"},
-        "properties": {"body_encoding": "base64", "delivery_tag": id},
-    })
-    .to_string()
+    celery_message(id, "tasks.inference_task", &[&url, "<CAPTION>"])
 }
 
 fn commands(criterion: &mut Criterion) {

@@ -57,10 +57,10 @@ impl Wire {
         patience: Duration,
     ) -> anyhow::Result<()> {
         let until = Instant::now() + patience;
-        if let Self::Celery { .. } = self {
+        if let Self::Celery { queue, task } = self {
             // A worker answers this with an error as soon as it has loaded the model.
             let ask = Ask { picture: "", prompt: "", priority: 0 };
-            self.send(connection, "ready", "/", ask)?;
+            push(connection, (queue, task), "ready", "/", ask)?;
         }
         while Instant::now() < until {
             match self {
@@ -98,8 +98,8 @@ impl Wire {
         scenario: &Scenario,
     ) -> anyhow::Result<Taken> {
         let ask = scenario.ask(job);
-        if let Self::Celery { .. } = self {
-            self.send(connection, &job.to_string(), pictures, ask)?;
+        if let Self::Celery { queue, task } = self {
+            push(connection, (queue, task), &job.to_string(), pictures, ask)?;
             return Ok(Taken::Yes);
         }
         let Ask { picture, prompt, priority } = ask;
@@ -117,43 +117,6 @@ impl Wire {
             Err(error) if error.code() == Some("BUSY") => Ok(Taken::Refused),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Pushes a message of protocol 2.
-    fn send(
-        &self,
-        connection: &mut Connection,
-        name: &str,
-        pictures: &str,
-        ask: Ask<'_>,
-    ) -> anyhow::Result<()> {
-        let Self::Celery { queue, task } = self else { return Ok(()) };
-        let id = format!("{PREFIX}{name}");
-        let url = format!("{pictures}{}", ask.picture);
-        // Ours are more urgent the higher they are, Celery's on Redis the lower.
-        let priority = 9 - ask.priority;
-        let embed = json!({ "callbacks": null, "errbacks": null, "chain": null, "chord": null });
-        let body = json!([[url, ask.prompt], {}, embed]);
-        let message = json!({
-            "body": BASE64_STANDARD.encode(body.to_string()),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {
-                "lang": "py", "task": task, "id": id, "shadow": null, "eta": null, "expires": null,
-                "group": null, "group_index": null, "retries": 0, "timelimit": [null, null],
-                "root_id": id, "parent_id": null, "argsrepr": "()", "kwargsrepr": "{}",
-                "origin": "florence-load", "ignore_result": false, "replaced_task_nesting": 0,
-                "stamped_headers": null, "stamps": {},
-            },
-            "properties": {
-                "correlation_id": id, "reply_to": "", "delivery_mode": 2,
-                "delivery_info": { "exchange": "", "routing_key": queue },
-                "priority": priority, "body_encoding": "base64", "delivery_tag": id,
-            },
-        });
-        let list = lists(queue)[usize::from(priority / 3)].clone();
-        redis::cmd("LPUSH").arg(list).arg(message.to_string()).exec(connection)?;
-        Ok(())
     }
 
     /// The channels that ends of jobs are published on.
@@ -205,6 +168,42 @@ impl Wire {
             }
         }
     }
+}
+
+/// Pushes a message of protocol 2 to a queue's list.
+fn push(
+    connection: &mut Connection,
+    (queue, task): (&str, &str),
+    name: &str,
+    pictures: &str,
+    ask: Ask<'_>,
+) -> anyhow::Result<()> {
+    let id = format!("{PREFIX}{name}");
+    let url = format!("{pictures}{}", ask.picture);
+    // Ours are more urgent the higher they are, Celery's on Redis the lower.
+    let priority = 9 - ask.priority;
+    let embed = json!({ "callbacks": null, "errbacks": null, "chain": null, "chord": null });
+    let body = json!([[url, ask.prompt], {}, embed]);
+    let message = json!({
+        "body": BASE64_STANDARD.encode(body.to_string()),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py", "task": task, "id": id, "shadow": null, "eta": null, "expires": null,
+            "group": null, "group_index": null, "retries": 0, "timelimit": [null, null],
+            "root_id": id, "parent_id": null, "argsrepr": "()", "kwargsrepr": "{}",
+            "origin": "florence-load", "ignore_result": false, "replaced_task_nesting": 0,
+            "stamped_headers": null, "stamps": {},
+        },
+        "properties": {
+            "correlation_id": id, "reply_to": "", "delivery_mode": 2,
+            "delivery_info": { "exchange": "", "routing_key": queue },
+            "priority": priority, "body_encoding": "base64", "delivery_tag": id,
+        },
+    });
+    let list = lists(queue)[usize::from(priority / 3)].clone();
+    redis::cmd("LPUSH").arg(list).arg(message.to_string()).exec(connection)?;
+    Ok(())
 }
 
 /// The lists of a queue, the most urgent first.

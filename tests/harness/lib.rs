@@ -1,10 +1,12 @@
 //! Real servers for the tests: redis-server with the module, and an HTTP server for pictures.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test helpers")]
 
+mod celery;
 mod cluster;
 mod pictures;
 mod server;
 
+pub use celery::celery_message;
 pub use cluster::Cluster;
 pub use pictures::{Pictures, picture};
 pub use server::{Server, Settings};

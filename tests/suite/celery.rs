@@ -7,7 +7,9 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use florence_tests::{Pictures, Server, Settings, eventually, oldest_celery, python};
+use florence_tests::{
+    Pictures, Server, Settings, celery_message, eventually, oldest_celery, python,
+};
 use serde_json::json;
 
 const QUEUES: &str = "florence.celery-queues celery:tasks.inference_task";
@@ -16,25 +18,8 @@ fn server(lines: &[&str]) -> Server {
     Server::with(Settings::lines(&[&[QUEUES], lines].concat()))
 }
 
-/// A message as Celery sends it.
-fn message(id: &str, task: &str, args: &[&str]) -> String {
-    let body =
-        json!([args, {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]);
-    json!({
-        "body": BASE64_STANDARD.encode(body.to_string()),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": task, "id": id, "eta": null, "expires": null, "retries": 0,
-            "timelimit": [null, null], "root_id": id, "parent_id": null, "ignore_result": false},
-        "properties": {"correlation_id": id, "delivery_mode": 2, "priority": 0,
-            "delivery_info": {"exchange": "", "routing_key": "celery"},
-            "body_encoding": "base64", "delivery_tag": id},
-    })
-    .to_string()
-}
-
 fn ask(id: &str, url: &str) -> String {
-    message(id, "tasks.inference_task", &[url, "<OCR>"])
+    celery_message(id, "tasks.inference_task", &[url, "<OCR>"])
 }
 
 fn status(server: &Server, id: &str) -> Option<String> {
@@ -178,7 +163,7 @@ fn databases_and_prefixes_are_those_of_the_settings() {
 #[test]
 fn other_messages_are_answered_where_the_operator_says_so() {
     let server = server(&["florence.celery-reject-unknown yes"]);
-    server.call::<()>(&["LPUSH", "celery", "no message", &message("x", "app.other", &[])]);
+    server.call::<()>(&["LPUSH", "celery", "no message", &celery_message("x", "app.other", &[])]);
     wait_for(&server, "x", "FAILURE");
     let meta: String = server.call(&["GET", "celery-task-meta-x"]);
     assert!(meta.contains("\"exc_type\":\"NotRegistered\""), "{meta}");

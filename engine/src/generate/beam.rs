@@ -6,7 +6,7 @@
 //! "Impossible" is a subtracted 1e9, as in the reference: its ties are part of the semantics.
 
 use super::{
-    rules::{BLOCK, Rules, Scores, highest, log_sum},
+    rules::{Rules, Scores, log_sum},
     search::Path,
 };
 
@@ -98,13 +98,12 @@ impl Beams {
         let rows = logits.chunks_exact(rules.vocabulary).cycle();
         for (parent, (row, base)) in rows.zip(&self.running_scores).enumerate() {
             let scores = Scores::new(rules, &self.running[parent].ids, log_sum(row));
-            for (first, block) in (0..).step_by(BLOCK).zip(row.chunks(BLOCK)) {
+            for (bound, block) in scores.blocks(row) {
                 let least = best.last().filter(|_| best.len() == wanted).map(|last| last.total);
-                if least.is_some_and(|least| scores.most(highest(block)) + base <= least) {
+                if least.is_some_and(|least| bound + base <= least) {
                     continue;
                 }
-                for (token, logit) in (first..).zip(block) {
-                    let own = scores.of(token, *logit);
+                for (token, own) in block {
                     let total = own + base;
                     if best.len() == wanted && best.last().is_some_and(|last| total <= last.total) {
                         continue;

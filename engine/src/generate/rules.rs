@@ -91,8 +91,21 @@ impl Scores {
         Self { forced, banned, log_sum }
     }
 
+    /// Blocks of a row: what no score of a block exceeds, and its tokens with their scores.
+    pub(super) fn blocks<'a>(
+        &'a self,
+        logits: &'a [f32],
+    ) -> impl Iterator<Item = (f32, impl Iterator<Item = (u32, f32)> + 'a)> + 'a {
+        /// Logits that are looked at together.
+        const BLOCK: usize = 64;
+        (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)).map(|(first, block)| {
+            let scores = (first..).zip(block).map(|(token, logit)| (token, self.of(token, *logit)));
+            (self.most(highest(block)), scores)
+        })
+    }
+
     /// Of a token with its logit.
-    pub(super) fn of(&self, token: u32, logit: f32) -> f32 {
+    fn of(&self, token: u32, logit: f32) -> f32 {
         match self.forced {
             Some(forced) if token == forced => 0.0,
             Some(_) => f32::NEG_INFINITY,
@@ -102,7 +115,7 @@ impl Scores {
     }
 
     /// No token whose logit is not above this one has a higher score.
-    pub(super) fn most(&self, logit: f32) -> f32 {
+    fn most(&self, logit: f32) -> f32 {
         if self.forced.is_some() { 0.0 } else { logit - self.log_sum }
     }
 }
@@ -112,11 +125,8 @@ pub(super) fn log_sum(logits: &[f32]) -> f32 {
     log_sum_exp(Cpu::detect(), logits)
 }
 
-/// Logits that are looked at together.
-pub(super) const BLOCK: usize = 64;
-
 /// The highest of some logits.
-pub(super) fn highest(logits: &[f32]) -> f32 {
+fn highest(logits: &[f32]) -> f32 {
     // Side by side, so that the compiler can take several at once.
     let mut lanes = [f32::NEG_INFINITY; 8];
     let (parts, rest) = logits.as_chunks::<8>();

@@ -2,7 +2,7 @@
 
 use super::{
     beam::Beams,
-    rules::{BLOCK, Rules, Scores, highest, log_sum},
+    rules::{Rules, Scores, log_sum},
 };
 
 /// A finished sequence.
@@ -136,12 +136,11 @@ fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
     // As the reference, by the logits themselves: log-probabilities may be equal where these are not.
     let scores = Scores::new(rules, &path.ids, 0.0);
     let (mut best, mut most) = (0, f32::NEG_INFINITY);
-    for (first, block) in (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)) {
-        if scores.most(highest(block)) <= most {
+    for (bound, block) in scores.blocks(logits) {
+        if bound <= most {
             continue;
         }
-        for (token, logit) in (first..).zip(block) {
-            let own = scores.of(token, *logit);
+        for (token, own) in block {
             if own > most {
                 (best, most) = (token, own);
             }

@@ -22,7 +22,7 @@ mod message;
 mod outcome;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +30,6 @@ use std::{
     time::Instant,
 };
 
-use indexset::BTreeSet;
 use parking_lot::Mutex;
 use redis_module::{CallReply, CallResult, Context, ContextFlags};
 use serde::{Deserialize, Serialize};
@@ -190,8 +189,8 @@ impl Task {
 /// Ids of tasks that are not to be run, the oldest forgotten first.
 #[derive(Default)]
 struct Revoked {
-    ids: BTreeSet<String>,
-    order: std::collections::VecDeque<String>,
+    ids: HashSet<String>,
+    order: VecDeque<String>,
 }
 
 impl Revoked {
