@@ -516,7 +516,8 @@ fn compute(options: &LoadOptions) -> Result<Compute, Error> {
         Precision::Bf16 => return Err(Error::NoPrecision("bf16", "AVX512-BF16")),
         Precision::Int16 => return Err(Error::NoPrecision("int16", "AVX512-VNNI")),
     };
-    Ok(Compute::Kernels(cpu, precision))
+    let uses_tiles = precision == kernels::Precision::Int16;
+    Ok(Compute::Kernels(if uses_tiles { cpu } else { cpu.without_tiles() }, precision))
 }
 
 fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {

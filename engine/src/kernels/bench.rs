@@ -29,9 +29,12 @@ fn norm(size: usize) -> Norm {
     Norm { weight: vec![1.0; size], bias: vec![0.0; size] }
 }
 
-/// What a CPU can multiply weights in.
+/// What a CPU can multiply weights in; of AMX only what it does otherwise than AVX-512.
 pub fn precisions(cpu: Cpu) -> impl Iterator<Item = &'static str> {
-    ALL.into_iter().filter(move |precision| can_multiply(cpu, *precision)).map(Precision::name)
+    let is_its_own =
+        move |precision: &Precision| cpu.name() != "amx" || *precision == Precision::Int16;
+    let can = move |precision: &Precision| can_multiply(cpu, *precision);
+    ALL.into_iter().filter(can).filter(is_its_own).map(Precision::name)
 }
 
 const ALL: [Precision; 3] = [Precision::F32, Precision::Int16, Precision::Bf16];

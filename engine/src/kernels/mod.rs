@@ -45,6 +45,9 @@ enum Level {
     Avx2(pulp::x86::V3),
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
+    /// AVX-512, and tiles for products of int16.
+    #[cfg(target_arch = "x86_64")]
+    Amx(gemm::Amx),
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
 }
@@ -62,13 +65,14 @@ impl Cpu {
         {
             found.extend(pulp::x86::V3::try_new().map(|simd| Self(Level::Avx2(simd))));
             found.extend(pulp::x86::V4::try_new().map(|simd| Self(Level::Avx512(simd))));
+            found.extend(gemm::Amx::detect().map(|tiles| Self(Level::Amx(tiles))));
         }
         #[cfg(target_arch = "aarch64")]
         found.extend(pulp::aarch64::Neon::try_new().map(|simd| Self(Level::Neon(simd))));
         found
     }
 
-    /// `scalar`, `avx2`, `avx512` or `neon`.
+    /// `scalar`, `avx2`, `avx512`, `amx` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -76,6 +80,8 @@ impl Cpu {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(_) => "amx",
             #[cfg(target_arch = "aarch64")]
             Level::Neon(_) => "neon",
         }
@@ -91,6 +97,15 @@ impl Cpu {
         gemm::can_multiply(self, Precision::Int16)
     }
 
+    /// The same without what only products of int16 use.
+    pub(crate) fn without_tiles(self) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(tiles) => Self(Level::Avx512(tiles.simd())),
+            _ => self,
+        }
+    }
+
     #[inline]
     fn run<Op: WithSimd>(self, op: Op) -> Op::Output {
         match self.0 {
@@ -99,6 +114,8 @@ impl Cpu {
             Level::Avx2(simd) => Simd::vectorize(simd, op),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(simd) => Simd::vectorize(simd, op),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(tiles) => Simd::vectorize(tiles.simd(), op),
             #[cfg(target_arch = "aarch64")]
             Level::Neon(simd) => Simd::vectorize(simd, op),
         }
@@ -129,6 +146,25 @@ impl Precision {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use super::Cpu;
+
+    /// The instruction sets of this processor that a test is about; where there is none, the run's
+    /// output says so.
+    pub(super) fn cpus_with(what: &str, has: impl Fn(Cpu) -> bool) -> Vec<Cpu> {
+        let cpus: Vec<Cpu> = Cpu::available().into_iter().filter(|cpu| has(*cpu)).collect();
+        if cpus.is_empty() {
+            not_run(&format!("the processor has no {what}"));
+        }
+        cpus
+    }
+
+    /// Says so past the capture of a test's output.
+    pub(super) fn not_run(why: &str) {
+        let _ = writeln!(std::io::stderr(), "NOT RUN: {why}");
+    }
+
     /// Numbers between -1 and 1, the same for the same seed.
     pub(super) fn random(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use florence_engine::{Florence, LoadOptions};
+use florence_engine::{Cpu, Florence, LoadOptions};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -15,6 +15,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     println!("cores         {cores}");
     println!("cpu features  {}", cpu_features().join(" "));
+    let kernels: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
+    println!("kernels       {}", kernels.join(" "));
     println!("cuda          {}", if cfg!(feature = "cuda") { "built in" } else { "not built in" });
     let options = LoadOptions::default();
     let start = std::time::Instant::now();

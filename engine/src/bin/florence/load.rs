@@ -17,8 +17,8 @@ pub(crate) struct ModelArgs {
     /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
     #[arg(long, default_value = "f32")]
     precision: Precision,
-    /// Instruction set: scalar, avx2, avx512, neon, or candle for candle's own operations
-    /// (default: the best one)
+    /// Instruction set: scalar, avx2, avx512, amx, neon, or candle for candle's own
+    /// operations (default: the best one)
     #[arg(long)]
     kernels: Option<String>,
     /// Compute threads; 0 for all cores

@@ -8,6 +8,12 @@
 #![expect(unsafe_code, reason = "pointers into panels, and instructions for pairs")]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod child;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod emulator;
+#[cfg(target_arch = "x86_64")]
 mod pairs;
 #[cfg(test)]
 mod tests;
@@ -26,9 +32,11 @@ use super::{
     scratch::{Line, Lines, WIDTH},
 };
 #[cfg(target_arch = "x86_64")]
+pub(super) use amx::Amx;
+#[cfg(target_arch = "x86_64")]
 use pairs::{Bf16, Int16};
 pub(super) use tile::{Finish, Panels, Rows, product};
-use tile::{Target, multiply};
+use tile::{Product, Target, multiply};
 
 /// A weight matrix, packed for `y = x W^T + b`.
 #[derive(Debug)]
@@ -210,14 +218,20 @@ impl Matrix {
             #[cfg(target_arch = "x86_64")]
             Precision::Bf16 => {
                 let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
+                let product = Product { x, b, panels, finish: &finish, out, arithmetic: unit };
                 // SAFETY: `unit` proves that the processor has the instructions.
-                unsafe { unit.multiply(x, b, panels, &finish, out) }
+                unsafe { unit.multiply(product) }
             }
             #[cfg(target_arch = "x86_64")]
             Precision::Int16 => {
                 let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
-                // SAFETY: as above.
-                unsafe { unit.multiply(x, b, panels, &finish, out) }
+                let product = Product { x, b, panels, finish: &finish, out, arithmetic: unit };
+                match amx::for_rows(cpu, x.count) {
+                    // SAFETY: `tiles` proves the instructions.
+                    Some(tiles) => unsafe { tiles.multiply(&product) },
+                    // SAFETY: `unit` does.
+                    None => unsafe { unit.multiply(product) },
+                }
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("packed in these precisions only where the CPU has them"),
@@ -276,7 +290,7 @@ fn int16_scale(row: &[f32]) -> f32 {
 fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Int16
-        && let Some(unit) = Int16::new(Cpu::detect())
+        && let Some(unit) = Int16::detect()
     {
         return pairs::quantize(unit, row, units);
     }

@@ -1,20 +1,16 @@
 //! Products of pairs: bfloat16 (AVX512-BF16) and int16 (AVX512-VNNI), one instruction for two.
 
-use std::{
-    arch::x86_64::{
-        __m256i, __m512, __m512bh, __m512i, _mm512_abs_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
-        _mm512_cvtps_epi32, _mm512_cvtsepi32_epi16, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-        _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_set1_ps,
-        _mm512_setzero_ps,
-    },
-    ops::Range,
+use std::arch::x86_64::{
+    __m256i, __m512, __m512bh, __m512i, _mm512_abs_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
+    _mm512_cvtps_epi32, _mm512_cvtsepi32_epi16, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
 use pulp::x86::V4;
 
 use super::{
     BLOCK_LENGTH, INT16_STEPS, LARGEST, padded, quantize_pair, round_pair,
-    tile::{Arithmetic, Finish, Panels, Product, Rows, Target},
+    tile::{Arithmetic, Product, Rows},
 };
 use crate::kernels::{
     Cpu, Level,
@@ -83,28 +79,26 @@ macro_rules! unit {
 
         impl $unit {
             pub(super) fn new(cpu: Cpu) -> Option<Self> {
-                match cpu.0 {
-                    Level::Avx512(simd) => $is_there.then_some(Self(simd)),_ => None,
-                }
+                let simd = match cpu.0 {
+                    Level::Avx512(simd) => simd,
+                    Level::Amx(tiles) => tiles.simd(),
+                    _ => return None,
+                };
+                $is_there.then_some(Self(simd))
             }
 
             /// # Safety
             ///
             /// None but the target features, which `self` proves.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn multiply(
-                self,
-                x: Rows<'_>,
-                b: Panels<'_>,
-                panels: Range<usize>,
-                finish: &Finish<'_>,
-                out: &Target<'_>,
-            ) {
-                Product { x, b, panels, finish, out, arithmetic: self }.run(self.0);
+            pub(super) unsafe fn multiply(self, product: Product<'_, Self>) {
+                product.run(self.0);
             }
         }
     };
 }
+
+pub(super) use bits;
 
 unit!(
     Bf16,
@@ -160,6 +154,11 @@ impl Bf16 {
 }
 
 impl Int16 {
+    /// For operands that outlive this processor's best instruction set.
+    pub(super) fn detect() -> Option<Self> {
+        Self::new(Cpu(Level::Avx512(V4::try_new()?)))
+    }
+
     /// Rounds rows of `inputs` floats to pairs, each row in units of its own.
     pub(super) fn quantize_rows<'a>(
         self,

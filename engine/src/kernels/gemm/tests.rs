@@ -1,7 +1,9 @@
 //! Products against sums in float64.
 
 use super::*;
-use crate::kernels::tests::{assert_close, random};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::Level;
+use crate::kernels::tests::{assert_close, cpus_with, not_run, random};
 
 /// `finish(x W^T + b)`, element by element, in float64.
 fn plain(x: &[f32], weight: &[f32], bias: &[f32], inputs: usize, add: Option<&[f32]>) -> Vec<f32> {
@@ -56,15 +58,16 @@ fn bfloat16_products_equal_those_of_rounded_operands() {
         let round = |x: f32| f32::from_bits(round_pair(&[x]).to_bits() << 16);
         values.into_iter().map(round).collect()
     };
+    let cpus = cpus_with("products of bfloat16", Cpu::has_bf16);
     for inputs in [1, 31, 64, 147] {
         let outputs = 50;
         let (weight, bias) = (round(random(outputs * inputs, 1)), random(outputs, 2));
         let matrix = Matrix::pack(&weight, Some(&bias), inputs, Precision::Bf16);
-        for cpu in Cpu::available().into_iter().filter(|cpu| cpu.has_bf16()) {
+        for cpu in &cpus {
             for rows in [1, 3, 12, 13, 60] {
                 let x = round(random(rows * inputs, 3));
                 let expected = plain(&x, &weight, &bias, inputs, None);
-                let found = linear(cpu, &matrix, &x, None);
+                let found = linear(*cpu, &matrix, &x, None);
                 assert_close(&found, &expected, 1e-5, &format!("{inputs} inputs, {rows} rows"));
             }
         }
@@ -73,6 +76,7 @@ fn bfloat16_products_equal_those_of_rounded_operands() {
 
 #[test]
 fn int16_products_are_near_and_never_overflow() {
+    let cpus = cpus_with("products of int16", Cpu::has_int16);
     for inputs in [1, 31, 130, 600, 2048] {
         let outputs = 50;
         let (weight, bias) = (random(outputs * inputs, 1), random(outputs, 2));
@@ -80,14 +84,37 @@ fn int16_products_are_near_and_never_overflow() {
         let ones = vec![1.0; outputs * inputs];
         for (weight, tolerance) in [(weight, 3e-4), (ones, 1e-3)] {
             let matrix = Matrix::pack(&weight, Some(&bias), inputs, Precision::Int16);
-            for cpu in Cpu::available().into_iter().filter(|cpu| cpu.has_int16()) {
+            for cpu in &cpus {
                 for rows in [1, 3, 12, 13, 60] {
                     for x in [random(rows * inputs, 3), vec![-2.5; rows * inputs]] {
                         let expected = plain(&x, &weight, &bias, inputs, None);
-                        let found = linear(cpu, &matrix, &x, None);
+                        let found = linear(*cpu, &matrix, &x, None);
                         let what = format!("{inputs} inputs, {rows} rows");
                         assert_close(&found, &expected, tolerance, &what);
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn tiles_give_the_bits_that_vnni_gives() {
+    let (Some(tiles), Some(simd)) = (Amx::emulated(), pulp::x86::V4::try_new()) else {
+        return not_run("AMX, emulated or not, needs AVX512-VNNI and AVX512-VBMI");
+    };
+    for inputs in [1, 31, 64, 128, 130, 147, 600] {
+        let outputs = 50;
+        let (weight, bias) = (random(outputs * inputs, 1), random(outputs, 2));
+        for weight in [weight, vec![-1.0; outputs * inputs]] {
+            let matrix = Matrix::pack(&weight, Some(&bias), inputs, Precision::Int16);
+            for rows in [15, 16, 17, 40, 60] {
+                let add = random(rows * outputs, 4);
+                for x in [random(rows * inputs, 3), vec![2.5; rows * inputs]] {
+                    let [expected, found] = [Level::Avx512(simd), Level::Amx(tiles)]
+                        .map(|level| linear(Cpu(level), &matrix, &x, Some(&add)));
+                    assert_eq!(found, expected, "{inputs} inputs, {rows} rows");
                 }
             }
         }

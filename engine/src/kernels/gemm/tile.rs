@@ -184,17 +184,13 @@ impl WithSimd for Product<'_, F32> {
 }
 
 impl<A> Product<'_, A> {
-    #[inline(always)]
-    pub(super) fn run<S: Simd>(self, simd: S)
-    where
-        A: Arithmetic<S>,
-    {
-        let Self { x, b, panels, finish, out, .. } = &self;
-        // All that the tiles touch is checked here, once.
+    /// All that the tiles touch is checked here, once; says whether there is anything to do.
+    pub(super) fn check(&self) -> bool {
+        let Self { x, b, panels, finish, out, .. } = self;
         assert!(panels.end * b.steps <= b.lines.len(), "panels are missing");
         let reach = |rows: usize, stride: usize, last: usize| (rows - 1) * stride + last;
         if x.count == 0 || panels.is_empty() {
-            return;
+            return false;
         }
         assert!(
             b.steps == 0 || reach(x.count, x.stride, (b.steps - 1) * x.step) < x.data.len(),
@@ -213,6 +209,18 @@ impl<A> Product<'_, A> {
         if let Some((add, stride)) = finish.add {
             assert!(reach(x.count, stride, b.columns) <= add.len(), "the addend is too short");
         }
+        true
+    }
+
+    #[inline(always)]
+    pub(super) fn run<S: Simd>(self, simd: S)
+    where
+        A: Arithmetic<S>,
+    {
+        if !self.check() {
+            return;
+        }
+        let Self { x, panels, .. } = &self;
         // Few rows leave registers for more panels, which hides the latency of the sums.
         let rows = match S::F32_LANES {
             1 => 1,
@@ -346,11 +354,13 @@ impl<A> Product<'_, A> {
         }
     }
 
+    /// Finishes sums and puts them in their place.
+    ///
     /// # Safety
     ///
     /// As [`Self::piece`].
     #[inline(always)]
-    unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    pub(super) unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(
         &self,
         simd: S,
         sums: &[[S::f32s; VECTORS]; ROWS],
