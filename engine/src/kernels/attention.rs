@@ -268,7 +268,16 @@ impl SequenceKeys {
         precision: Precision,
     ) -> Self {
         let (length, size) = (keys.len() / d, d / heads);
-        let head = |head: usize| {
+        let floats = |head: usize| {
+            let at = head * size;
+            let mut lines = vec![Line::default(); panels(length) * size];
+            pack_rows(&keys[at..], d, length, size, &mut lines);
+            let keys = Matrix::of_panels(lines, size, length);
+            let mut lines = vec![Line::default(); panels(size) * length];
+            pack_columns(&values[at..], d, length, size, &mut lines);
+            (keys, Matrix::of_panels(lines, length, size))
+        };
+        let units = |head: usize| {
             let at = head * size;
             let rows = keys.chunks_exact(d).flat_map(|row| &row[at..at + size]);
             let rows: Vec<f32> = rows.copied().collect();
@@ -281,6 +290,7 @@ impl SequenceKeys {
             let keys = Matrix::pack(&rows, None, size, precision);
             (keys, Matrix::pack(&columns, None, length, precision))
         };
+        let head = |head| if precision == Precision::F32 { floats(head) } else { units(head) };
         Self { heads: (0..heads).into_par_iter().map(head).collect(), size }
     }
 

@@ -61,20 +61,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let start = Instant::now();
             let visual = florence.visual(prepared.picture())?;
             times[1] += milliseconds(start);
-            let start = Instant::now();
             batch.join(i, prepared.question(), &visual, &options)?;
-            times[2] += milliseconds(start);
         }
         let (start, mut steps) = (Instant::now(), 0);
         while !batch.is_empty() {
             for (_, answer) in batch.step()? {
                 tokens = answer.token_ids.len();
+                times[2] += answer.timings.encoder;
             }
             steps += 1;
         }
-        times[3] = milliseconds(start);
-        times[4] = times[3] / f64::from(steps);
+        times[4] = milliseconds(start) / f64::from(steps);
         times[5] = milliseconds(started);
+        // The decoder's keys and values of the encoded pictures, and all steps.
+        times[3] = times[5] - times[0] - times[1] - times[2];
         if round > 0 {
             for (stage, time) in stages.iter_mut().zip(times) {
                 stage.push(time);

@@ -101,6 +101,13 @@ impl Matrix {
         Self { inputs, outputs, lines, bias, scales, precision }
     }
 
+    /// A matrix of float32, `[outputs, inputs]`, whose panels are there, without a bias.
+    pub(super) fn of_panels(lines: Vec<Line>, inputs: usize, outputs: usize) -> Self {
+        assert_eq!(lines.len(), outputs.div_ceil(WIDTH) * inputs, "not the panels of this matrix");
+        let (lines, bias) = (Store::Own(lines), padded_bias(None, outputs));
+        Self { inputs, outputs, lines, bias, scales: Vec::new(), precision: Precision::F32 }
+    }
+
     /// Panels and scales, as [`Self::mapped`] takes them.
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
         (bytemuck::cast_slice(&self.lines), bytemuck::cast_slice(&self.scales))
