@@ -35,7 +35,7 @@ use super::{
 pub(super) use amx::Amx;
 #[cfg(target_arch = "x86_64")]
 use pairs::{Bf16, Int16};
-pub(super) use tile::{Finish, Panels, Rows, product};
+pub(super) use tile::{Finish, Panels, Rows, prefetch, product};
 use tile::{Product, Target, multiply};
 
 /// A weight matrix, packed for `y = x W^T + b`.

@@ -118,7 +118,7 @@ pub(super) trait Arithmetic<S: Simd>: Copy {
 
 /// Asks for a line that will be needed in a while.
 #[inline(always)]
-fn prefetch(line: *const Line) {
+fn prefetch_later(line: *const Line) {
     // SAFETY: a hint reads nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
@@ -127,6 +127,19 @@ fn prefetch(line: *const Line) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
+}
+
+/// Asks for what will be needed soon.
+#[inline(always)]
+pub(in crate::kernels) fn prefetch<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(slice)).step_by(size_of::<Line>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(slice.as_ptr().cast::<i8>().wrapping_add(at)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
 }
 
 #[derive(Clone, Copy)]
@@ -326,7 +339,7 @@ impl<A> Product<'_, A> {
                 let block = rest.min(A::BLOCK);
                 let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
                 for _ in 0..block {
-                    prefetch(ahead);
+                    prefetch_later(ahead);
                     ahead = ahead.add(1);
                     let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
                         let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
