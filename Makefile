@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration lint fixtures fidelity evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
         serving load chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -38,6 +38,10 @@ unit:  ## unit tests, goldens of the reference, documentation tests
 integration:  ## the integration tests on every server that tools/setup.sh installed
 	$(CARGO) build --release --locked -p florence-module
 	@tools/integration.sh
+
+arm: setup  ## the engine's tests on 64-bit Arm, emulated
+	@tools/setup.sh arm
+	@tools/arm.sh
 
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
@@ -115,4 +119,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers tests/clients/node_modules demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers .arm tests/clients/node_modules demo-out

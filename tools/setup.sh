@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a Debian machine lacks: `setup.sh base` for the build and the demo,
 # `setup.sh tests` also the servers and client libraries of the integration tests,
-# `setup.sh reference` the fonts of the pictures that tools/scenes.py draws.
+# `setup.sh reference` the fonts of the pictures that tools/scenes.py draws,
+# `setup.sh arm` what builds for 64-bit Arm and runs that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,13 +36,17 @@ need cc gcc libc6-dev
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
 command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
-if [ "$1" != base ]; then
+if [ "$1" = tests ] || [ "$1" = reference ]; then
     need python3 python3
     need "/usr/lib/python3*/ensurepip" python3-venv
 fi
 if [ "$1" = reference ]; then
     need /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf fonts-dejavu-core
     need /usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf fonts-liberation
+fi
+if [ "$1" = arm ]; then
+    need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    need qemu-aarch64 qemu-user
 fi
 if [ "$1" = tests ]; then
     need node nodejs

@@ -52,6 +52,12 @@ pub(in crate::kernels) struct Finish<'a> {
     pub(in crate::kernels) add: Option<(&'a [f32], usize)>,
 }
 
+impl Finish<'_> {
+    fn is_nothing(&self) -> bool {
+        self.scales.is_none() && self.bias.is_none() && !self.gelu && self.add.is_none()
+    }
+}
+
 /// Where the result goes; tasks of other threads hold other columns of it.
 pub(super) struct Target<'a> {
     data: *mut f32,
@@ -328,7 +334,7 @@ impl<A> Product<'_, A> {
         let Self { x, b, arithmetic, .. } = self;
         let parts = WIDTH / S::F32_LANES; // of a line
         let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-        // SAFETY: of all tiles together, `run` has checked that rows and panels exist; a vector is
+        // SAFETY: of all tiles together, `check` has it that rows and panels exist; a vector is
         // a part of a line of one of the tile's panels.
         unsafe {
             let mut left = x.data.as_ptr().add(first * x.stride);
@@ -382,6 +388,17 @@ impl<A> Product<'_, A> {
     ) {
         let Self { finish, out, .. } = self;
         let columns = self.b.columns;
+        if finish.is_nothing() && column + VECTORS * S::F32_LANES <= columns {
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    let at = (first + r) * out.stride + column + v * S::F32_LANES;
+                    // SAFETY: row and columns are the target's, as `check` has it, and no other
+                    // task has these columns.
+                    unsafe { out.data.add(at).cast::<S::f32s>().write_unaligned(*sum) };
+                }
+            }
+            return;
+        }
         let f32s = |slice: &[f32], at: usize| {
             // Beyond the last column there are only zeros to add to zeros.
             let end = (at + S::F32_LANES).min(slice.len());
@@ -405,8 +422,7 @@ impl<A> Product<'_, A> {
                 if let Some((add, stride)) = finish.add {
                     y = simd.add_f32s(y, f32s(add, (first + r) * stride + at));
                 }
-                // SAFETY: row and columns are the target's, as `run` has checked, and no other
-                // task has these columns.
+                // SAFETY: as above.
                 let to = unsafe { out.data.add((first + r) * out.stride + at) };
                 let count = left.min(S::F32_LANES);
                 // SAFETY: as above.
