@@ -4,18 +4,17 @@
 //! engine's own threads, for one or several prepared pictures together.
 
 mod batch;
+mod options;
 
-use std::{path::Path, str::FromStr, time::Instant};
+use std::{path::Path, time::Instant};
 
 use quick_cache::sync::Cache;
-use rustix::thread::CpuSet;
 use serde_json::Value;
 
 use crate::{
-    Coordinates, Error,
+    Error,
     generate::{Generated, Rules},
-    image::{DecodeLimits, Orientation, PixelValues, Preprocessor, decode},
-    kernels::{self, Cpu},
+    image::{PixelValues, Preprocessor, decode},
     model::{
         Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
         Target,
@@ -26,101 +25,7 @@ use crate::{
 };
 
 pub use batch::Batch;
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// A CUDA device by its ordinal; needs the `cuda` feature.
-    Cuda(usize),
-}
-
-/// In what numbers the model computes on the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// float32 throughout: the reference's answers.
-    #[default]
-    F32,
-    /// Matrix products of bfloat16, summed in float32; needs AVX512-BF16.
-    Bf16,
-    /// Matrix products of int16, each row of weights and of inputs in units of its own; about ten
-    /// times nearer to float32 than bfloat16. Needs AVX512-VNNI.
-    Int16,
-    /// The fastest that the processor has and that agrees with float32 (docs/SPEED.md).
-    Auto,
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "int16" => Ok(Self::Int16),
-            "auto" => Ok(Self::Auto),
-            _ => Err(Error::UnknownPrecision(name.to_owned())),
-        }
-    }
-}
-
-/// Which code computes on the CPU.
-#[derive(Debug, Clone, Copy, Default)]
-pub enum Kernels {
-    /// This project's, on the best instruction set of the processor.
-    #[default]
-    Best,
-    /// This project's, on a given instruction set.
-    On(Cpu),
-    /// candle's operations, as on other devices.
-    Candle,
-}
-
-/// How a checkpoint is loaded.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Where the model runs.
-    pub device: Device,
-    /// In what numbers it computes.
-    pub precision: Precision,
-    /// Which code computes on the CPU.
-    pub kernels: Kernels,
-    /// Compute threads; 0 takes as many as the machine has cores.
-    pub threads: usize,
-    /// Niceness of the compute threads, 0 to 19.
-    pub nice: i32,
-    /// The CPUs that the compute threads are pinned to, one each, in turns; none leaves them free.
-    pub cpus: Vec<usize>,
-    /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
-    /// and all processes of the host share their pages.
-    pub keep_packed: bool,
-}
-
-/// How a picture is read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PrepareOptions {
-    /// What the decoder may use.
-    pub limits: DecodeLimits,
-    /// Whether the EXIF orientation is applied.
-    pub orientation: Orientation,
-}
-
-/// How an answer is generated; `None` takes the checkpoint's default.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerateOptions {
-    /// Beams; 1 is greedy search.
-    pub beams: Option<usize>,
-    /// Most tokens of an answer (default 1024, or what the model has positions for).
-    pub max_new_tokens: Option<usize>,
-    /// No n-gram of this length may occur twice; 0 switches the rule off.
-    pub no_repeat_ngram: Option<usize>,
-    /// Exponent of the length by which a hypothesis' log-probability is divided.
-    pub length_penalty: Option<f32>,
-    /// How coordinates are written.
-    pub coordinates: Coordinates,
-}
+pub use options::{Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions};
 
 /// A decoded picture as the model's input.
 #[derive(Debug, Clone)]
@@ -286,8 +191,8 @@ impl Florence {
             Device::Cpu => candle_core::Device::Cpu,
             Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
         };
-        let compute = compute(options)?;
-        let threads = thread_pool(options)?;
+        let compute = options.compute()?;
+        let threads = options.thread_pool()?;
         let config: Config = checkpoint.read_json(CONFIG)?;
         if let Some(problem) = config.problem() {
             return Err(inconsistent(CONFIG, problem).into());
@@ -500,43 +405,6 @@ impl Florence {
 struct Reading {
     task: Task,
     scale: Scale,
-}
-
-/// What a model is to compute with.
-fn compute(options: &LoadOptions) -> Result<Compute, Error> {
-    let cpu = match (options.device, options.kernels) {
-        (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Candle),
-        (_, Kernels::Best) => Cpu::detect(),
-        (_, Kernels::On(cpu)) => cpu,
-    };
-    let precision = match options.precision {
-        Precision::Bf16 if cpu.has_bf16() => kernels::Precision::Bf16,
-        Precision::Int16 | Precision::Auto if cpu.has_int16() => kernels::Precision::Int16,
-        Precision::F32 | Precision::Auto => kernels::Precision::F32,
-        Precision::Bf16 => return Err(Error::NoPrecision("bf16", "AVX512-BF16")),
-        Precision::Int16 => return Err(Error::NoPrecision("int16", "AVX512-VNNI")),
-    };
-    let uses_tiles = precision == kernels::Precision::Int16;
-    Ok(Compute::Kernels(if uses_tiles { cpu } else { cpu.without_tiles() }, precision))
-}
-
-fn thread_pool(options: &LoadOptions) -> Result<rayon::ThreadPool, Error> {
-    let (nice, cpus) = (options.nice, options.cpus.clone());
-    let started = move |i: usize| {
-        // Best effort: without the permission the threads just run at normal priority.
-        let _ = rustix::process::setpriority_process(None, nice);
-        if let Some(cpu) = cpus.get(i % cpus.len().max(1)) {
-            let mut set = CpuSet::new();
-            set.set(*cpu);
-            // A CPU that is not there leaves the thread free.
-            let _ = rustix::thread::sched_setaffinity(None, &set);
-        }
-    };
-    Ok(rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .thread_name(|i| format!("florence-{i}"))
-        .start_handler(started)
-        .build()?)
 }
 
 fn milliseconds(start: Instant) -> f64 {

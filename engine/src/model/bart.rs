@@ -9,7 +9,7 @@ use super::{
     LoadError,
     config::TextConfig,
     layers::{Compute, LayerNorm, Linear, Mlp, attend, floats, like},
-    weights::Scope,
+    scope::Scope,
 };
 use crate::kernels::{self, Cpu, History, SequenceKeys};
 

@@ -9,7 +9,7 @@ use super::{
     LoadError,
     config::VisionConfig,
     layers::{Compute, LayerNorm, Linear, Loaded, Mlp, attend, floats, like, matrix, norm},
-    weights::{Scope, Source},
+    scope::{Scope, Source},
 };
 use crate::kernels::{self, Cpu};
 

@@ -7,7 +7,7 @@ use candle_core::{D, Device, Module, Result, Storage, Tensor};
 
 use super::{
     LoadError,
-    weights::{Scope, Source},
+    scope::{Scope, Source},
 };
 use crate::kernels::{self, Cpu, Norm, Precision};
 

@@ -11,6 +11,7 @@ mod davit;
 mod layers;
 mod packed;
 mod projector;
+mod scope;
 mod weights;
 
 use candle_core::{Device, Result, Tensor};
@@ -28,7 +29,8 @@ use bart::{Decoder, Encoder, embed};
 use davit::DaVit;
 use layers::Linear;
 use projector::Projector;
-use weights::{Source, Weights};
+use scope::Source;
+use weights::Weights;
 
 /// Florence-2's weights; immutable, shared by all requests.
 pub struct Model {

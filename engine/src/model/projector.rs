@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{
     LoadError,
     layers::{LayerNorm, Linear},
-    weights::{Scope, Source},
+    scope::{Scope, Source},
 };
 
 pub(crate) struct Projector {

@@ -17,8 +17,9 @@ use candle_core::{
 
 use super::{
     Checkpoint, Shape, embedded,
-    layers::{Compute, floats},
+    layers::Compute,
     packed::{Packed, Place},
+    scope::Scope,
 };
 use crate::kernels::{Matrix, Precision};
 
@@ -270,82 +271,35 @@ impl Weights {
         tensor.map_err(damaged)
     }
 
+    /// A matrix that was packed before.
+    pub(super) fn packed(
+        &self,
+        name: &str,
+        bias: Option<&[f32]>,
+        shape: [usize; 2],
+        precision: Precision,
+    ) -> Option<Matrix> {
+        match &self.packed {
+            Packed::Mapped(mapped) => mapped.matrix(name, bias, shape, precision),
+            Packed::Growing(_) | Packed::Nowhere => None,
+        }
+    }
+
+    /// Leaves a packed matrix for the next start, if there is a place for it.
+    pub(super) fn leave(&self, name: &str, matrix: &Matrix) {
+        if let Packed::Growing(growing) = &self.packed {
+            growing.lock().add(name, matrix);
+        }
+    }
+
+    /// What layers are to compute with.
+    pub(super) fn compute(&self) -> Compute {
+        self.compute
+    }
+
     /// The tensors below a prefix.
     pub(crate) fn scope(&self, prefix: &str) -> Scope<'_> {
-        Scope { weights: self, prefix: prefix.to_owned() }
-    }
-}
-
-/// A weight matrix that a kernel or a linear layer is made of.
-pub(crate) struct Source<'a> {
-    pub(crate) name: &'a str,
-    /// Its shape in the file.
-    pub(crate) stored: &'a [usize],
-    /// `[outputs, inputs]`
-    pub(crate) shape: [usize; 2],
-    /// Puts its dimensions in that order; they are joined to two afterwards.
-    pub(crate) arrange: fn(&Tensor) -> candle_core::Result<Tensor>,
-}
-
-impl<'a> Source<'a> {
-    /// A matrix that is stored as it is used.
-    pub(crate) fn plain(name: &'a str, shape: &'a [usize; 2]) -> Self {
-        Self { name, stored: shape, shape: *shape, arrange: |weight| Ok(weight.clone()) }
-    }
-}
-
-/// A place in the tree of names, so that the code of a layer names only what is its own.
-pub(crate) struct Scope<'a> {
-    weights: &'a Weights,
-    prefix: String,
-}
-
-impl Scope<'_> {
-    pub(crate) fn pp(&self, part: impl std::fmt::Display) -> Self {
-        Self { weights: self.weights, prefix: format!("{}.{part}", self.prefix) }
-    }
-
-    pub(crate) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
-        self.weights.get(&format!("{}.{name}", self.prefix), expected)
-    }
-
-    /// A matrix, `[outputs, inputs]`.
-    pub(crate) fn arranged(&self, source: &Source<'_>) -> Result<Tensor, LoadError> {
-        let weight = self.get(source.name, source.stored)?;
-        let arranged = (source.arrange)(&weight).and_then(|weight| weight.reshape(&source.shape));
-        arranged.map_err(LoadError::Device)
-    }
-
-    /// The same for kernels, with a bias; where it was packed before, the tensor is not read.
-    pub(crate) fn matrix(
-        &self,
-        source: &Source<'_>,
-        bias: Option<&Tensor>,
-        precision: Precision,
-    ) -> Result<Matrix, LoadError> {
-        let name = format!("{}.{}", self.prefix, source.name);
-        let bias = bias.map(Tensor::to_vec1::<f32>).transpose().map_err(LoadError::Device)?;
-        if let Packed::Mapped(mapped) = &self.weights.packed
-            && let Some(matrix) = mapped.matrix(&name, bias.as_deref(), source.shape, precision)
-        {
-            return Ok(matrix);
-        }
-        let weight = self.arranged(source)?;
-        let pack = |x: &[f32]| Matrix::pack(x, bias.as_deref(), source.shape[1], precision);
-        let matrix = floats(&weight, pack).map_err(LoadError::Device)?;
-        if let Packed::Growing(growing) = &self.weights.packed {
-            growing.lock().add(&name, &matrix);
-        }
-        Ok(matrix)
-    }
-
-    /// What the layers below are to compute with.
-    pub(crate) fn compute(&self) -> Compute {
-        self.weights.compute
-    }
-
-    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.weights.shape(&format!("{}.{name}", self.prefix))
+        Scope::new(self, prefix)
     }
 }
 
