@@ -10,10 +10,6 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
-mod child;
-#[cfg(all(test, target_arch = "x86_64"))]
-mod emulator;
-#[cfg(target_arch = "x86_64")]
 mod pairs;
 #[cfg(test)]
 mod tests;

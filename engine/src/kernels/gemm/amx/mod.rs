@@ -5,6 +5,10 @@
 //! together from four sums without an error. The results are those of VNNI, bit by bit, so each
 //! product may take the faster way.
 
+#[cfg(test)]
+mod emulator;
+mod trial;
+
 use std::{
     arch::{
         asm,
@@ -15,21 +19,20 @@ use std::{
         },
     },
     sync::OnceLock,
-    time::{Duration, Instant},
 };
 
 use pulp::{Simd, x86::V4};
 
 use super::{
-    INT16_STEPS, Matrix, Precision,
-    child::succeeds_in_a_child,
+    INT16_STEPS,
     pairs::{Int16, bits},
-    tile::{Finish, Product, Rows},
+    tile::{Product, Rows},
 };
 use crate::kernels::{
     Cpu, Level,
     scratch::{Line, Lines, WIDTH},
 };
+use trial::Trial;
 
 /// Rows of a tile; each is a line of 64 bytes.
 const ROWS: usize = 16;
@@ -55,7 +58,7 @@ impl Amx {
     /// Tiles whose instructions are emulated where the processor has none.
     #[cfg(test)]
     pub(in crate::kernels) fn emulated() -> Option<Self> {
-        super::emulator::install();
+        emulator::install();
         Some(Self(V4::try_new()?)).filter(|_| has_vector_instructions())
     }
 
@@ -91,57 +94,6 @@ fn may_use_tiles() -> bool {
     // SAFETY: the call takes two numbers.
     let result = unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) };
     result == 0
-}
-
-/// A small product, done both ways.
-struct Trial {
-    simd: V4,
-    matrix: Matrix,
-    x: Vec<f32>,
-}
-
-impl Trial {
-    const SIZE: [usize; 3] = [64, 500, 80];
-
-    fn new(simd: V4) -> Self {
-        let [rows, inputs, outputs] = Self::SIZE;
-        let numbers = |count: usize| -> Vec<f32> {
-            (0..count).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect()
-        };
-        let matrix = Matrix::pack(&numbers(outputs * inputs), None, inputs, Precision::Int16);
-        Self { simd, matrix, x: numbers(rows * inputs) }
-    }
-
-    fn product(&self, level: Level, out: &mut [f32]) {
-        let [rows, inputs, outputs] = Self::SIZE;
-        let x = Rows::new(&self.x, inputs, rows);
-        self.matrix.block(Cpu(level), x, &Finish::default(), out, outputs);
-    }
-
-    /// Processors and hypervisors have claimed tiles and died of them, so the first try is made
-    /// where it can end a child only.
-    fn is_won(&self) -> bool {
-        let [rows, _, outputs] = Self::SIZE;
-        let mut results = [(); 2].map(|()| vec![0.0; rows * outputs]);
-        let [expected, found] = &mut results;
-        self.product(Level::Avx512(self.simd), expected);
-        let mut try_tiles = || {
-            self.product(Level::Amx(Amx(self.simd)), found);
-            found == expected
-        };
-        if !succeeds_in_a_child(&mut try_tiles) {
-            return false;
-        }
-        let mut fastest = |level| {
-            let mut time = || {
-                let start = Instant::now();
-                self.product(level, found);
-                start.elapsed()
-            };
-            (0..20).map(|_| time()).min().unwrap_or(Duration::MAX)
-        };
-        fastest(Level::Amx(Amx(self.simd))) < fastest(Level::Avx512(self.simd))
-    }
 }
 
 /// What the tiles look like: all of them 16 lines of 64 bytes.
@@ -377,23 +329,4 @@ fn some(numbers: &[f32]) -> __m512i {
     let mask = if numbers.len() < WIDTH { (1u16 << numbers.len()) - 1 } else { u16::MAX };
     // SAFETY: only what the mask has is read.
     unsafe { _mm512_maskz_loadu_epi32(mask, numbers.as_ptr().cast()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::{gemm::emulator, tests::not_run};
-
-    #[test]
-    fn tiles_that_a_processor_only_claims_are_not_used() {
-        let Some(simd) = V4::try_new().filter(|_| has_vector_instructions()) else {
-            return not_run("no AVX512-VNNI and AVX512-VBMI here");
-        };
-        if has_tiles() {
-            return not_run("the processor does have AMX");
-        }
-        // As if it had claimed them: the instructions are illegal, whatever handler there is.
-        emulator::install();
-        assert!(!Trial::new(simd).is_won());
-    }
 }

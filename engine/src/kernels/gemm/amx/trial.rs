@@ -1,0 +1,175 @@
+//! The first use of AMX: a trial in a child process, whose end would be the child's only.
+
+use std::time::{Duration, Instant};
+
+use pulp::x86::V4;
+
+use super::Amx;
+use crate::kernels::{
+    Cpu, Level,
+    gemm::{
+        pairs::Int16,
+        tile::{Finish, Panels, Product, Rows, Target},
+    },
+    scratch::{Line, WIDTH},
+};
+
+/// A small product, done both ways.
+pub(super) struct Trial {
+    simd: V4,
+    x: Vec<f32>,
+    lines: Vec<Line>,
+}
+
+impl Trial {
+    const ROWS: usize = 64;
+    const STEPS: usize = 250;
+    const PANELS: usize = 5;
+
+    pub(super) fn new(simd: V4) -> Self {
+        // Of pairs that are anything, but too small for a block's sum to overflow.
+        let pair = |i: u32| {
+            let number = |i: u32| (i * 7919 % 8191).wrapping_sub(4095) & 0xffff;
+            f32::from_bits(number(2 * i + 1) << 16 | number(2 * i))
+        };
+        let pairs = |count: usize| -> Vec<f32> { (0..).map(pair).take(count).collect() };
+        let (lines, x) = (Self::PANELS * Self::STEPS, pairs(Self::ROWS * Self::STEPS));
+        let lines = pairs(lines * WIDTH).as_chunks().0.iter().map(|pairs| Line(*pairs)).collect();
+        Self { simd, x, lines }
+    }
+
+    fn multiply(&self, tiles: Option<Amx>, out: &mut [f32]) {
+        let columns = Self::PANELS * WIDTH;
+        let Some(unit) = Int16::new(Cpu(Level::Avx512(self.simd))) else { return };
+        let product = Product {
+            x: Rows::new(&self.x, Self::STEPS, Self::ROWS),
+            b: Panels { lines: &self.lines, steps: Self::STEPS, columns },
+            panels: 0..Self::PANELS,
+            finish: &Finish::default(),
+            out: &Target::new(out, columns, Self::ROWS, columns),
+            arithmetic: unit,
+        };
+        match tiles {
+            // SAFETY: the system has granted them; whether they work is what is tried.
+            Some(tiles) => unsafe { tiles.multiply(&product) },
+            // SAFETY: `unit` proves the instructions.
+            None => unsafe { unit.multiply(product) },
+        }
+    }
+
+    /// Processors and hypervisors have claimed tiles and died of them, so the first try is made
+    /// where it can end a child only.
+    pub(super) fn is_won(&self) -> bool {
+        let mut results = [(); 2].map(|()| vec![0.0; Self::ROWS * Self::PANELS * WIDTH]);
+        let [expected, found] = &mut results;
+        let tiles = Some(Amx(self.simd));
+        self.multiply(None, expected);
+        let mut try_tiles = || {
+            self.multiply(tiles, found);
+            found == expected
+        };
+        if !succeeds_in_a_child(&mut try_tiles) {
+            return false;
+        }
+        let mut fastest = |tiles| {
+            let mut time = || {
+                let start = Instant::now();
+                self.multiply(tiles, found);
+                start.elapsed()
+            };
+            (0..20).map(|_| time()).min().unwrap_or(Duration::MAX)
+        };
+        fastest(tiles) < fastest(None)
+    }
+}
+
+/// Runs `attempt` in a child process; whether it returned `true` there. The child shares this
+/// process' memory, which nothing copies, however large it is, and this thread waits for it. No
+/// signal handler runs in it: a fault just ends it.
+fn succeeds_in_a_child<F: FnMut() -> bool>(attempt: &mut F) -> bool {
+    const STACK: usize = 1 << 20;
+
+    extern "C" fn run<F: FnMut() -> bool>(attempt: *mut libc::c_void) -> libc::c_int {
+        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the parent waits, so nobody else has the attempt; limits are the child's own.
+        let is_right = unsafe {
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+            (*attempt.cast::<F>())()
+        };
+        libc::c_int::from(!is_right)
+    }
+
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    // SAFETY: a signal set is plain bits, which `sigfillset` and `pthread_sigmask` write. The
+    // child's stack is its own and outlives it, since the flags have this thread wait. Without a
+    // signal at its end, nobody but this call collects it.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = all;
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let top = stack.as_mut_ptr_range().end.cast();
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK;
+        let child = libc::clone(run::<F>, top, flags, (&raw mut *attempt).cast());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        let mut status = -1;
+        child > 0
+            && libc::waitpid(child, &raw mut status, libc::__WALL) == child
+            && libc::WIFEXITED(status)
+            && libc::WEXITSTATUS(status) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{
+        gemm::amx::{emulator, has_tiles, has_vector_instructions},
+        tests::not_run,
+    };
+
+    #[test]
+    fn a_trial_compares_products_that_are_equal() {
+        let Some(tiles) = Amx::emulated() else {
+            return not_run("no AVX512-VNNI and AVX512-VBMI here");
+        };
+        let trial = Trial::new(tiles.simd());
+        let product = |tiles| {
+            let mut out = vec![0.0; Trial::ROWS * Trial::PANELS * WIDTH];
+            trial.multiply(tiles, &mut out);
+            out
+        };
+        let (expected, found) = (product(None), product(Some(tiles)));
+        assert!(expected.iter().all(|x| *x != 0.0), "numbers that say something");
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn tiles_that_a_processor_only_claims_are_not_used() {
+        let Some(simd) = V4::try_new().filter(|_| has_vector_instructions()) else {
+            return not_run("no AVX512-VNNI and AVX512-VBMI here");
+        };
+        if has_tiles() {
+            return not_run("the processor does have AMX");
+        }
+        // As if it had claimed them: the instructions are illegal, whatever handler there is.
+        emulator::install();
+        assert!(!Trial::new(simd).is_won());
+    }
+
+    #[test]
+    fn what_ends_a_child_ends_only_the_child() {
+        let mut tries = 0;
+        assert!(succeeds_in_a_child(&mut || {
+            tries += 1;
+            true
+        }));
+        assert_eq!(tries, 1, "the child shares our memory");
+        assert!(!succeeds_in_a_child(&mut || false));
+        // SAFETY: it ends the process that runs it, which is the child.
+        assert!(!succeeds_in_a_child(&mut || unsafe { std::arch::asm!("ud2", options(noreturn)) }));
+        let nowhere = std::ptr::without_provenance::<u8>(8);
+        // SAFETY: as above.
+        assert!(!succeeds_in_a_child(&mut || unsafe { nowhere.read_volatile() == 0 }));
+    }
+}
