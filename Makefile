@@ -39,9 +39,9 @@ integration:  ## the integration tests on every server that tools/setup.sh insta
 	$(CARGO) build --release --locked -p florence-module
 	@tools/integration.sh
 
-arm: setup  ## the engine's tests on 64-bit Arm, emulated
+arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
-	@tools/arm.sh
+	@tools/arm.sh --lib --test golden_parts --test golden_random
 
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check

@@ -31,8 +31,10 @@ use super::{
 pub(super) use amx::Amx;
 #[cfg(target_arch = "x86_64")]
 use pairs::{Bf16, Int16};
+#[cfg(target_arch = "x86_64")]
+use tile::Product;
 pub(super) use tile::{Finish, Panels, Rows, prefetch, product};
-use tile::{Product, Target, multiply};
+use tile::{Target, multiply};
 
 /// A weight matrix, packed for `y = x W^T + b`.
 #[derive(Debug)]
@@ -200,7 +202,10 @@ impl Matrix {
                 Left { rows, scales: Some(scales) }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("packed in these precisions only where the CPU has them"),
+            _ => {
+                let _ = (cpu, lines, scales);
+                unreachable!("packed in these precisions only where the CPU has them")
+            }
         }
     }
 

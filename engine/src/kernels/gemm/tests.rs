@@ -1,9 +1,9 @@
 //! Products against sums in float64.
 
 use super::*;
+use crate::kernels::tests::{assert_close, cpus_with, random};
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::Level;
-use crate::kernels::tests::{assert_close, cpus_with, not_run, random};
+use crate::kernels::{Level, tests::not_run};
 
 /// `finish(x W^T + b)`, element by element, in float64.
 fn plain(x: &[f32], weight: &[f32], bias: &[f32], inputs: usize, add: Option<&[f32]>) -> Vec<f32> {
