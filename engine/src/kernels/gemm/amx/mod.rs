@@ -87,7 +87,7 @@ fn has_vector_instructions() -> bool {
     is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi")
 }
 
-/// Asks the system for the tiles' state, which it grants to a process, not to a machine.
+/// Asks the system for the tiles' state, which it grants to one process at a time.
 fn may_use_tiles() -> bool {
     const REQUEST_PERMISSION: libc::c_int = 0x1023; // ARCH_REQ_XCOMP_PERM
     const TILE_DATA: libc::c_ulong = 18;
@@ -114,8 +114,8 @@ static CONFIGURATION: Configuration = Configuration {
     lines: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// This thread's tiles, for as long as it lives (the compiler knows of none): 0 to 3 are sums, 4 and 5 high and low bytes of
-/// the left operand, 6 and 7 of the right one.
+/// This thread's tiles, for as long as it lives; the compiler knows of none. 0 to 3 are sums, 4 and
+/// 5 high and low bytes of the left operand, 6 and 7 of the right one.
 struct Tiles(Amx);
 
 #[expect(clippy::unused_self, reason = "it stands for the registers")]
