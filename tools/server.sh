@@ -9,7 +9,10 @@ trap 'kill "${pids[@]}" 2>/dev/null; wait "${pids[@]}" 2>/dev/null; rm -rf "$wor
 start_redis() {
     redis-server --port "$port" --dir "$work" --save '' "$@" >"$work/log" 2>&1 &
     pids+=($!)
-    until redis-cli -p "$port" ping >/dev/null 2>&1; do sleep 0.1; done
+    until redis-cli -p "$port" ping >/dev/null 2>&1; do
+        kill -0 "${pids[-1]}" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+        sleep 0.1
+    done
 }
 
 start_server() {
