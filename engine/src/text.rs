@@ -105,7 +105,7 @@ fn florence_tokens() -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, path::PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -120,11 +120,9 @@ mod tests {
     #[test]
     fn the_real_tokenizer_gives_the_references_ids() {
         let Some(directory) = std::env::var_os("FLORENCE_TOKENIZER_DIR").map(PathBuf::from) else {
-            // Not captured by the test runner, unlike the print macros.
-            let _ = std::io::stderr().write_all(
-                b"\nNOT RUN: FLORENCE_TOKENIZER_DIR names no directory with the real tokenizer.json\n",
+            return crate::not_run(
+                "FLORENCE_TOKENIZER_DIR names no directory with the real tokenizer.json",
             );
-            return;
         };
         let text = Text::load(Checkpoint::Directory(&directory)).unwrap();
         let cases: Vec<Case> =

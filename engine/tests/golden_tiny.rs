@@ -78,7 +78,7 @@ fn ids_and_json_equal_the_references() {
 fn every_instruction_set_and_candle_give_the_references_ids() {
     let fixture = fixture("tiny.json");
     let cases = fixture["cases"].as_array().unwrap();
-    let kernels = Cpu::available().into_iter().map(Kernels::On).chain([Kernels::Candle]);
+    let kernels = Cpu::available().map(Kernels::On).chain([Kernels::Candle]);
     for kernels in kernels {
         let options = LoadOptions { kernels, ..LoadOptions::default() };
         let florence = Florence::embedded(&options).unwrap();

@@ -225,9 +225,6 @@ struct AttendHead<'a, K> {
     out: &'a mut [f32],
 }
 
-/// So many slots ahead are asked for: they are anywhere, and the processor cannot know.
-const AHEAD: usize = 12;
-
 /// Rows that are computed together.
 const GROUP: usize = 3;
 
@@ -277,9 +274,7 @@ impl<K: Kept> AttendHead<'_, K> {
         let kept = S::as_simd_f32s(bytemuck::cast_slice(keys.lines())).0;
         for t in 0..common {
             let slot = slots[0][t];
-            if let Some(next) = slots[0].get(t + AHEAD) {
-                prefetch(&kept[*next as usize * row..][..row]);
-            }
+            ask_ahead(kept, slots[0], t, row);
             let mut products = [0.0; ROWS];
             dot::<S, K, ROWS>(simd, &kept[slot as usize * row..][..row], queries, &mut products);
             for (r, product) in products.iter().enumerate() {
@@ -289,9 +284,7 @@ impl<K: Kept> AttendHead<'_, K> {
         for (r, slots) in slots.iter().enumerate() {
             let queries = &queries[r * row * K::PARTS..][..row * K::PARTS];
             for (t, slot) in slots.iter().enumerate().skip(common) {
-                if let Some(next) = slots.get(t + AHEAD) {
-                    prefetch(&kept[*next as usize * row..][..row]);
-                }
+                ask_ahead(kept, slots, t, row);
                 let mut product = [0.0];
                 dot::<S, K, 1>(simd, &kept[*slot as usize * row..][..row], queries, &mut product);
                 scores[r * length + t] = product[0] * keys.unit(*slot);
@@ -309,9 +302,7 @@ impl<K: Kept> AttendHead<'_, K> {
             // These sums stay in registers while the slots pass by.
             let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
             for t in 0..common {
-                if let Some(next) = slots[0].get(t + AHEAD) {
-                    prefetch(&kept[*next as usize * row..][..row]);
-                }
+                ask_ahead(kept, slots[0], t, row);
                 let parts = K::unpack(simd, kept[slots[0][t] as usize * row + at]);
                 for (r, sums) in sums.iter_mut().enumerate() {
                     add::<S, K>(simd, sums, &parts, scores[r * length + t]);
@@ -320,9 +311,7 @@ impl<K: Kept> AttendHead<'_, K> {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weights = &scores[r * length..][..length];
                 for (t, (slot, weight)) in slots[r].iter().zip(weights).enumerate().skip(common) {
-                    if let Some(next) = slots[r].get(t + AHEAD) {
-                        prefetch(&kept[*next as usize * row..][..row]);
-                    }
+                    ask_ahead(kept, slots[r], t, row);
                     let parts = K::unpack(simd, kept[*slot as usize * row + at]);
                     add::<S, K>(simd, sums, &parts, *weight);
                 }
@@ -334,6 +323,16 @@ impl<K: Kept> AttendHead<'_, K> {
                 }
             }
         }
+    }
+}
+
+/// Asks for the row of a slot some steps after `t`: it may be anywhere, and the processor cannot
+/// know. A row is `row` registers.
+#[inline(always)]
+fn ask_ahead<T>(kept: &[T], slots: &[u32], t: usize, row: usize) {
+    const AHEAD: usize = 12;
+    if let Some(slot) = slots.get(t + AHEAD) {
+        prefetch(&kept[*slot as usize * row..][..row]);
     }
 }
 

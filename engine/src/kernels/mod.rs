@@ -23,6 +23,8 @@ mod mlp;
 mod rows;
 mod scratch;
 
+use std::sync::OnceLock;
+
 use pulp::{Scalar, Simd, WithSimd};
 
 pub(crate) use attention::{
@@ -55,11 +57,16 @@ enum Level {
 impl Cpu {
     /// The best instruction set of this processor.
     pub fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self(Level::Scalar))
+        Self::available().next_back().unwrap_or(Self(Level::Scalar))
     }
 
-    /// All instruction sets that this processor can run, the best one last.
-    pub fn available() -> Vec<Self> {
+    /// All instruction sets that this processor can run, the best one last; found out once.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        static FOUND: OnceLock<Vec<Cpu>> = OnceLock::new();
+        FOUND.get_or_init(Self::find).iter().copied()
+    }
+
+    fn find() -> Vec<Self> {
         let mut found = vec![Self(Level::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
@@ -146,23 +153,17 @@ impl Precision {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::Cpu;
+    use crate::not_run;
 
     /// The instruction sets of this processor that a test is about; where there is none, the run's
     /// output says so.
     pub(super) fn cpus_with(what: &str, has: impl Fn(Cpu) -> bool) -> Vec<Cpu> {
-        let cpus: Vec<Cpu> = Cpu::available().into_iter().filter(|cpu| has(*cpu)).collect();
+        let cpus: Vec<Cpu> = Cpu::available().filter(|cpu| has(*cpu)).collect();
         if cpus.is_empty() {
             not_run(&format!("the processor has no {what}"));
         }
         cpus
-    }
-
-    /// Says so past the capture of a test's output.
-    pub(super) fn not_run(why: &str) {
-        let _ = writeln!(std::io::stderr(), "NOT RUN: {why}");
     }
 
     /// Numbers between -1 and 1, the same for the same seed.

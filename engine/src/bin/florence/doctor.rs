@@ -15,7 +15,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     println!("cores         {cores}");
     println!("cpu features  {}", cpu_features().join(" "));
-    let kernels: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
+    let kernels: Vec<_> = Cpu::available().map(Cpu::name).collect();
     println!("kernels       {}", kernels.join(" "));
     println!("cuda          {}", if cfg!(feature = "cuda") { "built in" } else { "not built in" });
     let options = LoadOptions::default();

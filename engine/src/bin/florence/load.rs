@@ -68,8 +68,8 @@ impl ModelArgs {
             Some("candle") => return Ok(Kernels::Candle),
             Some(name) => name,
         };
-        let Some(cpu) = Cpu::available().into_iter().find(|cpu| cpu.name() == name) else {
-            let names: Vec<_> = Cpu::available().into_iter().map(Cpu::name).collect();
+        let Some(cpu) = Cpu::available().find(|cpu| cpu.name() == name) else {
+            let names: Vec<_> = Cpu::available().map(Cpu::name).collect();
             bail!("no kernels '{name}' here; there are {} and candle", names.join(", "))
         };
         Ok(Kernels::On(cpu))

@@ -298,7 +298,7 @@ fn int16_scale(row: &[f32]) -> f32 {
 fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if precision == Precision::Int16
-        && let Some(unit) = Int16::detect()
+        && let Some(unit) = Int16::new(Cpu::detect())
     {
         return pairs::quantize(unit, row, units);
     }

@@ -22,8 +22,8 @@ use crate::kernels::{
 pub(super) struct Bf16(V4);
 
 /// Proof that the processor multiplies pairs of int16.
-#[derive(Clone, Copy)]
-pub(super) struct Int16(V4);
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Int16(pub(super) V4);
 
 /// The bits of a register as another type; both are 64 bytes of plain numbers.
 macro_rules! bits {
@@ -154,11 +154,6 @@ impl Bf16 {
 }
 
 impl Int16 {
-    /// For operands that outlive this processor's best instruction set.
-    pub(super) fn detect() -> Option<Self> {
-        Self::new(Cpu(Level::Avx512(V4::try_new()?)))
-    }
-
     /// Rounds rows of `inputs` floats to pairs, each row in units of its own.
     pub(super) fn quantize_rows<'a>(
         self,

@@ -9,16 +9,13 @@
 mod emulator;
 mod trial;
 
-use std::{
-    arch::{
-        asm,
-        x86_64::{
-            __cpuid_count, __m512, __m512i, _mm512_add_epi32, _mm512_cvtepi32_ps,
-            _mm512_load_si512, _mm512_loadu_epi8, _mm512_maskz_loadu_epi32,
-            _mm512_permutex2var_epi8, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_si512,
-        },
+use std::arch::{
+    asm,
+    x86_64::{
+        __cpuid_count, __m512, __m512i, _mm512_add_epi32, _mm512_cvtepi32_ps, _mm512_load_si512,
+        _mm512_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_permutex2var_epi8,
+        _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_si512,
     },
-    sync::OnceLock,
 };
 
 use pulp::{Simd, x86::V4};
@@ -41,30 +38,27 @@ const DEPTH: usize = 2 * ROWS;
 /// Fewer rows than this leave most of a tile empty: VNNI is as good.
 const FEWEST: usize = ROWS;
 
-/// Proof that the processor has tiles of bytes and that the system lets this process use them.
+/// Proof that the processor has tiles of bytes, which the system lets this process use, and VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Amx(V4);
+pub(in crate::kernels) struct Amx(Int16);
 
 impl Amx {
-    /// Found out once: tiles are there, compute what VNNI computes, and take less time for it.
+    /// Tiles, if they are there, compute what VNNI computes, and take less time for it.
     pub(in crate::kernels) fn detect() -> Option<Self> {
-        static FOUND: OnceLock<Option<Amx>> = OnceLock::new();
-        *FOUND.get_or_init(|| {
-            let simd = V4::try_new()?;
-            (has_tiles() && may_use_tiles() && Trial::new(simd).is_won()).then_some(Self(simd))
-        })
+        let tiles = Self(vector_instructions()?);
+        (has_tiles() && may_use_tiles() && Trial::new(tiles).is_won()).then_some(tiles)
     }
 
     /// Tiles whose instructions are emulated where the processor has none.
     #[cfg(test)]
     pub(in crate::kernels) fn emulated() -> Option<Self> {
         emulator::install();
-        Some(Self(V4::try_new()?)).filter(|_| has_vector_instructions())
+        vector_instructions().map(Self)
     }
 
     /// The rest of the instruction set.
     pub(in crate::kernels) fn simd(self) -> V4 {
-        self.0
+        self.0.0
     }
 }
 
@@ -76,15 +70,17 @@ pub(super) fn for_rows(cpu: Cpu, rows: usize) -> Option<Amx> {
     }
 }
 
-/// AMX-TILE and AMX-INT8, and what else the code here is made of.
+/// AMX-TILE and AMX-INT8.
 fn has_tiles() -> bool {
     const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
     let features = __cpuid_count(7, 0).edx;
-    features & TILE_AND_INT8 == TILE_AND_INT8 && has_vector_instructions()
+    features & TILE_AND_INT8 == TILE_AND_INT8
 }
 
-fn has_vector_instructions() -> bool {
-    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi")
+/// What else the code here is made of: VNNI and VBMI.
+fn vector_instructions() -> Option<Int16> {
+    let unit = Int16::new(Cpu(Level::Avx512(V4::try_new()?)))?;
+    is_x86_feature_detected!("avx512vbmi").then_some(unit)
 }
 
 /// Asks the system for the tiles' state, which it grants to one process at a time.
@@ -137,7 +133,7 @@ impl Tiles {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn totals(&mut self, left: &[[Line; DEPTH]], right: &[[Line; DEPTH]]) -> [pulp::f32x16; ROWS] {
         const TILES_OF_A_BLOCK: usize = INT16_STEPS / DEPTH;
-        let simd = self.0.0;
+        let simd = self.0.simd();
         let mut totals = [simd.splat_f32s(0.0); ROWS];
         let mut sums = [[Line::default(); ROWS]; 4];
         for (left, right) in left.chunks(TILES_OF_A_BLOCK).zip(right.chunks(TILES_OF_A_BLOCK)) {
@@ -274,7 +270,7 @@ impl Amx {
         if !product.check() {
             return;
         }
-        let (x, b) = (product.x, product.b);
+        let (simd, x, b) = (self.simd(), product.x, product.b);
         let depth = b.steps.div_ceil(DEPTH);
         let mut left = Lines::new(x.count.div_ceil(ROWS) * depth * DEPTH);
         split_rows(x, b.steps, depth, &mut left);
@@ -288,7 +284,7 @@ impl Amx {
                 let totals = tiles.totals(left, right);
                 for (row, total) in (i * ROWS..x.count).zip(totals) {
                     // SAFETY: row and panel are within the bounds that were checked.
-                    unsafe { product.store::<V4, 1, 1>(self.0, &[[total]], row, panel * WIDTH) };
+                    unsafe { product.store::<V4, 1, 1>(simd, &[[total]], row, panel * WIDTH) };
                 }
             }
         }

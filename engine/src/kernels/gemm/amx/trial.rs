@@ -2,21 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use pulp::x86::V4;
-
 use super::Amx;
 use crate::kernels::{
-    Cpu, Level,
-    gemm::{
-        pairs::Int16,
-        tile::{Finish, Panels, Product, Rows, Target},
-    },
+    gemm::tile::{Finish, Panels, Product, Rows, Target},
     scratch::{Line, WIDTH},
 };
 
+#[derive(Clone, Copy)]
+enum Way {
+    Tiles,
+    Vnni,
+}
+
 /// A small product, done both ways.
 pub(super) struct Trial {
-    simd: V4,
+    tiles: Amx,
     x: Vec<f32>,
     lines: Vec<Line>,
 }
@@ -26,7 +26,7 @@ impl Trial {
     const STEPS: usize = 250;
     const PANELS: usize = 5;
 
-    pub(super) fn new(simd: V4) -> Self {
+    pub(super) fn new(tiles: Amx) -> Self {
         // Of pairs that are anything, but too small for a block's sum to overflow.
         let pair = |i: u32| {
             let number = |i: u32| (i * 7919 % 8191).wrapping_sub(4095) & 0xffff;
@@ -35,12 +35,11 @@ impl Trial {
         let pairs = |count: usize| -> Vec<f32> { (0..).map(pair).take(count).collect() };
         let (lines, x) = (Self::PANELS * Self::STEPS, pairs(Self::ROWS * Self::STEPS));
         let lines = pairs(lines * WIDTH).as_chunks().0.iter().map(|pairs| Line(*pairs)).collect();
-        Self { simd, x, lines }
+        Self { tiles, x, lines }
     }
 
-    fn multiply(&self, tiles: Option<Amx>, out: &mut [f32]) {
-        let columns = Self::PANELS * WIDTH;
-        let Some(unit) = Int16::new(Cpu(Level::Avx512(self.simd))) else { return };
+    fn multiply(&self, way: Way, out: &mut [f32]) {
+        let (columns, unit) = (Self::PANELS * WIDTH, self.tiles.0);
         let product = Product {
             x: Rows::new(&self.x, Self::STEPS, Self::ROWS),
             b: Panels { lines: &self.lines, steps: Self::STEPS, columns },
@@ -49,11 +48,11 @@ impl Trial {
             out: &Target::new(out, columns, Self::ROWS, columns),
             arithmetic: unit,
         };
-        match tiles {
+        match way {
             // SAFETY: the system has granted them; whether they work is what is tried.
-            Some(tiles) => unsafe { tiles.multiply(&product) },
+            Way::Tiles => unsafe { self.tiles.multiply(&product) },
             // SAFETY: `unit` proves the instructions.
-            None => unsafe { unit.multiply(product) },
+            Way::Vnni => unsafe { unit.multiply(product) },
         }
     }
 
@@ -62,24 +61,23 @@ impl Trial {
     pub(super) fn is_won(&self) -> bool {
         let mut results = [(); 2].map(|()| vec![0.0; Self::ROWS * Self::PANELS * WIDTH]);
         let [expected, found] = &mut results;
-        let tiles = Some(Amx(self.simd));
-        self.multiply(None, expected);
+        self.multiply(Way::Vnni, expected);
         let mut try_tiles = || {
-            self.multiply(tiles, found);
+            self.multiply(Way::Tiles, found);
             found == expected
         };
         if !succeeds_in_a_child(&mut try_tiles) {
             return false;
         }
-        let mut fastest = |tiles| {
+        let mut fastest = |way| {
             let mut time = || {
                 let start = Instant::now();
-                self.multiply(tiles, found);
+                self.multiply(way, found);
                 start.elapsed()
             };
             (0..20).map(|_| time()).min().unwrap_or(Duration::MAX)
         };
-        fastest(tiles) < fastest(None)
+        fastest(Way::Tiles) < fastest(Way::Vnni)
     }
 }
 
@@ -123,38 +121,34 @@ fn succeeds_in_a_child<F: FnMut() -> bool>(attempt: &mut F) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{
-        gemm::amx::{emulator, has_tiles, has_vector_instructions},
-        tests::not_run,
-    };
+    use crate::{kernels::gemm::amx::has_tiles, not_run};
 
     #[test]
     fn a_trial_compares_products_that_are_equal() {
         let Some(tiles) = Amx::emulated() else {
             return not_run("no AVX512-VNNI and AVX512-VBMI here");
         };
-        let trial = Trial::new(tiles.simd());
-        let product = |tiles| {
+        let trial = Trial::new(tiles);
+        let product = |way| {
             let mut out = vec![0.0; Trial::ROWS * Trial::PANELS * WIDTH];
-            trial.multiply(tiles, &mut out);
+            trial.multiply(way, &mut out);
             out
         };
-        let (expected, found) = (product(None), product(Some(tiles)));
+        let (expected, found) = (product(Way::Vnni), product(Way::Tiles));
         assert!(expected.iter().all(|x| *x != 0.0), "numbers that say something");
         assert_eq!(found, expected);
     }
 
     #[test]
     fn tiles_that_a_processor_only_claims_are_not_used() {
-        let Some(simd) = V4::try_new().filter(|_| has_vector_instructions()) else {
+        // Its handler must not matter: the instructions are illegal, as if only claimed.
+        let Some(tiles) = Amx::emulated() else {
             return not_run("no AVX512-VNNI and AVX512-VBMI here");
         };
         if has_tiles() {
             return not_run("the processor does have AMX");
         }
-        // As if it had claimed them: the instructions are illegal, whatever handler there is.
-        emulator::install();
-        assert!(!Trial::new(simd).is_won());
+        assert!(!Trial::new(tiles).is_won());
     }
 
     #[test]
