@@ -14,6 +14,7 @@
 //! - `postprocess`: answer text to the reference's JSON
 //! - [`fetch`]: a picture's bytes from an `http(s)` URL
 //! - [`Florence`]: all of the above in one value
+//! - [`serve`]: many jobs through one model, as they come
 //!
 //! # Example
 //!
@@ -38,20 +39,25 @@ pub mod generate;
 pub mod image;
 mod kernels;
 pub mod model;
+mod panics;
 mod postprocess;
+pub mod serve;
+mod stop;
 pub mod task;
 mod text;
 
 pub use error::Error;
 pub use florence::{
-    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
+    Answer, Batch, Device, Encoded, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
     Precision, PrepareOptions, Prepared, Question, Timings, Visual,
 };
 pub use kernels::Cpu;
 /// The kernels one by one, for benchmarks.
 #[cfg(feature = "bench")]
 pub use kernels::bench;
-pub use postprocess::Coordinates;
+pub use panics::catch_panic;
+pub use postprocess::{Coordinates, UnknownCoordinates};
+pub use stop::Stop;
 
 /// Says that a test did not run; the print macros are captured, this is not.
 #[cfg(test)]

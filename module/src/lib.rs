@@ -5,40 +5,33 @@
 //!
 //! # Layout
 //!
+//! Each layer may use those below it; `tests/layers.rs` holds the order.
+//!
+//! - `entry`: what the server calls, beside commands
 //! - `command`: one file per command, all behind a panic guard
-//! - `request`: what a new job is to answer
-//! - `job`: the hash's fields, read and written
-//! - `ending`: how a job ends, and who is told
-//! - `view`: a job as clients see it
-//! - `retain`: the budget for finished jobs
-//! - `events`: keyspace and server events keep the scheduler in step with the keys
-//! - `scheduler`: which job is next (pure)
-//! - `source`: where pictures may come from
-//! - `workers`: the threads
-//! - `cache`: answers and encoded pictures that may be asked for again
+//! - `work`: the threads
 //! - `celery`: jobs of Celery clients
-//! - `waiters`: clients blocked in FLORENCE.WAIT
-//! - `config`, `info`, `reply`: settings, counters, errors
-//! - `ffi`: the only hand-written unsafe code
+//! - `news`: who hears of a job's end
+//! - `queue`: unfinished jobs, their order, and who works on them
+//! - `job`: the hash's fields, its states, its life
+//! - `source`: where pictures may come from
+//! - `model`: the model, as far as it is loaded
+//! - `server`: the module API; the only hand-written unsafe code
+//! - `figures`: counters
+//! - `settings`: one table of what can be set
 
-mod cache;
 mod celery;
 mod command;
-mod config;
-mod ending;
-mod events;
-mod ffi;
-mod info;
+mod entry;
+mod figures;
 mod job;
-mod reply;
-mod request;
-mod retain;
-mod scheduler;
+mod model;
+mod news;
+mod queue;
+mod server;
+mod settings;
 mod source;
-mod state;
-mod view;
-mod waiters;
-mod workers;
+mod work;
 
 use redis_module::{Context, RedisString, Status};
 
@@ -46,26 +39,29 @@ fn init(ctx: &Context, args: &[RedisString]) -> Status {
     match start(ctx, args) {
         Ok(()) => Status::Ok,
         Err(problem) => {
-            ctx.log_warning(&format!("florence: {problem}"));
+            if let Some(problem) = problem {
+                server::warn(&problem);
+            }
             Status::Err
         }
     }
 }
 
-fn start(ctx: &Context, args: &[RedisString]) -> Result<(), String> {
-    ffi::check_server()?;
-    ffi::limit_candle();
-    config::check_arguments(args)?;
-    source::check_settings()?;
-    config::cpus()?;
-    config::coordinates()?;
-    ffi::set_module_options(ctx);
-    ffi::subscribe(ctx)?;
+/// The error is a line for the log, unless the server has written one.
+fn start(ctx: &Context, args: &[RedisString]) -> Result<(), Option<String>> {
+    server::check()?;
+    server::limit_candle();
+    server::set_options(ctx);
+    server::register_settings(ctx, args)?;
+    server::install(entry::handlers());
+    job::life::follow(&[&celery::Tasks, &news::News]);
+    server::subscribe(ctx)?;
     command::describe(ctx)?;
     celery::start(ctx)?;
+    work::look_for_keys(ctx);
     // Threads start on the first turn of the event loop: by then the data set is loaded, and a
     // bad line in redis.conf has already ended the server.
-    ffi::on_event_loop(ctx, workers::start);
+    server::on_event_loop(ctx, work::start);
     Ok(())
 }
 
@@ -86,12 +82,12 @@ fn deinit(_ctx: &Context) -> Status {
     reason = "what the redis_module! macro expands to; not all fire in every version of it"
 )]
 mod module {
-    use redis_module::{InfoContext, RedisResult, configuration::ConfigurationFlags, redis_module};
+    use redis_module::{InfoContext, RedisResult, redis_module};
 
-    use crate::{command as c, config as v, deinit, init};
+    use crate::{command as c, deinit, init};
 
     fn add_info(ctx: &InfoContext, for_crash_report: bool) {
-        crate::info::add(ctx, for_crash_report);
+        c::add_info(ctx, for_crash_report);
     }
 
     redis_module! {
@@ -115,57 +111,5 @@ mod module {
             ["florence.control", c::control, "fast pubsub may-replicate", 0, 0, 0, ""],
             ["florence.help", c::help, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
         ],
-        configurations: [
-            i64: [
-                ["threads", &v::THREADS, 0, 0, 1024, ConfigurationFlags::IMMUTABLE, None],
-                ["nice", &v::NICE, 5, 0, 19, ConfigurationFlags::IMMUTABLE, None],
-                ["prepare-threads", &v::PREPARE_THREADS, 4, 1, 256, ConfigurationFlags::IMMUTABLE, None],
-                ["max-batch", &v::MAX_BATCH, 16, 1, 64, ConfigurationFlags::DEFAULT, None],
-                ["max-queue", &v::MAX_QUEUE, 100_000, 1, 10_000_000, ConfigurationFlags::DEFAULT, None],
-                ["max-image-bytes", &v::MAX_IMAGE_BYTES, 33_554_432, 1024, 536_870_912, ConfigurationFlags::DEFAULT, None],
-                ["max-image-pixels", &v::MAX_IMAGE_PIXELS, 100_000_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],
-                ["fetch-timeout-ms", &v::FETCH_TIMEOUT_MS, 30_000, 1, 3_600_000, ConfigurationFlags::DEFAULT, None],
-                ["retry-delay-ms", &v::RETRY_DELAY_MS, 1_000, 1, 3_600_000, ConfigurationFlags::DEFAULT, None],
-                ["default-timeout-ms", &v::DEFAULT_TIMEOUT_MS, 300_000, 1, 86_400_000, ConfigurationFlags::DEFAULT, None],
-                ["default-retries", &v::DEFAULT_RETRIES, 3, 0, 100, ConfigurationFlags::DEFAULT, None],
-                ["default-ttl", &v::DEFAULT_TTL, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
-                ["result-cache-bytes", &v::RESULT_CACHE_BYTES, 67_108_864, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
-                ["retain-bytes", &v::RETAIN_BYTES, 0, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
-                ["stream-length", &v::STREAM_LENGTH, 10_000, 1, 1_000_000_000, ConfigurationFlags::DEFAULT, None],
-                ["celery-db", &v::CELERY_DB, 0, 0, 1_000_000, ConfigurationFlags::IMMUTABLE, None],
-                ["celery-result-db", &v::CELERY_RESULT_DB, 0, 0, 1_000_000, ConfigurationFlags::IMMUTABLE, None],
-                ["celery-result-expires", &v::CELERY_RESULT_EXPIRES, 86_400, 0, 315_360_000, ConfigurationFlags::DEFAULT, None],
-                ["feature-cache-bytes", &v::FEATURE_CACHE_BYTES, 268_435_456, 0, 1_099_511_627_776, ConfigurationFlags::IMMUTABLE, None],
-            ],
-            string: [
-                ["model", &*v::MODEL, "", ConfigurationFlags::IMMUTABLE, None],
-                ["cpus", &*v::CPUS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["precision", &*v::PRECISION, "f32", ConfigurationFlags::IMMUTABLE, None],
-                ["coordinates", &*v::COORDINATES, "float", ConfigurationFlags::IMMUTABLE, None],
-                ["allow-networks", &*v::ALLOW_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["deny-networks", &*v::DENY_NETWORKS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["allow-hosts", &*v::ALLOW_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["deny-hosts", &*v::DENY_HOSTS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["image-formats", &*v::IMAGE_FORMATS, "jpeg png webp gif bmp", ConfigurationFlags::IMMUTABLE, None],
-                ["buckets", &*v::BUCKETS, "", ConfigurationFlags::IMMUTABLE, None],
-                ["stream", &*v::STREAM, "", ConfigurationFlags::DEFAULT, None],
-                ["celery-queues", &*v::CELERY_QUEUES, "", ConfigurationFlags::IMMUTABLE, None],
-                ["celery-prefix", &*v::CELERY_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
-                ["celery-priority-steps", &*v::CELERY_PRIORITY_STEPS, "0 3 6 9", ConfigurationFlags::IMMUTABLE, None],
-                ["celery-separator", &*v::CELERY_SEPARATOR, "\x06\x16", ConfigurationFlags::IMMUTABLE, None],
-                ["celery-result-prefix", &*v::CELERY_RESULT_PREFIX, "", ConfigurationFlags::IMMUTABLE, None],
-                ["celery-name", &*v::CELERY_NAME, "florence@%h", ConfigurationFlags::IMMUTABLE, None],
-                ["file-roots", &*v::FILE_ROOTS, "", ConfigurationFlags::DEFAULT, None],
-            ],
-            bool: [
-                ["publish", &v::PUBLISH, true, ConfigurationFlags::DEFAULT, None],
-                ["celery-track-started", &v::CELERY_TRACK_STARTED, false, ConfigurationFlags::DEFAULT, None],
-                ["celery-events", &v::CELERY_EVENTS, true, ConfigurationFlags::DEFAULT, None],
-                ["celery-reject-unknown", &v::CELERY_REJECT_UNKNOWN, false, ConfigurationFlags::IMMUTABLE, None],
-                ["keep-packed", &v::KEEP_PACKED, true, ConfigurationFlags::IMMUTABLE, None],
-            ],
-            enum: [],
-            module_args_as_configuration: true,
-        ]
     }
 }

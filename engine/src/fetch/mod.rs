@@ -4,6 +4,7 @@
 
 mod cloud;
 mod guard;
+mod interrupt;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +17,7 @@ use std::{
 use ureq::{
     Agent,
     http::{StatusCode, header::LOCATION},
-    unversioned::{
-        resolver::{DefaultResolver, Resolver},
-        transport::DefaultConnector,
-    },
+    unversioned::resolver::{DefaultResolver, Resolver},
 };
 use url::Url;
 
@@ -27,6 +25,9 @@ pub use cloud::Buckets;
 use cloud::Cloud;
 pub use guard::{AccessRules, Hosts, Networks};
 use guard::{GuardedResolver, NotPublic};
+use interrupt::Interrupted;
+
+use crate::Stop;
 
 /// Longest URL, of redirects too.
 const MAX_URL: usize = 8192;
@@ -94,6 +95,9 @@ pub enum FetchError {
     /// No answer in time.
     #[error("the server did not answer in time")]
     Timeout,
+    /// The caller asked for the download to stop.
+    #[error("the download was interrupted")]
+    Interrupted,
     /// No connection, or a broken one.
     #[error("the server cannot be reached or broke off")]
     Transport(#[source] Box<ureq::Error>),
@@ -104,7 +108,11 @@ impl FetchError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status(status) => matches!(status, 408 | 429 | 500..),
-            Self::Timeout | Self::Transport(_) | Self::TooSlow | Self::Credentials => true,
+            Self::Timeout
+            | Self::Transport(_)
+            | Self::TooSlow
+            | Self::Credentials
+            | Self::Interrupted => true,
             Self::BadUrl
             | Self::BadObject
             | Self::Denied
@@ -135,9 +143,10 @@ impl Fetcher {
     fn with_resolver(rules: AccessRules, buckets: Buckets, resolver: impl Resolver) -> Self {
         let rules = Arc::new(rules);
         let resolver = GuardedResolver { system: resolver, rules: Arc::clone(&rules) };
-        let agent = Agent::with_parts(config(), DefaultConnector::default(), resolver);
+        let agent = Agent::with_parts(config(), interrupt::connector(), resolver);
         // Where the operator's own environment points to may be anywhere.
-        let trusted = Agent::new_with_config(config());
+        let trusted =
+            Agent::with_parts(config(), interrupt::connector(), DefaultResolver::default());
         Self { agent, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
@@ -146,12 +155,21 @@ impl Fetcher {
         self.rules.permit_host(host)
     }
 
-    /// Downloads a URL.
+    /// Downloads a URL, unless it is told to stop.
     ///
     /// # Errors
     ///
     /// See [`FetchError`].
-    pub fn fetch(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {
+    pub fn fetch(
+        &self,
+        url: &str,
+        limits: &FetchLimits,
+        stop: &Stop,
+    ) -> Result<Vec<u8>, FetchError> {
+        interrupt::watching(stop, || self.fetch_watched(url, limits))
+    }
+
+    fn fetch_watched(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {
         let download = Download { limits, deadline: Instant::now() + limits.total };
         if let Some(object) = self.cloud.object(url) {
             let object = object?;
@@ -235,6 +253,7 @@ impl Download<'_> {
             ureq::Error::BodyExceedsLimit(_) => FetchError::TooLarge(self.limits.bytes),
             ureq::Error::Timeout(_) => FetchError::Timeout,
             ureq::Error::Other(other) if other.is::<NotPublic>() => FetchError::Denied,
+            ureq::Error::Other(other) if other.is::<Interrupted>() => FetchError::Interrupted,
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => FetchError::BadUrl,
             other => FetchError::Transport(Box::new(other)),
         }

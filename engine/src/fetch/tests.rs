@@ -68,7 +68,7 @@ fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize
         AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
     let fetcher = Fetcher::with_resolver(rules, Buckets::default(), resolver);
     let url = format!("http://first.example:{port}{path}");
-    let fetched = fetcher.fetch(&url, &FetchLimits::default());
+    let fetched = fetcher.fetch(&url, &FetchLimits::default(), &Stop::default());
     server.unblock();
     thread.join().unwrap();
     (fetched, asked.load(Ordering::SeqCst), hits.load(Ordering::SeqCst))
@@ -97,4 +97,42 @@ fn a_redirect_to_a_name_of_an_inner_address_is_not_followed() {
     assert_eq!((asked, hits), (2, 1));
     let (fetched, _, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.1"]], "/again");
     assert_eq!((fetched.unwrap(), hits), (b"picture".to_vec(), 2));
+}
+
+/// A server that takes the request and then says nothing, or a byte now and then.
+fn stalls(first: &'static [u8], pause: Duration) -> u16 {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(first);
+        while stream.write_all(if first.is_empty() { b"" } else { b"x" }).is_ok() {
+            thread::sleep(pause);
+        }
+    });
+    port
+}
+
+#[test]
+fn a_download_ends_soon_after_it_is_told_to() {
+    let header = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+    for first in [&b""[..], header] {
+        let port = stalls(first, Duration::from_millis(50));
+        let rules =
+            AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
+        let fetcher = Fetcher::new(rules, Buckets::default());
+        let stop = Stop::default();
+        let (other, start) = (stop.clone(), Instant::now());
+        let stopper = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            other.stop();
+        });
+        let url = format!("http://127.0.0.1:{port}/x.png");
+        let fetched = fetcher.fetch(&url, &FetchLimits::default(), &stop);
+        assert!(matches!(fetched, Err(FetchError::Interrupted)), "{fetched:?}");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        stopper.join().unwrap();
+    }
 }

@@ -18,10 +18,40 @@ pub struct Batch<'a, T> {
 
 struct Running<T> {
     ticket: T,
+    encoded: Encoded,
+}
+
+/// A picture and a prompt, encoded: ready to be decoded.
+pub struct Encoded {
     decoding: Decoding,
     reading: Reading,
     timings: Timings,
-    joined: Instant,
+    since: Instant,
+}
+
+impl Florence {
+    /// Encodes a picture with a prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn encode(
+        &self,
+        question: &Question,
+        visual: &Visual,
+        options: &GenerateOptions,
+    ) -> Result<Encoded, Error> {
+        let start = Instant::now();
+        let encode = || self.model.encode(&visual.tokens, &question.ids);
+        let encoded = self.threads.install(encode)?;
+        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
+        let since = Instant::now();
+        let cross = self.threads.install(|| self.model.cross(&encoded))?;
+        let scale = Scale { size: visual.size, coordinates: options.coordinates };
+        let reading = Reading { task: question.task, scale };
+        let decoding = Decoding::new(&self.model, cross, self.rules(options));
+        Ok(Encoded { decoding, reading, timings, since })
+    }
 }
 
 impl<'a, T> Batch<'a, T> {
@@ -30,30 +60,9 @@ impl<'a, T> Batch<'a, T> {
         Self { florence, running: Vec::new() }
     }
 
-    /// Encodes a picture with a prompt, and takes the job in; `ticket` comes back with the answer.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Compute`].
-    pub fn join(
-        &mut self,
-        ticket: T,
-        question: &Question,
-        visual: &Visual,
-        options: &GenerateOptions,
-    ) -> Result<(), Error> {
-        let florence = self.florence;
-        let start = Instant::now();
-        let encode = || florence.model.encode(&visual.tokens, &question.ids);
-        let encoded = florence.threads.install(encode)?;
-        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
-        let joined = Instant::now();
-        let cross = florence.threads.install(|| florence.model.cross(&encoded))?;
-        let scale = Scale { size: visual.size, coordinates: options.coordinates };
-        let reading = Reading { task: question.task, scale };
-        let decoding = Decoding::new(&florence.model, cross, florence.rules(options));
-        self.running.push(Running { ticket, decoding, reading, timings, joined });
-        Ok(())
+    /// Takes a job in; `ticket` comes back with its answer.
+    pub fn join(&mut self, ticket: T, encoded: Encoded) {
+        self.running.push(Running { ticket, encoded });
     }
 
     /// One token for every job; returns the answers that are complete now.
@@ -63,15 +72,16 @@ impl<'a, T> Batch<'a, T> {
     /// [`Error::Compute`]; the jobs are then in no state to go on.
     pub fn step(&mut self) -> Result<Vec<(T, Answer)>, Error> {
         let (florence, running) = (self.florence, &mut self.running);
-        let unfinished =
-            running.iter_mut().map(|job| &mut job.decoding).filter(|job| !job.is_finished());
-        let unfinished: Vec<_> = unfinished.collect();
+        let unfinished = running.iter_mut().map(|job| &mut job.encoded.decoding);
+        let unfinished: Vec<_> = unfinished.filter(|job| !job.is_finished()).collect();
         if !unfinished.is_empty() {
             florence.threads.install(|| generate::step(&florence.model, unfinished))?;
         }
-        let finished = running.extract_if(.., |job| job.decoding.is_finished()).map(|job| {
-            let timings = Timings { decoder: milliseconds(job.joined), ..job.timings };
-            (job.ticket, florence.answer(job.reading, job.decoding.finish(), timings))
+        let is_finished = |job: &mut Running<T>| job.encoded.decoding.is_finished();
+        let finished = running.extract_if(.., is_finished).map(|Running { ticket, encoded }| {
+            let Encoded { decoding, reading, timings, since } = encoded;
+            let timings = Timings { decoder: milliseconds(since), ..timings };
+            (ticket, florence.answer(reading, decoding.finish(), timings))
         });
         Ok(finished.collect())
     }
@@ -84,16 +94,6 @@ impl<'a, T> Batch<'a, T> {
     /// Drops the jobs that `keep` refuses.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         self.running.retain(|job| keep(&job.ticket));
-    }
-
-    /// The jobs that are being decoded.
-    pub fn tickets(&self) -> impl Iterator<Item = &T> {
-        self.running.iter().map(|job| &job.ticket)
-    }
-
-    /// The same, to be changed.
-    pub fn tickets_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.running.iter_mut().map(|job| &mut job.ticket)
     }
 
     /// Number of jobs that are being decoded.

@@ -24,7 +24,7 @@ use crate::{
     text::Text,
 };
 
-pub use batch::Batch;
+pub use batch::{Batch, Encoded};
 pub use options::{Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions};
 
 /// A decoded picture as the model's input.
@@ -272,7 +272,7 @@ impl Florence {
     /// [`Error::Image`].
     pub fn picture(&self, bytes: &[u8], options: &PrepareOptions) -> Result<Picture, Error> {
         let start = Instant::now();
-        let rgb = decode(bytes, options.limits, options.orientation)?;
+        let rgb = decode(bytes, options.limits.clone(), options.orientation)?;
         let decode_ms = milliseconds(start);
         let start = Instant::now();
         let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));
@@ -328,7 +328,8 @@ impl Florence {
         let mut batch = Batch::new(self);
         for (i, Job { prepared, options }) in jobs.iter().enumerate() {
             if !stopped(i) {
-                batch.join(i, &prepared.question, &self.visual(&prepared.picture)?, options)?;
+                let visual = self.visual(&prepared.picture)?;
+                batch.join(i, self.encode(&prepared.question, &visual, options)?);
             }
         }
         while !batch.is_empty() {
@@ -409,4 +410,50 @@ struct Reading {
 
 fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
+}
+
+/// Values without a model behind them, for tests of what only passes them on.
+#[cfg(test)]
+impl Visual {
+    pub(crate) fn made_up() -> Self {
+        let tokens = candle_core::Tensor::zeros(
+            (1, 1, 1),
+            candle_core::DType::F32,
+            &candle_core::Device::Cpu,
+        );
+        Self { tokens: tokens.expect("a small tensor"), size: (1, 1), timings: Timings::default() }
+    }
+}
+
+#[cfg(test)]
+impl Picture {
+    pub(crate) fn made_up() -> Self {
+        let pixels = PixelValues { side: 1, data: vec![0.0; 3] };
+        Self { pixels, size: (1, 1), decode_ms: 0.0, preprocess_ms: 0.0 }
+    }
+}
+
+#[cfg(test)]
+impl Question {
+    pub(crate) fn made_up(id: u32) -> Self {
+        Self { task: Task::Caption, ids: vec![id] }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.ids[0]
+    }
+}
+
+#[cfg(test)]
+impl Answer {
+    pub(crate) fn made_up(id: u32) -> Self {
+        Self {
+            text: id.to_string(),
+            token_ids: vec![id],
+            json: Value::Null,
+            scores: Vec::new(),
+            score: 0.0,
+            timings: Timings::default(),
+        }
+    }
 }

@@ -83,7 +83,7 @@ pub struct LoadOptions {
 }
 
 /// How a picture is read.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct PrepareOptions {
     /// What the decoder may use.
     pub limits: DecodeLimits,

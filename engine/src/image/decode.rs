@@ -3,9 +3,11 @@
 //!
 //! Sizes are checked on the header, before any pixel memory is claimed.
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::Stop;
 
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +54,7 @@ pub enum ImageError {
 const MAX_ASPECT: u32 = 200;
 
 /// What a decoder may use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DecodeLimits {
     /// Most pixels of a picture.
     pub pixels: u64,
@@ -60,11 +62,18 @@ pub struct DecodeLimits {
     pub bytes: u64,
     /// The decoders that may be used at all.
     pub formats: Formats,
+    /// Ends the decoding early.
+    pub stop: Stop,
 }
 
 impl Default for DecodeLimits {
     fn default() -> Self {
-        Self { pixels: 100_000_000, bytes: 1 << 30, formats: Formats::default() }
+        Self {
+            pixels: 100_000_000,
+            bytes: 1 << 30,
+            formats: Formats::default(),
+            stop: Stop::default(),
+        }
     }
 }
 
@@ -132,7 +141,8 @@ pub fn decode(
     limits: DecodeLimits,
     orientation: Orientation,
 ) -> Result<Rgb, ImageError> {
-    let reader = ImageReader::new(Cursor::new(bytes))
+    let source = Source { bytes: Cursor::new(bytes), stop: &limits.stop };
+    let reader = ImageReader::new(source)
         .with_guessed_format()
         .map_err(|_error| ImageError::UnknownFormat)?;
     let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
@@ -164,6 +174,42 @@ pub fn decode(
     }
     let rgb = picture.into_rgb8();
     Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+/// The bytes, for as long as nobody says stop: decoders read little by little.
+struct Source<'a> {
+    bytes: Cursor<&'a [u8]>,
+    stop: &'a Stop,
+}
+
+impl Source<'_> {
+    fn check(&self) -> Result<(), IoError> {
+        if self.stop.is_stopped() { Err(IoError::other("interrupted")) } else { Ok(()) }
+    }
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, IoError> {
+        self.check()?;
+        self.bytes.read(buffer)
+    }
+}
+
+impl BufRead for Source<'_> {
+    fn fill_buf(&mut self) -> Result<&[u8], IoError> {
+        self.check()?;
+        self.bytes.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.bytes.consume(count);
+    }
+}
+
+impl Seek for Source<'_> {
+    fn seek(&mut self, to: SeekFrom) -> Result<u64, IoError> {
+        self.bytes.seek(to)
+    }
 }
 
 /// Formats that people have and that no decoder here reads, by their first bytes.

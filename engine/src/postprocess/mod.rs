@@ -6,6 +6,8 @@
 
 mod parse;
 
+use std::str::FromStr;
+
 use serde_json::{Value, json};
 
 use crate::task::{AnswerKind, Task};
@@ -20,6 +22,23 @@ pub enum Coordinates {
     /// Truncated toward zero, as in transformers' native code.
     Integer,
 }
+
+impl FromStr for Coordinates {
+    type Err = UnknownCoordinates;
+
+    fn from_str(name: &str) -> Result<Self, UnknownCoordinates> {
+        match name {
+            "float" => Ok(Self::Float),
+            "int" => Ok(Self::Integer),
+            _ => Err(UnknownCoordinates),
+        }
+    }
+}
+
+/// There is no such way to write coordinates.
+#[derive(Debug, thiserror::Error)]
+#[error("coordinates are float or int")]
+pub struct UnknownCoordinates;
 
 /// Turns location bins into pixels of a picture.
 #[derive(Clone, Copy)]

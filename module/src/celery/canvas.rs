@@ -7,11 +7,14 @@ use redis_module::{CallReply, CallResult, Context};
 use serde_json::{Value, json};
 
 use super::{
-    Celery, Task, bytes, in_db, integer,
+    Celery, Task,
     message::{Embed, Headers, Signature, is_plain},
     outcome::{self, Exception},
 };
-use crate::{config, job};
+use crate::{
+    server::{self, ask, bytes, call, in_db},
+    settings::{self, Setting},
+};
 
 /// Refuses what could not be followed up.
 pub(super) fn check(embed: &Embed) -> Result<(), Exception> {
@@ -78,7 +81,7 @@ fn send(
     let message = task.sender().message(signature, first, chain);
     if let Err(problem) = celery.send(ctx, &message) {
         let id = task.id();
-        ctx.log_warning(&format!("florence: what follows task {id} is not sent: {problem}"));
+        server::warn(&format!("what follows task {id} is not sent: {problem}"));
     }
 }
 
@@ -150,13 +153,14 @@ impl Group {
         }
         let place = task.headers.group_index.map_or("+inf".to_owned(), |index| index.to_string());
         let name = format!("{}:{place}", task.id());
-        if integer(ctx, "SADD", &[self.seen.as_bytes(), name.as_bytes()]) == Some(1) {
+        let added = server::integer(ctx, "SADD", &[self.seen.as_bytes(), name.as_bytes()]);
+        if added == Ok(Some(1)) {
             let args = [self.parts.as_bytes(), place.as_bytes(), part.as_bytes()];
-            let _ = job::call(ctx, "ZADD", &args);
+            let _ = call(ctx, "ZADD", &args);
         }
-        let expires = config::number(&config::CELERY_RESULT_EXPIRES).to_string();
+        let expires = settings::CELERY_RESULT_EXPIRES.text();
         for key in self.all().into_iter().filter(|_| expires != "0") {
-            let _ = job::call(ctx, "EXPIRE", &[key, expires.as_bytes()]);
+            let _ = call(ctx, "EXPIRE", &[key, expires.as_bytes()]);
         }
     }
 
@@ -169,19 +173,19 @@ impl Group {
         // Celery before 5.1 says it in the signature.
         let size = number(&self.size).or_else(|| chord.get("chord_size")?.as_i64())?;
         let total = size + number(&self.extra).unwrap_or_default();
-        if integer(ctx, "ZCARD", &[self.parts.as_bytes()]) != Some(total) {
+        if server::integer(ctx, "ZCARD", &[self.parts.as_bytes()]) != Ok(Some(total)) {
             return None;
         }
         let parts = members(ctx, &self.parts);
-        let _ = job::call(ctx, "SETEX", &[self.claim.as_bytes(), DONE_SECONDS, b"done"]);
-        let _ = job::call(ctx, "UNLINK", &self.all());
+        let _ = call(ctx, "SETEX", &[self.claim.as_bytes(), DONE_SECONDS, b"done"]);
+        let _ = call(ctx, "UNLINK", &self.all());
         Some(parts)
     }
 }
 
 /// The results of a group, in its order.
 fn members(ctx: &Context, key: &str) -> Vec<Vec<u8>> {
-    let reply: CallResult<'_> = job::ask(ctx, "ZRANGE", &[key.as_bytes(), b"0", b"-1"]);
+    let reply: CallResult<'_> = ask(ctx, "ZRANGE", &[key.as_bytes(), b"0", b"-1"]);
     let Ok(CallReply::Array(members)) = reply else { return Vec::new() };
     let text = |member| match member {
         Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),

@@ -14,15 +14,15 @@ use redis_module::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Celery, FIELD, JOB_PREFIX, Task, celery, in_db, message::envelope};
+use super::{Celery, FIELD, JOB_PREFIX, Task, celery, message::envelope};
 use crate::{
-    config,
-    ending::{self, Data},
-    ffi,
-    job::{self, Job, State},
-    scheduler::JobKey,
-    state::SHARED,
-    workers::can_write,
+    job::{
+        self, Job, JobKey, State,
+        life::{self, Data, End},
+    },
+    queue::queue,
+    server::{self, can_write, in_db},
+    settings,
 };
 
 /// Lists in replies are no longer than that.
@@ -97,9 +97,9 @@ impl Celery {
         body[&self.name] = answer;
         let message = envelope(&headers, &to.exchange, &to.routing_key, &body).to_string();
         let list = format!("{}{}.{}", self.prefix, to.routing_key, to.exchange);
-        let pushed = job::call(ctx, "LPUSH", &[list.as_bytes(), message.as_bytes()]);
+        let pushed = server::call(ctx, "LPUSH", &[list.as_bytes(), message.as_bytes()]);
         if pushed.is_ok() {
-            let _ = job::call(ctx, "EXPIRE", &[list.as_bytes(), SECONDS]);
+            let _ = server::call(ctx, "EXPIRE", &[list.as_bytes(), SECONDS]);
         }
     }
 
@@ -121,12 +121,12 @@ impl Celery {
                 tasks.dedup();
                 json!(tasks)
             }
-            "active_queues" => self.queues.keys().map(|name| queue(name)).collect(),
+            "active_queues" => self.queues.keys().map(|name| describe(name)).collect(),
             "stats" => self.stats(),
             "conf" | "dump_conf" => json!({
-                "result_expires": config::number(&config::CELERY_RESULT_EXPIRES),
-                "task_track_started": config::flag(&config::CELERY_TRACK_STARTED),
-                "worker_send_task_events": config::flag(&config::CELERY_EVENTS),
+                "result_expires": settings::CELERY_RESULT_EXPIRES.get(),
+                "task_track_started": settings::CELERY_TRACK_STARTED.get(),
+                "worker_send_task_events": settings::CELERY_EVENTS.get(),
                 "accept_content": ["json"],
                 "timezone": "UTC",
             }),
@@ -136,11 +136,11 @@ impl Celery {
             "revoke" => self.revoke(ctx, arguments, arguments["terminate"] == true),
             "terminate" => self.revoke(ctx, arguments, true),
             "enable_events" => {
-                let is_on = config::CELERY_EVENTS.swap(true, Ordering::Relaxed);
+                let is_on = settings::CELERY_EVENTS.swap(true);
                 ok(if is_on { "task events already enabled" } else { "task events enabled" })
             }
             "disable_events" => {
-                let was_on = config::CELERY_EVENTS.swap(false, Ordering::Relaxed);
+                let was_on = settings::CELERY_EVENTS.swap(false);
                 ok(if was_on { "task events disabled" } else { "task events already disabled" })
             }
             // Between workers only.
@@ -149,33 +149,28 @@ impl Celery {
         })
     }
 
-    /// Tasks with their jobs, the next first.
-    fn each(&self, ctx: &Context) -> impl Iterator<Item = (Job, Task)> {
-        let is_ours = |key: &&JobKey| key.name.starts_with(JOB_PREFIX.as_bytes());
-        let scheduler = SHARED.scheduler.lock();
-        let keys: Vec<_> = scheduler.keys(self.db).filter(is_ours).take(MOST).cloned().collect();
-        drop(scheduler);
-        keys.into_iter().filter_map(move |key| {
+    /// Tasks with their jobs and where these stand, the next first.
+    fn each(&self, ctx: &Context) -> impl Iterator<Item = (Job, State, Task)> {
+        let is_ours = |key: &JobKey| key.name.starts_with(JOB_PREFIX.as_bytes());
+        queue().keys(self.db, is_ours).into_iter().take(MOST).filter_map(move |key| {
             let job = job::open(ctx, &key).ok()?;
             let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-            Some((job, task))
+            let state = queue().state(&key, &job);
+            Some((job, state, task))
         })
     }
 
     fn tasks(&self, ctx: &Context, is_wanted: impl Fn(State) -> bool) -> Value {
-        let now = job::unix_ms();
-        let is_due = |job: &Job| job.starts_at() <= now;
         self.each(ctx)
-            .filter(|(job, _)| is_wanted(job.visible_state()) && is_due(job))
-            .map(|(job, task)| self.info(&job, &task))
+            .filter(|(job, state, _)| is_wanted(*state) && job.starts_in() == 0)
+            .map(|(job, _, task)| self.info(&job, &task))
             .collect()
     }
 
     fn scheduled(&self, ctx: &Context) -> Value {
-        let now = job::unix_ms();
         self.each(ctx)
-            .filter(|(job, _)| job.visible_state() == State::Queued && job.starts_at() > now)
-            .map(|(job, task)| {
+            .filter(|(job, state, _)| *state == State::Queued && job.starts_in() > 0)
+            .map(|(job, _, task)| {
                 json!({
                     "eta": task.headers.eta,
                     "priority": task.priority,
@@ -209,11 +204,11 @@ impl Celery {
 
     fn query(&self, ctx: &Context, arguments: &Value) -> Value {
         let wanted = ids(&arguments["ids"]);
-        let found = self.each(ctx).filter(|(_, task)| wanted.iter().any(|id| id == task.id()));
-        let described = found.map(|(job, task)| {
-            let state = match job.visible_state() {
+        let found = self.each(ctx).filter(|(_, _, task)| wanted.iter().any(|id| id == task.id()));
+        let described = found.map(|(job, state, task)| {
+            let state = match state {
                 State::Fetching | State::Running => "active",
-                _ if job.starts_at() > job::unix_ms() => "scheduled",
+                _ if job.starts_in() > 0 => "scheduled",
                 _ => "reserved",
             };
             (task.id().to_owned(), json!([state, self.info(&job, &task)]))
@@ -228,15 +223,14 @@ impl Celery {
         for id in &ids {
             self.revoked.lock().insert(id);
             let key = format!("{JOB_PREFIX}{id}");
-            let job = Job::open(ctx, &ffi::string(ctx, key.as_bytes()));
-            let is_to_end = job.is_ok_and(|job| match job.visible_state() {
+            let key = JobKey { db: self.db, name: key.as_bytes().into() };
+            let is_to_end = job::open(ctx, &key).is_ok_and(|job| match queue().state(&key, &job) {
                 State::Queued | State::Retrying => true,
                 State::Fetching | State::Running => terminates,
                 _ => false,
             });
             if is_to_end {
-                let (key, state) = (key.as_bytes(), State::Cancelled);
-                let _ = ending::finish(ctx, key, state, Data::Drop, Vec::new());
+                let _ = life::finish(ctx, &key.name, End::cancelled(Data::Drop));
             }
         }
         let ids = ids.join(", ");
@@ -253,10 +247,10 @@ impl Celery {
             "pid": std::process::id(),
             "clock": self.clock.load(Ordering::Relaxed).to_string(),
             "uptime": self.since.elapsed().as_secs(),
-            "prefetch_count": config::number(&config::MAX_QUEUE),
+            "prefetch_count": settings::MAX_QUEUE.get(),
             "pool": {
                 "implementation": "florence",
-                "max-concurrency": config::number(&config::MAX_BATCH),
+                "max-concurrency": settings::MAX_BATCH.get(),
                 "processes": [std::process::id()],
             },
             "broker": {
@@ -279,7 +273,7 @@ fn ids(value: &Value) -> Vec<String> {
 }
 
 /// A queue as kombu describes it.
-fn queue(name: &str) -> Value {
+fn describe(name: &str) -> Value {
     json!({
         "name": name,
         "exchange": {

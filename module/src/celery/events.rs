@@ -9,7 +9,11 @@ use redis_module::Context;
 use serde_json::{Value, json};
 
 use super::{Celery, Task, message::envelope};
-use crate::{config, job, state::SHARED, workers::can_write};
+use crate::{
+    queue::queue,
+    server::{self, can_write},
+    settings,
+};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -20,7 +24,7 @@ pub(super) fn heartbeat(ctx: &Context, celery: &Celery) {
         let kind = if is_first { "worker-online" } else { "worker-heartbeat" };
         let fields = json!({
             "freq": HEARTBEAT.as_secs_f64(),
-            "active": SHARED.scheduler.lock().active(),
+            "active": queue().counts().1,
             "processed": celery.ended.load(Ordering::Relaxed),
             "loadavg": load_average(),
             "sw_ident": "florence",
@@ -65,7 +69,7 @@ pub(super) fn of_task(ctx: &Context, celery: &Celery, kind: &str, task: &Task, m
 
 /// Best effort, as Celery's own are.
 fn send(ctx: &Context, celery: &Celery, kind: &str, mut fields: Value) {
-    if !config::flag(&config::CELERY_EVENTS) {
+    if !settings::CELERY_EVENTS.get() {
         return;
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -79,5 +83,5 @@ fn send(ctx: &Context, celery: &Celery, kind: &str, mut fields: Value) {
     let headers = json!({ "hostname": celery.name });
     let message = envelope(&headers, "celeryev", &routing_key, &fields).to_string();
     let channel = format!("{}/{}.celeryev/{routing_key}", celery.prefix, celery.db);
-    let _ = job::call(ctx, "PUBLISH", &[channel.as_bytes(), message.as_bytes()]);
+    let _ = server::call(ctx, "PUBLISH", &[channel.as_bytes(), message.as_bytes()]);
 }

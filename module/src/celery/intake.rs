@@ -5,29 +5,33 @@
 //! where it is.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use florence_engine::catch_panic;
 use redis_module::{Context, RedisError};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Celery, FIELD, Task, bytes, canvas, celery, events, integer,
+    Celery, FIELD, Task, canvas, celery, events,
     message::{self, Body, Message},
     outcome::{self, Exception},
 };
 use crate::{
-    ffi,
-    job::{self, Job, NoJob},
-    request::{self, Options, Picture},
-    state::{Counters, Model, SHARED, is_shutting_down},
-    workers::{can_write, with_server},
+    figures,
+    job::{
+        Job, NoJob,
+        new::{self, Options, Picture},
+    },
+    model::{self, Model},
+    queue::queue,
+    server::{self, bytes, call, can_write, integer, select_db, string, unix_ms, with_server},
 };
 
-/// How often a full queue is looked at again.
+/// How often a full queue, or a server that takes no writes, is looked at again.
 const FULL: Duration = Duration::from_millis(100);
 /// How often lists are looked at without an event: they may have come from a file or a master.
 const IDLE: Duration = Duration::from_secs(1);
@@ -64,13 +68,19 @@ pub(crate) fn run() {
         })
         .collect();
     let mut beat = Instant::now();
-    while !is_shutting_down() {
+    while !queue().is_shut() {
         if Instant::now() >= beat {
             with_server(|ctx| events::heartbeat(ctx, celery));
             beat = Instant::now() + events::HEARTBEAT;
         }
-        while take_slice(celery, &mut lists) {}
-        let _ = WAKE.1.recv_timeout(if request::room() == 0 { FULL } else { IDLE });
+        match take_slice(celery, &mut lists) {
+            Slice::Taken => {}
+            Slice::Refused => thread::sleep(FULL),
+            Slice::Empty => {
+                let pause = if queue().room() == 0 { FULL } else { IDLE };
+                let _ = WAKE.1.recv_timeout(pause);
+            }
+        }
     }
 }
 
@@ -85,36 +95,50 @@ struct List {
     last_passed: Vec<u8>,
 }
 
-/// Looks at some messages of the first list that has any; whether there may be more.
-fn take_slice(celery: &Celery, lists: &mut [List]) -> bool {
+/// What came of a look at the lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slice {
+    /// Some messages were taken or passed over; there may be more.
+    Taken,
+    Empty,
+    /// The server takes no writes just now: a pause, too few replicas, a full disk.
+    Refused,
+}
+
+/// Looks at some messages of the first list that has any.
+fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
     let seen = with_server(|ctx| {
-        if !can_write(ctx) || matches!(&*SHARED.model.read(), Model::Failed(_)) {
+        if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) {
             return None;
         }
-        ffi::select_db(ctx, celery.db);
-        let room = request::room();
+        select_db(ctx, celery.db);
+        let room = queue().room();
         lists.iter_mut().find_map(|list| {
             let messages = list.peek(ctx, room.min(SLICE));
             (!messages.is_empty()).then_some((list, messages))
         })
     });
-    let Some((list, messages)) = seen else { return false };
+    let Some((list, messages)) = seen else { return Slice::Empty };
     let unpacked: Vec<_> =
         messages.iter().map(|bytes| list.unpack_guarded(celery, bytes)).collect();
     with_server(|ctx| {
         if !can_write(ctx) {
-            return false;
+            return Slice::Refused;
         }
-        ffi::select_db(ctx, celery.db);
+        select_db(ctx, celery.db);
         for (bytes, found) in messages.iter().zip(unpacked) {
             if matches!(found, Found::Foreign) {
                 list.pass(bytes);
                 continue;
             }
-            // Somebody else may have taken it meanwhile.
-            if integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) != Some(1) {
-                list.passed = 0;
-                return true;
+            match integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) {
+                Ok(Some(1)) => {}
+                // Somebody else has taken it meanwhile.
+                Ok(_) => {
+                    list.passed = 0;
+                    return Slice::Taken;
+                }
+                Err(_refused) => return Slice::Refused,
             }
             match found {
                 Found::Ours(task, wanted) => accept(ctx, celery, &task, *wanted),
@@ -122,7 +146,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> bool {
                 Found::Foreign => {}
             }
         }
-        true
+        Slice::Taken
     })
 }
 
@@ -147,7 +171,7 @@ impl List {
     fn peek(&mut self, ctx: &Context, most: usize) -> Vec<Vec<u8>> {
         let key = self.key.as_bytes();
         let count = |command, args: &[&[u8]]| {
-            integer(ctx, command, args).and_then(|count| usize::try_from(count).ok())
+            integer(ctx, command, args).ok().flatten().and_then(|count| usize::try_from(count).ok())
         };
         let length = count("LLEN", &[key]).unwrap_or_default();
         // Those left of what was passed over; all, if others have taken that.
@@ -173,8 +197,9 @@ impl List {
 
     /// As [`Self::unpack`]; a message that makes it panic is left where it is, and passed over.
     fn unpack_guarded<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
-        catch_unwind(AssertUnwindSafe(|| self.unpack(celery, bytes))).unwrap_or_else(|_panic| {
-            Counters::add(&SHARED.counters.panics, 1);
+        catch_panic(|| self.unpack(celery, bytes)).unwrap_or_else(|text| {
+            figures::PANICS.add(1);
+            server::warn(&format!("a message of list {} panicked: {text}", self.key));
             Found::Foreign
         })
     }
@@ -218,7 +243,7 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
         .map_err(|problem| Exception::new("builtins", "TypeError", problem))?;
     let from_now = |time: &Option<String>| {
         let at = time.as_deref().and_then(message::unix_ms);
-        at.map(|at| at - job::unix_ms())
+        at.map(|at| at.saturating_sub(unix_ms()))
     };
     let mut options = Options {
         // As on the lists of Celery: 0 is the most urgent.
@@ -230,7 +255,7 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
     options.timeout = task.headers.timelimit().unwrap_or(options.timeout);
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];
-    request::check_prompts(&prompts, None).map_err(refused)?;
+    new::check_prompts(&prompts, None).map_err(refused)?;
     let [prompt] = prompts;
     let picture = Picture::at(picture).map_err(refused)?;
     Ok(Wanted { picture, prompt, options })
@@ -284,31 +309,28 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
         return outcome::revoked(ctx, celery, task, "expired");
     }
     let key = task.key();
-    let known = Job::open(ctx, &ffi::string(ctx, key.as_bytes())).map(|job| job.state.is_final());
+    let known = Job::open(ctx, &string(ctx, key.as_bytes())).map(|job| job.state.is_final());
     match known {
         Err(NoJob::Missing) => {}
         // The same task again, which is waiting or running.
         Ok(false) => return,
         _ => {
-            let _ = job::call(ctx, "UNLINK", &[key.as_bytes()]);
+            let _ = call(ctx, "UNLINK", &[key.as_bytes()]);
         }
     }
-    let mut fields = request::fields(wanted.picture, &[wanted.prompt], &wanted.options);
+    let mut fields = new::fields(wanted.picture, &[wanted.prompt], &wanted.options);
     fields.push((FIELD, json!(task).to_string().into()));
-    match job::write(ctx, key.as_bytes(), &fields) {
-        Ok(()) => Counters::add(&SHARED.counters.submitted, 1),
-        Err(problem) => {
-            outcome::failed(ctx, celery, task, &Exception::of_reply(&format!("ERR {problem}")));
-        }
+    if let Err(problem) = new::store(ctx, key.as_bytes(), &fields) {
+        outcome::failed(ctx, celery, task, &Exception::of_reply(&format!("ERR {problem}")));
     }
 }
 
 /// Keeps the latest of what nobody can answer.
 fn keep_rejected(ctx: &Context, celery: &Celery, bytes: &[u8]) {
-    ctx.log_warning("florence: a message that is no Celery task is in florence:celery-rejected");
+    server::warn("a message that is no Celery task is in florence:celery-rejected");
     let list = format!("{}florence:celery-rejected", celery.prefix);
-    let _ = job::call(ctx, "LPUSH", &[list.as_bytes(), bytes]);
-    let _ = job::call(ctx, "LTRIM", &[list.as_bytes(), b"0", b"99"]);
+    let _ = call(ctx, "LPUSH", &[list.as_bytes(), bytes]);
+    let _ = call(ctx, "LTRIM", &[list.as_bytes(), b"0", b"99"]);
 }
 
 #[cfg(test)]

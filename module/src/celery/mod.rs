@@ -31,14 +31,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis_module::{CallReply, CallResult, Context, ContextFlags};
+use redis_module::{Context, ContextFlags};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use control::control;
 pub(crate) use intake::{list_changed, run};
-pub(crate) use outcome::{ended, is_last, retrying, started};
+pub(crate) use outcome::Tasks;
 
-use crate::{config, ffi, job};
+use crate::{server, settings};
 use message::{Embed, Headers};
 
 /// The field of a job that keeps its task.
@@ -78,24 +78,23 @@ fn celery() -> Option<&'static Celery> {
 
 /// Reads the settings; without queues there is no wire mode.
 pub(crate) fn start(ctx: &Context) -> Result<(), String> {
-    let queues = queues(&config::text(&config::CELERY_QUEUES))?;
-    if queues.is_empty() {
+    let queues = settings::CELERY_QUEUES.get();
+    if queues.0.is_empty() {
         return Ok(());
     }
     if ctx.get_flags().contains(ContextFlags::CLUSTER) {
         return Err("celery-queues: Celery cannot use a Redis Cluster".to_owned());
     }
-    let db = |setting| i32::try_from(config::number(setting)).unwrap_or_default();
     let celery = Celery {
-        queues,
-        db: db(&config::CELERY_DB),
-        result_db: db(&config::CELERY_RESULT_DB),
-        prefix: config::text(&config::CELERY_PREFIX),
-        steps: steps(&config::text(&config::CELERY_PRIORITY_STEPS))?,
-        separator: config::text(&config::CELERY_SEPARATOR),
-        result_prefix: config::text(&config::CELERY_RESULT_PREFIX),
-        name: config::text(&config::CELERY_NAME).replace("%h", &host()),
-        rejects_unknown: config::flag(&config::CELERY_REJECT_UNKNOWN),
+        queues: queues.0.clone(),
+        db: i32::try_from(settings::CELERY_DB.get()).unwrap_or_default(),
+        result_db: i32::try_from(settings::CELERY_RESULT_DB.get()).unwrap_or_default(),
+        prefix: (*settings::CELERY_PREFIX.get()).clone(),
+        steps: settings::CELERY_PRIORITY_STEPS.get().0.clone(),
+        separator: (*settings::CELERY_SEPARATOR.get()).clone(),
+        result_prefix: (*settings::CELERY_RESULT_PREFIX.get()).clone(),
+        name: settings::CELERY_NAME.get().replace("%h", &host()),
+        rejects_unknown: settings::CELERY_REJECT_UNKNOWN.get(),
         since: Instant::now(),
         clock: AtomicU64::new(1),
         ended: AtomicU64::new(0),
@@ -104,36 +103,8 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
     };
     let channel = control::channel(&celery);
     CELERY.get_or_init(|| celery);
-    ffi::watch_lists(ctx)?;
-    ffi::divert_publish(ctx, channel)
-}
-
-/// `queue:task queue:task ...`
-fn queues(setting: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
-    let mut queues: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for pair in setting.split_whitespace() {
-        match pair.rsplit_once(':') {
-            Some((queue, task)) if !queue.is_empty() && !task.is_empty() => {
-                queues.entry(queue.to_owned()).or_default().push(task.to_owned());
-            }
-            _ => return Err(format!("celery-queues: '{pair}' is not queue:task")),
-        }
-    }
-    Ok(queues)
-}
-
-/// `0 3 6 9`
-fn steps(setting: &str) -> Result<Vec<i64>, String> {
-    let steps = setting.split_whitespace().map(|step| {
-        let step = step.parse().ok().filter(|step| (0..=9).contains(step));
-        step.ok_or_else(|| format!("celery-priority-steps: '{setting}' is no list of 0 to 9"))
-    });
-    let mut steps: Vec<i64> = steps.collect::<Result<_, _>>()?;
-    // Messages without a priority have 0, whose list has the queue's own name.
-    steps.push(0);
-    steps.sort_unstable();
-    steps.dedup();
-    Ok(steps)
+    server::watch_lists(ctx)?;
+    server::divert_publish(ctx, channel)
 }
 
 fn host() -> String {
@@ -158,7 +129,9 @@ impl Celery {
     /// Sends a message to its queue.
     fn send(&self, ctx: &Context, message: &message::Outgoing) -> Result<(), String> {
         let list = self.list(&message.queue, message.priority);
-        in_db(ctx, self.db, || job::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()]))
+        server::in_db(ctx, self.db, || {
+            server::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()])
+        })
     }
 }
 
@@ -209,50 +182,9 @@ impl Revoked {
     }
 }
 
-/// Works in another database, and returns to the selected one.
-fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
-    let selected = ffi::selected_db(ctx);
-    ffi::select_db(ctx, db);
-    let result = f();
-    ffi::select_db(ctx, selected);
-    result
-}
-
-/// The integer that a command replies.
-fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<i64> {
-    let reply: CallResult<'_> = job::ask(ctx, command, args);
-    match reply {
-        Ok(CallReply::I64(number)) => Some(number.to_i64()),
-        _ => None,
-    }
-}
-
-/// The string that a command replies.
-fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<u8>> {
-    let reply: CallResult<'_> = job::ask(ctx, command, args);
-    match reply {
-        Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn queues_and_their_tasks_are_listed() {
-        let queues = queues("celery:tasks.a  celery:tasks.b a:b:c").unwrap();
-        assert_eq!(queues["celery"], ["tasks.a", "tasks.b"]);
-        assert_eq!(queues["a:b"], ["c"]);
-        assert!(super::queues("celery").is_err() && super::queues(":x").is_err());
-    }
-
-    #[test]
-    fn steps_are_those_of_the_clients() {
-        assert_eq!(steps("9 3 6").unwrap(), [0, 3, 6, 9]);
-        assert!(steps("0 10").is_err() && steps("a").is_err());
-    }
 
     #[test]
     fn the_oldest_revoked_ids_are_forgotten() {

@@ -4,10 +4,14 @@
 use redis_module::Context;
 use serde_json::{Value, json};
 
-use super::{Celery, FIELD, Task, bytes, canvas, celery, events, in_db, message};
+use super::{Celery, FIELD, Task, canvas, celery, events, message};
 use crate::{
-    config, ffi,
-    job::{self, Job, State},
+    job::{
+        Code, Failure, Job, State,
+        life::{Ended, Follower},
+    },
+    server::{self, bytes, in_db},
+    settings,
 };
 
 /// An exception as Celery's clients raise it.
@@ -70,35 +74,51 @@ fn task_of<T>(
     look: impl FnOnce(&Job) -> T,
 ) -> Option<(&'static Celery, Task, T)> {
     let celery = celery()?;
-    let job = Job::open(ctx, &ffi::string(ctx, key)).ok()?;
+    let job = Job::open(ctx, &server::string(ctx, key)).ok()?;
     let task: Task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-    let is_own = key == task.key().as_bytes() && ffi::selected_db(ctx) == celery.db;
+    let is_own = key == task.key().as_bytes() && server::selected_db(ctx) == celery.db;
     is_own.then(|| (celery, task, look(&job)))
 }
 
-/// An attempt has begun.
-pub(crate) fn started(ctx: &Context, key: &[u8]) {
-    let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
-    events::of_task(ctx, celery, "task-started", &task, json!({}));
-    if config::flag(&config::CELERY_TRACK_STARTED) {
-        let worker = json!({ "pid": std::process::id(), "hostname": celery.name });
-        store(ctx, celery, &task, "STARTED", &worker);
+/// Tells clients of Celery how their tasks fare.
+pub(crate) struct Tasks;
+
+impl Follower for Tasks {
+    fn started(&self, ctx: &Context, key: &[u8]) {
+        let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
+        events::of_task(ctx, celery, "task-started", &task, json!({}));
+        if settings::CELERY_TRACK_STARTED.get() {
+            let worker = json!({ "pid": std::process::id(), "hostname": celery.name });
+            store(ctx, celery, &task, "STARTED", &worker);
+        }
     }
-}
 
-/// Whether a failure ends a task for good: a time limit of Celery's is one of the task.
-pub(crate) fn is_last(ctx: &Context, key: &[u8], code: &str) -> bool {
-    code == "TIMEOUT"
-        && task_of(ctx, key, |_| ()).is_some_and(|(_, task, ())| task.headers.timelimit().is_some())
-}
+    fn retrying(&self, ctx: &Context, key: &[u8], failure: &Failure) {
+        let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
+        let exception = Exception::of_code(failure.code.name(), &failure.message);
+        let fields = json!({ "exception": exception.repr(), "traceback": null });
+        events::of_task(ctx, celery, "task-retried", &task, fields);
+        store(ctx, celery, &task, "RETRY", &exception.json());
+    }
 
-/// An attempt has failed, and another will be made.
-pub(crate) fn retrying(ctx: &Context, key: &[u8], code: &str, text: &str) {
-    let Some((celery, task, ())) = task_of(ctx, key, |_| ()) else { return };
-    let exception = Exception::of_code(code, text);
-    let fields = json!({ "exception": exception.repr(), "traceback": null });
-    events::of_task(ctx, celery, "task-retried", &task, fields);
-    store(ctx, celery, &task, "RETRY", &exception.json());
+    fn ended(&self, ctx: &Context, key: &[u8], _end: &Ended<'_>) {
+        let Some((celery, task, end)) = task_of(ctx, key, End::of) else { return };
+        match end {
+            End::Result { json, seconds } => {
+                let result = json.and_then(|json| serde_json::from_str(&json).ok());
+                succeeded(ctx, celery, &task, &result.unwrap_or_default(), seconds);
+            }
+            End::Error(exception) => failed(ctx, celery, &task, &exception),
+            End::Revoked(reason) => revoked(ctx, celery, &task, reason),
+            End::None => {}
+        }
+    }
+
+    /// A time limit of Celery's is one of the task, not of an attempt.
+    fn is_last(&self, ctx: &Context, key: &[u8], failure: &Failure) -> bool {
+        let has_limit = |(_, task, ()): (_, Task, ())| task.headers.timelimit().is_some();
+        failure.code == Code::Timeout && task_of(ctx, key, |_| ()).is_some_and(has_limit)
+    }
 }
 
 /// How a job has ended.
@@ -127,20 +147,6 @@ impl End {
             State::Expired => Self::Revoked("expired"),
             State::Queued | State::Fetching | State::Running | State::Retrying => Self::None,
         }
-    }
-}
-
-/// A job has ended; its hash says how.
-pub(crate) fn ended(ctx: &Context, key: &[u8]) {
-    let Some((celery, task, end)) = task_of(ctx, key, End::of) else { return };
-    match end {
-        End::Result { json, seconds } => {
-            let result = json.and_then(|json| serde_json::from_str(&json).ok());
-            succeeded(ctx, celery, &task, &result.unwrap_or_default(), seconds);
-        }
-        End::Error(exception) => failed(ctx, celery, &task, &exception),
-        End::Revoked(reason) => revoked(ctx, celery, &task, reason),
-        End::None => {}
     }
 }
 
@@ -210,15 +216,15 @@ fn write(ctx: &Context, celery: &Celery, id: &str, meta: &Value) {
         if known.is_some_and(|known| known["status"] == "SUCCESS") {
             return;
         }
-        let expires = config::number(&config::CELERY_RESULT_EXPIRES);
+        let expires = settings::CELERY_RESULT_EXPIRES.get();
         let stored = if expires == 0 {
-            job::call(ctx, "SET", &[key, json.as_bytes()])
+            server::call(ctx, "SET", &[key, json.as_bytes()])
         } else {
-            job::call(ctx, "SETEX", &[key, expires.to_string().as_bytes(), json.as_bytes()])
+            server::call(ctx, "SETEX", &[key, expires.to_string().as_bytes(), json.as_bytes()])
         };
-        let told = stored.and_then(|()| job::call(ctx, "PUBLISH", &[key, json.as_bytes()]));
+        let told = stored.and_then(|()| server::call(ctx, "PUBLISH", &[key, json.as_bytes()]));
         if let Err(problem) = told {
-            ctx.log_warning(&format!("florence: the result of task {id} is not stored: {problem}"));
+            server::warn(&format!("the result of task {id} is not stored: {problem}"));
         }
     });
 }

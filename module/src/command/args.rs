@@ -2,7 +2,7 @@
 
 use redis_module::{RedisError, RedisString};
 
-use crate::reply;
+use crate::{job::limits::Limit, server::reply};
 
 pub(crate) struct Args {
     left: std::vec::IntoIter<RedisString>,
@@ -41,6 +41,11 @@ impl Args {
         value
             .filter(|value| (min..=max).contains(value))
             .ok_or_else(|| reply::not_an_integer(option, min, max))
+    }
+
+    /// The integer after an option that has a limit.
+    pub(crate) fn limited(&mut self, limit: Limit) -> Result<i64, RedisError> {
+        self.integer(limit.option, limit.least, limit.most)
     }
 }
 

@@ -5,7 +5,7 @@
 use redis_module::{CallOptionsBuilder, CallReply, CallResult, Context, RedisResult, RedisValue};
 
 use super::args::Args;
-use crate::{celery, reply};
+use crate::{celery, server::reply};
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let (channel, message) = (args.next()?, args.next()?);

@@ -1,9 +1,13 @@
 //! `FLORENCE.GET key [RESULT]`: a job as a map, or only its answer.
 
-use redis_module::{Context, RedisResult};
+use redis_module::{Context, RedisResult, RedisString, RedisValue};
 
 use super::args::{Args, is_word};
-use crate::{ffi, job::Job, reply, view};
+use crate::{
+    job::{Job, JobKey, view},
+    queue::queue,
+    server::{self, reply},
+};
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
@@ -15,10 +19,17 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
     let job = match Job::open(ctx, &key) {
         Ok(job) => job,
-        Err(reason) => return reply::no_job(reason),
+        Err(reason) => return reason.reply(),
     };
     if wants_result {
         return job.outcome();
     }
-    Ok(view::map(ffi::selected_db(ctx), key.as_slice(), &job))
+    Ok(map(ctx, &key, &job))
+}
+
+/// The map that GET and WAIT reply.
+pub(super) fn map(ctx: &Context, key: &RedisString, job: &Job) -> RedisValue {
+    let db = server::selected_db(ctx);
+    let progress = queue().progress(&JobKey { db, name: key.as_slice().into() }, job);
+    view::map(key.as_slice(), job, &progress)
 }

@@ -1,18 +1,19 @@
 //! `FLORENCE.JOBS`, `STATS`, `MODEL` and `HELP`: looking at the module.
 
-use std::sync::atomic::Ordering;
-
 use redis_module::{AclPermissions, Context, RedisResult, RedisValue};
 
 use super::args::Args;
 use crate::{
-    cache::CACHES,
-    config, ffi,
+    figures::COUNTERS,
     job::{self, State},
-    reply::{self, bulk},
-    retain, source,
-    state::{Model, SHARED},
-    waiters,
+    model::{self, Model},
+    queue::{queue, retained, waiters},
+    server::{
+        self,
+        reply::{self, bulk},
+    },
+    settings::{self, Setting},
+    source,
 };
 
 const DEFAULT_COUNT: i64 = 100;
@@ -32,16 +33,15 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
             _ => return Err(reply::syntax()),
         }
     }
-    let db = ffi::selected_db(ctx);
-    let keys: Vec<_> = SHARED.scheduler.lock().keys(db).cloned().collect();
+    let keys = queue().keys(server::selected_db(ctx), |_| true);
     let user = ctx.get_current_user();
     let found = keys.into_iter().filter_map(|key| {
         // Who may not read a key does not learn of it either.
-        let name = ffi::string(ctx, &key.name);
+        let name = server::string(ctx, &key.name);
         if !user.inner.is_null() {
             ctx.acl_check_key_permission(&user, &name, &AclPermissions::ACCESS).ok()?;
         }
-        let found = job::open(ctx, &key).ok()?.visible_state();
+        let found = queue().state(&key, &job::open(ctx, &key).ok()?);
         state.is_none_or(|state| state == found).then(|| {
             reply::map([
                 ("id", RedisValue::StringBuffer(key.name.to_vec())),
@@ -52,45 +52,21 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
     Ok(RedisValue::Array(found.take(usize::try_from(count).unwrap_or_default()).collect()))
 }
 
-/// The counters that STATS and INFO show.
-pub(crate) fn figures() -> Vec<(&'static str, u64)> {
-    let (waiting, active) = {
-        let scheduler = SHARED.scheduler.lock();
-        (scheduler.waiting() as u64, scheduler.active() as u64)
-    };
-    let counters = &SHARED.counters;
+/// The figures that STATS and INFO show.
+pub(super) fn figures() -> Vec<(&'static str, u64)> {
+    let (waiting, active) = queue().counts();
     let mut figures = vec![
-        ("jobs_waiting", waiting),
-        ("jobs_active", active),
+        ("jobs_waiting", waiting as u64),
+        ("jobs_active", active as u64),
         ("waiters", waiters::count() as u64),
     ];
-    figures.extend(
-        [
-            ("jobs_submitted", &counters.submitted),
-            ("jobs_done", &counters.done),
-            ("jobs_failed", &counters.failed),
-            ("jobs_cancelled", &counters.cancelled),
-            ("jobs_expired", &counters.expired),
-            ("jobs_trimmed", &counters.trimmed),
-            ("jobs_unannounced", &counters.unannounced),
-            ("attempts_retried", &counters.retried),
-            ("submits_refused", &counters.refused),
-            ("answers_dropped", &counters.dropped),
-            ("panics", &counters.panics),
-            ("cache_results", &counters.cache_results),
-            ("cache_features", &counters.cache_features),
-            ("cache_misses", &counters.cache_misses),
-            ("decoder_steps", &counters.decoder_steps),
-            ("fetch_ms_total", &counters.fetch_ms),
-            ("infer_ms_total", &counters.infer_ms),
-        ]
-        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed))),
-    );
-    let (answers, pictures) = CACHES.bytes();
+    figures.extend(COUNTERS.iter().map(|(name, counter)| (*name, counter.get())));
+    let (answers, pictures) =
+        model::loaded().map(|loaded| loaded.caches.bytes()).unwrap_or_default();
     figures.extend([
         ("cache_result_bytes", answers),
         ("cache_feature_bytes", pictures),
-        ("retained_bytes", retain::bytes()),
+        ("retained_bytes", retained::bytes()),
     ]);
     figures
 }
@@ -121,20 +97,19 @@ pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
 /// `FLORENCE.MODEL`
 pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
-    let (state, name, arithmetic, error) = match &*SHARED.model.read() {
+    let (state, name, arithmetic, error) = match model::model() {
         Model::Loading => ("loading", RedisValue::Null, String::new(), RedisValue::Null),
-        Model::Ready(florence) => {
+        Model::Ready(loaded) => {
+            let florence = &loaded.florence;
             ("ready", bulk(florence.name()), florence.arithmetic(), RedisValue::Null)
         }
-        Model::Failed(problem) => {
-            ("failed", RedisValue::Null, String::new(), bulk(problem.clone()))
-        }
+        Model::Failed(problem) => ("failed", RedisValue::Null, String::new(), bulk(problem)),
     };
     let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
     Ok(reply::map([
         ("state", bulk(state)),
         ("name", name),
-        ("directory", bulk(config::text(&config::MODEL))),
+        ("directory", bulk(settings::MODEL.text())),
         ("device", bulk("cpu")),
         ("precision", bulk(precision)),
         ("kernels", bulk(kernels)),

@@ -4,29 +4,30 @@ mod args;
 mod cancel;
 mod control;
 mod get;
+mod info;
 mod inspect;
 mod submit;
 mod wait;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
+use florence_engine::catch_panic;
 use redis_module::{Context, RedisError, RedisResult, RedisString};
 
-pub(crate) use inspect::figures;
+pub(crate) use info::add as add_info;
 pub(crate) use wait::finished;
 
 use crate::{
-    ffi::{self, CommandInfo, KeyBegin, KeySpec},
-    state::{Counters, SHARED},
+    figures,
+    server::{self, CommandInfo, KeyBegin, KeySpec},
 };
 use args::Args;
 
 type Handler = fn(&Context, &mut Args) -> RedisResult;
 
-fn guarded(ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResult {
+fn guarded(name: &str, ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResult {
     let mut args = Args::new(args);
-    catch_unwind(AssertUnwindSafe(|| handler(ctx, &mut args))).unwrap_or_else(|_panic| {
-        Counters::add(&SHARED.counters.panics, 1);
+    catch_panic(|| handler(ctx, &mut args)).unwrap_or_else(|text| {
+        figures::PANICS.add(1);
+        server::warn(&format!("command {name} panicked: {text}"));
         Err(RedisError::Str("ERR florence internal error"))
     })
 }
@@ -34,7 +35,7 @@ fn guarded(ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResu
 macro_rules! handlers {
     ($($name:ident => $handler:expr;)*) => {
         $(pub(crate) fn $name(ctx: &Context, args: Vec<RedisString>) -> RedisResult {
-            guarded(ctx, args, $handler)
+            guarded(stringify!($name), ctx, args, $handler)
         })*
     };
 }
@@ -104,5 +105,5 @@ const INFOS: [CommandInfo; 11] = [
 
 /// Tells the server what COMMAND DOCS shows.
 pub(crate) fn describe(ctx: &Context) -> Result<(), String> {
-    INFOS.iter().try_for_each(|info| ffi::describe(ctx, info))
+    INFOS.iter().try_for_each(|info| server::describe(ctx, info))
 }

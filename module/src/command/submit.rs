@@ -11,11 +11,12 @@ use redis_module::{
 
 use super::args::{Args, is_word, utf8};
 use crate::{
-    ffi,
-    job::{self, Job, NoJob},
-    reply,
-    request::{self, Options, Picture},
-    state::{Counters, SHARED},
+    job::{
+        Job, NoJob, limits,
+        new::{self, Options, Picture},
+    },
+    queue::queue,
+    server::{self, reply},
 };
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -23,23 +24,22 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = options(args)?;
-    request::check_prompts(&prompts, options.model.as_deref())?;
+    new::check_prompts(&prompts, options.model.as_deref())?;
 
-    let fields = request::fields(picture, &prompts, &options);
+    let fields = new::fields(picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
         // The same request again: the reply of the first one was lost.
-        Ok(job) if job.bytes("request").as_deref() == Some(request::request_of(&fields)) => {
+        Ok(job) if job.bytes("request").as_deref() == Some(new::request_of(&fields)) => {
             return Ok(name);
         }
         Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
         Err(NoJob::Missing) => {}
     }
-    request::check_queue()?;
-    job::write(ctx, key.as_slice(), &fields).map_err(RedisError::String)?;
-    Counters::add(&SHARED.counters.submitted, 1);
+    queue().check_room()?;
+    new::store(ctx, key.as_slice(), &fields).map_err(RedisError::String)?;
     Ok(name)
 }
 
@@ -59,13 +59,12 @@ fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture,
 
 /// One prompt, or PROMPTS and several different ones.
 fn prompts(args: &mut Args) -> Result<Vec<String>, RedisError> {
-    const MOST: i64 = 16;
     let first = args.next()?;
     if !is_word(&first, "PROMPTS") {
         return Ok(vec![utf8(&first, "the prompt")?]);
     }
     let mut prompts: Vec<String> = Vec::new();
-    for _ in 0..args.integer("PROMPTS", 1, MOST)? {
+    for _ in 0..args.limited(limits::PROMPTS)? {
         let prompt = utf8(&args.next()?, "the prompt")?;
         if prompts.contains(&prompt) {
             return Err(reply::error("BADPROMPT", "a prompt is given twice"));
@@ -107,21 +106,19 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
     }
 }
 
-const YEAR_MS: i64 = 31_536_000_000;
-
 fn options(args: &mut Args) -> Result<Options, RedisError> {
     let mut options = Options::default();
     while let Some(option) = args.option() {
         match option.to_string_lossy().to_ascii_uppercase().as_str() {
-            "PRIORITY" => options.priority = args.integer("PRIORITY", 0, 9)?,
-            "DELAY" => options.delay = Some(args.integer("DELAY", 0, YEAR_MS)?),
-            "EXPIRES" => options.expires = Some(args.integer("EXPIRES", 1, YEAR_MS)?),
+            "PRIORITY" => options.priority = args.limited(limits::PRIORITY)?,
+            "DELAY" => options.delay = Some(args.limited(limits::DELAY)?),
+            "EXPIRES" => options.expires = Some(args.limited(limits::EXPIRES)?),
             "MODEL" => options.model = Some(utf8(&args.next()?, "the model's name")?),
-            "TIMEOUT" => options.timeout = args.integer("TIMEOUT", 1, 86_400_000)?,
-            "RETRIES" => options.retries = args.integer("RETRIES", 0, 100)?,
-            "TTL" => options.ttl = args.integer("TTL", 0, 315_360_000)?,
-            "BEAMS" => options.beams = Some(args.integer("BEAMS", 1, 16)?),
-            "MAXTOKENS" => options.max_tokens = Some(args.integer("MAXTOKENS", 1, 4096)?),
+            "TIMEOUT" => options.timeout = args.limited(limits::TIMEOUT)?,
+            "RETRIES" => options.retries = args.limited(limits::RETRIES)?,
+            "TTL" => options.ttl = args.limited(limits::TTL)?,
+            "BEAMS" => options.beams = Some(args.limited(limits::BEAMS)?),
+            "MAXTOKENS" => options.max_tokens = Some(args.limited(limits::MAX_TOKENS)?),
             "NOCACHE" => options.no_cache = true,
             _ => return Err(reply::syntax()),
         }
@@ -134,8 +131,8 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
 /// it was routed by.
 fn new_key(ctx: &Context) -> RedisString {
     const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-    let mut number = u128::from(job::unix_ms().unsigned_abs()) << 80;
-    for (i, byte) in ffi::random().into_iter().enumerate() {
+    let mut number = u128::from(server::unix_ms().unsigned_abs()) << 80;
+    for (i, byte) in server::random::<10>().into_iter().enumerate() {
         number |= u128::from(byte) << (8 * i);
     }
     let mut name = b"florence:".to_vec();
@@ -143,5 +140,5 @@ fn new_key(ctx: &Context) -> RedisString {
         name.extend(b"{*}:");
     }
     name.extend((0..26).rev().map(|i| CROCKFORD[(number >> (5 * i)) as usize & 31]));
-    ffi::string(ctx, &name)
+    server::string(ctx, &name)
 }

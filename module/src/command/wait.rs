@@ -2,13 +2,11 @@
 
 use redis_module::{Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue};
 
-use super::args::Args;
+use super::{args::Args, get::map};
 use crate::{
-    ffi,
-    job::{Job, NoJob},
-    reply,
-    scheduler::JobKey,
-    view, waiters,
+    job::{Job, JobKey, NoJob},
+    queue::waiters,
+    server::{self, reply},
 };
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -22,11 +20,11 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     for key in keys {
         match Job::open(ctx, &key) {
             Ok(job) if job.state.is_final() => {
-                return Ok(view::map(ffi::selected_db(ctx), key.as_slice(), &job));
+                return Ok(map(ctx, &key, &job));
             }
             Ok(_) => pending.push(key),
             Err(NoJob::Missing) => {}
-            Err(reason) => return reply::no_job(reason),
+            Err(reason) => return reason.reply(),
         }
     }
     if pending.is_empty() {
@@ -35,10 +33,10 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     if ctx.get_flags().contains(ContextFlags::DENY_BLOCKING) {
         return Ok(RedisValue::Null);
     }
-    let db = ffi::selected_db(ctx);
+    let db = server::selected_db(ctx);
     let names = pending.iter().map(|key| JobKey { db, name: key.as_slice().into() }).collect();
     let id = waiters::next_id();
-    waiters::add(id, ffi::block(ctx, &pending, timeout_ms, id), names);
+    waiters::add(id, server::block(ctx, &pending, timeout_ms, id), names);
     Ok(RedisValue::NoReply)
 }
 
@@ -60,9 +58,7 @@ fn milliseconds(timeout: &RedisString) -> Result<i64, RedisError> {
 /// The reply for a waiting client whose key was signalled, or `None` to let it wait on.
 pub(crate) fn finished(ctx: &Context, key: &RedisString) -> Option<RedisResult> {
     match Job::open(ctx, key) {
-        Ok(job) if job.state.is_final() => {
-            Some(Ok(view::map(ffi::selected_db(ctx), key.as_slice(), &job)))
-        }
+        Ok(job) if job.state.is_final() => Some(Ok(map(ctx, key, &job))),
         _ => None,
     }
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::ValueEnum;
 use florence_engine::{Coordinates, GenerateOptions, PrepareOptions, image::Orientation};
 use serde_json::json;
 
@@ -29,8 +28,8 @@ pub(crate) struct Args {
     #[arg(long)]
     length_penalty: Option<f32>,
     /// Coordinates as floats, or truncated as newer transformers give them
-    #[arg(long, value_enum, default_value_t = CoordinateFormat::Float)]
-    coordinates: CoordinateFormat,
+    #[arg(long, value_name = "float|int", default_value = "float")]
+    coordinates: Coordinates,
     /// Turn pictures as their EXIF tag says
     #[arg(long)]
     exif: bool,
@@ -40,12 +39,6 @@ pub(crate) struct Args {
     /// Pictures
     #[arg(required = true)]
     images: Vec<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum CoordinateFormat {
-    Float,
-    Int,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -59,10 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         max_new_tokens: Some(args.max_new_tokens),
         no_repeat_ngram: args.no_repeat_ngram,
         length_penalty: args.length_penalty,
-        coordinates: match args.coordinates {
-            CoordinateFormat::Float => Coordinates::Float,
-            CoordinateFormat::Int => Coordinates::Integer,
-        },
+        coordinates: args.coordinates,
     };
     for image in &args.images {
         let shown = image.display();

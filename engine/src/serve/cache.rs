@@ -1,0 +1,116 @@
+//! Answers, and encoded pictures, that may be asked for again.
+//!
+//! Both are keyed by the picture's bytes, not by where they came from; one value serves one model.
+
+use std::sync::Arc;
+
+use quick_cache::{Weighter, sync::Cache};
+use sha2::{Digest, Sha256};
+
+use crate::{Answer, GenerateOptions, Visual};
+
+/// What an answer depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys {
+    /// SHA-256 of the picture's bytes.
+    picture: [u8; 32],
+    /// SHA-256 of picture, prompt and options.
+    request: [u8; 32],
+}
+
+impl Keys {
+    /// Of a picture's bytes, a prompt and how the answer is generated.
+    pub fn new(picture: &[u8], prompt: &str, options: &GenerateOptions) -> Self {
+        let picture: [u8; 32] = Sha256::digest(picture).into();
+        let mut request = Sha256::new();
+        request.update(picture);
+        request.update(format!("{options:?}\n{prompt}"));
+        Self { picture, request: request.finalize().into() }
+    }
+
+    /// Whether both ask the same.
+    pub(super) fn is_same_request(&self, other: &Self) -> bool {
+        self.request == other.request
+    }
+}
+
+/// What a job was spared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything: the same request had been answered, or was being answered.
+    Result,
+    /// The vision tower: the same picture had been encoded.
+    Features,
+    /// Nothing.
+    Miss,
+}
+
+impl Verdict {
+    /// The verdict's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Result => "result",
+            Self::Features => "features",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+/// What may be asked for again.
+pub struct Caches {
+    answers: Cache<[u8; 32], Arc<Answer>, Bytes>,
+    pictures: Cache<[u8; 32], Visual, Bytes>,
+}
+
+/// Counts entries by the bytes that they take.
+#[derive(Clone)]
+struct Bytes;
+
+/// What the cache itself needs for an entry, roughly.
+const ENTRY: u64 = 128;
+
+impl Weighter<[u8; 32], Arc<Answer>> for Bytes {
+    fn weight(&self, _key: &[u8; 32], answer: &Arc<Answer>) -> u64 {
+        // The JSON tree takes a few times the text that it came from.
+        (8 * answer.text.len() + 8 * answer.token_ids.len()) as u64 + ENTRY
+    }
+}
+
+impl Weighter<[u8; 32], Visual> for Bytes {
+    fn weight(&self, _key: &[u8; 32], visual: &Visual) -> u64 {
+        visual.bytes() as u64 + ENTRY
+    }
+}
+
+impl Caches {
+    /// Caches with these budgets in bytes; 0 keeps nothing.
+    pub fn new(answers: u64, pictures: u64) -> Self {
+        Self {
+            answers: Cache::with_weighter(10_000, answers, Bytes),
+            pictures: Cache::with_weighter(1_000, pictures, Bytes),
+        }
+    }
+
+    /// The answer to a request.
+    pub fn answer(&self, keys: &Keys) -> Option<Arc<Answer>> {
+        self.answers.get(&keys.request)
+    }
+
+    /// An encoded picture.
+    pub fn visual(&self, keys: &Keys) -> Option<Visual> {
+        self.pictures.get(&keys.picture).map(|visual| visual.reused())
+    }
+
+    pub(super) fn keep_answer(&self, keys: &Keys, answer: &Arc<Answer>) {
+        self.answers.insert(keys.request, Arc::clone(answer));
+    }
+
+    pub(super) fn keep_visual(&self, keys: &Keys, visual: &Visual) {
+        self.pictures.insert(keys.picture, visual.clone());
+    }
+
+    /// Bytes of answers and of encoded pictures.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.answers.weight(), self.pictures.weight())
+    }
+}

@@ -1,0 +1,66 @@
+//! What the loop drives: a model, or a fake with a clock of its own in the loop's tests.
+
+use std::time::Instant;
+
+use crate::{Answer, Batch, Error, Florence, GenerateOptions, Picture, Question, Visual};
+
+/// A request in the batch.
+pub(super) type RequestId = u64;
+
+pub(super) trait Machine {
+    fn now(&self) -> Instant;
+
+    /// Runs the vision tower.
+    fn visual(&mut self, picture: &Picture) -> Result<Visual, Error>;
+
+    /// Encodes a request and takes it into the batch.
+    fn join(
+        &mut self,
+        id: RequestId,
+        question: &Question,
+        visual: &Visual,
+        options: &GenerateOptions,
+    ) -> Result<(), Error>;
+
+    /// One token for every request; the answers that are complete now.
+    fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error>;
+
+    /// Drops the requests that `keep` refuses.
+    fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool);
+}
+
+/// A model and its batch.
+pub(super) struct Decoder<'a> {
+    pub(super) florence: &'a Florence,
+    pub(super) batch: Batch<'a, RequestId>,
+}
+
+impl Machine for Decoder<'_> {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn visual(&mut self, picture: &Picture) -> Result<Visual, Error> {
+        self.florence.visual(picture)
+    }
+
+    fn join(
+        &mut self,
+        id: RequestId,
+        question: &Question,
+        visual: &Visual,
+        options: &GenerateOptions,
+    ) -> Result<(), Error> {
+        let encoded = self.florence.encode(question, visual, options)?;
+        self.batch.join(id, encoded);
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error> {
+        self.batch.step()
+    }
+
+    fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
+        self.batch.retain(|id| keep(*id));
+    }
+}

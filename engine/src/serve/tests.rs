@@ -1,0 +1,333 @@
+//! The loop over made-up time: a machine that takes as long as it says, and fails where it is told.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+/// How long the machine takes for a picture, a prompt and a step.
+const VISION: Duration = Duration::from_millis(80);
+const ENCODER: Duration = Duration::from_millis(0);
+const STEP: Duration = Duration::from_millis(4);
+
+/// Questions with these ids are trouble.
+const FAILS: u32 = 666;
+const PANICS: u32 = 667;
+const PANICS_IN_ENCODER: u32 = 668;
+
+/// What happened, in order.
+type Diary = Rc<RefCell<Vec<String>>>;
+
+struct Fake {
+    now: Rc<Cell<Instant>>,
+    diary: Diary,
+    /// Requests in the batch: the question's id, and steps until its answer.
+    running: Vec<(RequestId, u32, u32)>,
+    steps: u32,
+}
+
+impl Fake {
+    fn spend(&self, time: Duration) {
+        self.now.set(self.now.get() + time);
+    }
+}
+
+impl Machine for Fake {
+    fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    fn visual(&mut self, _picture: &Picture) -> Result<Visual, Error> {
+        self.spend(VISION);
+        self.diary.borrow_mut().push("vision".to_owned());
+        Ok(Visual::made_up())
+    }
+
+    fn join(
+        &mut self,
+        id: RequestId,
+        question: &Question,
+        _visual: &Visual,
+        _options: &GenerateOptions,
+    ) -> Result<(), Error> {
+        self.spend(ENCODER);
+        assert_ne!(question.id(), PANICS_IN_ENCODER, "in the encoder");
+        self.running.push((id, question.id(), self.steps));
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error> {
+        self.spend(STEP);
+        self.diary.borrow_mut().push(format!("step {}", self.running.len()));
+        if self.running.iter().any(|(_, question, _)| *question == FAILS) {
+            return Err(Error::Cancelled);
+        }
+        assert!(self.running.iter().all(|(_, question, _)| *question != PANICS), "in a step");
+        for request in &mut self.running {
+            request.2 -= 1;
+        }
+        let answered = self.running.extract_if(.., |request| request.2 == 0);
+        Ok(answered.map(|(id, question, _)| (id, Answer::made_up(question))).collect())
+    }
+
+    fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
+        self.running.retain(|(id, ..)| keep(*id));
+    }
+}
+
+/// An asker with a name, which writes into the diary how it fares.
+struct Client {
+    name: &'static str,
+    wants: Rc<Cell<Wants>>,
+    diary: Diary,
+    has_ended: Cell<bool>,
+}
+
+impl Client {
+    fn write(&self, text: &str) {
+        self.diary.borrow_mut().push(format!("{}: {text}", self.name));
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.has_ended.get() {
+            self.write("dropped");
+        }
+    }
+}
+
+impl Asker for Client {
+    fn wants(&self, _now: Instant) -> Wants {
+        self.wants.get()
+    }
+
+    fn started(&self) {
+        self.write("started");
+    }
+
+    fn generated(&self, _tokens: u32) {}
+
+    fn answered(self, served: Served) {
+        let answers: Vec<&str> = served.answers.iter().map(|answer| answer.text.as_str()).collect();
+        self.write(&format!("{} {:?}", answers.join(","), served.verdict));
+        self.has_ended.set(true);
+    }
+
+    fn failed(self, failure: Failure, _time: Duration) {
+        self.write(&match failure {
+            Failure::Failed(_) => "failed".to_owned(),
+            Failure::Panicked(text) => format!("panicked {}", text.lines().next().unwrap()),
+            other => format!("{other:?}"),
+        });
+        self.has_ended.set(true);
+    }
+}
+
+/// A watch with a fixed room, which counts.
+struct Onlooker {
+    most: usize,
+    stumbles: Cell<u32>,
+    answers: Cell<usize>,
+}
+
+impl Watch for Onlooker {
+    fn most(&self) -> usize {
+        self.most
+    }
+
+    fn turned(&self, turn: &Turn) {
+        self.answers.set(self.answers.get() + turn.answers);
+    }
+
+    fn stumbled(&self, _failure: &Failure) {
+        self.stumbles.set(self.stumbles.get() + 1);
+    }
+}
+
+/// A loop with its machine, its askers, and what comes in.
+struct Bench {
+    diary: Diary,
+    wants: Vec<Rc<Cell<Wants>>>,
+    arrivals: VecDeque<Work<Client>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { diary: Diary::default(), wants: Vec::new(), arrivals: VecDeque::new() }
+    }
+
+    /// A job with questions about a picture.
+    fn job(&mut self, name: &'static str, picture: &str, questions: &[u32]) -> &mut Work<Client> {
+        let wants = Rc::new(Cell::new(Wants::Answers));
+        self.wants.push(Rc::clone(&wants));
+        let asker =
+            Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
+        let options = GenerateOptions::default();
+        let part = |id: &u32| Part {
+            question: Question::made_up(*id),
+            keys: Keys::new(picture.as_bytes(), &id.to_string(), &options),
+        };
+        let parts = questions.iter().map(part).collect();
+        let input = Input::Picture(Picture::made_up());
+        self.arrivals.push_back(Work { asker, parts, input, options, is_shared: true });
+        self.arrivals.back_mut().unwrap()
+    }
+
+    /// Turns the loop `turns` times, or until it has nothing to do; `between` may change wishes.
+    fn turn(&mut self, onlooker: &Onlooker, turns: usize, mut between: impl FnMut(usize)) {
+        let caches = Caches::new(1 << 20, 1 << 20);
+        let machine = Fake {
+            now: Rc::new(Cell::new(Instant::now())),
+            diary: Rc::clone(&self.diary),
+            running: Vec::new(),
+            steps: 3,
+        };
+        let mut serving = Serving::new(machine, &caches, onlooker);
+        for i in 0..turns {
+            if serving.is_idle() && self.arrivals.is_empty() {
+                return;
+            }
+            serving.turn(&mut || self.arrivals.pop_front());
+            between(i);
+        }
+    }
+
+    fn diary(&self) -> Vec<String> {
+        self.diary.borrow().clone()
+    }
+
+    /// What the askers wrote.
+    fn heard(&self) -> Vec<String> {
+        self.diary().into_iter().filter(|line| line.contains(':')).collect()
+    }
+}
+
+fn onlooker(most: usize) -> Onlooker {
+    Onlooker { most, stumbles: Cell::new(0), answers: Cell::new(0) }
+}
+
+#[test]
+fn jobs_join_while_others_are_decoded() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[1]);
+    bench.job("b", "2", &[2]);
+    let watch = onlooker(16);
+    bench.turn(&watch, 50, |_| {});
+    // 80 ms of vision owe 10 ms of steps, which are three, before the next picture.
+    let expected = [
+        "a: started",
+        "vision",
+        "step 1",
+        "step 1",
+        "step 1",
+        "a: 1 Miss",
+        "b: started",
+        "vision",
+        "step 1",
+        "step 1",
+        "step 1",
+        "b: 2 Miss",
+    ];
+    assert_eq!(bench.diary(), expected);
+    assert_eq!(watch.answers.get(), 2);
+    assert_eq!(4 * MS, STEP);
+}
+
+#[test]
+fn the_batch_takes_no_more_than_there_is_room_for() {
+    let mut bench = Bench::new();
+    for name in ["a", "b", "c"] {
+        bench.job(name, "same picture", &[name.as_bytes()[0].into()]);
+    }
+    bench.turn(&onlooker(2), 50, |_| {});
+    assert!(bench.diary().contains(&"step 2".to_owned()));
+    assert!(!bench.diary().contains(&"step 3".to_owned()));
+    let visions = bench.diary().iter().filter(|line| *line == "vision").count();
+    assert_eq!(visions, 1, "the picture is encoded once");
+}
+
+#[test]
+fn the_same_question_is_asked_once_and_answers_all() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[7]);
+    bench.job("b", "1", &[7]);
+    bench.job("c", "1", &[7]).is_shared = false;
+    bench.turn(&onlooker(16), 50, |_| {});
+    let mut ends: Vec<String> =
+        bench.heard().into_iter().filter(|line| !line.contains("started")).collect();
+    ends.sort();
+    // The third neither takes nor shares.
+    assert_eq!(ends, ["a: 7 Miss", "b: 7 Result", "c: 7 Miss"]);
+    assert_eq!(bench.diary().iter().filter(|line| *line == "vision").count(), 2);
+}
+
+#[test]
+fn several_questions_share_their_picture_and_end_together() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[1, 2, 3]);
+    bench.turn(&onlooker(16), 50, |_| {});
+    assert_eq!(bench.heard(), ["a: started", "a: 1,2,3 Miss"]);
+    assert_eq!(bench.diary().iter().filter(|line| *line == "vision").count(), 1);
+}
+
+#[test]
+fn what_is_not_wanted_any_more_ends_before_the_next_step() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[1]);
+    bench.job("b", "1", &[2]);
+    bench.job("late", "1", &[3]);
+    let (a, late) = (Rc::clone(&bench.wants[0]), Rc::clone(&bench.wants[2]));
+    bench.turn(&onlooker(16), 50, |turn| {
+        if turn == 0 {
+            a.set(Wants::Nothing);
+            late.set(Wants::Punctuality);
+        }
+    });
+    let heard = bench.heard();
+    assert!(heard.contains(&"a: Cancelled".to_owned()), "{heard:?}");
+    assert!(heard.contains(&"b: 2 Features".to_owned()), "{heard:?}");
+}
+
+#[test]
+fn one_that_fails_takes_no_other_along() {
+    for (trouble, told) in [(FAILS, "bad: failed"), (PANICS, "bad: panicked in a step")] {
+        let mut bench = Bench::new();
+        bench.job("a", "1", &[1]);
+        bench.job("bad", "1", &[trouble]);
+        bench.job("b", "1", &[2]);
+        let watch = onlooker(16);
+        bench.turn(&watch, 50, |_| {});
+        let mut ends: Vec<String> =
+            bench.heard().into_iter().filter(|line| !line.contains("started")).collect();
+        ends.sort();
+        assert_eq!(ends, ["a: 1 Miss", "b: 2 Features", told]);
+        assert_eq!(watch.stumbles.get(), 1);
+    }
+}
+
+#[test]
+fn an_encoder_that_panics_loses_nobody() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[1]);
+    bench.job("bad", "2", &[PANICS_IN_ENCODER]);
+    bench.job("b", "3", &[2]);
+    bench.turn(&onlooker(16), 50, |_| {});
+    let heard = bench.heard();
+    assert!(heard.iter().any(|line| line.starts_with("bad: panicked")), "{heard:?}");
+    for end in ["a: 1 Miss", "b: 2 Miss"] {
+        assert!(heard.contains(&end.to_owned()), "{heard:?}");
+    }
+    assert!(!heard.iter().any(|line| line.contains("dropped")), "{heard:?}");
+}
+
+#[test]
+fn a_loop_that_ends_drops_its_askers_which_hear_of_it() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[1]);
+    bench.turn(&onlooker(16), 1, |_| {});
+    assert_eq!(bench.heard(), ["a: started", "a: dropped"]);
+}

@@ -1,0 +1,357 @@
+//! A job's life: claimed, marked as running, tried again, ended, queued again.
+//!
+//! Each step is one lock section, which the append-only file and the replicas see as one
+//! transaction, with all that followers add to it.
+
+use std::{sync::OnceLock, time::Instant};
+
+use redis_module::Context;
+
+use super::{
+    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner,
+    record::{Content, MOST_RETRY_MS},
+    write,
+};
+use crate::{
+    figures::{self, Counter},
+    model,
+    server::{self, can_write, unix_ms},
+    settings,
+};
+
+/// A job during which the server died this often is not tried again.
+const MOST_CRASHES: i64 = 2;
+
+/// Whoever is told how jobs fare, and may add to the transactions.
+pub(crate) trait Follower: Sync {
+    /// An attempt begins.
+    fn started(&self, _ctx: &Context, _key: &[u8]) {}
+
+    /// An attempt has failed, and another will be made.
+    fn retrying(&self, _ctx: &Context, _key: &[u8], _failure: &Failure) {}
+
+    /// The job has ended; its hash says how.
+    fn ended(&self, ctx: &Context, key: &[u8], end: &Ended<'_>);
+
+    /// Whether a failure that may pass ends the job all the same.
+    fn is_last(&self, _ctx: &Context, _key: &[u8], _failure: &Failure) -> bool {
+        false
+    }
+}
+
+/// How a job has ended.
+pub(crate) struct Ended<'a> {
+    pub(crate) state: State,
+    pub(crate) failure: Option<&'a Failure>,
+    pub(crate) attempts: i64,
+}
+
+static FOLLOWERS: OnceLock<&[&dyn Follower]> = OnceLock::new();
+
+/// Says who follows, in the order in which they are told.
+pub(crate) fn follow(followers: &'static [&'static dyn Follower]) {
+    FOLLOWERS.get_or_init(|| followers);
+}
+
+fn followers() -> impl Iterator<Item = &'static dyn Follower> {
+    FOLLOWERS.get().copied().unwrap_or_default().iter().copied()
+}
+
+/// What came of the wish to work on a job.
+pub(crate) enum Claim {
+    Taken(Box<Attempt>),
+    /// There is nothing to work on, or the job has ended in the claim's place.
+    Over,
+    /// The server takes no writes just now.
+    Refused,
+}
+
+/// A claimed job.
+pub(crate) struct Attempt {
+    token: Token,
+    content: Content,
+    pub(crate) request: Request,
+    pub(crate) deadline: Instant,
+}
+
+/// Takes a job: the attempt is counted before anything is tried.
+pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool) -> Claim {
+    if !can_write(ctx) {
+        return Claim::Refused;
+    }
+    let job = match open(ctx, key) {
+        Ok(job) if !job.state.is_final() && !job.state.is_claimed() => job,
+        _ => return Claim::Over,
+    };
+    let name = &key.name;
+    let instead = |end: End<'_>| match finish(ctx, name, end) {
+        Ok(()) => Claim::Over,
+        Err(_refused) => Claim::Refused,
+    };
+    if is_expired {
+        drop(job);
+        return instead(End::new(State::Expired));
+    }
+    let number = job.number("attempts").unwrap_or_default().max(0).saturating_add(1);
+    let queued = unix_ms().saturating_sub(job.number("submitted_at").unwrap_or_default());
+    let (crashes, content, request) = (job.crashes(), job.content(), Request::read(&job));
+    // A key is closed before it is written.
+    drop(job);
+    let hopeless = match &request {
+        _ if crashes >= MOST_CRASHES => {
+            let text = "the server died twice while working on this job";
+            Some(Failure::permanent(Code::Crash, text))
+        }
+        Err(failure) => Some(failure.clone()),
+        Ok(request) if request.wants.as_deref().is_some_and(|wants| !is_model(wants)) => {
+            Some(Failure::permanent(Code::NoModel, "this server has another model"))
+        }
+        Ok(_) => None,
+    };
+    if let Some(failure) = &hopeless {
+        return instead(End::failed(failure, Data::Keep));
+    }
+    let Ok(request) = request else { return Claim::Over };
+    let fields: Fields = vec![
+        ("attempts", number.to_string().into()),
+        ("owner", owner().into()),
+        ("claim", token.as_str().into()),
+        ("started_at", unix_ms().to_string().into()),
+        ("queue_ms", queued.max(0).to_string().into()),
+        ("state", State::Fetching.name().into()),
+    ];
+    if write(ctx, name, &fields).is_err() {
+        return Claim::Refused;
+    }
+    for follower in followers() {
+        follower.started(ctx, name);
+    }
+    let deadline = Instant::now() + request.timeout;
+    Claim::Taken(Box::new(Attempt { token: token.clone(), content, request, deadline }))
+}
+
+/// Whether the loaded model has this name.
+fn is_model(name: &str) -> bool {
+    model::loaded().is_some_and(|loaded| loaded.florence.name() == name)
+}
+
+/// The model works on a claimed job. Best effort: where it is not written, the job stays `fetching`,
+/// which loses nothing.
+pub(crate) fn mark_running(ctx: &Context, key: &JobKey, token: &Token) {
+    let is_fetching = |job: &Job| job.state == State::Fetching && job.is_claimed_by(token);
+    if can_write(ctx) && open(ctx, key).is_ok_and(|job| is_fetching(&job)) {
+        let _ = write(ctx, &key.name, &vec![("state", State::Running.name().into())]);
+    }
+}
+
+/// How an attempt has ended.
+pub(crate) struct Outcome {
+    /// The fields of an answer.
+    pub(crate) result: Result<Fields, Failure>,
+    pub(crate) fetch_ms: u64,
+    pub(crate) infer_ms: u64,
+}
+
+/// What became of the end of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    Yes,
+    /// The key holds something else than what was claimed.
+    Dropped,
+    /// The server takes no writes just now.
+    Refused,
+}
+
+/// Stores the end of an attempt, if the key still holds what was claimed, under this claim.
+pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Outcome) -> Stored {
+    let holds = |job: &Job| {
+        job.is_claimed_by(&attempt.token)
+            && job.content() == attempt.content
+            && job.has("data", attempt.request.data.as_deref())
+    };
+    let Some(job) = open(ctx, key).ok().filter(holds) else { return Stored::Dropped };
+    if !can_write(ctx) {
+        return Stored::Refused;
+    }
+    let retries = job.limited("retries", limits::RETRIES).unwrap_or_default();
+    let retried = job.number("retried").unwrap_or_default().max(0);
+    drop(job);
+    let name = &key.name;
+    let mut fields: Fields = vec![
+        ("fetch_ms", outcome.fetch_ms.to_string().into()),
+        ("infer_ms", outcome.infer_ms.to_string().into()),
+    ];
+    let is_over = |failure: &Failure| {
+        retried >= retries || followers().any(|follower| follower.is_last(ctx, name, failure))
+    };
+    let written = match &outcome.result {
+        Ok(answer) => {
+            fields.extend(answer.iter().cloned());
+            finish(ctx, name, End { data: Data::Drop, fields, ..End::new(State::Done) })
+        }
+        Err(failure) if failure.is_retryable && !is_over(failure) => {
+            retry_later(ctx, name, failure, (retried, fields))
+        }
+        Err(failure) => {
+            // What will fail again needs its picture no more.
+            let data = if failure.is_retryable { Data::Keep } else { Data::Drop };
+            finish(ctx, name, End { fields, ..End::failed(failure, data) })
+        }
+    };
+    if written.is_ok() { Stored::Yes } else { Stored::Refused }
+}
+
+/// Lets a job wait for its next attempt.
+fn retry_later(
+    ctx: &Context,
+    key: &[u8],
+    failure: &Failure,
+    (retried, mut fields): (i64, Fields),
+) -> Result<(), String> {
+    fields.extend(failure.fields());
+    fields.push(("retried", (retried + 1).to_string().into()));
+    let at = unix_ms().saturating_add(retry_delay_ms(retried));
+    fields.push(("retry_at", at.to_string().into()));
+    fields.push(("state", State::Retrying.name().into()));
+    write(ctx, key, &fields)?;
+    server::call(ctx, "HDEL", &[key, b"owner", b"claim"])?;
+    for follower in followers() {
+        follower.retrying(ctx, key, failure);
+    }
+    figures::RETRIED.add(1);
+    Ok(())
+}
+
+/// Doubles with every retry, up to a minute, and varies by a quarter so that jobs that failed
+/// together do not return together.
+fn retry_delay_ms(retried: i64) -> i64 {
+    let base = settings::RETRY_DELAY_MS.signed();
+    let doublings = u32::try_from(retried).unwrap_or_default().min(16);
+    let delay = base.saturating_mul(1 << doublings).min(base.max(MOST_RETRY_MS));
+    let [jitter] = server::random::<1>();
+    delay - delay / 4 + delay / 2 * i64::from(jitter) / 256
+}
+
+/// Whether FLORENCE.RETRY may need a submitted picture again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Data {
+    Keep,
+    Drop,
+}
+
+/// The end of a job.
+pub(crate) struct End<'a> {
+    state: State,
+    failure: Option<&'a Failure>,
+    data: Data,
+    fields: Fields,
+}
+
+impl<'a> End<'a> {
+    fn new(state: State) -> Self {
+        Self { state, failure: None, data: Data::Keep, fields: Vec::new() }
+    }
+
+    fn failed(failure: &'a Failure, data: Data) -> Self {
+        Self { failure: Some(failure), data, ..Self::new(State::Failed) }
+    }
+
+    /// Somebody does not want the job any more.
+    pub(crate) fn cancelled(data: Data) -> Self {
+        Self { data, ..Self::new(State::Cancelled) }
+    }
+}
+
+/// Ends a job: writes the fields, drops the claim, starts the time to live, tells the followers.
+pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), String> {
+    let End { state, failure, data, mut fields } = end;
+    let job = Job::open(ctx, &server::string(ctx, key)).ok();
+    let number = |field| job.as_ref().and_then(|job| job.number(field));
+    let attempts = number("attempts").unwrap_or_default();
+    let ttl = job.as_ref().and_then(|job| job.limited("ttl", limits::TTL)).unwrap_or_default();
+    drop(job);
+    if let Some(failure) = failure {
+        fields.extend(failure.fields());
+    }
+    fields.push(("finished_at", unix_ms().to_string().into()));
+    fields.push(("state", state.name().into()));
+    // The state goes first: a claim that is dropped from unfinished work is one that somebody lost.
+    write(ctx, key, &fields)?;
+    let mut gone: Vec<&[u8]> = vec![key, b"owner", b"claim", b"retry_at"];
+    if data == Data::Drop {
+        gone.push(b"data");
+    }
+    server::call(ctx, "HDEL", &gone)?;
+    if ttl > 0 {
+        server::call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
+    }
+    counter(state).add(1);
+    if let Some(failure) = failure {
+        failure.code.counter().add(1);
+    }
+    let ended = Ended { state, failure, attempts };
+    for follower in followers() {
+        follower.ended(ctx, key, &ended);
+    }
+    Ok(())
+}
+
+/// Counts the jobs that ended so.
+fn counter(state: State) -> &'static Counter {
+    match state {
+        State::Cancelled => &figures::CANCELLED,
+        State::Expired => &figures::EXPIRED,
+        State::Failed => &figures::FAILED,
+        _ => &figures::DONE,
+    }
+}
+
+/// Ends a job that was not started in time.
+pub(crate) fn expire(ctx: &Context, key: &JobKey) -> Result<(), String> {
+    match open(ctx, key) {
+        Ok(job) if !job.state.is_final() && !job.state.is_claimed() => {
+            drop(job);
+            finish(ctx, &key.name, End::new(State::Expired))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Queues a job again whose claim nobody holds any more; `has_crashed` if the server died on it.
+pub(crate) fn unclaim(ctx: &Context, key: &JobKey, has_crashed: bool) -> Result<(), String> {
+    let crashes = match open(ctx, key) {
+        Ok(job) if job.state.is_claimed() => job.crashes(),
+        _ => return Ok(()),
+    };
+    let mut fields: Fields = Vec::new();
+    if has_crashed {
+        fields.push(("crashes", crashes.saturating_add(1).to_string().into()));
+    }
+    fields.push(("state", State::Queued.name().into()));
+    write(ctx, &key.name, &fields)?;
+    server::call(ctx, "HDEL", &[&key.name, b"owner", b"claim"])
+}
+
+/// The job as it was when it was submitted, but now, and without its delay.
+pub(crate) fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
+    let gone: [&[u8]; 11] = [
+        key,
+        b"error_code",
+        b"error",
+        b"error_retryable",
+        b"finished_at",
+        b"started_at",
+        b"crashes",
+        b"attempts",
+        b"retried",
+        b"delay",
+        b"queue_ms",
+    ];
+    server::call(ctx, "HDEL", &gone)?;
+    let fields: Fields = vec![
+        ("submitted_at", unix_ms().to_string().into()),
+        ("state", State::Queued.name().into()),
+    ];
+    write(ctx, key, &fields)?;
+    server::call(ctx, "PERSIST", &[key])
+}

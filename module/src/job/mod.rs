@@ -1,0 +1,92 @@
+//! A job as a Redis hash: its fields, its states, its life.
+//!
+//! Any client can write any hash, so every read validates: a hash without the marker is no job, and
+//! what a claim takes from the hash is brought into the ranges of SUBMIT first.
+//!
+//! - `state`: where a job stands
+//! - `record`: the hash, read
+//! - `limits`: the ranges of SUBMIT's options
+//! - `new`: what a new job is to answer, checked and written
+//! - `request`: what a claimed job is to answer
+//! - `failure`: why an attempt gave no answer
+//! - `life`: claimed, tried again, ended; and who follows that
+//! - `view`: a job as clients see it
+
+mod failure;
+pub(crate) mod life;
+pub(crate) mod limits;
+pub(crate) mod new;
+mod record;
+mod request;
+mod state;
+pub(crate) mod view;
+
+use std::sync::{Arc, LazyLock};
+
+use redis_module::Context;
+
+use crate::server;
+
+pub(crate) use failure::{Code, Failure};
+#[cfg(test)]
+pub(crate) use record::Due;
+pub(crate) use record::{Claimed, Content, Job, NoJob, Seen, Waiting};
+pub(crate) use request::Request;
+pub(crate) use state::State;
+
+/// A job's key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct JobKey {
+    pub(crate) db: i32,
+    pub(crate) name: Arc<[u8]>,
+}
+
+/// Names one claim of a job: written to its hash, and compared wherever the claim is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token(String);
+
+impl Token {
+    /// One that no other claim has.
+    pub(crate) fn new() -> Self {
+        Self(random_name())
+    }
+
+    pub(crate) fn parse(text: String) -> Self {
+        Self(text)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Not from the server, whose random bytes are its main thread's.
+fn random_name() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// Names this process in the jobs that it works on; another start of the server is another owner.
+pub(crate) fn owner() -> &'static str {
+    static OWNER: LazyLock<String> =
+        LazyLock::new(|| format!("{}-{}", std::process::id(), random_name()));
+    &OWNER
+}
+
+/// Fields and values to write.
+pub(crate) type Fields = Vec<(&'static str, Vec<u8>)>;
+
+/// Sets fields of a job's hash.
+fn write(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), String> {
+    let mut args: Vec<&[u8]> = vec![key];
+    for (field, value) in fields {
+        args.push(field.as_bytes());
+        args.push(value);
+    }
+    server::call(ctx, "HSET", &args)
+}
+
+/// Opens a job by its key, in its own database.
+pub(crate) fn open(ctx: &Context, key: &JobKey) -> Result<Job, NoJob> {
+    server::select_db(ctx, key.db);
+    Job::open(ctx, &server::string(ctx, &key.name))
+}

@@ -1,0 +1,267 @@
+//! A job's hash, opened for reading under the server's lock.
+
+use std::time::{Duration, Instant};
+
+use redis_module::{Context, KeyType, RedisError, RedisResult, RedisString, RedisValue};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Fields, State, Token,
+    limits::{self, Limit},
+    owner,
+    request::is_sent_along,
+};
+use crate::{
+    server::{reply, unix_ms},
+    settings,
+};
+
+/// Field that tells a job from other hashes; its value is the version of the layout.
+const MARKER: &str = "florence";
+const VERSION: &str = "1";
+
+/// One level of priority is worth this head start: higher ones go first, lower ones never starve.
+const PRIORITY_HEAD_START_MS: i64 = 30_000;
+
+/// A retry waits no longer than this, or than the first one's pause if that is longer, and a
+/// quarter of it.
+pub(super) const MOST_RETRY_MS: i64 = 60_000;
+
+/// Why a key is no job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoJob {
+    Missing,
+    WrongType,
+    Foreign,
+}
+
+impl NoJob {
+    /// What a command answers that asks for one job.
+    pub(crate) fn reply(self) -> RedisResult {
+        match self {
+            Self::Missing => Ok(RedisValue::Null),
+            Self::WrongType => Err(RedisError::WrongType),
+            Self::Foreign => Err(reply::foreign()),
+        }
+    }
+}
+
+/// A moment that the hash tells in milliseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    unix: i64,
+    pub(crate) at: Instant,
+}
+
+/// Two are equal if the hash says the same: the same time read twice is not the same instant.
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.unix == other.unix
+    }
+}
+
+impl Eq for Due {}
+
+impl Due {
+    /// The moment `wait` after `since`, but no later than `wait` from now: clocks of other servers,
+    /// and of other times, may be ahead.
+    fn after(since: i64, wait: i64) -> Self {
+        let unix = since.saturating_add(wait);
+        let left = unix.saturating_sub(unix_ms()).clamp(0, wait.max(0));
+        Self { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(at: Instant, unix: i64) -> Self {
+        Self { unix, at }
+    }
+}
+
+/// How a job waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Lower ones go first.
+    pub(crate) rank: i64,
+    /// Not before.
+    pub(crate) until: Option<Due>,
+    /// Of no use after.
+    pub(crate) expires: Option<Due>,
+    /// The server died while it was worked on.
+    pub(crate) is_suspect: bool,
+}
+
+/// What a job's key says, as far as the queue cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// There is no unfinished job under the key.
+    Nothing,
+    Waiting(Waiting),
+    /// Somebody works on it, or did.
+    Claimed(Claimed),
+}
+
+/// A claim as the hash tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claimed {
+    pub(crate) rank: i64,
+    pub(crate) owner: String,
+    pub(crate) token: Token,
+    pub(crate) content: Content,
+}
+
+/// Digest of what a job's answer depends on, but for the bytes of a picture that came with it.
+pub(crate) type Content = [u8; 16];
+
+pub(crate) struct Job {
+    key: redis_module::key::RedisKey,
+    pub(crate) state: State,
+}
+
+impl Job {
+    /// The job under a key.
+    pub(crate) fn open(ctx: &Context, key: &RedisString) -> Result<Self, NoJob> {
+        let key = ctx.open_key(key);
+        match key.key_type() {
+            KeyType::Empty => return Err(NoJob::Missing),
+            KeyType::Hash => {}
+            _ => return Err(NoJob::WrongType),
+        }
+        let text = |field| key.hash_get(field).ok().flatten();
+        if text(MARKER).is_none_or(|version| version.as_slice() != VERSION.as_bytes()) {
+            return Err(NoJob::Foreign);
+        }
+        let state = text("state").and_then(|state| State::parse(state.as_slice()));
+        Ok(Self { state: state.ok_or(NoJob::Foreign)?, key })
+    }
+
+    /// A field's bytes.
+    pub(crate) fn bytes(&self, field: &str) -> Option<Vec<u8>> {
+        Some(self.key.hash_get(field).ok()??.as_slice().to_vec())
+    }
+
+    /// Whether a field has these bytes; without any it is missing or empty.
+    pub(super) fn has(&self, field: &str, bytes: Option<&[u8]>) -> bool {
+        let field = self.key.hash_get(field).ok().flatten();
+        let found = field.as_ref().map(RedisString::as_slice);
+        found.unwrap_or_default() == bytes.unwrap_or_default()
+    }
+
+    /// Bytes of a field.
+    pub(crate) fn length(&self, field: &str) -> u64 {
+        self.key.hash_get(field).ok().flatten().map_or(0, |value| value.as_slice().len() as u64)
+    }
+
+    /// A field as text; what is not UTF-8 is replaced.
+    pub(crate) fn text(&self, field: &str) -> Option<String> {
+        Some(self.key.hash_get(field).ok()??.to_string_lossy())
+    }
+
+    /// A field as a number.
+    pub(crate) fn number(&self, field: &str) -> Option<i64> {
+        self.text(field)?.parse().ok()
+    }
+
+    /// A field as a number of an option's range.
+    pub(crate) fn limited(&self, field: &str, limit: Limit) -> Option<i64> {
+        self.number(field).map(|number| limit.clamp(number))
+    }
+
+    /// How often a process died while it worked on the job.
+    pub(crate) fn crashes(&self) -> i64 {
+        self.number("crashes").unwrap_or_default().max(0)
+    }
+
+    /// What the queue is to know.
+    pub(crate) fn seen(&self) -> Seen {
+        let submitted = self.number("submitted_at").unwrap_or_default();
+        let priority = self.number("priority").unwrap_or_default();
+        // Celery's priorities are the other way round.
+        let priority = priority.clamp(-limits::PRIORITY.most, limits::PRIORITY.most);
+        let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
+        let until = match self.state {
+            State::Queued => self.delay().map(|delay| Due::after(submitted, delay)),
+            State::Retrying => self.number("retry_at").map(retry_at),
+            State::Fetching | State::Running => {
+                return Seen::Claimed(Claimed {
+                    rank,
+                    owner: self.text("owner").unwrap_or_default(),
+                    token: Token::parse(self.text("claim").unwrap_or_default()),
+                    content: self.content(),
+                });
+            }
+            State::Done | State::Failed | State::Cancelled | State::Expired => {
+                return Seen::Nothing;
+            }
+        };
+        // A job that was started once does not expire.
+        let is_new = self.number("attempts").unwrap_or_default() == 0;
+        let expires = self.limited("expires", limits::EXPIRES).filter(|_| is_new);
+        let expires = expires.map(|wait| Due::after(submitted, wait));
+        Seen::Waiting(Waiting { rank, until, expires, is_suspect: self.crashes() > 0 })
+    }
+
+    fn delay(&self) -> Option<i64> {
+        self.limited("delay", limits::DELAY).filter(|delay| *delay > 0)
+    }
+
+    /// Milliseconds until a new job may start.
+    pub(crate) fn starts_in(&self) -> i64 {
+        let submitted = self.number("submitted_at").unwrap_or_default();
+        let left = |delay: i64| submitted.saturating_add(delay).saturating_sub(unix_ms());
+        self.delay().map_or(0, |delay| left(delay).clamp(0, delay))
+    }
+
+    /// What the answer depends on.
+    pub(crate) fn content(&self) -> Content {
+        let mut digest = Sha256::new();
+        for field in ["image", "prompt", "beams", "maxtokens", "wants"] {
+            let value = self.key.hash_get(field).ok().flatten();
+            let value = value.as_ref().map(RedisString::as_slice).unwrap_or_default();
+            digest.update((value.len() as u64).to_le_bytes());
+            digest.update(value);
+        }
+        digest.update(self.length("data").to_le_bytes());
+        let mut content = Content::default();
+        content.copy_from_slice(&digest.finalize()[..16]);
+        content
+    }
+
+    /// Whether a claim of this process still holds.
+    pub(super) fn is_claimed_by(&self, token: &Token) -> bool {
+        self.state.is_claimed()
+            && self.has("owner", Some(owner().as_bytes()))
+            && self.has("claim", Some(token.as_str().as_bytes()))
+    }
+
+    /// Whether the picture came with the job, and is gone.
+    pub(crate) fn has_lost_picture(&self) -> bool {
+        self.text("image").is_some_and(|image| is_sent_along(&image)) && self.length("data") == 0
+    }
+
+    /// The answer alone, or why there is none.
+    pub(crate) fn outcome(&self) -> RedisResult {
+        match self.state {
+            State::Done => Ok(self.text("result").map_or(RedisValue::Null, reply::bulk)),
+            State::Failed => {
+                let code = self.text("error_code").unwrap_or_default();
+                Err(reply::error(&code, self.text("error").unwrap_or_default()))
+            }
+            State::Cancelled => Err(reply::error("CANCELLED", "the job was cancelled")),
+            State::Expired => Err(reply::error("EXPIRED", "the job was not started in time")),
+            _ => Ok(RedisValue::Null),
+        }
+    }
+}
+
+/// When a retry is due. No pause is longer than the longest, whatever the hash says.
+fn retry_at(unix: i64) -> Due {
+    let most = MOST_RETRY_MS.max(settings::RETRY_DELAY_MS.signed());
+    let most = most + most / 4;
+    let left = unix.saturating_sub(unix_ms()).clamp(0, most);
+    Due { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) }
+}
+
+/// The fields that make a hash a new job.
+pub(super) fn new_fields() -> Fields {
+    vec![(MARKER, VERSION.into()), ("state", State::Queued.name().into())]
+}

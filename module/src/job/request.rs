@@ -1,0 +1,120 @@
+//! What a claimed job is to answer: taken from its hash, which anybody may have written.
+//!
+//! Numbers are brought into SUBMIT's ranges; what cannot be is refused as `INVALID`.
+
+use std::{sync::Arc, time::Duration};
+
+use florence_engine::GenerateOptions;
+
+use super::{
+    Code, Failure, Job,
+    limits::{self, Limit},
+};
+use crate::settings;
+
+/// Longest text of all prompts of a job; the model takes far less.
+const MOST_PROMPT_BYTES: u64 = 1 << 20;
+/// Longest URI or path.
+const MOST_IMAGE_BYTES: u64 = 64 << 10;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// Where the picture comes from, unless it is in `data`.
+    pub(crate) image: String,
+    pub(crate) data: Option<Arc<[u8]>>,
+    pub(crate) prompts: Vec<String>,
+    pub(crate) options: GenerateOptions,
+    /// Neither takes nor leaves anything in the caches.
+    pub(crate) no_cache: bool,
+    pub(crate) timeout: Duration,
+    /// The model that the job asks for by name.
+    pub(crate) wants: Option<String>,
+}
+
+impl Request {
+    pub(crate) fn read(job: &Job) -> Result<Self, Failure> {
+        let timeout = number(job, "timeout", limits::TIMEOUT)?;
+        let timeout = timeout.map_or(settings::DEFAULT_TIMEOUT_MS.get(), i64::unsigned_abs);
+        let size = |field, limit| -> Result<Option<usize>, Failure> {
+            Ok(number(job, field, limit)?.and_then(|number| usize::try_from(number).ok()))
+        };
+        let options = GenerateOptions {
+            beams: size("beams", limits::BEAMS)?,
+            max_new_tokens: size("maxtokens", limits::MAX_TOKENS)?,
+            coordinates: *settings::COORDINATES.get(),
+            ..GenerateOptions::default()
+        };
+        let (image, data) = picture(job)?;
+        Ok(Self {
+            image,
+            data,
+            prompts: prompts(job)?,
+            options,
+            no_cache: job.number("nocache") == Some(1),
+            timeout: Duration::from_millis(timeout),
+            wants: job.text("wants"),
+        })
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::permanent(Code::Invalid, message)
+}
+
+/// A field's number, if there is one.
+fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, Failure> {
+    match job.text(field) {
+        None => Ok(None),
+        // Beyond any range is beyond this one.
+        Some(text) => match text.parse::<i128>() {
+            Ok(number) => {
+                let bounds = (i128::from(limit.least), i128::from(limit.most));
+                let number = number.clamp(bounds.0, bounds.1);
+                Ok(i64::try_from(number).ok())
+            }
+            Err(_) => Err(invalid(format!("the job's {field} is not a whole number"))),
+        },
+    }
+}
+
+fn picture(job: &Job) -> Result<(String, Option<Arc<[u8]>>), Failure> {
+    let bytes = job.length("data");
+    if bytes > settings::MAX_IMAGE_BYTES.get() {
+        return Err(invalid("the job's picture is larger than florence.max-image-bytes"));
+    }
+    if job.length("image") > MOST_IMAGE_BYTES {
+        return Err(invalid("the job's image is too long"));
+    }
+    let image = job.text("image").unwrap_or_default();
+    let data = job.bytes("data").filter(|data| !data.is_empty());
+    if data.is_none() && (image.is_empty() || is_sent_along(&image)) {
+        return Err(invalid("the job has no picture"));
+    }
+    Ok((image, data.map(Into::into)))
+}
+
+/// Whether the picture comes with the job: nothing else tells where to find it.
+pub(super) fn is_sent_along(image: &str) -> bool {
+    image == "DATA" || image.starts_with("KEY ") || image.starts_with("data:")
+}
+
+/// One prompt, or with PROMPTS a JSON list of different ones.
+fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
+    if job.length("prompt") > MOST_PROMPT_BYTES {
+        return Err(invalid("the job's prompt is too long"));
+    }
+    let prompt = job.text("prompt").unwrap_or_default();
+    let prompts: Vec<String> = match serde_json::from_str(&prompt) {
+        Ok(prompts) => prompts,
+        Err(_one) => vec![prompt],
+    };
+    let count = i64::try_from(prompts.len()).unwrap_or(i64::MAX);
+    if !limits::PROMPTS.holds(count) {
+        return Err(invalid(format!("the job has {count} prompts, not 1 to 16")));
+    }
+    let is_twice = |i: usize| prompts[..i].contains(&prompts[i]);
+    if (1..prompts.len()).any(is_twice) {
+        return Err(invalid("the job has a prompt twice"));
+    }
+    Ok(prompts)
+}

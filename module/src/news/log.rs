@@ -1,0 +1,88 @@
+//! A line of the server's log for each end that is no answer, and not more than anyone can read.
+
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    job::{State, life::Ended},
+    server,
+};
+
+/// So many lines at once, and one more each [`PAUSE`].
+const BURST: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What may be logged now. Pure.
+struct Budget {
+    /// Lines that may be written at once.
+    left: u32,
+    since: Instant,
+    /// Ends that were not logged since the last line.
+    left_out: u64,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, since: now, left_out: 0 }
+    }
+
+    /// Whether there is a line for one more end: if so, how many had none before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let pauses = now.saturating_duration_since(self.since).as_millis() / PAUSE.as_millis();
+        if pauses > 0 {
+            let pauses = u32::try_from(pauses).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(pauses).min(BURST);
+            self.since = now;
+        }
+        if self.left == 0 {
+            self.left_out += 1;
+            return None;
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+static BUDGET: LazyLock<Mutex<Budget>> = LazyLock::new(|| Mutex::new(Budget::new(Instant::now())));
+
+/// A job has ended.
+pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
+    if end.state == State::Done {
+        return;
+    }
+    let Some(left_out) = BUDGET.lock().take(Instant::now()) else { return };
+    if left_out > 0 {
+        server::tell(&format!("{left_out} more jobs ended without an answer"));
+    }
+    let (key, attempts) = (server::printable(key), end.attempts);
+    match end.failure {
+        Some(failure) => {
+            let (code, message) = (failure.code.name(), &failure.message);
+            server::warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
+        }
+        None => {
+            let state = end.state.name();
+            server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_ends_leaves_a_few_lines_and_their_number() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let lines = (0..1000).filter(|_| budget.take(start).is_some()).count();
+        assert_eq!(lines, BURST as usize);
+        assert_eq!(budget.take(start + PAUSE), Some(1000 - u64::from(BURST)));
+        assert_eq!(budget.take(start + PAUSE), None);
+        assert_eq!(budget.take(start + 3 * PAUSE), Some(1));
+    }
+}

@@ -1,0 +1,127 @@
+//! A lease: the right and the duty to work on a job.
+//!
+//! It is not cloned, and not lost: dropped without an end, for whatever reason, it gives the job
+//! back to its place in the order.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use florence_engine::Stop;
+
+use super::Queue;
+use crate::job::{JobKey, Token};
+
+/// What is being done for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Downloading,
+    Decoding,
+    /// Prepared; the engine has no room yet.
+    Ready,
+    Encoding,
+    Generating,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Downloading, "downloading"),
+        (Self::Decoding, "decoding"),
+        (Self::Ready, "ready"),
+        (Self::Encoding, "encoding"),
+        (Self::Generating, "generating"),
+    ];
+}
+
+/// What a lease and the queue share: who works on the job, how far that is, and whether it is to
+/// end early.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) token: Token,
+    pub(crate) stop: Stop,
+    /// The job is of no use if it has not been claimed by then.
+    pub(super) expires: Option<Instant>,
+    phase: AtomicU8,
+    tokens: AtomicU32,
+}
+
+impl Claim {
+    pub(super) fn new(token: Token, expires: Option<Instant>) -> Self {
+        Self {
+            token,
+            stop: Stop::default(),
+            expires,
+            phase: AtomicU8::default(),
+            tokens: AtomicU32::default(),
+        }
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The name of the phase.
+    pub(crate) fn phase(&self) -> &'static str {
+        let phase = usize::from(self.phase.load(Ordering::Relaxed));
+        Phase::ALL.get(phase).map_or("", |(_, name)| name)
+    }
+
+    pub(crate) fn set_tokens(&self, tokens: u32) {
+        self.tokens.store(tokens, Ordering::Relaxed);
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+}
+
+/// A job that is worked on.
+pub(crate) struct Lease {
+    queue: Arc<Queue>,
+    key: JobKey,
+    claim: Arc<Claim>,
+}
+
+impl Lease {
+    pub(super) fn new(queue: Arc<Queue>, key: JobKey, claim: Arc<Claim>) -> Self {
+        Self { queue, key, claim }
+    }
+
+    pub(crate) fn key(&self) -> &JobKey {
+        &self.key
+    }
+
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Whether the job is no longer this lease's: its key has gone, or holds something else.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.claim.stop.is_stopped()
+    }
+
+    /// The job has ended, or is not there: there is nothing to give back.
+    pub(crate) fn end(self) {
+        self.queue.change(|scheduler| scheduler.release(&self.key, &self.claim));
+    }
+
+    /// The server takes no writes just now: back to its place, and nobody tries before `until`.
+    pub(crate) fn refused(self, until: Instant) {
+        self.queue.change(|scheduler| scheduler.hold(until));
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.queue.change(|scheduler| scheduler.give_back(&self.key, &self.claim));
+    }
+}

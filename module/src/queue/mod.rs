@@ -1,0 +1,204 @@
+//! Unfinished jobs, their order, and who works on them: a cache of the keyspace.
+//!
+//! - `scheduler`: which job is next (pure)
+//! - `lease`: the right to work on a job
+//! - `sync`: keyspace and server events keep the queue in step with the keys
+//! - `owners`: which processes ended in an orderly way
+//! - `retained`: the budget for ended jobs
+//! - `waiters`: clients blocked in FLORENCE.WAIT
+
+mod lease;
+mod owners;
+pub(crate) mod retained;
+mod scheduler;
+pub(crate) mod sync;
+pub(crate) mod waiters;
+
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use redis_module::RedisError;
+
+use crate::{
+    figures,
+    job::{Job, JobKey, State, Token, view::Progress},
+    server::{self, reply},
+    settings,
+};
+
+pub(crate) use lease::{Lease, Phase};
+use scheduler::{Next, Scheduler, Standing};
+
+pub(crate) struct Queue {
+    /// Never held across a call into the server: keyspace events take it too.
+    scheduler: Mutex<Scheduler>,
+    /// Signalled when a job may have become runnable.
+    work: Condvar,
+    /// How long the engine takes for a job, lately; in microseconds, 0 before the first answer.
+    pace: AtomicU64,
+    is_shut: AtomicBool,
+}
+
+static QUEUE: LazyLock<Arc<Queue>> = LazyLock::new(|| Arc::new(Queue::new()));
+
+/// The queue of this process.
+pub(crate) fn queue() -> &'static Arc<Queue> {
+    &QUEUE
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self {
+            scheduler: Mutex::default(),
+            work: Condvar::new(),
+            pace: AtomicU64::new(0),
+            is_shut: AtomicBool::new(false),
+        }
+    }
+
+    /// Changes the scheduler and wakes who waits for work.
+    fn change<T>(&self, change: impl FnOnce(&mut Scheduler) -> T) -> T {
+        let result = change(&mut self.scheduler.lock());
+        self.work.notify_all();
+        result
+    }
+
+    /// Waits until there is a job to work on; `None` at shutdown. Nothing is taken before `is_open`.
+    pub(crate) fn next(self: &Arc<Self>, is_open: impl Fn() -> bool) -> Option<Lease> {
+        /// How often `is_open` is asked again.
+        const LOOK: Duration = Duration::from_secs(1);
+        let mut scheduler = self.scheduler.lock();
+        while !self.is_shut() {
+            let now = Instant::now();
+            let next = if is_open() { scheduler.next(now, Token::new) } else { Next::Idle };
+            let until = match next {
+                Next::Run(key, claim) => return Some(Lease::new(Arc::clone(self), key, claim)),
+                Next::WaitUntil(until) => until,
+                Next::Idle => now + LOOK,
+            };
+            self.work.wait_until(&mut scheduler, until);
+        }
+        None
+    }
+
+    /// Wakes those who wait in [`Self::next`].
+    pub(crate) fn wake(&self) {
+        self.work.notify_all();
+    }
+
+    /// Nothing is taken any more: the server ends.
+    pub(crate) fn shut(&self) {
+        self.is_shut.store(true, Ordering::Relaxed);
+        self.work.notify_all();
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::Relaxed)
+    }
+
+    /// Some of the jobs that have waited too long; they stay until their keys say that they ended.
+    pub(crate) fn expired(&self) -> Vec<JobKey> {
+        self.scheduler.lock().expired(Instant::now())
+    }
+
+    /// Some of the jobs whose hashes tell of a claim that nobody holds, and whether a process died
+    /// with it; they stay until their keys say otherwise.
+    pub(crate) fn unclaimed(&self) -> Vec<(JobKey, bool)> {
+        self.scheduler.lock().unclaimed()
+    }
+
+    /// Puts jobs back that count as worked on although their leases are gone; tells which.
+    pub(crate) fn recover(&self) -> Vec<JobKey> {
+        let mut scheduler = self.scheduler.lock();
+        let recovered = scheduler.recover();
+        drop(scheduler);
+        if !recovered.is_empty() {
+            self.work.notify_all();
+        }
+        recovered
+    }
+
+    /// Tells of `jobs` answers that took so long together; the newest count for a tenth.
+    pub(crate) fn record_pace(&self, time: Duration, jobs: usize) {
+        let sample = u64::try_from(time.as_micros()).unwrap_or(u64::MAX) / jobs.max(1) as u64;
+        let known = self.pace.load(Ordering::Relaxed);
+        let pace = if known == 0 { sample } else { known - known / 10 + sample / 10 };
+        self.pace.store(pace.max(1), Ordering::Relaxed);
+    }
+
+    /// Jobs that wait, and jobs that are worked on.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let scheduler = self.scheduler.lock();
+        (scheduler.waiting(), scheduler.active())
+    }
+
+    /// How many more jobs may wait.
+    pub(crate) fn room(&self) -> usize {
+        settings::MAX_QUEUE.size().saturating_sub(self.counts().0)
+    }
+
+    /// Refuses a job that there is no room for.
+    pub(crate) fn check_room(&self) -> Result<(), RedisError> {
+        if self.room() > 0 {
+            return Ok(());
+        }
+        figures::REFUSED.add(1);
+        Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
+    }
+
+    /// Keys of unfinished jobs of a database that `is_meant`: those at work first, then in the order
+    /// of their turn.
+    pub(crate) fn keys(&self, db: i32, is_meant: impl Fn(&JobKey) -> bool) -> Vec<JobKey> {
+        let scheduler = self.scheduler.lock();
+        scheduler.keys(db).filter(|key| is_meant(key)).cloned().collect()
+    }
+
+    /// Where a job stands.
+    pub(crate) fn state(&self, key: &JobKey, job: &Job) -> State {
+        self.progress(key, job).state
+    }
+
+    /// What is known of a job besides its hash.
+    pub(crate) fn progress(&self, key: &JobKey, job: &Job) -> Progress {
+        let mut progress = Progress::at(job.state);
+        if job.state.is_final() {
+            return progress;
+        }
+        let scheduler = self.scheduler.lock();
+        // Elsewhere its master works on it.
+        if job.state.is_claimed() && scheduler.is_enabled() {
+            progress.state = State::Queued;
+        }
+        match scheduler.standing(key) {
+            Some(Standing::Waiting { ahead, active }) => {
+                let ahead = i64::try_from(ahead).unwrap_or(i64::MAX);
+                let jobs = ahead.saturating_add(1).saturating_add_unsigned(active as u64);
+                let pace = i64::try_from(self.pace.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+                progress.position = Some(ahead);
+                progress.eta_ms = (pace > 0).then(|| jobs.saturating_mul(pace) / 1000);
+            }
+            Some(Standing::Active(claim)) => {
+                progress.state = job.state;
+                progress.phase = Some(claim.phase());
+                progress.tokens = Some(claim.tokens().into());
+            }
+            Some(Standing::Delayed) | None => {}
+        }
+        progress
+    }
+}
+
+/// Puts back what was lost, logs it and counts it.
+pub(crate) fn watch_leases() {
+    for key in queue().recover() {
+        figures::LEASES_RECOVERED.add(1);
+        let shown = server::printable(&key.name);
+        server::warn(&format!("nobody worked on job '{shown}', it is queued again"));
+    }
+}

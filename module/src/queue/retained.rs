@@ -1,0 +1,135 @@
+//! The budget for ended jobs: over `florence.retain-bytes` the oldest ones go first.
+//!
+//! A cache of the keyspace like the scheduler, and kept only where a budget is set.
+
+use std::collections::{BTreeSet, HashMap};
+
+use parking_lot::Mutex;
+
+use crate::{
+    job::{Job, JobKey},
+    settings,
+};
+
+#[derive(Default)]
+struct Retained {
+    /// When a job ended and what it takes.
+    jobs: HashMap<JobKey, (i64, u64)>,
+    by_age: BTreeSet<(i64, JobKey)>,
+    bytes: u64,
+}
+
+static RETAINED: Mutex<Option<Retained>> = Mutex::new(None);
+
+/// What a hash takes besides its fields' own bytes, roughly.
+const HASH_BYTES: u64 = 400;
+
+impl Retained {
+    fn forget(&mut self, key: &JobKey) {
+        if let Some((ended, bytes)) = self.jobs.remove(key) {
+            self.by_age.remove(&(ended, key.clone()));
+            self.bytes -= bytes;
+        }
+    }
+
+    fn note(&mut self, key: &JobKey, ended: i64, bytes: u64) {
+        self.forget(key);
+        self.jobs.insert(key.clone(), (ended, bytes));
+        self.by_age.insert((ended, key.clone()));
+        self.bytes += bytes;
+    }
+
+    fn surplus(&self, budget: u64, most: usize) -> Vec<JobKey> {
+        let mut left = self.bytes;
+        let oldest = self.by_age.iter().take_while(|(_, key)| {
+            let is_over = left > budget;
+            left -= self.jobs.get(key).map_or(0, |(_, bytes)| *bytes);
+            is_over
+        });
+        oldest.take(most).map(|(_, key)| key.clone()).collect()
+    }
+}
+
+fn with<T: Default>(f: impl FnOnce(&mut Retained, u64) -> T) -> T {
+    match settings::RETAIN_BYTES.get() {
+        0 => T::default(),
+        budget => f(RETAINED.lock().get_or_insert_default(), budget),
+    }
+}
+
+/// A job has ended, or changed after that.
+pub(crate) fn note(key: &JobKey, job: &Job) {
+    if settings::RETAIN_BYTES.get() == 0 {
+        return;
+    }
+    let ended = job.number("finished_at").unwrap_or_default();
+    let fields = ["result", "text", "data", "image", "prompt", "error"];
+    let bytes = fields.iter().map(|field| job.length(field)).sum::<u64>();
+    with(|retained, _| retained.note(key, ended, bytes + key.name.len() as u64 + HASH_BYTES));
+}
+
+/// A key holds no ended job any more.
+pub(crate) fn forget(key: &JobKey) {
+    with(|retained, _| retained.forget(key));
+}
+
+/// A database was flushed, or all (`None`).
+pub(crate) fn clear(db: Option<i32>) {
+    with(|retained, _| {
+        let is_gone = |key: &&JobKey| db.is_none_or(|db| key.db == db);
+        for key in retained.jobs.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
+            retained.forget(&key);
+        }
+    });
+}
+
+/// Two databases have changed places.
+pub(crate) fn swap(first: i32, second: i32) {
+    with(|retained, _| {
+        let all = std::mem::take(retained);
+        for (mut key, (ended, bytes)) in all.jobs {
+            key.db = match key.db {
+                db if db == first => second,
+                db if db == second => first,
+                db => db,
+            };
+            retained.note(&key, ended, bytes);
+        }
+    });
+}
+
+/// Some of the oldest ended jobs, as long as there are too many.
+pub(crate) fn surplus() -> Vec<JobKey> {
+    with(|retained, budget| retained.surplus(budget, 256))
+}
+
+/// Whether no ended job is known.
+pub(super) fn is_empty() -> bool {
+    bytes() == 0
+}
+
+/// What the ended jobs take; 0 without a budget.
+pub(crate) fn bytes() -> u64 {
+    with(|retained, _| retained.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_until_the_rest_fits() {
+        let mut retained = Retained::default();
+        let key = |name: &str| JobKey { db: 0, name: name.as_bytes().into() };
+        for (name, ended, bytes) in [("new", 3, 10), ("old", 1, 10), ("middle", 2, 10)] {
+            retained.note(&key(name), ended, bytes);
+        }
+        assert!(retained.surplus(30, 9).is_empty());
+        assert_eq!(retained.surplus(20, 9), [key("old")]);
+        assert_eq!(retained.surplus(15, 9), [key("old"), key("middle")]);
+        assert_eq!(retained.surplus(0, 2).len(), 2);
+        retained.forget(&key("old"));
+        retained.note(&key("new"), 3, 1);
+        assert_eq!(retained.bytes, 11);
+    }
+}

@@ -1,0 +1,448 @@
+//! Which job is next. Pure: it is told what the keys say and what the time is.
+//!
+//! It is a cache of the keyspace: [`Scheduler::observe`] is called for every change of a job's key,
+//! and it never disagrees with the keys for longer than one event.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use indexset::BTreeMap;
+
+use super::lease::Claim;
+use crate::job::{self, Claimed, Content, JobKey, Seen, Token, Waiting};
+
+/// What became of the process that a hash names as the owner of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// It lives, or ended in an orderly way: the job did it no harm.
+    None,
+    /// It died while it worked on the job.
+    Crash,
+    /// It is another server's, which this one follows.
+    Unknown,
+}
+
+/// Where an unfinished job stands in this process.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// So many jobs are to start before it, and so many are being worked on.
+    Waiting {
+        ahead: usize,
+        active: usize,
+    },
+    /// It waits for a moment, or for its last claim to be taken from its hash.
+    Delayed,
+    Active(Arc<Claim>),
+}
+
+/// The next thing for a worker to do.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Run(JobKey, Arc<Claim>),
+    WaitUntil(Instant),
+    Idle,
+}
+
+/// Rank, then order of arrival.
+type Place = (i64, u64);
+
+/// In which line a job waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// May have ended the server.
+    Suspects,
+    Ready,
+    Delayed(Instant),
+}
+
+#[derive(Debug)]
+enum Slot {
+    Waiting { line: Line, place: Place, waiting: Waiting },
+    Unclaimed(Unclaimed),
+    Active(Active),
+}
+
+/// A job whose hash tells of a claim that nobody holds.
+#[derive(Debug)]
+struct Unclaimed {
+    owner: String,
+    death: Death,
+}
+
+/// A job that is worked on.
+#[derive(Debug)]
+struct Active {
+    claim: Weak<Claim>,
+    token: Token,
+    /// What the hash said when it first showed the claim.
+    content: Option<Content>,
+    /// Where the job goes if it is given back.
+    place: Place,
+    waiting: Waiting,
+}
+
+impl Active {
+    /// Whether a hash still shows this claim, of the same job.
+    fn is_shown(&mut self, shown: &Claimed) -> bool {
+        shown.token == self.token && *self.content.get_or_insert(shown.content) == shown.content
+    }
+
+    fn is_of(&self, claim: &Arc<Claim>) -> bool {
+        self.claim.as_ptr() == Arc::as_ptr(claim)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Scheduler {
+    jobs: HashMap<JobKey, Slot>,
+    /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
+    /// it again, it is the only one that was there both times.
+    suspects: BTreeMap<Place, JobKey>,
+    /// The suspect that is being worked on.
+    suspect: Option<JobKey>,
+    ready: BTreeMap<Place, JobKey>,
+    delayed: BTreeMap<(Instant, Place), JobKey>,
+    /// Waiting jobs that are of no use after a moment.
+    expiring: BTreeSet<(Instant, JobKey)>,
+    unclaimed: BTreeSet<JobKey>,
+    active: HashSet<JobKey>,
+    arrivals: u64,
+    /// Only a master whose data set is loaded runs jobs.
+    is_enabled: bool,
+    /// The server has refused a claim: none is tried before.
+    held: Option<Instant>,
+}
+
+impl Scheduler {
+    /// Takes over what a key says now; `death` tells of the owner of the claim that it shows, if it
+    /// shows one.
+    pub(crate) fn observe(&mut self, key: &JobKey, seen: &Seen, death: Death) {
+        if let (Seen::Claimed(shown), Some(Slot::Active(active))) = (seen, self.jobs.get_mut(key))
+            && active.is_shown(shown)
+        {
+            return;
+        }
+        match (seen, self.jobs.get(key)) {
+            (Seen::Nothing, None) => {}
+            (Seen::Nothing, Some(_)) => self.remove(key),
+            (Seen::Waiting(new), Some(Slot::Waiting { waiting, .. })) if new == waiting => {}
+            (Seen::Waiting(new), _) => {
+                self.remove(key);
+                let place = (new.rank, self.arrival());
+                self.insert(key, place, new.clone());
+            }
+            (Seen::Claimed(shown), Some(Slot::Unclaimed(known))) if shown.owner == known.owner => {}
+            // Nobody here works on it: a copy, a renamed or restored job, or one whose content has
+            // changed.
+            (Seen::Claimed(shown), _) => {
+                self.remove(key);
+                self.insert_unclaimed(key, Unclaimed { owner: shown.owner.clone(), death });
+            }
+        }
+    }
+
+    /// The job to work on at `now`; it counts as active until its key says otherwise.
+    pub(crate) fn next(&mut self, now: Instant, token: impl FnOnce() -> Token) -> Next {
+        if !self.is_enabled {
+            return Next::Idle;
+        }
+        if let Some(until) = self.held.filter(|until| now < *until) {
+            return Next::WaitUntil(until);
+        }
+        self.ripen(now);
+        let suspect = match self.suspect {
+            None => self.suspects.first_key_value().map(|(_, key)| key.clone()),
+            Some(_) => None,
+        };
+        let first = || self.ready.first_key_value().map(|(_, key)| key.clone());
+        let Some(key) = suspect.clone().or_else(first) else {
+            return match self.delayed.first_key_value() {
+                Some(((at, _), _)) => Next::WaitUntil(*at),
+                None => Next::Idle,
+            };
+        };
+        let Some(Slot::Waiting { place, waiting, .. }) = self.take(&key) else {
+            return Next::Idle;
+        };
+        if suspect.is_some() {
+            self.suspect = suspect;
+        }
+        let token = token();
+        let claim = Arc::new(Claim::new(token.clone(), waiting.expires.map(|due| due.at)));
+        let active = Active { claim: Arc::downgrade(&claim), token, content: None, place, waiting };
+        self.jobs.insert(key.clone(), Slot::Active(active));
+        self.active.insert(key.clone());
+        Next::Run(key, claim)
+    }
+
+    /// Lets delayed jobs take their places whose moment has come.
+    fn ripen(&mut self, now: Instant) {
+        while let Some((&(at, place), _)) = self.delayed.first_key_value() {
+            if at > now {
+                return;
+            }
+            let Some(key) = self.delayed.remove(&(at, place)) else { return };
+            if let Some(Slot::Waiting { line, waiting, .. }) = self.jobs.get_mut(&key) {
+                *line = if waiting.is_suspect { Line::Suspects } else { Line::Ready };
+                let places = if waiting.is_suspect { &mut self.suspects } else { &mut self.ready };
+                places.insert(place, key);
+            }
+        }
+    }
+
+    /// Gives a job back that nobody works on any more, if the claim is still the one it has.
+    pub(crate) fn give_back(&mut self, key: &JobKey, claim: &Arc<Claim>) {
+        if self.has(key, claim) {
+            self.put_back(key, key.clone());
+        }
+    }
+
+    /// Nobody works on a job any more: back to its place, perhaps under another key.
+    fn put_back(&mut self, key: &JobKey, to: JobKey) {
+        let Some(Slot::Active(active)) = self.take(key) else { return };
+        if let Some(claim) = active.claim.upgrade() {
+            claim.stop.stop();
+        }
+        if active.content.is_some() {
+            // The hash shows the claim: it has to be taken from there first.
+            let owner = job::owner().to_owned();
+            self.insert_unclaimed(&to, Unclaimed { owner, death: Death::None });
+        } else {
+            self.insert(&to, active.place, active.waiting);
+        }
+    }
+
+    fn has(&self, key: &JobKey, claim: &Arc<Claim>) -> bool {
+        matches!(self.jobs.get(key), Some(Slot::Active(active)) if active.is_of(claim))
+    }
+
+    /// Forgets a job that has ended, unless its key has a new one already.
+    pub(crate) fn release(&mut self, key: &JobKey, claim: &Arc<Claim>) {
+        if self.has(key, claim) {
+            self.remove(key);
+        }
+    }
+
+    /// No job is taken before `until`.
+    pub(crate) fn hold(&mut self, until: Instant) {
+        self.held = Some(until);
+    }
+
+    /// Puts jobs back whose claims are gone without having been given back; tells which.
+    pub(crate) fn recover(&mut self) -> Vec<JobKey> {
+        let is_lost = |key: &&JobKey| match self.jobs.get(key) {
+            Some(Slot::Active(active)) => active.claim.strong_count() == 0,
+            _ => true,
+        };
+        let lost: Vec<JobKey> = self.active.iter().filter(is_lost).cloned().collect();
+        for key in &lost {
+            self.put_back(key, key.clone());
+        }
+        lost
+    }
+
+    /// Some of the jobs that have waited too long; they stay until their keys say that they ended.
+    pub(crate) fn expired(&self, now: Instant) -> Vec<JobKey> {
+        if !self.is_enabled {
+            return Vec::new();
+        }
+        let expired = self.expiring.iter().take_while(|(at, _)| *at <= now);
+        expired.map(|(_, key)| key.clone()).take(ENOUGH).collect()
+    }
+
+    /// Some of the jobs whose hashes tell of a claim that nobody holds, and whether a process died
+    /// with it; they stay until their keys say otherwise.
+    pub(crate) fn unclaimed(&self) -> Vec<(JobKey, bool)> {
+        if !self.is_enabled {
+            return Vec::new();
+        }
+        let known = self.unclaimed.iter().filter_map(|key| match self.jobs.get(key) {
+            Some(Slot::Unclaimed(unclaimed)) => Some((key.clone(), unclaimed.death)),
+            _ => None,
+        });
+        let known = known.filter(|(_, death)| *death != Death::Unknown);
+        known.map(|(key, death)| (key, death == Death::Crash)).take(ENOUGH).collect()
+    }
+
+    /// Decides about the claims of other servers, which are this one's to judge from now on.
+    pub(crate) fn judge(&mut self, judge: impl Fn(&str) -> Death) {
+        for slot in self.jobs.values_mut() {
+            if let Slot::Unclaimed(unclaimed) = slot
+                && unclaimed.death == Death::Unknown
+            {
+                unclaimed.death = judge(&unclaimed.owner);
+            }
+        }
+    }
+
+    fn arrival(&mut self) -> u64 {
+        self.arrivals += 1;
+        self.arrivals
+    }
+
+    fn insert(&mut self, key: &JobKey, place: Place, waiting: Waiting) {
+        let line = match waiting.until {
+            Some(until) => Line::Delayed(until.at),
+            None if waiting.is_suspect => Line::Suspects,
+            None => Line::Ready,
+        };
+        match line {
+            Line::Suspects => self.suspects.insert(place, key.clone()),
+            Line::Ready => self.ready.insert(place, key.clone()),
+            Line::Delayed(until) => self.delayed.insert((until, place), key.clone()),
+        };
+        if let Some(expires) = waiting.expires {
+            self.expiring.insert((expires.at, key.clone()));
+        }
+        self.jobs.insert(key.clone(), Slot::Waiting { line, place, waiting });
+    }
+
+    fn insert_unclaimed(&mut self, key: &JobKey, unclaimed: Unclaimed) {
+        self.unclaimed.insert(key.clone());
+        self.jobs.insert(key.clone(), Slot::Unclaimed(unclaimed));
+    }
+
+    /// Takes a job out of all lines.
+    fn take(&mut self, key: &JobKey) -> Option<Slot> {
+        let slot = self.jobs.remove(key)?;
+        match &slot {
+            Slot::Waiting { line, place, waiting } => {
+                match line {
+                    Line::Suspects => self.suspects.remove(place),
+                    Line::Ready => self.ready.remove(place),
+                    Line::Delayed(until) => self.delayed.remove(&(*until, *place)),
+                };
+                if let Some(expires) = waiting.expires {
+                    self.expiring.remove(&(expires.at, key.clone()));
+                }
+            }
+            Slot::Unclaimed(_) => {
+                self.unclaimed.remove(key);
+            }
+            Slot::Active(_) => {
+                self.active.remove(key);
+                if self.suspect.as_ref() == Some(key) {
+                    self.suspect = None;
+                }
+            }
+        }
+        Some(slot)
+    }
+
+    /// Forgets a job; whoever works on it is told to stop.
+    fn remove(&mut self, key: &JobKey) {
+        if let Some(Slot::Active(active)) = self.take(key)
+            && let Some(claim) = active.claim.upgrade()
+        {
+            claim.stop.stop();
+        }
+    }
+
+    /// Forgets the jobs of a database, or of all.
+    pub(crate) fn clear(&mut self, db: Option<i32>) {
+        for key in self.keys_of(|key| db.is_none_or(|db| key.db == db)) {
+            self.remove(&key);
+        }
+    }
+
+    /// Two databases have changed places; what runs in them is queued again.
+    pub(crate) fn swap(&mut self, first: i32, second: i32) {
+        let moved = self.keys_of(|key| key.db == first || key.db == second);
+        // All are out before the first goes in: a name may be in both.
+        let mut slots = Vec::with_capacity(moved.len());
+        for key in moved {
+            let to = if key.db == first { second } else { first };
+            let to = JobKey { db: to, ..key.clone() };
+            if self.active.contains(&key) {
+                self.put_back(&key, key.clone());
+            }
+            slots.extend(self.take(&key).map(|slot| (to, slot)));
+        }
+        for (key, slot) in slots {
+            match slot {
+                Slot::Waiting { place, waiting, .. } => self.insert(&key, place, waiting),
+                Slot::Unclaimed(unclaimed) => self.insert_unclaimed(&key, unclaimed),
+                Slot::Active(_) => {}
+            }
+        }
+    }
+
+    fn keys_of(&self, is_meant: impl Fn(&JobKey) -> bool) -> Vec<JobKey> {
+        self.jobs.keys().filter(|key| is_meant(key)).cloned().collect()
+    }
+
+    /// Whether jobs are run here. Where they are not any more, those at work go back to their
+    /// places.
+    pub(crate) fn set_enabled(&mut self, is_enabled: bool) {
+        self.is_enabled = is_enabled;
+        if !is_enabled {
+            for key in self.active.iter().cloned().collect::<Vec<_>>() {
+                self.put_back(&key, key.clone());
+            }
+        }
+    }
+
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.is_enabled
+    }
+
+    /// Whether a key holds an unfinished job.
+    pub(crate) fn knows(&self, key: &JobKey) -> bool {
+        self.jobs.contains_key(key)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Whether hashes may show claims of this process.
+    pub(crate) fn has_claims(&self) -> bool {
+        !self.active.is_empty() || !self.unclaimed.is_empty()
+    }
+
+    /// Where a job stands, if the key holds an unfinished one.
+    pub(crate) fn standing(&self, key: &JobKey) -> Option<Standing> {
+        let active = self.active.len();
+        Some(match self.jobs.get(key)? {
+            Slot::Waiting { line: Line::Suspects, place, .. } => {
+                Standing::Waiting { ahead: self.suspects.rank(place), active }
+            }
+            Slot::Waiting { line: Line::Ready, place, .. } => {
+                let ahead = self.suspects.len() + self.ready.rank(place);
+                Standing::Waiting { ahead, active }
+            }
+            Slot::Waiting { line: Line::Delayed(_), .. } | Slot::Unclaimed(_) => Standing::Delayed,
+            Slot::Active(active) => Standing::Active(active.claim.upgrade()?),
+        })
+    }
+
+    /// Jobs that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.jobs.len() - self.active.len()
+    }
+
+    /// Jobs that are worked on.
+    pub(crate) fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Keys of unfinished jobs of a database: those at work first, then in the order of their turn.
+    pub(crate) fn keys(&self, db: i32) -> impl Iterator<Item = &JobKey> {
+        self.active
+            .iter()
+            .chain(&self.unclaimed)
+            .chain(self.suspects.values())
+            .chain(self.ready.values())
+            .chain(self.delayed.values())
+            .filter(move |key| key.db == db)
+    }
+}
+
+/// Jobs that are dealt with in one lock section.
+const ENOUGH: usize = 256;

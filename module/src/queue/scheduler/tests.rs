@@ -1,0 +1,354 @@
+//! The order of jobs, and what becomes of those that nobody works on any more.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    job::Due,
+    queue::{Lease, Queue},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn key(name: &str) -> JobKey {
+    JobKey { db: 0, name: name.as_bytes().into() }
+}
+
+fn at_rank(rank: i64) -> Waiting {
+    Waiting { rank, until: None, expires: None, is_suspect: false }
+}
+
+fn waiting(rank: i64) -> Seen {
+    Seen::Waiting(at_rank(rank))
+}
+
+fn suspect(rank: i64) -> Seen {
+    Seen::Waiting(Waiting { is_suspect: true, ..at_rank(rank) })
+}
+
+fn claimed(owner: &str, token: &str, content: u8) -> Seen {
+    Seen::Claimed(Claimed {
+        rank: 0,
+        owner: owner.to_owned(),
+        token: Token::parse(token.to_owned()),
+        content: [content; 16],
+    })
+}
+
+/// What a hash says that shows a claim.
+fn shows(claim: &Claim, content: u8) -> Seen {
+    claimed("here", claim.token.as_str(), content)
+}
+
+fn enabled() -> Scheduler {
+    Scheduler { is_enabled: true, ..Scheduler::default() }
+}
+
+fn see(scheduler: &mut Scheduler, name: &str, seen: &Seen) {
+    scheduler.observe(&key(name), seen, Death::None);
+}
+
+fn run(scheduler: &mut Scheduler, now: Instant) -> Option<(String, Arc<Claim>)> {
+    match scheduler.next(now, Token::new) {
+        Next::Run(key, claim) => Some((String::from_utf8_lossy(&key.name).into_owned(), claim)),
+        _ => None,
+    }
+}
+
+/// Runs all there is; the claims are kept, as somebody works on them.
+fn order(scheduler: &mut Scheduler, now: Instant) -> (Vec<String>, Vec<Arc<Claim>>) {
+    std::iter::from_fn(|| run(scheduler, now)).unzip()
+}
+
+#[test]
+fn lower_ranks_run_first_and_equals_in_order_of_arrival() {
+    let mut scheduler = enabled();
+    for (name, rank) in [("b", 1), ("c", 1), ("a", 0), ("d", 2)] {
+        see(&mut scheduler, name, &waiting(rank));
+    }
+    assert_eq!(order(&mut scheduler, Instant::now()).0, ["a", "b", "c", "d"]);
+    assert_eq!((scheduler.active(), scheduler.waiting()), (4, 0));
+}
+
+#[test]
+fn a_key_that_goes_stops_its_work() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    see(&mut scheduler, "a", &waiting(0));
+    let (_, claim) = run(&mut scheduler, now).unwrap();
+    see(&mut scheduler, "a", &shows(&claim, 1));
+    assert!(!claim.stop.is_stopped());
+    see(&mut scheduler, "a", &Seen::Nothing);
+    assert!(claim.stop.is_stopped());
+    assert_eq!(scheduler.active(), 0);
+    assert!(!scheduler.knows(&key("a")));
+}
+
+#[test]
+fn a_key_that_gets_other_content_stops_its_work() {
+    let now = Instant::now();
+    let others = [claimed("here", "another", 1), claimed("there", "", 1), waiting(0)];
+    for other in others {
+        let mut scheduler = enabled();
+        see(&mut scheduler, "a", &waiting(0));
+        let (_, claim) = run(&mut scheduler, now).unwrap();
+        see(&mut scheduler, "a", &shows(&claim, 1));
+        see(&mut scheduler, "a", &other);
+        assert!(claim.stop.is_stopped(), "{other:?}");
+        assert_eq!((scheduler.active(), scheduler.waiting()), (0, 1), "{other:?}");
+        // The old lease has nothing to give back.
+        scheduler.give_back(&key("a"), &claim);
+        assert_eq!((scheduler.active(), scheduler.waiting()), (0, 1), "{other:?}");
+    }
+    // The same claim, but another picture.
+    let mut scheduler = enabled();
+    see(&mut scheduler, "a", &waiting(0));
+    let (_, claim) = run(&mut scheduler, now).unwrap();
+    see(&mut scheduler, "a", &shows(&claim, 1));
+    see(&mut scheduler, "a", &shows(&claim, 2));
+    assert!(claim.stop.is_stopped());
+}
+
+#[test]
+fn a_claim_that_nobody_holds_is_taken_from_the_hash_before_the_job_runs() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    see(&mut scheduler, "copy", &claimed("here", "x", 1));
+    assert!(run(&mut scheduler, now).is_none());
+    assert_eq!(scheduler.unclaimed(), [(key("copy"), false)]);
+    see(&mut scheduler, "copy", &waiting(0));
+    assert!(scheduler.unclaimed().is_empty());
+    assert_eq!(order(&mut scheduler, now).0, ["copy"]);
+}
+
+#[test]
+fn the_dead_are_told_from_those_that_gave_their_place_up() {
+    let mut scheduler = enabled();
+    scheduler.observe(&key("a"), &claimed("dead", "x", 1), Death::Crash);
+    scheduler.observe(&key("b"), &claimed("master", "y", 1), Death::Unknown);
+    assert_eq!(scheduler.unclaimed(), [(key("a"), true)]);
+    // Another event of the same claim does not change the verdict.
+    scheduler.observe(&key("a"), &claimed("dead", "x", 2), Death::None);
+    scheduler.judge(|owner| if owner == "master" { Death::None } else { Death::Crash });
+    assert_eq!(scheduler.unclaimed(), [(key("a"), true), (key("b"), false)]);
+    scheduler.set_enabled(false);
+    assert!(scheduler.unclaimed().is_empty());
+}
+
+#[test]
+fn delayed_jobs_wait_for_their_moment() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    let later = now + SECOND;
+    let delayed = |at| Seen::Waiting(Waiting { until: Some(Due::at(at, 7)), ..at_rank(0) });
+    see(&mut scheduler, "a", &delayed(later));
+    // The same time read again is not another one.
+    see(&mut scheduler, "a", &delayed(later + SECOND));
+    assert!(matches!(scheduler.next(now, Token::new), Next::WaitUntil(at) if at == later));
+    assert_eq!(order(&mut scheduler, later).0, ["a"]);
+}
+
+#[test]
+fn waiting_jobs_expire_and_running_ones_do_not() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    let (soon, late) = (now + SECOND, now + 2 * SECOND);
+    for (name, rank, until) in [("a", 0, None), ("b", 1, None), ("c", 2, Some(late))] {
+        let (until, expires) = (until.map(|at| Due::at(at, 2)), Some(Due::at(soon, 1)));
+        see(&mut scheduler, name, &Seen::Waiting(Waiting { until, expires, ..at_rank(rank) }));
+    }
+    assert!(scheduler.expired(now).is_empty());
+    let (name, claim) = run(&mut scheduler, now).unwrap();
+    assert_eq!(name, "a");
+    assert!(!claim.is_expired(now) && claim.is_expired(soon));
+    assert_eq!(scheduler.expired(soon), [key("b"), key("c")]);
+    see(&mut scheduler, "b", &Seen::Nothing);
+    assert_eq!(scheduler.expired(soon), [key("c")]);
+    assert!(run(&mut scheduler, late).is_some());
+    assert!(scheduler.expired(late).is_empty());
+}
+
+#[test]
+fn a_waiting_job_knows_how_many_are_ahead() {
+    let mut scheduler = enabled();
+    for i in 0..5000 {
+        see(&mut scheduler, &i.to_string(), &waiting(i));
+    }
+    let ahead = |scheduler: &Scheduler, name: &str| match scheduler.standing(&key(name)) {
+        Some(Standing::Waiting { ahead, active }) => (ahead, active),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ahead(&scheduler, "4321"), (4321, 0));
+    let _claim = run(&mut scheduler, Instant::now());
+    assert_eq!(ahead(&scheduler, "4321"), (4320, 1));
+    assert!(matches!(scheduler.standing(&key("0")), Some(Standing::Active(_))));
+    assert!(scheduler.standing(&key("none")).is_none());
+}
+
+#[test]
+fn suspects_run_first_and_one_at_a_time() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for (name, rank) in [("a", 1), ("b", 2), ("c", 3)] {
+        see(&mut scheduler, name, &waiting(rank));
+    }
+    see(&mut scheduler, "s", &suspect(9));
+    see(&mut scheduler, "t", &suspect(8));
+    let mut next = || run(&mut scheduler, now).map(|(name, claim)| (name, claim.token.clone()).0);
+    assert_eq!([next(), next()], ["t", "a"].map(|name| Some(name.to_owned())));
+    see(&mut scheduler, "t", &Seen::Nothing);
+    assert_eq!(order(&mut scheduler, now).0, ["s", "b", "c"]);
+}
+
+#[test]
+fn a_suspect_that_is_given_back_stays_one() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for name in ["s", "t", "u"] {
+        see(&mut scheduler, name, &suspect(0));
+    }
+    for _ in 0..3 {
+        let (name, claim) = run(&mut scheduler, now).unwrap();
+        assert_eq!(name, "s");
+        assert!(run(&mut scheduler, now).is_none());
+        scheduler.give_back(&key("s"), &claim);
+    }
+    // A retry of a suspect is one too.
+    let until = Some(Due::at(now, 1));
+    see(&mut scheduler, "s", &Seen::Waiting(Waiting { until, is_suspect: true, ..at_rank(-1) }));
+    let (name, _claim) = run(&mut scheduler, now).unwrap();
+    assert_eq!(name, "s");
+    assert!(run(&mut scheduler, now).is_none());
+}
+
+#[test]
+fn a_job_that_could_not_be_claimed_goes_back_to_its_place() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for name in ["a", "b"] {
+        let expires = Some(Due::at(now + SECOND, 1));
+        see(&mut scheduler, name, &Seen::Waiting(Waiting { expires, ..at_rank(5) }));
+    }
+    let (name, claim) = run(&mut scheduler, now).unwrap();
+    scheduler.hold(now + SECOND);
+    scheduler.give_back(&key(&name), &claim);
+    assert!(matches!(scheduler.next(now, Token::new), Next::WaitUntil(at) if at == now + SECOND));
+    assert_eq!(scheduler.expired(now + SECOND), [key("a"), key("b")]);
+    see(&mut scheduler, "urgent", &waiting(1));
+    assert_eq!(order(&mut scheduler, now + SECOND).0, ["urgent", "a", "b"]);
+}
+
+#[test]
+fn a_lease_that_is_dropped_gives_its_job_back() {
+    let queue = Arc::new(Queue::new());
+    queue.change(|scheduler| {
+        scheduler.set_enabled(true);
+        scheduler.observe(&key("a"), &waiting(0), Death::None);
+    });
+    let lease = queue.next(|| true).unwrap();
+    assert_eq!(queue.counts(), (0, 1));
+    // Before the claim was written the job just waits again.
+    drop(lease);
+    assert_eq!(queue.counts(), (1, 0));
+    assert!(queue.unclaimed().is_empty());
+    let lease = queue.next(|| true).unwrap();
+    let shown = shows(lease.claim(), 1);
+    queue.change(|scheduler| scheduler.observe(&key("a"), &shown, Death::None));
+    drop(lease);
+    assert_eq!(queue.unclaimed(), [(key("a"), false)]);
+    // One that ends a job gives nothing back.
+    queue.change(|scheduler| scheduler.observe(&key("a"), &waiting(0), Death::None));
+    queue.next(|| true).unwrap().end();
+    assert_eq!(queue.counts(), (0, 0));
+}
+
+#[test]
+fn a_lease_lost_in_a_panic_gives_its_job_back() {
+    let queue = Arc::new(Queue::new());
+    queue.change(|scheduler| {
+        scheduler.set_enabled(true);
+        scheduler.observe(&key("a"), &waiting(0), Death::None);
+    });
+    let work = || {
+        let _lease: Lease = queue.next(|| true).unwrap();
+        panic!("at work");
+    };
+    assert!(florence_engine::catch_panic::<()>(work).is_err());
+    assert_eq!(queue.counts(), (1, 0));
+}
+
+#[test]
+fn the_watchdog_finds_what_nobody_works_on() {
+    let queue = Arc::new(Queue::new());
+    queue.change(|scheduler| {
+        scheduler.set_enabled(true);
+        for name in ["a", "b"] {
+            scheduler.observe(&key(name), &waiting(0), Death::None);
+        }
+    });
+    let held = queue.next(|| true).unwrap();
+    // What no code here can do: a claim that goes without its lease.
+    queue.change(|scheduler| drop(run(scheduler, Instant::now()).unwrap()));
+    assert_eq!(queue.recover(), [key("b")]);
+    assert_eq!(queue.counts(), (1, 1));
+    assert!(queue.recover().is_empty());
+    drop(held);
+}
+
+#[test]
+fn where_jobs_are_not_run_any_more_they_stop_and_wait() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for name in ["fetching", "claimed", "waiting"] {
+        see(&mut scheduler, name, &waiting(0));
+    }
+    let (_, written) = run(&mut scheduler, now).unwrap();
+    see(&mut scheduler, "fetching", &shows(&written, 1));
+    let (_, unwritten) = run(&mut scheduler, now).unwrap();
+    scheduler.set_enabled(false);
+    assert!(written.stop.is_stopped() && unwritten.stop.is_stopped());
+    assert_eq!((scheduler.active(), scheduler.waiting()), (0, 3));
+    assert!(run(&mut scheduler, now).is_none());
+    scheduler.set_enabled(true);
+    assert_eq!(scheduler.unclaimed(), [(key("fetching"), false)]);
+    assert_eq!(order(&mut scheduler, now).0, ["claimed", "waiting"]);
+}
+
+#[test]
+fn releasing_an_old_claim_leaves_a_new_job_alone() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    see(&mut scheduler, "a", &waiting(0));
+    let (_, old) = run(&mut scheduler, now).unwrap();
+    see(&mut scheduler, "a", &Seen::Nothing);
+    see(&mut scheduler, "a", &waiting(0));
+    scheduler.release(&key("a"), &old);
+    let (_, new) = run(&mut scheduler, now).unwrap();
+    scheduler.release(&key("a"), &new);
+    assert!(!scheduler.knows(&key("a")));
+}
+
+#[test]
+fn flushing_a_database_leaves_the_others() {
+    let mut scheduler = enabled();
+    see(&mut scheduler, "a", &waiting(0));
+    let other = JobKey { db: 3, ..key("b") };
+    scheduler.observe(&other, &waiting(0), Death::None);
+    scheduler.clear(Some(0));
+    assert!(!scheduler.knows(&key("a")) && scheduler.knows(&other));
+}
+
+#[test]
+fn databases_that_change_places_take_their_jobs_along() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    // The same names in both: none may be lost on the way.
+    for (db, rank) in [(0, 1), (3, 2)] {
+        for name in ["a", "b"] {
+            scheduler.observe(&JobKey { db, ..key(name) }, &waiting(rank), Death::None);
+        }
+    }
+    see(&mut scheduler, "s", &suspect(0));
+    let (_, claim) = run(&mut scheduler, now).unwrap();
+    scheduler.swap(3, 0);
+    assert!(claim.stop.is_stopped());
+    assert_eq!((scheduler.active(), scheduler.waiting()), (0, 5));
+    let mut places = Vec::new();
+    let mut claims = Vec::new();
+    while let Next::Run(key, claim) = scheduler.next(now, Token::new) {
+        places.push((key.db, String::from_utf8_lossy(&key.name).into_owned()));
+        claims.push(claim);
+    }
+    let expected = [(3, "s"), (3, "a"), (3, "b"), (0, "a"), (0, "b")];
+    assert_eq!(places, expected.map(|(db, name)| (db, name.to_owned())));
+}

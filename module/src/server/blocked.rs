@@ -1,0 +1,81 @@
+//! Clients that are blocked on keys.
+
+use std::ffi::{c_int, c_longlong, c_void};
+
+use redis_module::{Context, RedisString, raw};
+
+use super::{
+    ERR,
+    callbacks::{guard, handlers},
+    string,
+};
+
+/// A client that waits; the handle is good until the handler `freed` is called for it.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockedClient(*mut raw::RedisModuleBlockedClient);
+
+// SAFETY: the handle is only ever used under the server's lock, which makes one thread at a time
+// its owner.
+unsafe impl Send for BlockedClient {}
+
+/// Blocks the calling client on keys, for ever if `timeout_ms` is 0.
+pub(crate) fn block(
+    ctx: &Context,
+    keys: &[RedisString],
+    timeout_ms: i64,
+    id: u64,
+) -> BlockedClient {
+    let mut keys: Vec<*mut raw::RedisModuleString> = keys.iter().map(|key| key.inner).collect();
+    BlockedClient(api!(RedisModule_BlockClientOnKeys(
+        ctx.get_raw(),
+        Some(on_key_ready),
+        Some(on_timeout),
+        Some(on_free),
+        c_longlong::from(timeout_ms),
+        keys.as_mut_ptr(),
+        c_int::try_from(keys.len()).unwrap_or(c_int::MAX),
+        id as *mut c_void,
+    )))
+}
+
+/// Ends a client's wait: it is answered null. Under the server's lock only.
+pub(crate) fn unblock(client: BlockedClient) {
+    api!(RedisModule_UnblockClient(client.0, std::ptr::null_mut()));
+}
+
+/// Lets the server ask the clients that are blocked on a key.
+pub(crate) fn signal_key(ctx: &Context, key: &[u8]) {
+    api!(RedisModule_SignalKeyAsReady(ctx.get_raw(), string(ctx, key).inner));
+}
+
+extern "C" fn on_key_ready(
+    ctx: *mut raw::RedisModuleCtx,
+    _argv: *mut *mut raw::RedisModuleString,
+    _argc: c_int,
+) -> c_int {
+    guard(ERR, || {
+        let context = Context::new(ctx);
+        let key = api!(RedisModule_GetBlockedClientReadyKey(ctx));
+        if key.is_null() {
+            return ERR;
+        }
+        // The server keeps its own reference: this one must be counted too.
+        let key = RedisString::new(std::ptr::NonNull::new(ctx), key);
+        match (handlers().key_ready)(&context, &key) {
+            Some(reply) => context.reply(reply) as c_int,
+            None => ERR,
+        }
+    })
+}
+
+extern "C" fn on_timeout(
+    ctx: *mut raw::RedisModuleCtx,
+    _argv: *mut *mut raw::RedisModuleString,
+    _argc: c_int,
+) -> c_int {
+    api!(RedisModule_ReplyWithNull(ctx))
+}
+
+extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, id: *mut c_void) {
+    guard((), || (handlers().freed)(id as u64));
+}

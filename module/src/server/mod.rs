@@ -1,0 +1,196 @@
+//! The server's module API: all that the redis-module crate does not wrap, and the only
+//! hand-written unsafe code.
+//!
+//! Raw pointers do not leave this folder, but for the opaque [`BlockedClient`]. Every callback that
+//! the server makes catches panics: a panic must not unwind into C. What the callbacks do is said
+//! once, by [`install`].
+//!
+//! - `callbacks`: events, the command filter, the event loop
+//! - `blocked`: blocked clients
+//! - `calls`: commands, under the server's lock
+//! - `clock`: milliseconds since 1970 that never step back
+//! - `config`: settings as the server knows them
+//! - `describe`: documentation of commands
+//! - `reply`: errors and maps as clients read them
+//! - `scan`: the keys that are there
+#![expect(unsafe_code, reason = "the Redis module API")]
+
+use std::{ffi::c_int, thread, time::Duration};
+
+use redis_module::{Context, ContextFlags, MODULE_CONTEXT, RedisString, raw};
+
+/// Calls an API function that [`check`] has found.
+macro_rules! api {
+    ($name:ident ( $($arg:expr),* $(,)? )) => {{
+        // SAFETY: reading a pointer that is set once, while the module loads.
+        let function = unsafe { raw::$name };
+        let function = function.expect("check refuses servers without it");
+        // SAFETY: the arguments are live objects of the server, used under its lock, as the
+        // callers of this folder's functions have it: they hold a `Context`.
+        unsafe { function($($arg),*) }
+    }};
+}
+
+mod blocked;
+mod callbacks;
+mod calls;
+mod clock;
+mod config;
+mod describe;
+pub(crate) mod reply;
+mod scan;
+
+pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
+pub(crate) use callbacks::{
+    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop, watch_lists,
+};
+pub(crate) use calls::{ask, bytes, call, integer};
+pub(crate) use clock::unix_ms;
+pub(crate) use config::register as register_settings;
+pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};
+pub(crate) use scan::Scan;
+
+macro_rules! require {
+    ($($name:ident),* $(,)?) => {
+        // SAFETY: reading pointers that are set once, while the module loads.
+        [$((stringify!($name), unsafe { let pointer = raw::$name; pointer.is_some() })),*]
+    };
+}
+
+/// Whether the server has all that this module needs.
+pub(crate) fn check() -> Result<(), String> {
+    let needed = require![
+        RedisModule_BlockClientOnKeys,
+        RedisModule_UnblockClient,
+        RedisModule_SignalKeyAsReady,
+        RedisModule_GetBlockedClientReadyKey,
+        RedisModule_GetBlockedClientPrivateData,
+        RedisModule_AvoidReplicaTraffic,
+        RedisModule_SetModuleOptions,
+        RedisModule_SubscribeToServerEvent,
+        RedisModule_SubscribeToKeyspaceEvents,
+        RedisModule_SetCommandInfo,
+        RedisModule_GetCommand,
+        RedisModule_SelectDb,
+        RedisModule_GetSelectedDb,
+        RedisModule_EventLoopAddOneShot,
+        RedisModule_CreateTimer,
+        RedisModule_NotifyKeyspaceEvent,
+        RedisModule_ReplyWithNull,
+        RedisModule_GetRandomBytes,
+        RedisModule_RegisterCommandFilter,
+        RedisModule_CommandFilterArgsCount,
+        RedisModule_CommandFilterArgGet,
+        RedisModule_CommandFilterArgReplace,
+        RedisModule_RegisterStringConfig,
+        RedisModule_LoadConfigs,
+        RedisModule_Scan,
+        RedisModule_ScanCursorCreate,
+        RedisModule_ScanCursorDestroy,
+    ];
+    match needed.into_iter().find(|(_, is_there)| !is_there) {
+        Some((name, _)) => Err(format!("this server lacks {name}: Redis 7.0 or newer is needed")),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn set_options(ctx: &Context) {
+    /// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
+    const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
+    api!(RedisModule_SetModuleOptions(ctx.get_raw(), HANDLES_SLOT_MIGRATION));
+}
+
+/// Keeps candle from starting a pool of its own, whose threads spin: the engine's pool does all.
+pub(crate) fn limit_candle() {
+    const NAME: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: called from OnLoad, before any thread of ours starts; at start-up the server
+        // has no other threads yet, and it does not change its environment later.
+        unsafe { std::env::set_var(NAME, "1") };
+    }
+}
+
+/// `REDISMODULE_OK` and `REDISMODULE_ERR`.
+const OK: c_int = 0;
+const ERR: c_int = 1;
+
+// The lock.
+
+/// Runs `f` under the server's lock.
+pub(crate) fn with_server<T>(f: impl FnOnce(&Context) -> T) -> T {
+    let guard = MODULE_CONTEXT.lock();
+    let result = f(&guard);
+    drop(guard);
+    // The lock is unfair: without a pause a busy thread could keep the main thread from it.
+    thread::sleep(Duration::from_micros(1));
+    result
+}
+
+/// Whether this server may write now: a master, loaded, not paused.
+pub(crate) fn can_write(ctx: &Context) -> bool {
+    let flags = ctx.get_flags();
+    flags.contains(ContextFlags::MASTER)
+        && !flags.contains(ContextFlags::LOADING)
+        && !are_writes_paused()
+}
+
+/// Whether a write would break a pause of writes (failover, CLIENT PAUSE): servers abort on it.
+fn are_writes_paused() -> bool {
+    api!(RedisModule_AvoidReplicaTraffic()) != 0
+}
+
+// Keys and databases.
+
+pub(crate) fn selected_db(ctx: &Context) -> i32 {
+    api!(RedisModule_GetSelectedDb(ctx.get_raw()))
+}
+
+pub(crate) fn select_db(ctx: &Context, db: i32) {
+    if selected_db(ctx) != db {
+        api!(RedisModule_SelectDb(ctx.get_raw(), db));
+    }
+}
+
+/// Works in another database, and returns to the selected one.
+pub(crate) fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
+    let selected = selected_db(ctx);
+    select_db(ctx, db);
+    let result = f();
+    select_db(ctx, selected);
+    result
+}
+
+/// A string of the server's, of any bytes.
+pub(crate) fn string(ctx: &Context, bytes: &[u8]) -> RedisString {
+    RedisString::create_from_slice(ctx.get_raw(), bytes)
+}
+
+/// Tells subscribers of keyspace events.
+pub(crate) fn notify(ctx: &Context, event: &str, key: &[u8]) {
+    ctx.notify_keyspace_event(raw::NotifyEvent::MODULE, event, &string(ctx, key));
+}
+
+/// Random bytes from the server.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    api!(RedisModule_GetRandomBytes(bytes.as_mut_ptr(), bytes.len()));
+    bytes
+}
+
+/// A line of the server's log; from any thread, with or without the lock.
+pub(crate) fn warn(text: &str) {
+    MODULE_CONTEXT.log_warning(&format!("florence: {text}"));
+}
+
+/// As [`warn`], for what is no cause for concern.
+pub(crate) fn tell(text: &str) {
+    MODULE_CONTEXT.log_notice(&format!("florence: {text}"));
+}
+
+/// A key as log lines show it.
+pub(crate) fn printable(key: &[u8]) -> String {
+    const MOST: usize = 100;
+    let text = String::from_utf8_lossy(key);
+    let shown: String = text.chars().take(MOST).collect();
+    shown.escape_debug().to_string()
+}

@@ -1,0 +1,135 @@
+//! Where pictures may come from: URLs, buckets, and files below the configured directories.
+
+mod hosts;
+
+use std::{
+    io::Read,
+    path::{Component, Path, PathBuf},
+    sync::LazyLock,
+    time::Instant,
+};
+
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, OpenOptions, OpenOptionsExt},
+};
+use florence_engine::{
+    Stop,
+    fetch::{AccessRules, FetchError, FetchLimits, Fetcher},
+};
+use redis_module::RedisError;
+
+use crate::{server::reply, settings};
+
+pub(crate) use hosts::hosts;
+
+/// The one client for all threads, made for the first URL.
+static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
+    let rules = AccessRules {
+        allow_networks: (*settings::ALLOW_NETWORKS.get()).clone(),
+        deny_networks: (*settings::DENY_NETWORKS.get()).clone(),
+        allow_hosts: (*settings::ALLOW_HOSTS.get()).clone(),
+        deny_hosts: (*settings::DENY_HOSTS.get()).clone(),
+    };
+    Fetcher::new(rules, (*settings::BUCKETS.get()).clone())
+});
+
+/// Why there are no bytes behind a URI.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the file is not below a directory of florence.file-roots")]
+    NotBelowRoot,
+    #[error("the file cannot be read")]
+    Unreadable,
+    #[error("not a regular file, or larger than the limit")]
+    TooLarge,
+}
+
+/// Whether a URI may be fetched at all; asked before a job is stored.
+pub(crate) fn check(uri: &str) -> Result<(), RedisError> {
+    if ["http://", "https://", "gs://", "s3://"].iter().any(|scheme| uri.starts_with(scheme)) {
+        let is_denied = uri.starts_with("http") && !FETCHER.permits_host(&hosts::host(uri));
+        if is_denied {
+            return Err(reply::error("DENIED", "the host is not allowed"));
+        }
+        return Ok(());
+    }
+    let Some(path) = local_path(uri) else {
+        let text = "the image must be an http(s), gs, s3 or data URL, an absolute path, DATA bytes \
+            or KEY key";
+        return Err(reply::error("ERR", text));
+    };
+    if below_root(&path, &settings::FILE_ROOTS.get().0).is_some() {
+        return Ok(());
+    }
+    Err(reply::error("DENIED", "the file is not below a directory of florence.file-roots"))
+}
+
+/// The bytes and the media type of a `data:` URL; `None` for other URLs.
+pub(crate) fn inline(uri: &str) -> Option<Result<(String, Vec<u8>), RedisError>> {
+    let is_data = uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
+    is_data.then(|| {
+        let malformed = || reply::error("ERR", "the data URL is malformed");
+        let url = data_url::DataUrl::process(uri).map_err(|_error| malformed())?;
+        let (bytes, _fragment) = url.decode_to_vec().map_err(|_error| malformed())?;
+        let kind = url.mime_type();
+        Ok((format!("data:{}/{}", kind.type_, kind.subtype), bytes))
+    })
+}
+
+fn local_path(uri: &str) -> Option<PathBuf> {
+    let path = uri.strip_prefix("file://").unwrap_or(uri);
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
+/// The first root that a path is below, and the rest of the path.
+fn below_root<'a>(path: &'a Path, roots: &[PathBuf]) -> Option<(PathBuf, &'a Path)> {
+    let is_plain = path.components().all(|part| part != Component::ParentDir);
+    let root = roots.iter().find(|root| is_plain && path.starts_with(root))?;
+    let rest = path.strip_prefix(root).ok().filter(|rest| *rest != Path::new(""))?;
+    Some((root.clone(), rest))
+}
+
+/// The bytes behind a URI, if they come before the deadline, and before `stop` says so.
+pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>, SourceError> {
+    if let Some(path) = local_path(uri) {
+        return read_file(&path);
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    let limits = FetchLimits {
+        bytes: settings::MAX_IMAGE_BYTES.get(),
+        total: settings::FETCH_TIMEOUT_MS.milliseconds().min(left),
+        ..FetchLimits::default()
+    };
+    let start = Instant::now();
+    let fetched = FETCHER.fetch(uri, &limits, stop);
+    hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
+    Ok(fetched?)
+}
+
+/// Reads a regular file below an allowed directory; no link leads out of it, whatever changes
+/// while it is resolved.
+fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
+    const NO_WAITING: i32 = 0o4000; // O_NONBLOCK: opening a pipe must not wait for its other end
+    let roots = settings::FILE_ROOTS.get();
+    let (root, rest) = below_root(path, &roots.0).ok_or(SourceError::NotBelowRoot)?;
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => SourceError::NotBelowRoot,
+        _ => SourceError::Unreadable,
+    };
+    let root = Dir::open_ambient_dir(root, ambient_authority()).map_err(unreadable)?;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(NO_WAITING);
+    let file = root.open_with(rest, &options).map_err(unreadable)?;
+    let limit = settings::MAX_IMAGE_BYTES.get();
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() || metadata.len() > limit {
+        return Err(SourceError::TooLarge);
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    // It may have grown meanwhile.
+    if bytes.len() as u64 > limit { Err(SourceError::TooLarge) } else { Ok(bytes) }
+}

@@ -1,0 +1,194 @@
+//! The engine thread: runs the model for the jobs that are prepared. It never takes the server's
+//! lock: what is to be written goes to the committer.
+
+use std::{
+    error::Error as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use florence_engine::{
+    Error,
+    serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
+};
+
+use super::{commit::Commit, load::load, milliseconds};
+use crate::{
+    figures,
+    job::{
+        Failure, Fields,
+        life::{Attempt, Outcome},
+    },
+    model,
+    queue::{Lease, Phase, queue},
+    server, settings,
+};
+
+pub(super) fn run(inbox: &Receiver<Work<Claimant>>) {
+    // It is there already if this thread was started again.
+    let Some(loaded) = model::loaded().or_else(load) else { return };
+    serve::serve(&loaded.florence, &loaded.caches, inbox, &Meter::default());
+}
+
+/// Keeps the figures of the engine.
+#[derive(Default)]
+struct Meter {
+    /// Time spent since the last answer.
+    busy: Mutex<Duration>,
+}
+
+impl Watch for Meter {
+    fn most(&self) -> usize {
+        settings::MAX_BATCH.size()
+    }
+
+    fn turned(&self, turn: &Turn) {
+        figures::DECODER_STEPS.add(turn.has_stepped.into());
+        figures::INFER_MS.add(milliseconds(turn.time));
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        *busy += turn.time;
+        if turn.answers > 0 {
+            queue().record_pace(std::mem::take(&mut *busy), turn.answers);
+        }
+    }
+
+    fn stumbled(&self, failure: &serve::Failure) {
+        let text = explain(failure);
+        server::warn(&format!("the batch failed, its jobs are run one by one: {text}"));
+    }
+}
+
+/// A claimed job on its way through the engine.
+pub(super) struct Claimant {
+    pub(super) lease: Lease,
+    pub(super) attempt: Box<Attempt>,
+    pub(super) fetch_ms: u64,
+    pub(super) commits: Sender<Commit>,
+}
+
+impl Claimant {
+    /// Ends the attempt with its answers.
+    pub(super) fn answer(self, served: &Served) {
+        count(served.verdict);
+        let fields = answer_fields(&self.attempt.request.prompts, served);
+        self.end(Ok(fields), milliseconds(served.time));
+    }
+
+    /// Hands the end of the attempt to the committer.
+    pub(super) fn end(self, result: Result<Fields, Failure>, infer_ms: u64) {
+        let Self { lease, attempt, fetch_ms, commits, .. } = self;
+        let outcome = Outcome { result, fetch_ms, infer_ms };
+        // The committer goes only when the process does; a lease that comes back gives itself back.
+        let _ = commits.send(Commit::Ended { lease, attempt, outcome });
+    }
+
+    /// Why an attempt failed inside is for the log.
+    pub(super) fn log(&self, text: &str) {
+        let (key, phase) = (server::printable(&self.lease.key().name), self.lease.claim().phase());
+        server::warn(&format!("job '{key}' failed while {phase}: {text}"));
+    }
+}
+
+impl Asker for Claimant {
+    fn wants(&self, now: Instant) -> Wants {
+        if self.lease.is_stopped() {
+            Wants::Nothing
+        } else if now >= self.attempt.deadline {
+            Wants::Punctuality
+        } else {
+            Wants::Answers
+        }
+    }
+
+    fn started(&self) {
+        self.lease.claim().enter(Phase::Encoding);
+        let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
+        let _ = self.commits.send(Commit::Started { key, token });
+    }
+
+    fn generated(&self, tokens: u32) {
+        self.lease.claim().enter(Phase::Generating);
+        self.lease.claim().set_tokens(tokens);
+    }
+
+    fn answered(self, served: Served) {
+        self.answer(&served);
+    }
+
+    fn failed(self, failure: serve::Failure, time: Duration) {
+        let words = match &failure {
+            serve::Failure::Cancelled => {
+                figures::DROPPED.add(1);
+                return;
+            }
+            serve::Failure::Late => Failure::timeout(),
+            serve::Failure::Failed(error) => {
+                self.log(&explain(&failure));
+                Failure::from(&**error)
+            }
+            serve::Failure::Panicked(_) => {
+                figures::PANICS.add(1);
+                self.log(&explain(&failure));
+                Failure::internal()
+            }
+        };
+        self.end(Err(words), milliseconds(time));
+    }
+}
+
+fn explain(failure: &serve::Failure) -> String {
+    match failure {
+        serve::Failure::Cancelled => "cancelled".to_owned(),
+        serve::Failure::Late => "out of time".to_owned(),
+        serve::Failure::Failed(error) => chain(error),
+        serve::Failure::Panicked(text) => format!("panic: {text}"),
+    }
+}
+
+/// An error and what it came from.
+fn chain(error: &Arc<Error>) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.extend([": ", &error.to_string()]);
+        source = error.source();
+    }
+    text
+}
+
+/// The fields of an answered job: the reference's result and text for one prompt, by prompt for
+/// several.
+fn answer_fields(prompts: &[String], served: &Served) -> Fields {
+    let Served { answers, verdict, .. } = served;
+    let (result, text) = if let [answer] = answers.as_slice() {
+        (answer.json.to_string(), answer.text.clone())
+    } else {
+        let mut results = serde_json::Map::new();
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            // The reference's object has one entry, named by the task.
+            let value = answer.json.as_object().and_then(|object| object.values().next());
+            results.insert(prompt.clone(), value.cloned().unwrap_or_default());
+        }
+        let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
+        (serde_json::Value::from(results).to_string(), serde_json::json!(texts).to_string())
+    };
+    let tokens: usize = answers.iter().map(|answer| answer.token_ids.len()).sum();
+    let model = model::loaded().map(|loaded| loaded.florence.name().to_owned()).unwrap_or_default();
+    vec![
+        ("result", result.into()),
+        ("text", text.into()),
+        ("tokens", tokens.to_string().into()),
+        ("model", model.into()),
+        ("cache", verdict.name().into()),
+    ]
+}
+
+fn count(verdict: Verdict) {
+    let counter = match verdict {
+        Verdict::Result => &figures::CACHE_RESULTS,
+        Verdict::Features => &figures::CACHE_FEATURES,
+        Verdict::Miss => &figures::CACHE_MISSES,
+    };
+    counter.add(1);
+}

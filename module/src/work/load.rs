@@ -1,0 +1,73 @@
+//! Loads the model, on the engine thread.
+
+use std::{path::Path, sync::Arc, thread, time::Instant};
+
+use florence_engine::{Error, Florence, LoadOptions, catch_panic, model::Packing, serve::Caches};
+
+use super::elapsed_ms;
+use crate::{
+    figures,
+    model::{self, Loaded, Model},
+    queue::queue,
+    server, settings,
+};
+
+/// The model of the settings; its failure is told to all who ask.
+pub(super) fn load() -> Option<Arc<Loaded>> {
+    let start = Instant::now();
+    let options = options();
+    let problem = match catch_panic(|| from_settings(&options)) {
+        Ok(Ok(florence)) => return Some(ready(florence, &options, start)),
+        Ok(Err(error)) => error.to_string(),
+        Err(text) => {
+            figures::PANICS.add(1);
+            server::warn(&format!("loading the model panicked: {text}"));
+            "loading it failed with an internal error".to_owned()
+        }
+    };
+    server::warn(&format!("cannot load the model: {problem}"));
+    model::set(Model::Failed(problem));
+    None
+}
+
+fn options() -> LoadOptions {
+    let threads = match settings::THREADS.size() {
+        // Redis keeps a core to itself.
+        0 => thread::available_parallelism().map_or(1, |n| (n.get() - 1).max(1)),
+        threads => threads,
+    };
+    LoadOptions {
+        threads,
+        nice: i32::try_from(settings::NICE.get()).unwrap_or_default(),
+        cpus: settings::CPUS.get().0.clone(),
+        precision: *settings::PRECISION.get(),
+        keep_packed: settings::KEEP_PACKED.get(),
+        ..LoadOptions::default()
+    }
+}
+
+fn from_settings(options: &LoadOptions) -> Result<Florence, Error> {
+    match settings::MODEL.get().as_str() {
+        "" => Florence::embedded(options),
+        directory => Florence::load(Path::new(directory), options),
+    }
+}
+
+fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loaded> {
+    if let Packing::Failed(problem) = florence.model().packing() {
+        server::warn(&format!("packed weights stay in this process's memory: {problem}"));
+    }
+    server::tell(&format!(
+        "model {} ({}) ready after {} ms, {} threads",
+        florence.name(),
+        florence.arithmetic(),
+        elapsed_ms(start),
+        options.threads,
+    ));
+    let (answers, pictures) =
+        (settings::RESULT_CACHE_BYTES.get(), settings::FEATURE_CACHE_BYTES.get());
+    let loaded = Arc::new(Loaded { florence, caches: Caches::new(answers, pictures) });
+    model::set(Model::Ready(Arc::clone(&loaded)));
+    queue().wake();
+    loaded
+}

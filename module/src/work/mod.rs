@@ -1,0 +1,100 @@
+//! The threads: prepare threads fetch and decode, one engine thread computes, one committer stores.
+//!
+//! ```text
+//! queue -> prepare (claim, fetch, decode) -> infer (join, step by step) -> commit (store)
+//! ```
+//!
+//! Only claims, state changes and answers take the server's lock, each for a few calls. A job is
+//! passed on with its lease: whatever is dropped on the way is given back. A panic ends one attempt
+//! of one job; a thread that ends all the same is started again.
+
+mod adopt;
+mod commit;
+mod infer;
+mod load;
+mod prepare;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{bounded, unbounded};
+use florence_engine::catch_panic;
+use redis_module::Context;
+
+use crate::{celery, figures, queue::sync, server, settings};
+
+pub(crate) use adopt::look as look_for_keys;
+
+/// How long to pause when the server does not take writes just now.
+const WRITE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Starts the threads; on the first turn of the event loop.
+pub(crate) fn start(ctx: &Context) {
+    server::tell("starting threads, loading the model");
+    let (work, inbox) = bounded(settings::MAX_BATCH.size());
+    let (commits, outbox) = unbounded();
+    for i in 0..settings::PREPARE_THREADS.get() {
+        let (work, commits) = (work.clone(), commits.clone());
+        spawn(&format!("fl-prepare-{i}"), move || prepare::run(&work, &commits));
+    }
+    spawn("fl-engine", move || infer::run(&inbox));
+    spawn("fl-commit", move || commit::run(&outbox));
+    spawn("fl-celery", celery::run);
+    adopt::start();
+    sync::take_role(ctx);
+}
+
+/// Starts a thread, and again if it panics: what it held is given back. It is never joined: at
+/// shutdown the process ends under it, and the states of jobs are such that nothing is lost.
+fn spawn(name: &str, f: impl Fn() + Send + 'static) {
+    let thread = name.to_owned();
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        supervise(&f, |text| {
+            figures::PANICS.add(1);
+            figures::THREADS_RESTARTED.add(1);
+            server::warn(&format!("thread {thread} panicked and is started again: {text}"));
+        });
+    });
+    if let Err(error) = spawned {
+        server::warn(&format!("cannot start thread {name}: {error}"));
+    }
+}
+
+/// Runs `f` until it returns.
+fn supervise(f: &impl Fn(), panicked: impl Fn(&str)) {
+    /// A thread that panics at once must not fill the log.
+    const PAUSE: Duration = Duration::from_millis(100);
+    while let Err(text) = catch_panic(f) {
+        panicked(&text);
+        thread::sleep(PAUSE);
+    }
+}
+
+fn elapsed_ms(start: Instant) -> u64 {
+    milliseconds(start.elapsed())
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_started_again() {
+        let (runs, told) = (Cell::new(0), RefCell::new(Vec::new()));
+        let body = || {
+            runs.set(runs.get() + 1);
+            assert!(runs.get() > 2, "run {}", runs.get());
+        };
+        supervise(&body, |text| told.borrow_mut().push(text.to_owned()));
+        assert_eq!(runs.get(), 3);
+        assert_eq!(*told.borrow(), ["run 1", "run 2"]);
+    }
+}
