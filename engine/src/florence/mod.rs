@@ -272,7 +272,7 @@ impl Florence {
     /// [`Error::Image`].
     pub fn picture(&self, bytes: &[u8], options: &PrepareOptions) -> Result<Picture, Error> {
         let start = Instant::now();
-        let rgb = decode(bytes, options.limits.clone(), options.orientation)?;
+        let rgb = decode(bytes, &options.limits, options.orientation)?;
         let decode_ms = milliseconds(start);
         let start = Instant::now();
         let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));

@@ -138,7 +138,7 @@ pub struct Rgb {
 /// See [`ImageError`].
 pub fn decode(
     bytes: &[u8],
-    limits: DecodeLimits,
+    limits: &DecodeLimits,
     orientation: Orientation,
 ) -> Result<Rgb, ImageError> {
     let source = Source { bytes: Cursor::new(bytes), stop: &limits.stop };
@@ -257,7 +257,7 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8]) -> Vec<u8> {
-        decode(bytes, DecodeLimits::default(), Orientation::AsStored).unwrap().data
+        decode(bytes, &DecodeLimits::default(), Orientation::AsStored).unwrap().data
     }
 
     #[test]
@@ -276,13 +276,13 @@ mod tests {
         for (name, format) in FORMATS {
             let mut bytes = Cursor::new(Vec::new());
             grey.write_to(&mut bytes, format).unwrap();
-            let rgb = decode(bytes.get_ref(), DecodeLimits::default(), Orientation::AsStored);
+            let rgb = decode(bytes.get_ref(), &DecodeLimits::default(), Orientation::AsStored);
             let rgb = rgb.unwrap();
             assert_eq!((rgb.width, rgb.height), (5, 4), "{format:?}");
             assert!(rgb.data.iter().all(|value| value.abs_diff(90) <= 1), "{format:?}");
             let formats = "jpeg png WEBP gif bmp".parse().unwrap();
             let limits = DecodeLimits { formats, ..DecodeLimits::default() };
-            let fewer = decode(bytes.get_ref(), limits, Orientation::AsStored);
+            let fewer = decode(bytes.get_ref(), &limits, Orientation::AsStored);
             assert_eq!(fewer.is_ok(), name != "TIFF", "{name}");
         }
     }
@@ -297,7 +297,7 @@ mod tests {
         encoder.set_exif_metadata(exif.to_vec()).unwrap();
         encoder.write_image(&pixels, 2, 1, ExtendedColorType::Rgb8).unwrap();
         let size = |orientation| {
-            let rgb = decode(&bytes, DecodeLimits::default(), orientation).unwrap();
+            let rgb = decode(&bytes, &DecodeLimits::default(), orientation).unwrap();
             (rgb.width, rgb.height)
         };
         assert_eq!(size(Orientation::AsStored), (2, 1));
@@ -308,7 +308,7 @@ mod tests {
     fn bad_bytes_are_named() {
         let limits = DecodeLimits { pixels: 1, ..DecodeLimits::default() };
         let check = |bytes: &[u8], limits, expected: &str| {
-            let error = decode(bytes, limits, Orientation::AsStored).unwrap_err().to_string();
+            let error = decode(bytes, &limits, Orientation::AsStored).unwrap_err().to_string();
             assert_eq!(error, expected);
         };
         let good = png(&[1; 6], ExtendedColorType::Rgb8);

@@ -77,7 +77,10 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
     }
 }
 
-fn picture(job: &Job) -> Result<(String, Option<Arc<[u8]>>), Failure> {
+/// Bytes that came with the job.
+type Sent = Option<Arc<[u8]>>;
+
+fn picture(job: &Job) -> Result<(String, Sent), Failure> {
     let bytes = job.length("data");
     if bytes > settings::MAX_IMAGE_BYTES.get() {
         return Err(invalid("the job's picture is larger than florence.max-image-bytes"));

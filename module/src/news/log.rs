@@ -59,15 +59,12 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
         server::tell(&format!("{left_out} more jobs ended without an answer"));
     }
     let (key, attempts) = (server::printable(key), end.attempts);
-    match end.failure {
-        Some(failure) => {
-            let (code, message) = (failure.code.name(), &failure.message);
-            server::warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
-        }
-        None => {
-            let state = end.state.name();
-            server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
-        }
+    if let Some(failure) = end.failure {
+        let (code, message) = (failure.code.name(), &failure.message);
+        server::warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
+    } else {
+        let state = end.state.name();
+        server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
     }
 }
 

@@ -163,7 +163,7 @@ extern "C" fn on_server_event(
             (to.role_changed)(&Context::new(ctx));
         }
         (raw::REDISMODULE_EVENT_MASTER_LINK_CHANGE, sub) => {
-            let is_up = sub == u64::from(raw::REDISMODULE_SUBEVENT_MASTER_LINK_UP);
+            let is_up = sub == raw::REDISMODULE_SUBEVENT_MASTER_LINK_UP;
             (to.link_changed)(&Context::new(ctx), is_up);
         }
         (raw::REDISMODULE_EVENT_FLUSHDB, ENDED) => {

@@ -74,7 +74,7 @@ static SHOWN: Mutex<Option<Shown>> = Mutex::new(None);
 
 extern "C" fn get(name: *const c_char, _data: *mut c_void) -> *mut raw::RedisModuleString {
     guard(std::ptr::null_mut(), || {
-        let text = named(name).map(|setting| setting.text()).unwrap_or_default();
+        let text = named(name).map(Setting::text).unwrap_or_default();
         let new =
             api!(RedisModule_CreateString(std::ptr::null_mut(), text.as_ptr().cast(), text.len()));
         if let Some(Shown(old)) = SHOWN.lock().replace(Shown(new)) {

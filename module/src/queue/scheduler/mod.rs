@@ -199,12 +199,12 @@ impl Scheduler {
     /// Gives a job back that nobody works on any more, if the claim is still the one it has.
     pub(crate) fn give_back(&mut self, key: &JobKey, claim: &Arc<Claim>) {
         if self.has(key, claim) {
-            self.put_back(key, key.clone());
+            self.put_back(key);
         }
     }
 
-    /// Nobody works on a job any more: back to its place, perhaps under another key.
-    fn put_back(&mut self, key: &JobKey, to: JobKey) {
+    /// Nobody works on a job any more: back to its place.
+    fn put_back(&mut self, key: &JobKey) {
         let Some(Slot::Active(active)) = self.take(key) else { return };
         if let Some(claim) = active.claim.upgrade() {
             claim.stop.stop();
@@ -212,9 +212,9 @@ impl Scheduler {
         if active.content.is_some() {
             // The hash shows the claim: it has to be taken from there first.
             let owner = job::owner().to_owned();
-            self.insert_unclaimed(&to, Unclaimed { owner, death: Death::None });
+            self.insert_unclaimed(key, Unclaimed { owner, death: Death::None });
         } else {
-            self.insert(&to, active.place, active.waiting);
+            self.insert(key, active.place, active.waiting);
         }
     }
 
@@ -242,7 +242,7 @@ impl Scheduler {
         };
         let lost: Vec<JobKey> = self.active.iter().filter(is_lost).cloned().collect();
         for key in &lost {
-            self.put_back(key, key.clone());
+            self.put_back(key);
         }
         lost
     }
@@ -360,7 +360,7 @@ impl Scheduler {
             let to = if key.db == first { second } else { first };
             let to = JobKey { db: to, ..key.clone() };
             if self.active.contains(&key) {
-                self.put_back(&key, key.clone());
+                self.put_back(&key);
             }
             slots.extend(self.take(&key).map(|slot| (to, slot)));
         }
@@ -383,7 +383,7 @@ impl Scheduler {
         self.is_enabled = is_enabled;
         if !is_enabled {
             for key in self.active.iter().cloned().collect::<Vec<_>>() {
-                self.put_back(&key, key.clone());
+                self.put_back(&key);
             }
         }
     }
