@@ -9,13 +9,12 @@ use redis_module::Context;
 
 use super::{
     Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner,
-    record::{Content, MOST_RETRY_MS},
-    write,
+    record::Content, write,
 };
 use crate::{
     figures::{self, Counter},
     model,
-    server::{self, can_write, unix_ms},
+    server::{self, Refused, can_write, unix_ms},
     settings,
 };
 
@@ -62,8 +61,7 @@ pub(crate) enum Claim {
     Taken(Box<Attempt>),
     /// There is nothing to work on, or the job has ended in the claim's place.
     Over,
-    /// The server takes no writes just now.
-    Refused,
+    Refused(Refused),
 }
 
 /// A claimed job.
@@ -77,7 +75,7 @@ pub(crate) struct Attempt {
 /// Takes a job: the attempt is counted before anything is tried.
 pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool) -> Claim {
     if !can_write(ctx) {
-        return Claim::Refused;
+        return Claim::Refused(Refused::All);
     }
     let job = match open(ctx, key) {
         Ok(job) if !job.state.is_final() && !job.state.is_claimed() => job,
@@ -86,7 +84,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     let name = &key.name;
     let instead = |end: End<'_>| match finish(ctx, name, end) {
         Ok(()) => Claim::Over,
-        Err(_refused) => Claim::Refused,
+        Err(error) => Claim::Refused(Refused::of(&error)),
     };
     if is_expired {
         drop(job);
@@ -120,8 +118,8 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         ("queue_ms", queued.max(0).to_string().into()),
         ("state", State::Fetching.name().into()),
     ];
-    if write(ctx, name, &fields).is_err() {
-        return Claim::Refused;
+    if let Err(error) = write(ctx, name, &fields) {
+        return Claim::Refused(Refused::of(&error));
     }
     for follower in followers() {
         follower.started(ctx, name);
@@ -158,8 +156,7 @@ pub(crate) enum Stored {
     Yes,
     /// The key holds something else than what was claimed.
     Dropped,
-    /// The server takes no writes just now.
-    Refused,
+    Refused(Refused),
 }
 
 /// Stores the end of an attempt, if the key still holds what was claimed, under this claim.
@@ -171,7 +168,7 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
     };
     let Some(job) = open(ctx, key).ok().filter(holds) else { return Stored::Dropped };
     if !can_write(ctx) {
-        return Stored::Refused;
+        return Stored::Refused(Refused::All);
     }
     let retries = job.limited("retries", limits::RETRIES).unwrap_or_default();
     let retried = job.number("retried").unwrap_or_default().max(0);
@@ -198,7 +195,7 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
             finish(ctx, name, End { fields, ..End::failed(failure, data) })
         }
     };
-    if written.is_ok() { Stored::Yes } else { Stored::Refused }
+    written.map_or_else(|error| Stored::Refused(Refused::of(&error)), |()| Stored::Yes)
 }
 
 /// Lets a job wait for its next attempt.
@@ -210,7 +207,7 @@ fn retry_later(
 ) -> Result<(), String> {
     fields.extend(failure.fields());
     fields.push(("retried", (retried + 1).to_string().into()));
-    let at = unix_ms().saturating_add(retry_delay_ms(retried));
+    let at = unix_ms().saturating_add(varied(retry_delay_ms(retried)));
     fields.push(("retry_at", at.to_string().into()));
     fields.push(("state", State::Retrying.name().into()));
     write(ctx, key, &fields)?;
@@ -222,14 +219,24 @@ fn retry_later(
     Ok(())
 }
 
-/// Doubles with every retry, up to a minute, and varies by a quarter so that jobs that failed
-/// together do not return together.
+/// The pause before a retry: doubles with every one, up to a minute.
 fn retry_delay_ms(retried: i64) -> i64 {
+    const MOST: i64 = 60_000;
     let base = settings::RETRY_DELAY_MS.signed();
     let doublings = u32::try_from(retried).unwrap_or_default().min(16);
-    let delay = base.saturating_mul(1 << doublings).min(base.max(MOST_RETRY_MS));
+    base.saturating_mul(1 << doublings).min(base.max(MOST))
+}
+
+/// The pause varies by a quarter, so that jobs that failed together do not return together.
+fn varied(delay: i64) -> i64 {
     let [jitter] = server::random::<1>();
     delay - delay / 4 + delay / 2 * i64::from(jitter) / 256
+}
+
+/// The longest pause before the latest of `retried` retries.
+pub(super) fn most_retry_delay_ms(retried: i64) -> i64 {
+    let delay = retry_delay_ms(retried.saturating_sub(1));
+    delay + delay / 4
 }
 
 /// Whether FLORENCE.RETRY may need a submitted picture again.

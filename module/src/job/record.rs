@@ -6,15 +6,12 @@ use redis_module::{Context, KeyType, RedisError, RedisResult, RedisString, Redis
 use sha2::{Digest, Sha256};
 
 use super::{
-    Fields, State, Token,
+    Fields, State, Token, life,
     limits::{self, Limit},
     owner,
     request::is_sent_along,
 };
-use crate::{
-    server::{reply, unix_ms},
-    settings,
-};
+use crate::server::{reply, unix_ms};
 
 /// Field that tells a job from other hashes; its value is the version of the layout.
 const MARKER: &str = "florence";
@@ -22,10 +19,6 @@ const VERSION: &str = "1";
 
 /// One level of priority is worth this head start: higher ones go first, lower ones never starve.
 const PRIORITY_HEAD_START_MS: i64 = 30_000;
-
-/// A retry waits no longer than this, or than the first one's pause if that is longer, and a
-/// quarter of it.
-pub(super) const MOST_RETRY_MS: i64 = 60_000;
 
 /// Why a key is no job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +173,7 @@ impl Job {
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let until = match self.state {
             State::Queued => self.delay().map(|delay| Due::after(submitted, delay)),
-            State::Retrying => self.number("retry_at").map(retry_at),
+            State::Retrying => self.retry_at(),
             State::Fetching | State::Running => {
                 return Seen::Claimed(Claimed {
                     rank,
@@ -202,6 +195,14 @@ impl Job {
 
     fn delay(&self) -> Option<i64> {
         self.limited("delay", limits::DELAY).filter(|delay| *delay > 0)
+    }
+
+    /// When a retry is due. No pause is longer than this retry's longest, whatever the hash says.
+    fn retry_at(&self) -> Option<Due> {
+        let unix = self.number("retry_at")?;
+        let most = life::most_retry_delay_ms(self.number("retried").unwrap_or_default());
+        let left = unix.saturating_sub(unix_ms()).clamp(0, most);
+        Some(Due { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) })
     }
 
     /// Milliseconds until a new job may start.
@@ -251,14 +252,6 @@ impl Job {
             _ => Ok(RedisValue::Null),
         }
     }
-}
-
-/// When a retry is due. No pause is longer than the longest, whatever the hash says.
-fn retry_at(unix: i64) -> Due {
-    let most = MOST_RETRY_MS.max(settings::RETRY_DELAY_MS.signed());
-    let most = most + most / 4;
-    let left = unix.saturating_sub(unix_ms()).clamp(0, most);
-    Due { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) }
 }
 
 /// The fields that make a hash a new job.

@@ -33,6 +33,16 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn read(job: &Job) -> Result<Self, Failure> {
+        // Of no use here, but all of a job is checked before it runs.
+        for (field, limit) in [
+            ("priority", limits::PRIORITY),
+            ("delay", limits::DELAY),
+            ("expires", limits::EXPIRES),
+            ("retries", limits::RETRIES),
+            ("ttl", limits::TTL),
+        ] {
+            number(job, field, limit)?;
+        }
         let timeout = number(job, "timeout", limits::TIMEOUT)?;
         let timeout = timeout.map_or(settings::DEFAULT_TIMEOUT_MS.get(), i64::unsigned_abs);
         let size = |field, limit| -> Result<Option<usize>, Failure> {
@@ -61,19 +71,13 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure::permanent(Code::Invalid, message)
 }
 
-/// A field's number, if there is one.
+/// A field's number, if there is one, brought into its range.
 fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, Failure> {
-    match job.text(field) {
+    let is_there = job.text(field).is_some();
+    match job.number(field) {
+        Some(number) => Ok(Some(limit.clamp(number))),
+        None if is_there => Err(invalid(format!("the job's {field} is not a whole number"))),
         None => Ok(None),
-        // Beyond any range is beyond this one.
-        Some(text) => match text.parse::<i128>() {
-            Ok(number) => {
-                let bounds = (i128::from(limit.least), i128::from(limit.most));
-                let number = number.clamp(bounds.0, bounds.1);
-                Ok(i64::try_from(number).ok())
-            }
-            Err(_) => Err(invalid(format!("the job's {field} is not a whole number"))),
-        },
     }
 }
 

@@ -47,6 +47,20 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// How many had no line, once there is one for their number.
+    fn take_rest(&mut self, now: Instant) -> Option<u64> {
+        if self.left_out == 0 {
+            return None;
+        }
+        let left_out = self.left_out;
+        // Not counted as one more that was left out.
+        let rest = self.take(now);
+        self.left_out = if rest.is_some() { 0 } else { left_out };
+        rest
+    }
+}
+
 static BUDGET: LazyLock<Mutex<Budget>> = LazyLock::new(|| Mutex::new(Budget::new(Instant::now())));
 
 /// A job has ended.
@@ -55,9 +69,7 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
         return;
     }
     let Some(left_out) = BUDGET.lock().take(Instant::now()) else { return };
-    if left_out > 0 {
-        server::tell(&format!("{left_out} more jobs ended without an answer"));
-    }
+    tell_left_out(left_out);
     let (key, attempts) = (server::printable(key), end.attempts);
     if let Some(failure) = end.failure {
         let (code, message) = (failure.code.name(), &failure.message);
@@ -65,6 +77,18 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
     } else {
         let state = end.state.name();
         server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
+    }
+}
+
+/// Tells how many ends were not logged, as soon as there is a line for it.
+pub(crate) fn tell_rest() {
+    let left_out = BUDGET.lock().take_rest(Instant::now());
+    tell_left_out(left_out.unwrap_or_default());
+}
+
+fn tell_left_out(left_out: u64) {
+    if left_out > 0 {
+        server::tell(&format!("{left_out} more jobs ended without an answer"));
     }
 }
 
@@ -81,5 +105,11 @@ mod tests {
         assert_eq!(budget.take(start + PAUSE), Some(1000 - u64::from(BURST)));
         assert_eq!(budget.take(start + PAUSE), None);
         assert_eq!(budget.take(start + 3 * PAUSE), Some(1));
+        assert_eq!(budget.take_rest(start + 3 * PAUSE), None);
+        assert_eq!(budget.take(start + 3 * PAUSE), Some(0));
+        assert_eq!(budget.take(start + 3 * PAUSE), None);
+        assert_eq!(budget.take_rest(start + 3 * PAUSE), None);
+        assert_eq!(budget.take_rest(start + 4 * PAUSE), Some(1));
+        assert_eq!(budget.take_rest(start + 5 * PAUSE), None);
     }
 }

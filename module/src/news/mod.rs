@@ -17,6 +17,8 @@ use crate::{
     settings::{self, Setting},
 };
 
+pub(crate) use log::tell_rest;
+
 /// Tells the world.
 pub(crate) struct News;
 

@@ -14,7 +14,10 @@ use std::{
 use florence_engine::Stop;
 
 use super::Queue;
-use crate::job::{JobKey, Token};
+use crate::{
+    job::{JobKey, Token},
+    server::Refused,
+};
 
 /// What is being done for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +117,13 @@ impl Lease {
         self.queue.change(|scheduler| scheduler.release(&self.key, &self.claim));
     }
 
-    /// The server takes no writes just now: back to its place, and nobody tries before `until`.
-    pub(crate) fn refused(self, until: Instant) {
-        self.queue.change(|scheduler| scheduler.hold(until));
+    /// The claim could not be written: back to its place. It is not tried before `until`, and no
+    /// other is if the server takes no writes at all.
+    pub(crate) fn refused(self, refused: Refused, until: Instant) {
+        self.queue.change(|scheduler| match refused {
+            Refused::All => scheduler.hold(until),
+            Refused::This => scheduler.postpone(&self.key, &self.claim, until),
+        });
     }
 }
 

@@ -103,6 +103,11 @@ pub(crate) fn surplus() -> Vec<JobKey> {
     with(|retained, budget| retained.surplus(budget, 256))
 }
 
+/// Whether a key is known to hold an ended job.
+pub(super) fn has(key: &JobKey) -> bool {
+    with(|retained, _| retained.jobs.contains_key(key))
+}
+
 /// Whether no ended job is known.
 pub(super) fn is_empty() -> bool {
     bytes() == 0

@@ -22,7 +22,12 @@ pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
         _ if may_bring_job(event) => refresh(ctx, &key()),
         _ if is_idle() => {}
         b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" => gone(&key()),
-        _ => refresh(ctx, &key()),
+        _ => {
+            let key = key();
+            if is_known(&key) {
+                refresh(ctx, &key);
+            }
+        }
     }
 }
 
@@ -35,6 +40,10 @@ fn may_bring_job(event: &[u8]) -> bool {
 /// Whether there is no key that anybody here cares for.
 fn is_idle() -> bool {
     queue().scheduler.lock().is_empty() && waiters::count() == 0 && retained::is_empty()
+}
+
+fn is_known(key: &JobKey) -> bool {
+    queue().scheduler.lock().knows(key) || waiters::has(key) || retained::has(key)
 }
 
 /// Takes over what the key says now.

@@ -58,10 +58,14 @@ pub(crate) fn remove(id: u64) {
     });
 }
 
+/// Whether somebody waits for a key.
+pub(super) fn has(key: &JobKey) -> bool {
+    with(|waiters| waiters.by_key.contains_key(key))
+}
+
 /// A job has ended: the server is to ask its waiters' reply callback.
 pub(crate) fn signal(ctx: &Context, key: &JobKey) {
-    let is_waited_for = with(|waiters| waiters.by_key.contains_key(key));
-    if is_waited_for {
+    if has(key) {
         server::signal_key(ctx, &key.name);
     }
 }

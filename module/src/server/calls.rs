@@ -2,6 +2,25 @@
 
 use redis_module::{CallOptions, CallOptionsBuilder, CallReply, CallResult, Context};
 
+/// A write that the server has not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It makes none just now: a pause, too few replicas, a full disk, another role.
+    All,
+    /// It does not make this one: the key's slot is another node's, say.
+    This,
+}
+
+impl Refused {
+    /// What an error reply to a write tells.
+    pub(crate) fn of(error: &str) -> Self {
+        const FOR_ALL: [&str; 7] =
+            ["NOREPLICAS", "MISCONF", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"];
+        let code = error.split(' ').next().unwrap_or_default();
+        if FOR_ALL.contains(&code) { Self::All } else { Self::This }
+    }
+}
+
 /// Replicated, as the server's role and state allow it, errors as replies.
 fn options() -> CallOptions {
     CallOptionsBuilder::new().script_mode().errors_as_replies().replicate().build()
@@ -34,5 +53,17 @@ pub(crate) fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<
     match reply {
         Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_to_all_is_told_from_what_is_refused_to_one() {
+        assert_eq!(Refused::of("NOREPLICAS Not enough good replicas to write."), Refused::All);
+        let other = "ERR Attempted to access a non local key in a cluster node";
+        assert_eq!(Refused::of(other), Refused::This);
     }
 }

@@ -11,8 +11,13 @@ use crate::settings::{self, Setting, TABLE};
 /// Registers the table, with `loadmodule` arguments as defaults, and takes over what redis.conf
 /// says. `Err(None)` if the server has told the problem itself.
 pub(crate) fn register(ctx: &Context, args: &[RedisString]) -> Result<(), Option<String>> {
-    let mut defaults: Vec<String> =
-        TABLE.iter().map(|setting| setting.about().default.to_owned()).collect();
+    // Before the server looks: what it sets to the value that it sees, it does not ask us about.
+    let mut defaults = Vec::with_capacity(TABLE.len());
+    for setting in TABLE {
+        let default = setting.about().default;
+        setting.set(default).map_err(Some)?;
+        defaults.push(default.to_owned());
+    }
     for pair in args.chunks(2) {
         let name = pair[0].to_string_lossy();
         let known = TABLE.iter().position(|setting| setting.about().name == name);

@@ -42,9 +42,9 @@ mod scan;
 
 pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
 pub(crate) use callbacks::{
-    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop, watch_lists,
+    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
 };
-pub(crate) use calls::{ask, bytes, call, integer};
+pub(crate) use calls::{Refused, ask, bytes, call, integer};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};

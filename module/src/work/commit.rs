@@ -13,8 +13,9 @@ use crate::{
         self, JobKey, Token,
         life::{self, Attempt, Outcome, Stored},
     },
+    news,
     queue::{Lease, queue, retained, sync, watch_leases},
-    server::{self, can_write, with_server},
+    server::{self, Refused, can_write, with_server},
 };
 
 /// How often jobs that have waited or been kept too long, or that nobody holds, are looked for.
@@ -32,7 +33,10 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
         let timeout = if waiting.is_empty() { TICK } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
-            Err(RecvTimeoutError::Timeout) => watch_leases(),
+            Err(RecvTimeoutError::Timeout) => {
+                watch_leases();
+                news::tell_rest();
+            }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         waiting.extend(outbox.try_iter().take(64));
@@ -55,23 +59,23 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
 
 /// Stores what can be stored; gives the rest back, in its order.
 fn store_all(ctx: &Context, commits: Vec<Commit>) -> Vec<Commit> {
-    let mut left = Vec::new();
+    let (mut left, mut is_refusing) = (Vec::new(), false);
     for commit in commits {
-        // A server that has refused one refuses the next.
-        if left.is_empty() {
-            left.extend(store(ctx, commit));
-        } else {
+        if is_refusing {
+            left.push(commit);
+        } else if let Err((commit, refused)) = store(ctx, commit) {
+            is_refusing = refused == Refused::All;
             left.push(commit);
         }
     }
     left
 }
 
-fn store(ctx: &Context, commit: Commit) -> Option<Commit> {
+fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {
     let (lease, attempt, outcome) = match commit {
         Commit::Started { key, token } => {
             life::mark_running(ctx, &key, &token);
-            return None;
+            return Ok(());
         }
         Commit::Ended { lease, attempt, outcome } => (lease, attempt, outcome),
     };
@@ -86,33 +90,50 @@ fn store(ctx: &Context, commit: Commit) -> Option<Commit> {
             figures::DROPPED.add(1);
             sync::refresh(ctx, lease.key());
         }
-        Stored::Refused => return Some(Commit::Ended { lease, attempt, outcome }),
+        Stored::Refused(refused) => {
+            return Err((Commit::Ended { lease, attempt, outcome }, refused));
+        }
     }
-    None
+    Ok(())
 }
 
-/// What nobody asks for, but must be done: each a few at a time, and not where one is refused.
+/// What nobody asks for, but must be done: each a few at a time.
 fn tidy(ctx: &Context) {
     if !can_write(ctx) {
         return;
     }
+    // Where one write is refused to all, the next look is early enough.
+    let _ = unclaim(ctx).and_then(|()| expire(ctx)).and_then(|()| make_room(ctx));
+}
+
+/// Takes claims that nobody holds from their hashes.
+fn unclaim(ctx: &Context) -> Result<(), Refused> {
     for (key, has_crashed) in queue().unclaimed() {
-        if life::unclaim(ctx, &key, has_crashed).is_err() {
-            return;
-        }
+        unless_all(life::unclaim(ctx, &key, has_crashed))?;
         sync::refresh(ctx, &key);
     }
-    for key in queue().expired() {
-        if life::expire(ctx, &key).is_err() {
-            return;
-        }
-    }
+    Ok(())
+}
+
+fn expire(ctx: &Context) -> Result<(), Refused> {
+    queue().expired().iter().try_for_each(|key| unless_all(life::expire(ctx, key)))
+}
+
+/// Drops the oldest ended jobs over the budget.
+fn make_room(ctx: &Context) -> Result<(), Refused> {
     for key in retained::surplus() {
         if job::open(ctx, &key).is_ok_and(|job| job.state.is_final()) {
-            if server::call(ctx, "UNLINK", &[&key.name]).is_err() {
-                return;
-            }
+            unless_all(server::call(ctx, "UNLINK", &[&key.name]))?;
             figures::TRIMMED.add(1);
         }
+    }
+    Ok(())
+}
+
+/// A write that is refused to one key is no reason to leave the others.
+fn unless_all(written: Result<(), String>) -> Result<(), Refused> {
+    match written.map_err(|error| Refused::of(&error)) {
+        Err(Refused::All) => Err(Refused::All),
+        Ok(()) | Err(Refused::This) => Ok(()),
     }
 }

@@ -62,8 +62,8 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
             lease.end();
             None
         }
-        Claim::Refused => {
-            lease.refused(Instant::now() + WRITE_PAUSE);
+        Claim::Refused(refused) => {
+            lease.refused(refused, Instant::now() + WRITE_PAUSE);
             None
         }
     }

@@ -234,6 +234,17 @@ impl Scheduler {
         self.held = Some(until);
     }
 
+    /// Gives a job back to its place, where it is not taken before `until`.
+    pub(crate) fn postpone(&mut self, key: &JobKey, claim: &Arc<Claim>, until: Instant) {
+        if !self.has(key, claim) {
+            return;
+        }
+        self.put_back(key);
+        if let Some(Slot::Waiting { place, waiting, .. }) = self.take(key) {
+            self.insert_in(Line::Delayed(until), key, place, waiting);
+        }
+    }
+
     /// Puts jobs back whose claims are gone without having been given back; tells which.
     pub(crate) fn recover(&mut self) -> Vec<JobKey> {
         let is_lost = |key: &&JobKey| match self.jobs.get(key) {
@@ -292,6 +303,10 @@ impl Scheduler {
             None if waiting.is_suspect => Line::Suspects,
             None => Line::Ready,
         };
+        self.insert_in(line, key, place, waiting);
+    }
+
+    fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, waiting: Waiting) {
         match line {
             Line::Suspects => self.suspects.insert(place, key.clone()),
             Line::Ready => self.ready.insert(place, key.clone()),

@@ -232,6 +232,19 @@ fn a_job_that_could_not_be_claimed_goes_back_to_its_place() {
 }
 
 #[test]
+fn a_job_whose_key_alone_is_refused_lets_others_pass() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for name in ["a", "b", "c"] {
+        see(&mut scheduler, name, &waiting(5));
+    }
+    let (name, claim) = run(&mut scheduler, now).unwrap();
+    scheduler.postpone(&key(&name), &claim, now + SECOND);
+    let (name, _claim) = run(&mut scheduler, now).unwrap();
+    assert_eq!(name, "b");
+    assert_eq!(order(&mut scheduler, now + SECOND).0, ["a", "c"]);
+}
+
+#[test]
 fn a_lease_that_is_dropped_gives_its_job_back() {
     let queue = Arc::new(Queue::new());
     queue.change(|scheduler| {
