@@ -23,7 +23,7 @@ use super::{
 use crate::{
     figures,
     job::{
-        Job, NoJob,
+        Job, NoJob, limits,
         new::{self, Options, Picture},
     },
     model::{self, Model},
@@ -248,11 +248,13 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
     let mut options = Options {
         // As on the lists of Celery: 0 is the most urgent.
         priority: -task.priority,
-        delay: from_now(&task.headers.eta).map(|delay| delay.max(0)),
-        expires: from_now(&task.headers.expires),
+        delay: from_now(&task.headers.eta).map(|delay| limits::DELAY.clamp(delay)),
+        expires: from_now(&task.headers.expires).map(|left| left.min(limits::EXPIRES.most)),
         ..Options::default()
     };
-    options.timeout = task.headers.timelimit().unwrap_or(options.timeout);
+    if let Some(limit) = task.headers.timelimit() {
+        options.timeout = limits::TIMEOUT.clamp(limit);
+    }
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];
     new::check_prompts(&prompts, None).map_err(refused)?;

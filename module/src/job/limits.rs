@@ -1,4 +1,4 @@
-//! The ranges of SUBMIT's options. A hash that somebody else has written is brought into them.
+//! The ranges of SUBMIT's options, which hold for hashes that somebody else has written too.
 
 /// What an option, and the field that keeps it, may be.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +16,8 @@ const fn limit(option: &'static str, least: i64, most: i64) -> Limit {
 const MOST_MS: i64 = 31_536_000_000;
 
 pub(crate) const PRIORITY: Limit = limit("PRIORITY", 0, 9);
+/// Celery's priorities are the other way round.
+pub(crate) const ANY_PRIORITY: Limit = limit("PRIORITY", -PRIORITY.most, PRIORITY.most);
 pub(crate) const DELAY: Limit = limit("DELAY", 0, MOST_MS);
 pub(crate) const EXPIRES: Limit = limit("EXPIRES", 1, MOST_MS);
 pub(crate) const TIMEOUT: Limit = limit("TIMEOUT", 1, 86_400_000);

@@ -154,7 +154,7 @@ impl Job {
         self.text(field)?.parse().ok()
     }
 
-    /// A field as a number of an option's range.
+    /// A field as a number, brought into an option's range.
     pub(crate) fn limited(&self, field: &str, limit: Limit) -> Option<i64> {
         self.number(field).map(|number| limit.clamp(number))
     }
@@ -167,9 +167,7 @@ impl Job {
     /// What the queue is to know.
     pub(crate) fn seen(&self) -> Seen {
         let submitted = self.number("submitted_at").unwrap_or_default();
-        let priority = self.number("priority").unwrap_or_default();
-        // Celery's priorities are the other way round.
-        let priority = priority.clamp(-limits::PRIORITY.most, limits::PRIORITY.most);
+        let priority = self.limited("priority", limits::ANY_PRIORITY).unwrap_or_default();
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let until = match self.state {
             State::Queued => self.delay().map(|delay| Due::after(submitted, delay)),
@@ -188,13 +186,14 @@ impl Job {
         };
         // A job that was started once does not expire.
         let is_new = self.number("attempts").unwrap_or_default() == 0;
-        let expires = self.limited("expires", limits::EXPIRES).filter(|_| is_new);
+        let expires = self.number("expires").filter(|wait| limits::EXPIRES.holds(*wait) && is_new);
         let expires = expires.map(|wait| Due::after(submitted, wait));
         Seen::Waiting(Waiting { rank, until, expires, is_suspect: self.crashes() > 0 })
     }
 
     fn delay(&self) -> Option<i64> {
-        self.limited("delay", limits::DELAY).filter(|delay| *delay > 0)
+        // One that SUBMIT would refuse is found when the job is claimed.
+        self.number("delay").filter(|delay| *delay > 0 && limits::DELAY.holds(*delay))
     }
 
     /// When a retry is due. No pause is longer than this retry's longest, whatever the hash says.

@@ -1,6 +1,6 @@
 //! What a claimed job is to answer: taken from its hash, which anybody may have written.
 //!
-//! Numbers are brought into SUBMIT's ranges; what cannot be is refused as `INVALID`.
+//! What SUBMIT would refuse fails as `INVALID`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ impl Request {
     pub(crate) fn read(job: &Job) -> Result<Self, Failure> {
         // Of no use here, but all of a job is checked before it runs.
         for (field, limit) in [
-            ("priority", limits::PRIORITY),
+            ("priority", limits::ANY_PRIORITY),
             ("delay", limits::DELAY),
             ("expires", limits::EXPIRES),
             ("retries", limits::RETRIES),
@@ -71,13 +71,15 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure::permanent(Code::Invalid, message)
 }
 
-/// A field's number, if there is one, brought into its range.
+/// A field's number, if there is one.
 fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, Failure> {
-    let is_there = job.text(field).is_some();
-    match job.number(field) {
-        Some(number) => Ok(Some(limit.clamp(number))),
-        None if is_there => Err(invalid(format!("the job's {field} is not a whole number"))),
-        None => Ok(None),
+    match (job.number(field), job.text(field)) {
+        (Some(number), _) if limit.holds(number) => Ok(Some(number)),
+        (None, None) => Ok(None),
+        _ => {
+            let Limit { least, most, .. } = limit;
+            Err(invalid(format!("the job's {field} is not a whole number from {least} to {most}")))
+        }
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn tell_rest() {
 
 fn tell_left_out(left_out: u64) {
     if left_out > 0 {
-        server::tell(&format!("{left_out} more jobs ended without an answer"));
+        server::tell(&format!("{left_out} lines about ended jobs were left out"));
     }
 }
 
