@@ -6,8 +6,8 @@
 //! "Impossible" is a subtracted 1e9, as in the reference: its ties are part of the semantics.
 
 use super::{
+    path::Path,
     rules::{Rules, Scores, log_sum},
-    search::Path,
 };
 
 const IMPOSSIBLE: f32 = -1e9;

@@ -5,6 +5,7 @@
 //! leave at any step. A job's rows never see another job's.
 
 mod beam;
+mod path;
 mod rules;
 mod search;
 

@@ -2,6 +2,7 @@
 
 use super::{
     beam::Beams,
+    path::Path,
     rules::{Rules, Scores, log_sum},
 };
 
@@ -14,30 +15,6 @@ pub struct Generated {
     pub token_scores: Vec<f32>,
     /// Mean log-probability as beam search ranks it; for greedy search the plain mean.
     pub score: f32,
-}
-
-/// A sequence under construction.
-#[derive(Debug, Clone)]
-pub(super) struct Path {
-    pub(super) ids: Vec<u32>,
-    pub(super) scores: Vec<f32>,
-}
-
-impl Path {
-    pub(super) fn new(start: u32) -> Self {
-        Self { ids: vec![start], scores: Vec::new() }
-    }
-
-    pub(super) fn extended(&self, token: u32, score: f32) -> Self {
-        let mut next = self.clone();
-        next.push(token, score);
-        next
-    }
-
-    fn push(&mut self, token: u32, score: f32) {
-        self.ids.push(token);
-        self.scores.push(score);
-    }
 }
 
 /// Greedy or beam search, by the number of beams.

@@ -7,8 +7,9 @@ use candle_core::{D, DType, IndexOp, Result, Tensor};
 
 use super::{
     LoadError,
+    compute::{Compute, floats, like},
     config::TextConfig,
-    layers::{Compute, LayerNorm, Linear, Mlp, attend, floats, like},
+    layers::{LayerNorm, Linear, Mlp, attend},
     scope::Scope,
 };
 use crate::kernels::{self, Cpu, History, SequenceKeys};

@@ -7,8 +7,9 @@ use candle_core::{IndexOp, Result, Tensor};
 
 use super::{
     LoadError,
+    compute::{Compute, floats, like},
     config::VisionConfig,
-    layers::{Compute, LayerNorm, Linear, Loaded, Mlp, attend, floats, like, matrix, norm},
+    layers::{LayerNorm, Linear, Loaded, Mlp, attend, matrix, norm},
     scope::{Scope, Source},
 };
 use crate::kernels::{self, Cpu};

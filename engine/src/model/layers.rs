@@ -3,44 +3,16 @@
 //! On the CPU a layer is prepared when it is loaded: its weights are packed for `kernels`. On
 //! other devices, and as the oracle of the tests, it is a formula of candle's tensor operations.
 
-use candle_core::{D, Device, Module, Result, Storage, Tensor};
+use candle_core::{D, Module, Result, Tensor};
 
 use super::{
     LoadError,
+    compute::{Compute, floats, like},
     scope::{Scope, Source},
 };
 use crate::kernels::{self, Cpu, Norm, Precision};
 
 pub(super) type Loaded<T> = std::result::Result<T, LoadError>;
-
-/// What layers compute with.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Compute {
-    /// This project's kernels.
-    Kernels(Cpu, Precision),
-    /// candle's operations.
-    Candle,
-}
-
-/// Lends the elements of a float32 tensor.
-pub(super) fn floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let x = x.to_device(&Device::Cpu)?.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
-    else {
-        return Err(candle_core::Error::Msg("not a tensor on the CPU".to_owned()).bt());
-    };
-    Ok(f(&storage.as_slice::<f32>()?[start..end]))
-}
-
-/// A tensor like `x` but with another last dimension.
-pub(super) fn like(x: &Tensor, data: Vec<f32>, last: usize) -> Result<Tensor> {
-    let mut dims = x.dims().to_vec();
-    if let Some(size) = dims.last_mut() {
-        *size = last;
-    }
-    Tensor::from_vec(data, dims, &Device::Cpu)
-}
 
 /// `y = x W^T + b` over the last dimension.
 pub(super) enum Linear {

@@ -6,9 +6,12 @@
 
 mod bart;
 mod checkpoint;
+mod compute;
 mod config;
 mod davit;
+mod error;
 mod layers;
+mod names;
 mod packed;
 mod projector;
 mod scope;
@@ -19,17 +22,17 @@ use candle_core::{Device, Result, Tensor};
 pub(crate) use bart::{CrossCache, SelfCache, StepRows};
 pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
+pub(crate) use compute::Compute;
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
-pub(crate) use layers::Compute;
-pub use weights::LoadError;
+pub use error::LoadError;
 
 use crate::image::PixelValues;
 use bart::{Decoder, Encoder, embed};
 use davit::DaVit;
 use layers::Linear;
 use projector::Projector;
-use scope::Source;
+use scope::{Scope, Source};
 use weights::Weights;
 
 /// Florence-2's weights; immutable, shared by all requests.
@@ -121,13 +124,13 @@ impl Model {
         let channels = vision.dim_embed.last().copied().unwrap_or_default();
         let grid = last_grid(config, side);
         Ok(Self {
-            vision: DaVit::load(&weights.scope("vision_tower"), vision)?,
-            projector: Projector::load(&weights.scope("projector"), channels, d, grid)?,
+            vision: DaVit::load(&Scope::new(weights, "vision_tower"), vision)?,
+            projector: Projector::load(&Scope::new(weights, "projector"), channels, d, grid)?,
             device: shared.device().clone(),
             shared,
-            encoder: Encoder::load(&weights.scope("text.encoder"), text)?,
-            decoder: Decoder::load(&weights.scope("text.decoder"), text)?,
-            lm_head: Linear::of(&weights.scope(head), &head_weight, bias)?,
+            encoder: Encoder::load(&Scope::new(weights, "text.encoder"), text)?,
+            decoder: Decoder::load(&Scope::new(weights, "text.decoder"), text)?,
+            lm_head: Linear::of(&Scope::new(weights, head), &head_weight, bias)?,
             visual_length: 1 + grid * grid,
             packing: Packing::InMemory,
         })

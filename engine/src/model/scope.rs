@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     LoadError,
-    layers::{Compute, floats},
+    compute::{Compute, floats},
     weights::Weights,
 };
 use crate::kernels::{Matrix, Precision};

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Celery, Task,
     message::{Embed, Headers, Signature, is_plain},
-    outcome::{self, Exception},
+    result::{self, Exception},
 };
 use crate::{
     server::{self, ask, bytes, call, in_db},
@@ -43,7 +43,7 @@ pub(super) fn abandon(ctx: &Context, celery: &Celery, task: &Task, exception: &E
     part_of_chord(ctx, celery, task, "FAILURE", &exception.json());
     let chain = task.embed.chain.iter().flatten();
     for skipped in chain.filter_map(|signature| skipped(task, signature)) {
-        outcome::failed_unsent(ctx, celery, skipped.id(), exception);
+        result::failed_unsent(ctx, celery, skipped.id(), exception);
         part_of_chord(ctx, celery, &skipped, "FAILURE", &exception.json());
     }
     let id = Value::from(task.id());
@@ -114,7 +114,7 @@ fn fail_chord(ctx: &Context, celery: &Celery, task: &Task, chord: &Signature, pr
     let exception = Exception::new("celery.exceptions", "ChordError", problem);
     let id = option(chord, "task_id").and_then(Value::as_str);
     if let Some(id) = id {
-        outcome::failed_unsent(ctx, celery, id, &exception);
+        result::failed_unsent(ctx, celery, id, &exception);
     }
     let errbacks = option(chord, "link_error").and_then(Value::as_array).into_iter().flatten();
     for errback in errbacks.filter_map(Value::as_object).filter(|errback| is_plain(errback)) {

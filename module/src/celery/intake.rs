@@ -18,7 +18,8 @@ use serde_json::{Map, Value, json};
 use super::{
     Celery, FIELD, Task, canvas, celery, events,
     message::{self, Body, Message},
-    outcome::{self, Exception},
+    outcome,
+    result::Exception,
 };
 use crate::{
     figures,

@@ -9,7 +9,8 @@
 //!
 //! - `message`: Celery's messages, read and written (pure)
 //! - `intake`: the thread that takes messages from the lists
-//! - `outcome`: results, as `AsyncResult` reads them
+//! - `outcome`: how a job's life looks to clients of Celery
+//! - `result`: results, as `AsyncResult` reads them
 //! - `canvas`: callbacks, chains and chords
 //! - `events`: what Flower listens to
 //! - `control`: remote control
@@ -20,6 +21,7 @@ mod events;
 mod intake;
 mod message;
 mod outcome;
+mod result;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},

@@ -9,13 +9,12 @@ use redis_module::Context;
 
 use super::{
     Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner,
-    record::Content, write,
+    record::Content, retry::pause_ms, write,
 };
 use crate::{
     figures::{self, Counter},
     model,
     server::{self, Refused, can_write, unix_ms},
-    settings,
 };
 
 /// A job during which the server died this often is not tried again.
@@ -207,7 +206,7 @@ fn retry_later(
 ) -> Result<(), String> {
     fields.extend(failure.fields());
     fields.push(("retried", (retried + 1).to_string().into()));
-    let at = unix_ms().saturating_add(varied(retry_delay_ms(retried)));
+    let at = unix_ms().saturating_add(pause_ms(retried));
     fields.push(("retry_at", at.to_string().into()));
     fields.push(("state", State::Retrying.name().into()));
     write(ctx, key, &fields)?;
@@ -217,26 +216,6 @@ fn retry_later(
     }
     figures::RETRIED.add(1);
     Ok(())
-}
-
-/// The pause before a retry: doubles with every one, up to a minute.
-fn retry_delay_ms(retried: i64) -> i64 {
-    const MOST: i64 = 60_000;
-    let base = settings::RETRY_DELAY_MS.signed();
-    let doublings = u32::try_from(retried).unwrap_or_default().min(16);
-    base.saturating_mul(1 << doublings).min(base.max(MOST))
-}
-
-/// The pause varies by a quarter, so that jobs that failed together do not return together.
-fn varied(delay: i64) -> i64 {
-    let [jitter] = server::random::<1>();
-    delay - delay / 4 + delay / 2 * i64::from(jitter) / 256
-}
-
-/// The longest pause before the latest of `retried` retries.
-pub(super) fn most_retry_delay_ms(retried: i64) -> i64 {
-    let delay = retry_delay_ms(retried.saturating_sub(1));
-    delay + delay / 4
 }
 
 /// Whether FLORENCE.RETRY may need a submitted picture again.

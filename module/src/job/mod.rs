@@ -9,6 +9,7 @@
 //! - `new`: what a new job is to answer, checked and written
 //! - `request`: what a claimed job is to answer
 //! - `failure`: why an attempt gave no answer
+//! - `retry`: how long it waits before it is tried again
 //! - `life`: claimed, tried again, ended; and who follows that
 //! - `view`: a job as clients see it
 
@@ -18,6 +19,7 @@ pub(crate) mod limits;
 pub(crate) mod new;
 mod record;
 mod request;
+mod retry;
 mod state;
 pub(crate) mod view;
 

@@ -6,10 +6,11 @@ use redis_module::{Context, KeyType, RedisError, RedisResult, RedisString, Redis
 use sha2::{Digest, Sha256};
 
 use super::{
-    Fields, State, Token, life,
+    Fields, State, Token,
     limits::{self, Limit},
     owner,
     request::is_sent_along,
+    retry,
 };
 use crate::server::{reply, unix_ms};
 
@@ -199,7 +200,7 @@ impl Job {
     /// When a retry is due. No pause is longer than this retry's longest, whatever the hash says.
     fn retry_at(&self) -> Option<Due> {
         let unix = self.number("retry_at")?;
-        let most = life::most_retry_delay_ms(self.number("retried").unwrap_or_default());
+        let most = retry::longest_ms(self.number("retried").unwrap_or_default());
         let left = unix.saturating_sub(unix_ms()).clamp(0, most);
         Some(Due { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) })
     }

@@ -1,0 +1,76 @@
+//! Why a checkpoint cannot be used.
+
+use std::path::PathBuf;
+
+/// Why a checkpoint directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is missing or cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A JSON file is malformed or lacks a field.
+    #[error("{path} is not what Florence-2 needs: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The values of `config.json` contradict each other.
+    #[error("{path}: {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// `tokenizer.json` is missing or malformed.
+    #[error("cannot load {path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: tokenizers::Error,
+    },
+    /// A weight file is damaged.
+    #[error("{path} is damaged or not a weight file: {source}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: candle_core::Error,
+    },
+    /// There is no weight file at all.
+    #[error("{0} holds neither model.safetensors nor pytorch_model.bin")]
+    NoWeights(PathBuf),
+    /// A tensor is missing.
+    #[error("tensor {name} is missing, expected shape {expected:?}")]
+    Missing {
+        /// Canonical name.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Name in the file.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// The device cannot be used.
+    #[error("cannot use the device: {0}")]
+    Device(#[source] candle_core::Error),
+}
