@@ -4,23 +4,37 @@
 
 #[path = "suite/celery.rs"]
 mod celery; // Celery's clients and Flower
+#[path = "suite/celery_refusals.rs"]
+mod celery_refusals; // messages while the server refuses to write
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds
+#[path = "suite/claims.rs"]
+mod claims; // keys that change under a run, roles that change, orderly ends, writes that are refused
 #[path = "suite/clients.rs"]
 mod clients; // redis-py and node-redis, as their users would
+#[path = "suite/clock.rs"]
+mod clock; // a wall clock that is set back
 #[path = "suite/cluster.rs"]
 mod cluster; // three masters with replicas
 #[path = "suite/commands.rs"]
 mod commands; // what each command answers, and refuses
 #[path = "suite/durability.rs"]
 mod durability; // crashes, replicas, migration, flushes: no job is lost
+#[path = "suite/ends.rs"]
+mod ends; // what is logged and counted when jobs end, downloads that are broken off
+#[path = "suite/forged.rs"]
+mod forged; // hashes that claim to be jobs
 #[path = "suite/fuzz.rs"]
 mod fuzz; // random commands and pictures
 #[path = "suite/jobs.rs"]
 mod jobs; // what a job can be asked for, and who hears of its end
 #[path = "suite/load.rs"]
 mod load; // many jobs, many waiters
+#[path = "suite/mixed.rs"]
+mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/settings.rs"]
+mod settings; // settings that are refused, and how that is said
 #[path = "suite/sources.rs"]
 mod sources; // where pictures come from, and what is wrong with them

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the integration tests on Debian's redis-server, Redis 7.4 and Valkey 9.
+# Runs the integration tests on Debian's redis-server, Redis 7.4, Redis 8.2 and Valkey 9.
 # A server that is missing is a failure, not a silent pass.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 failed=0
-for server in redis-server "$PWD/.servers/redis-7.4" "$PWD/.servers/valkey-9"; do
+for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
     libraries=""
     [[ $server == */redis-7.4 ]] && libraries="$PWD/.servers/libs"
     echo "== $(LD_LIBRARY_PATH=$libraries $server --version)"

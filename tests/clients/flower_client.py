@@ -22,7 +22,7 @@ with socket.socket() as free:
 
 
 def ask(path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
         return answer.read().decode()
 
 
@@ -63,11 +63,19 @@ try:
     assert tasks[good.id]["name"] == "tasks.inference_task" and tasks[good.id]["worker"] == worker, tasks
     assert json.loads(tasks[good.id]["result"]) == answer and tasks[good.id]["runtime"] >= 0, tasks
     assert "404" in tasks[bad.id]["exception"], tasks
-    seen = json.loads(ask("/api/workers?refresh=true"))[worker]
+
+    def refreshed():
+        # Flower asks for each part on its own, and shows what came within a second.
+        seen = json.loads(ask("/api/workers?refresh=true"))[worker]
+        is_whole = seen["registered"] and seen["active_queues"]
+        return seen if is_whole and seen["stats"]["total"]["tasks.inference_task"] >= 3 else None
+
+    seen = eventually("the worker has told of itself", refreshed)
     assert seen["registered"] == ["tasks.inference_task"] and seen["active_queues"][0]["name"] == "celery", seen
     assert seen["stats"]["total"] == {"tasks.inference_task": 3}, seen
-    assert worker in ask(f"/worker/{worker}")
-    assert f'flower_worker_online{{worker="{worker}"}} 1.0' in ask("/metrics")
+    eventually("the worker has a page", lambda: worker in ask(f"/worker/{worker}"))
+    eventually("the worker is in the metrics",
+               lambda: f'flower_worker_online{{worker="{worker}"}} 1.0' in ask("/metrics"))
 finally:
     flower.terminate()
     flower.wait()

@@ -2,14 +2,18 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test helpers")]
 
 mod celery;
+mod clock;
 mod cluster;
 mod pictures;
+mod sentinel;
 mod server;
 
 pub use celery::celery_message;
+pub use clock::Clock;
 pub use cluster::Cluster;
 pub use pictures::{Pictures, picture};
-pub use server::{Server, Settings};
+pub use sentinel::Sentinel;
+pub use server::{Server, Settings, call, free_port};
 
 use std::{
     path::PathBuf,
@@ -28,14 +32,14 @@ pub fn oldest_celery() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-celery-5.0/bin/python")
 }
 
-/// Polls until `condition` gives a value; panics after half a minute.
+/// Polls until `condition` gives a value; panics after a minute.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "timed out: {what}");
+        assert!(start.elapsed() < Duration::from_mins(1), "timed out: {what}");
         sleep(Duration::from_millis(10));
     }
 }

@@ -7,9 +7,18 @@ use std::{
     collections::HashMap,
     fs::File,
     net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use redis::{Client, Connection, FromRedisValue, Value};
@@ -26,6 +35,8 @@ pub struct Settings {
     pub module_args: Vec<String>,
     /// Environment variables.
     pub env: Vec<(&'static str, String)>,
+    /// Without the module, and without its lines of the configuration.
+    pub plain: bool,
 }
 
 impl Settings {
@@ -40,7 +51,8 @@ pub struct Server {
     child: Child,
     pub port: u16,
     pub directory: TempDir,
-    settings: Settings,
+    /// They count from the next start on.
+    pub settings: Settings,
 }
 
 /// The module under test.
@@ -53,13 +65,19 @@ fn module() -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| panic!("{} is not built", path.display()))
 }
 
-/// A port that nobody listens on, below those that the system gives to outgoing connections.
-pub(crate) fn free_port() -> u16 {
+/// A port that nobody listens on, below those that the system gives to outgoing connections. No
+/// other test takes it while this process lives: a server that was killed comes back to it.
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    // The system gives a socket's name to one process at a time, and takes it back at its end.
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
         let n = std::process::id().wrapping_mul(97) + NEXT.fetch_add(1, Ordering::Relaxed);
         let port = u16::try_from(10_000 + n % 20_000).unwrap();
+        let name = SocketAddr::from_abstract_name(format!("florence-tests-{port}")).unwrap();
+        let Ok(claim) = UnixListener::bind_addr(&name) else { continue };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            CLAIMS.lock().unwrap().push(claim);
             return port;
         }
     }
@@ -73,7 +91,7 @@ impl Server {
 
     /// A server with these settings.
     pub fn with(settings: Settings) -> Self {
-        let server = Self::spawn(settings);
+        let mut server = Self::spawn(settings);
         server.wait_until_ready();
         server
     }
@@ -85,6 +103,18 @@ impl Server {
         server.log()
     }
 
+    /// What a server logs that does not start with these settings; `None` if it does start.
+    pub fn refusal(settings: Settings) -> Option<String> {
+        let mut server = Self::spawn(settings);
+        eventually("the server starts, or ends", || {
+            if !server.is_alive() {
+                return Some(Some(server.log()));
+            }
+            let pong: redis::RedisResult<String> = call(&mut server.try_connect()?, &["PING"]);
+            pong.is_ok().then_some(None)
+        })
+    }
+
     fn spawn(settings: Settings) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -92,8 +122,9 @@ impl Server {
         Self { child, port, directory, settings }
     }
 
-    fn wait_until_ready(&self) {
+    fn wait_until_ready(&mut self) {
         eventually("the server answers", || {
+            assert!(self.is_alive(), "the server has ended:\n{}", self.log());
             let mut connection = self.try_connect()?;
             let pong: Result<String, _> = redis::cmd("PING").query(&mut connection);
             pong.ok()
@@ -106,7 +137,14 @@ impl Server {
 
     /// A new connection, RESP2.
     pub fn connect(&self) -> Connection {
-        self.try_connect().unwrap()
+        self.try_connect().unwrap_or_else(|| panic!("the server is gone:\n{}", self.log()))
+    }
+
+    /// A new connection to a database, RESP2.
+    pub fn connect_to(&self, db: usize) -> Connection {
+        let mut connection = self.connect();
+        redis::cmd("SELECT").arg(db).exec(&mut connection).unwrap();
+        connection
     }
 
     /// A new connection, RESP3.
@@ -143,7 +181,11 @@ impl Server {
 
     /// One of the counters of FLORENCE.STATS.
     pub fn stat(&self, name: &str) -> i64 {
-        self.call::<HashMap<String, i64>>(&["FLORENCE.STATS"])[name]
+        let stats: HashMap<String, i64> = self.call(&["FLORENCE.STATS"]);
+        stats
+            .get(name)
+            .copied()
+            .unwrap_or_else(|| panic!("FLORENCE.STATS has no {name}: {stats:?}"))
     }
 
     /// Waits until the model is loaded.
@@ -169,7 +211,29 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// Starts a killed server again, on the same files and port.
+    /// Ends the process in good order, by the command, and waits for that.
+    pub fn shut_down(&mut self, options: &[&str]) {
+        // The server goes without a reply, unless it refuses.
+        let refused = match self.try_call::<Value>(&[&["SHUTDOWN"], options].concat()) {
+            Err(error) if error.code().is_some() => Some(error),
+            _ => None,
+        };
+        assert!(refused.is_none(), "SHUTDOWN {options:?}: {refused:?}\n{}", self.log());
+        self.wait_for_end();
+    }
+
+    /// Ends the process in good order, by SIGTERM, and waits for that.
+    pub fn terminate(&mut self) {
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        self.wait_for_end();
+    }
+
+    fn wait_for_end(&mut self) {
+        eventually("the server ends", || (!self.is_alive()).then_some(()));
+    }
+
+    /// Starts a server that has ended again, on the same files and port.
     pub fn restart(&mut self) {
         self.child = spawn(self.port, &self.directory, &self.settings);
         self.wait_until_ready();
@@ -197,6 +261,33 @@ impl Server {
         [number("VmRSS:"), number("Threads:"), descriptors as u64]
     }
 
+    /// Seconds of processor time that the process has used, all its threads together.
+    pub fn cpu_seconds(&self) -> f64 {
+        /// The kernel tells of hundredths, whatever its own clock is.
+        const TICKS: f64 = 100.0;
+        let stat = std::fs::read_to_string(self.proc().join("stat")).unwrap();
+        // The name of the process may hold anything; the fields after it may not.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = |index: usize| fields[index].parse::<u32>().unwrap();
+        f64::from(ticks(11) + ticks(12)) / TICKS
+    }
+
+    /// The share of a core that the process uses over three seconds.
+    pub fn cpu_share(&self) -> f64 {
+        let (start, before) = (Instant::now(), self.cpu_seconds());
+        sleep(Duration::from_secs(3));
+        (self.cpu_seconds() - before) / start.elapsed().as_secs_f64()
+    }
+
+    /// Loads the module into a running server, with these arguments.
+    pub fn load_module(&self, args: &[&str]) {
+        let path = module().display().to_string();
+        self.call::<()>(
+            &[&["MODULE", "LOAD", &path, "allow-networks", "127.0.0.0/8"], args].concat(),
+        );
+    }
+
     /// What the server has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
@@ -211,7 +302,7 @@ impl Drop for Server {
 }
 
 /// Runs a command on a connection.
-pub(crate) fn call<T: FromRedisValue>(
+pub fn call<T: FromRedisValue>(
     connection: &mut Connection,
     args: &[&str],
 ) -> redis::RedisResult<T> {
@@ -228,20 +319,26 @@ fn error_text(reply: redis::RedisResult<Value>) -> String {
 
 fn spawn(port: u16, directory: &TempDir, settings: &Settings) -> Child {
     let binary = std::env::var("FLORENCE_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    let mut config = format!(
-        "port {port}\nbind 127.0.0.1\ndir {}\nsave \"\"\nrepl-diskless-sync-delay 0\n\
-         enable-debug-command yes\nenable-module-command yes\nloadmodule {} {}\n\
-         florence.allow-networks 127.0.0.0/8\n",
-        directory.path().display(),
-        module().display(),
-        settings.module_args.join(" "),
-    );
-    for line in &settings.lines {
-        config.push_str(line);
-        config.push('\n');
+    let mut config = vec![
+        format!("port {port}\nbind 127.0.0.1\ndir {}", directory.path().display()),
+        "save \"\"\nrepl-diskless-sync-delay 0".to_owned(),
+        "enable-debug-command yes\nenable-module-command yes".to_owned(),
+    ];
+    if !settings.plain {
+        config.push(format!(
+            "loadmodule {} {}",
+            module().display(),
+            settings.module_args.join(" ")
+        ));
+        let is_named = |text: &String| text.contains("allow-networks");
+        if !settings.lines.iter().chain(&settings.module_args).any(is_named) {
+            config.push("florence.allow-networks 127.0.0.0/8".to_owned());
+        }
     }
+    let is_left_out = |line: &&String| settings.plain && line.starts_with("florence.");
+    config.extend(settings.lines.iter().filter(|line| !is_left_out(line)).cloned());
     let path = directory.path().join("redis.conf");
-    std::fs::write(&path, config).unwrap();
+    std::fs::write(&path, config.join("\n")).unwrap();
     let log = directory.path().join("log");
     let log = File::options().create(true).append(true).open(log).unwrap();
     let mut command = Command::new(&binary);

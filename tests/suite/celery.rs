@@ -56,7 +56,7 @@ fn run(program: &Path, script: &str, server: &Server) {
 const CLIENT: [&str; 3] = [
     "florence.celery-track-started yes",
     "florence.coordinates int",
-    "florence.retry-delay-ms 300",
+    "florence.retry-delay-ms 5000",
 ];
 
 #[test]
@@ -117,19 +117,28 @@ fn a_message_becomes_a_job_and_a_job_a_result_in_one_transaction() {
 fn a_full_queue_leaves_messages_in_their_lists() {
     let pictures = Pictures::serve();
     let server = server(&["florence.max-queue 5", "florence.prepare-threads 1"]);
-    let urgent = |i: usize| if i < 30 { "celery\x06\x169" } else { "celery" };
-    for i in 0..40 {
-        let message = ask(&i.to_string(), &pictures.url("slow/50/sign.png"));
-        server.call::<()>(&["LPUSH", urgent(i), &message]);
-    }
-    let left: i64 = server.call(&["LLEN", "celery\x06\x169"]);
-    assert!(left > 15, "{left}");
-    // The list of the most urgent is emptied first.
-    wait_for(&server, "39", "SUCCESS");
-    assert!(server.call::<i64>(&["LLEN", "celery\x06\x169"]) > 5);
+    let push = |list: &str, i: i64| {
+        let message = ask(&i.to_string(), &pictures.url("held/back/sign.png"));
+        server.call::<()>(&["LPUSH", list, &message]);
+    };
+    (0..30).for_each(|i| push("celery\x06\x169", i));
+    eventually("the queue is full", || {
+        (server.stat("jobs_waiting") == 5 && server.stat("jobs_active") == 1).then_some(())
+    });
+    (30..40).for_each(|i| push("celery", i));
+    assert_eq!(server.call::<i64>(&["LLEN", "celery\x06\x169"]), 24);
+    assert_eq!(server.call::<i64>(&["LLEN", "celery"]), 10);
+    pictures.release("back");
     for i in 0..40 {
         wait_for(&server, &i.to_string(), "SUCCESS");
     }
+    // The list of the most urgent is emptied first: the rest of the other became jobs later.
+    let came = |i: i64| -> i64 {
+        let job = server.job(&format!("florence:celery:{i}"));
+        job["submitted_at"].as_deref().unwrap().parse().unwrap()
+    };
+    let last = (30..40).map(came).max().unwrap();
+    assert!((6..30).all(|i| came(i) >= last));
 }
 
 #[test]
@@ -191,12 +200,13 @@ fn a_task_that_is_sent_twice_runs_once_and_a_success_stays() {
 fn a_hash_that_claims_to_be_a_task_sends_nothing() {
     let pictures = Pictures::serve();
     let server = server(&[]);
-    let url = pictures.url("slow/500/sign.png");
+    let url = pictures.url("held/back/sign.png");
     server.call::<()>(&["FLORENCE.SUBMIT", "alice:1", &url, "<OCR>"]);
     let embed = json!({"callbacks": [{"task": "x", "options": {"queue": "victim"}}]});
     let task = json!({"queue": "victim", "priority": 0, "embed": embed,
         "headers": {"id": "evil", "task": "tasks.inference_task"}});
     server.call::<()>(&["HSET", "alice:1", "celery", &task.to_string()]);
+    pictures.release("back");
     server.call::<()>(&["FLORENCE.WAIT", "alice:1", "30"]);
     assert_eq!(server.state("alice:1"), "done");
     assert_eq!(server.call::<i64>(&["EXISTS", "victim", "celery-task-meta-evil"]), 0);
@@ -261,8 +271,8 @@ fn bad_settings_and_clusters_are_refused_at_load() {
     for (lines, text) in [
         (vec!["florence.celery-queues celery"], "is not queue:task"),
         (vec![QUEUES, "cluster-enabled yes"], "Redis Cluster"),
-        (vec![QUEUES, "florence.celery-priority-steps 12"], "no list of 0 to 9"),
-        (vec!["florence.coordinates both"], "neither float nor int"),
+        (vec![QUEUES, "florence.celery-priority-steps 12"], "is not numbers from 0 to 9"),
+        (vec!["florence.coordinates both"], "is not float or int"),
     ] {
         let log = Server::refused(Settings::lines(&lines));
         assert!(log.contains(text), "{lines:?}: {log}");

@@ -20,7 +20,8 @@ const PERIOD: Duration = Duration::from_millis(2500);
 /// Submits a second, so that a run sees many kills.
 const RATE: f64 = 80.0;
 
-fn jobs() -> usize {
+/// Jobs of one test.
+pub(crate) fn jobs() -> usize {
     let wanted = std::env::var("FLORENCE_CHAOS_JOBS").ok();
     wanted.map_or(600, |wanted| wanted.parse().expect("a number of jobs")) / 3
 }

@@ -42,7 +42,7 @@ fn two_thousand_jobs_submitted_at_once_are_all_answered() {
 fn two_hundred_clients_wait_for_one_job() {
     let pictures = Pictures::serve();
     let server = Server::start();
-    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/2500/shapes.png"), "<OD>"]);
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("held/back/shapes.png"), "<OD>"]);
     let clients: Vec<_> = (0..200)
         .map(|_| {
             let mut connection = server.connect();
@@ -54,9 +54,10 @@ fn two_hundred_clients_wait_for_one_job() {
         })
         .collect();
     eventually("all wait", || (server.stat("waiters") == 200).then_some(()));
+    pictures.release("back");
     let answers: Vec<String> = clients.into_iter().map(|client| client.join().unwrap()).collect();
     assert!(answers.iter().all(|answer| *answer == answers[0]));
-    assert_eq!(server.stat("waiters"), 0);
+    eventually("nobody waits", || (server.stat("waiters") == 0).then_some(()));
     assert_eq!(pictures.hits(), 1);
 }
 
@@ -65,7 +66,7 @@ fn a_full_queue_refuses_at_once() {
     let pictures = Pictures::serve();
     let lines = ["florence.max-queue 3", "florence.prepare-threads 1"];
     let server = Server::with(Settings::lines(&lines));
-    let url = pictures.url("slow/2000/shapes.png");
+    let url = pictures.url("held/back/shapes.png");
     server.call::<()>(&["FLORENCE.SUBMIT", "first", &url, "<OD>"]);
     eventually("it is worked on", || (server.state("first") == "fetching").then_some(()));
     for key in ["a", "b", "c"] {
@@ -172,12 +173,13 @@ fn the_same_request_in_flight_runs_once() {
 #[test]
 fn cancelling_one_of_several_askers_leaves_the_others_their_answer() {
     let (server, pictures) = (Server::start(), Pictures::serve());
-    let url = pictures.url("slow/1000/poster.jpg");
+    let url = pictures.url("held/back/poster.jpg");
     for key in ["a", "b", "c"] {
         server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<DENSE_REGION_CAPTION>"]);
     }
     eventually("all are fetched", || (server.stat("jobs_active") == 3).then_some(()));
     server.call::<()>(&["FLORENCE.CANCEL", "a"]);
+    pictures.release("back");
     for (key, state) in [("a", "cancelled"), ("b", "done"), ("c", "done")] {
         let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", key, "30"]);
         assert_eq!(job["state"].as_deref(), Some(state), "{key}");
@@ -185,6 +187,31 @@ fn cancelling_one_of_several_askers_leaves_the_others_their_answer() {
 }
 
 /// `make soak` lets it run for an hour.
+/// The thread that computes never waits for the server's lock.
+#[test]
+fn the_model_goes_on_while_the_server_sleeps() {
+    let server = Server::start();
+    server.wait_for_model();
+    let bytes = std::fs::read(picture("sign.png")).unwrap();
+    let mut connection = server.connect();
+    let mut round = 0;
+    eventually("jobs are answered during the sleep", || {
+        round += 1;
+        let mut pipe = redis::pipe();
+        for i in 0..16 {
+            let submit = pipe.cmd("FLORENCE.SUBMIT").arg(format!("{round}:{i}"));
+            submit.arg("DATA").arg(&bytes).arg("<OCR>").arg("NOCACHE").ignore();
+        }
+        pipe.exec(&mut connection).unwrap();
+        eventually("some are prepared", || (server.stat("jobs_active") >= 8).then_some(()));
+        let mut pipe = redis::pipe();
+        pipe.cmd("FLORENCE.STATS").cmd("DEBUG").arg("SLEEP").arg(1).ignore().cmd("FLORENCE.STATS");
+        let [before, after]: [HashMap<String, i64>; 2] = pipe.query(&mut connection).unwrap();
+        eventually("the rest ends", || (server.stat("jobs_active") == 0).then_some(()));
+        (after["cache_misses"] >= before["cache_misses"] + 4).then_some(())
+    });
+}
+
 #[test]
 fn soak_a_server_at_full_load_does_not_grow() {
     let seconds = std::env::var("FLORENCE_SOAK_SECONDS").ok();

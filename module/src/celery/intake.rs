@@ -142,7 +142,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
                 Err(_refused) => return Slice::Refused,
             }
             match found {
-                Found::Ours(task, wanted) => accept(ctx, celery, &task, *wanted),
+                Found::Ours(task, wanted) => accept_guarded(ctx, celery, &task, *wanted),
                 Found::Rejected(bytes) => keep_rejected(ctx, celery, bytes),
                 Found::Foreign => {}
             }
@@ -295,6 +295,16 @@ fn arguments(
         value.as_str().ok_or_else(|| format!("{name} must be a string"))?.clone_into(&mut bound[i]);
     }
     Ok(bound)
+}
+
+/// As [`accept`]; a task that makes it panic has failed.
+fn accept_guarded(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Exception>) {
+    if let Err(text) = catch_panic(|| accept(ctx, celery, task, wanted)) {
+        figures::PANICS.add(1);
+        server::warn(&format!("task {} panicked: {text}", server::printable(task.id().as_bytes())));
+        let exception = Exception::of_reply("INTERNAL internal error");
+        let _ = catch_panic(|| outcome::failed(ctx, celery, task, &exception));
+    }
 }
 
 /// Writes a task's job; or, without one, its end.

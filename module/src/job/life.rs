@@ -282,6 +282,17 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     Ok(())
 }
 
+/// Ends a job that our own fault keeps from going on.
+pub(crate) fn give_up(ctx: &Context, key: &JobKey) -> Result<(), String> {
+    match open(ctx, key) {
+        Ok(job) if !job.state.is_final() => {
+            drop(job);
+            finish(ctx, &key.name, End::failed(&Failure::internal(), Data::Keep))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Counts the jobs that ended so.
 fn counter(state: State) -> &'static Counter {
     match state {

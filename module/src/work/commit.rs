@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use redis_module::Context;
 
-use super::WRITE_PAUSE;
+use super::{WRITE_PAUSE, guarded};
 use crate::{
     figures,
     job::{
@@ -25,6 +25,15 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) enum Commit {
     Started { key: JobKey, token: Token },
     Ended { lease: Lease, attempt: Box<Attempt>, outcome: Outcome },
+}
+
+impl Commit {
+    fn key(&self) -> &JobKey {
+        match self {
+            Self::Started { key, .. } => key,
+            Self::Ended { lease, .. } => lease.key(),
+        }
+    }
 }
 
 pub(super) fn run(outbox: &Receiver<Commit>) {
@@ -63,7 +72,10 @@ fn store_all(ctx: &Context, commits: Vec<Commit>) -> Vec<Commit> {
     for commit in commits {
         if is_refusing {
             left.push(commit);
-        } else if let Err((commit, refused)) = store(ctx, commit) {
+            continue;
+        }
+        let key = commit.key().clone();
+        if let Some(Err((commit, refused))) = guarded(ctx, &key, || store(ctx, commit)) {
             is_refusing = refused == Refused::All;
             left.push(commit);
         }

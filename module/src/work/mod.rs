@@ -23,7 +23,12 @@ use crossbeam_channel::{bounded, unbounded};
 use florence_engine::catch_panic;
 use redis_module::Context;
 
-use crate::{celery, figures, queue::sync, server, settings};
+use crate::{
+    celery, figures,
+    job::{JobKey, life},
+    queue::sync,
+    server, settings,
+};
 
 pub(crate) use adopt::look as look_for_keys;
 
@@ -70,6 +75,21 @@ fn supervise(f: &impl Fn(), panicked: impl Fn(&str)) {
         panicked(&text);
         thread::sleep(PAUSE);
     }
+}
+
+/// Takes a step of a job's life under the server's lock; a job that makes it panic ends, and nobody
+/// else does. `None` after a panic: what was lent to `step` has been given back.
+fn guarded<T>(ctx: &Context, key: &JobKey, step: impl FnOnce() -> T) -> Option<T> {
+    let text = match catch_panic(step) {
+        Ok(result) => return Some(result),
+        Err(text) => text,
+    };
+    figures::PANICS.add(1);
+    let shown = server::printable(&key.name);
+    server::warn(&format!("job '{shown}' panicked under the server's lock: {text}"));
+    // It may panic again: then it stays as it is.
+    let _ = catch_panic(|| life::give_up(ctx, key));
+    None
 }
 
 fn elapsed_ms(start: Instant) -> u64 {

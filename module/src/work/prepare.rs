@@ -12,7 +12,7 @@ use florence_engine::{
     serve::{Caches, Input, Keys, Part, Served, Verdict, Work},
 };
 
-use super::{WRITE_PAUSE, commit::Commit, elapsed_ms, infer::Claimant};
+use super::{WRITE_PAUSE, commit::Commit, elapsed_ms, guarded, infer::Claimant};
 use crate::{
     figures,
     job::{
@@ -47,7 +47,8 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
         if lease.is_stopped() {
             return Claim::Over;
         }
-        let claim = life::claim(ctx, lease.key(), &lease.claim().token, is_expired);
+        let step = || life::claim(ctx, lease.key(), &lease.claim().token, is_expired);
+        let claim = guarded(ctx, lease.key(), step).unwrap_or(Claim::Over);
         if matches!(claim, Claim::Over) {
             // There may be something else under the key, of which no event told.
             sync::refresh(ctx, lease.key());

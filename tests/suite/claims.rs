@@ -1,0 +1,809 @@
+//! Keys that change while they are worked on, servers that change their role, end in good order or
+//! take no writes: what is answered is what the key holds, and nobody is blamed for it.
+
+use std::{
+    collections::HashMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use florence_tests::{Pictures, Server, Settings, call, eventually, free_port, picture};
+use redis::Connection;
+
+type Job = HashMap<String, Option<String>>;
+
+/// How a test sends the same commands.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Alone,
+    Transaction,
+    Script,
+}
+
+const WAYS: [Way; 3] = [Way::Alone, Way::Transaction, Way::Script];
+
+/// Sends commands one by one, as a transaction, or from a script; all must succeed.
+fn send(connection: &mut Connection, way: Way, commands: &[Vec<Vec<u8>>]) {
+    let mut pipe = redis::pipe();
+    match way {
+        Way::Alone | Way::Transaction => {
+            for command in commands {
+                let queued = pipe.cmd(std::str::from_utf8(&command[0]).unwrap());
+                queued.arg(&command[1..]).ignore();
+            }
+            if matches!(way, Way::Transaction) {
+                pipe.atomic();
+            }
+        }
+        Way::Script => {
+            // Each command is preceded by the number of its words.
+            let script = "local i = 1 while i <= #ARGV do \
+                local n = tonumber(ARGV[i]) redis.call(unpack(ARGV, i + 1, i + n)) i = i + n + 1 end";
+            let eval = pipe.cmd("EVAL").arg(script).arg(0);
+            for command in commands {
+                eval.arg(command.len()).arg(command);
+            }
+            eval.ignore();
+        }
+    }
+    pipe.exec(connection).unwrap();
+}
+
+/// A command of words without spaces.
+fn words(command: &str) -> Vec<Vec<u8>> {
+    command.split(' ').map(|word| word.as_bytes().to_vec()).collect()
+}
+
+fn dump(connection: &mut Connection, key: &str) -> Vec<u8> {
+    redis::cmd("DUMP").arg(key).query(connection).unwrap()
+}
+
+fn submit(server: &Server, key: &str, url: &str, prompt: &str, rest: &[&str]) {
+    server.call::<()>(&[&["FLORENCE.SUBMIT", key, url, prompt], rest].concat());
+}
+
+/// Waits until a job's picture is downloaded by this process.
+fn fetching(server: &Server, key: &str) {
+    eventually(&format!("{key} is worked on"), || {
+        let job = server.job(key);
+        assert_ne!(job["state"].as_deref(), Some("failed"), "{key}: {job:?}");
+        (job["state"].as_deref() == Some("fetching")).then_some(())
+    });
+}
+
+fn finished_in(connection: &mut Connection, key: &str) -> Job {
+    let job: Option<Job> = call(connection, &["FLORENCE.WAIT", key, "25"]).unwrap();
+    let job = job.unwrap_or_else(|| panic!("{key} does not end"));
+    assert_eq!(job["state"].as_deref(), Some("done"), "{key}: {job:?}");
+    job
+}
+
+fn finished(server: &Server, key: &str) -> Job {
+    finished_in(&mut server.connect(), key)
+}
+
+/// What a job is answered that nothing happens to.
+fn plain(server: &Server, name: &str, prompt: &str) -> Option<String> {
+    let bytes = std::fs::read(picture(name)).unwrap();
+    let key = format!("plain:{name}:{prompt}");
+    let mut connection = server.connect_to(15);
+    let mut submit = redis::cmd("FLORENCE.SUBMIT");
+    submit.arg(&key).arg("DATA").arg(bytes).arg(prompt).arg("NOCACHE");
+    submit.exec(&mut connection).unwrap();
+    finished_in(&mut connection, &key)["result"].clone()
+}
+
+/// Waits for jobs, and compares each with the picture and the prompt that its key shows now.
+fn assert_answered_as_shown(server: &Server, jobs: &[(usize, String)]) {
+    let ended: Vec<Job> =
+        jobs.iter().map(|(db, key)| finished_in(&mut server.connect_to(*db), key)).collect();
+    let mut wrong = Vec::new();
+    for ((db, key), job) in jobs.iter().zip(ended) {
+        let (image, prompt) = (job["image"].clone().unwrap(), job["prompt"].clone().unwrap());
+        let expected = plain(server, image.rsplit('/').next().unwrap(), &prompt);
+        if job["result"] != expected {
+            wrong.push(format!("{key} in {db} ({image} {prompt}): {:?}", job["result"]));
+        }
+    }
+    assert!(wrong.is_empty(), "answers of something else:\n{}", wrong.join("\n"));
+}
+
+/// Nothing is left to do, and nothing had to be found again by a safety net.
+fn assert_idle(server: &Server) {
+    eventually("nothing is left to do", || {
+        (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
+    });
+    assert_eq!(server.stat("panics"), 0);
+    assert_eq!(server.stat("leases_recovered"), 0);
+}
+
+fn many_fetchers() -> Server {
+    let server = Server::with(Settings::lines(&["florence.prepare-threads 40"]));
+    server.wait_for_model();
+    server
+}
+
+#[test]
+fn a_job_that_replaces_a_running_one_is_answered_as_itself() {
+    let (server, pictures) = (many_fetchers(), Pictures::serve());
+    let mut connection = server.connect();
+    let mut cases = Vec::new();
+    for way in WAYS {
+        for command in ["rename", "copy", "restore"] {
+            let name = format!("{command}:{way:?}");
+            let (from, to) = (format!("{name}:from"), format!("{name}:to"));
+            submit(&server, &to, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+            submit(&server, &from, &pictures.url("held/go/shapes.png"), "<OD>", &[]);
+            cases.push((way, command, from, to));
+        }
+    }
+    for (_, _, from, to) in &cases {
+        fetching(&server, from);
+        fetching(&server, to);
+    }
+    let mut jobs = Vec::new();
+    for (way, command, from, to) in cases {
+        let commands = match command {
+            "rename" => vec![words(&format!("RENAME {from} {to}"))],
+            "copy" => vec![words(&format!("COPY {from} {to} REPLACE"))],
+            _ => {
+                let mut restore = words(&format!("RESTORE {to} 0"));
+                restore.extend([dump(&mut connection, &from), b"REPLACE".to_vec()]);
+                vec![restore]
+            }
+        };
+        send(&mut connection, way, &commands);
+        jobs.push((0, to));
+        if command != "rename" {
+            jobs.push((0, from));
+        }
+    }
+    pictures.release("go");
+    for (_, key) in &jobs {
+        let job = finished(&server, key);
+        assert_eq!(job["prompt"].as_deref(), Some("<OD>"), "{key}");
+    }
+    assert_eq!(server.stat("jobs_done"), i64::try_from(jobs.len()).unwrap(), "once each");
+    assert_answered_as_shown(&server, &jobs);
+    assert_idle(&server);
+}
+
+#[test]
+fn a_running_job_whose_fields_change_is_answered_as_they_say() {
+    let (server, pictures) = (many_fetchers(), Pictures::serve());
+    let mut connection = server.connect();
+    let (url, other) = (pictures.url("held/go/sign.png"), pictures.url("shapes.png"));
+    let mut cases = Vec::new();
+    for way in WAYS {
+        let key = |what: &str| format!("{what}:{way:?}");
+        let (image, prompt, both, back) = (key("image"), key("prompt"), key("both"), key("back"));
+        let changes = [
+            (&image, vec![format!("HSET {image} image {other}")]),
+            (&prompt, vec![format!("HSET {prompt} prompt <CAPTION>")]),
+            (&both, vec![format!("HSET {both} image {other}"), format!("HSET {both} prompt <OD>")]),
+            (
+                &back,
+                vec![
+                    format!("COPY {back} {back}:copy"),
+                    format!("HSET {back}:copy image {other}"),
+                    format!("COPY {back}:copy {back} REPLACE"),
+                ],
+            ),
+        ];
+        for (key, commands) in changes {
+            submit(&server, key, &url, "<OCR>", &[]);
+            cases.push((way, key.clone(), commands));
+        }
+    }
+    for (_, key, _) in &cases {
+        fetching(&server, key);
+    }
+    let mut jobs = Vec::new();
+    for (way, key, commands) in cases {
+        let commands: Vec<_> = commands.iter().map(|command| words(command)).collect();
+        send(&mut connection, way, &commands);
+        if key.starts_with("back") {
+            jobs.push((0, format!("{key}:copy")));
+        }
+        jobs.push((0, key));
+    }
+    pictures.release("go");
+    assert_answered_as_shown(&server, &jobs);
+    assert_idle(&server);
+}
+
+#[test]
+fn a_running_job_that_gets_other_bytes_is_answered_for_these() {
+    let (server, pictures) = (many_fetchers(), Pictures::serve());
+    submit(&server, "j", &pictures.url("held/go/sign.png"), "<OD>", &[]);
+    fetching(&server, "j");
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    let mut set = redis::cmd("HSET");
+    set.arg("j").arg("image").arg("DATA").arg("data").arg(bytes);
+    set.exec(&mut server.connect()).unwrap();
+    pictures.release("go");
+    assert_eq!(finished(&server, "j")["result"], plain(&server, "shapes.png", "<OD>"));
+    assert_idle(&server);
+}
+
+#[test]
+fn a_prompt_that_changes_at_any_moment_of_a_run_is_the_one_that_is_answered() {
+    let server = Server::start();
+    server.wait_for_model();
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    let expected = plain(&server, "shapes.png", "<DETAILED_CAPTION>");
+    assert_ne!(expected, plain(&server, "shapes.png", "<OD>"));
+    let change = "if redis.call('HGET', KEYS[1], 'state') == 'done' then return 0 end \
+        redis.call('HSET', KEYS[1], 'prompt', '<DETAILED_CAPTION>') return 1";
+    let (mut connection, mut changed) = (server.connect(), 0);
+    for round in 0..60_u64 {
+        let key = format!("j{round}");
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(&key).arg("DATA").arg(&bytes).arg("<OD>").arg("NOCACHE");
+        submit.exec(&mut connection).unwrap();
+        // Not to wait for anything: so that the change meets every phase of a run.
+        thread::sleep(Duration::from_millis(round % 12 * 2));
+        let is_changed: bool =
+            redis::cmd("EVAL").arg(change).arg(1).arg(&key).query(&mut connection).unwrap();
+        let job = finished_in(&mut connection, &key);
+        if is_changed {
+            assert_eq!(job["result"], expected, "round {round}: {job:?}");
+            changed += 1;
+        }
+    }
+    assert!(changed > 0, "no run was met");
+    assert_idle(&server);
+}
+
+#[test]
+fn running_jobs_that_are_moved_away_and_back_or_swapped_are_answered_once() {
+    let (server, pictures) = (many_fetchers(), Pictures::serve());
+    let (sign, shapes) = (pictures.url("held/go/sign.png"), pictures.url("held/go/shapes.png"));
+    let (mut here, mut there) = (server.connect(), server.connect_to(1));
+    let start = |db: usize, key: &str, url: &str, prompt: &str| {
+        let mut connection = server.connect_to(db);
+        call::<()>(&mut connection, &["FLORENCE.SUBMIT", key, url, prompt]).unwrap();
+        eventually("it is worked on", || {
+            let job: Job = call(&mut connection, &["FLORENCE.GET", key]).unwrap();
+            (job["state"].as_deref() == Some("fetching")).then_some(())
+        });
+    };
+    for key in ["moved", "replaced", "renamed"] {
+        start(0, key, &sign, "<OCR>");
+    }
+    // In two databases each, different jobs of the same name.
+    for (first, second) in [(2, 3), (4, 5)] {
+        start(first, "swapped", &sign, "<OCR>");
+        start(second, "swapped", &shapes, "<OD>");
+    }
+    send(&mut here, Way::Alone, &[words("MOVE moved 1"), words("MOVE replaced 1")]);
+    send(&mut there, Way::Alone, &[words("MOVE moved 0")]);
+    submit(&server, "replaced", &shapes, "<OD>", &[]);
+    send(&mut here, Way::Transaction, &[words("RENAME renamed x"), words("RENAME x renamed")]);
+    send(&mut here, Way::Alone, &[words("SWAPDB 2 3")]);
+    send(&mut here, Way::Transaction, &[words("SWAPDB 4 5"), words("SWAPDB 5 4")]);
+    pictures.release("go");
+    let jobs = [(0, "moved"), (0, "replaced"), (1, "replaced"), (0, "renamed")];
+    let swapped = (2..=5).map(|db| (db, "swapped"));
+    let jobs: Vec<_> =
+        jobs.into_iter().chain(swapped).map(|(db, key)| (db, key.to_owned())).collect();
+    for (db, key) in &jobs {
+        finished_in(&mut server.connect_to(*db), key);
+    }
+    assert_eq!(server.stat("jobs_done"), 8, "once each");
+    for (db, prompt) in [(2, "<OD>"), (3, "<OCR>"), (4, "<OCR>"), (5, "<OD>")] {
+        let job = finished_in(&mut server.connect_to(db), "swapped");
+        assert_eq!(job["prompt"].as_deref(), Some(prompt), "database {db}");
+    }
+    assert_answered_as_shown(&server, &jobs);
+    assert_idle(&server);
+}
+
+/// What makes a key something other than a job, with the type that it has then.
+const OVERWRITES: [(&[&str], &str); 9] = [
+    (&["SUNIONSTORE KEY a-set"], "set"),
+    (&["SDIFFSTORE KEY a-set no-set"], "set"),
+    (&["ZUNIONSTORE KEY 1 a-zset"], "zset"),
+    (&["GEOSEARCHSTORE KEY places FROMLONLAT 1 1 BYRADIUS 9 km"], "zset"),
+    (&["SORT a-list ALPHA STORE KEY"], "list"),
+    (&["SET KEY x"], "string"),
+    (&["DEL KEY", "LPUSH KEY x"], "list"),
+    (&["DEL KEY", "XADD KEY * a b"], "stream"),
+    (&["RENAME spare-KEY KEY"], "string"),
+];
+
+#[test]
+fn waiters_on_a_key_that_is_no_longer_a_job_are_answered_null() {
+    let (server, pictures) = (many_fetchers(), Pictures::serve());
+    let mut connection = server.connect();
+    for command in ["SADD a-set x", "ZADD a-zset 1 x", "LPUSH a-list x", "GEOADD places 1 1 x"] {
+        send(&mut connection, Way::Alone, &[words(command)]);
+    }
+    let mut cases = Vec::new();
+    for (i, (commands, kind)) in OVERWRITES.into_iter().enumerate() {
+        for (way, running) in [
+            (Way::Alone, true),
+            (Way::Alone, false),
+            (Way::Transaction, true),
+            (Way::Transaction, false),
+        ] {
+            let key = format!("{i}:{way:?}:{running}");
+            send(&mut connection, Way::Alone, &[words(&format!("SET spare-{key} x"))]);
+            let delay: &[&str] = if running { &[] } else { &["DELAY", "600000"] };
+            submit(&server, &key, &pictures.url("held/never/sign.png"), "<OCR>", delay);
+            cases.push((key, way, running, commands, kind));
+        }
+    }
+    for (key, _, running, _, _) in &cases {
+        if *running {
+            fetching(&server, key);
+        }
+    }
+    let waiters: Vec<_> = cases
+        .iter()
+        .map(|(key, ..)| {
+            let (key, mut connection) = (key.clone(), server.connect());
+            thread::spawn(move || -> (Option<Job>, Instant) {
+                let reply = call(&mut connection, &["FLORENCE.WAIT", &key, "20"]).unwrap();
+                (reply, Instant::now())
+            })
+        })
+        .collect();
+    let all = i64::try_from(cases.len()).unwrap();
+    eventually("all wait", || (server.stat("waiters") == all).then_some(()));
+    let start = Instant::now();
+    for (key, way, _, commands, kind) in &cases {
+        let commands: Vec<_> =
+            commands.iter().map(|command| words(&command.replace("KEY", key))).collect();
+        send(&mut connection, *way, &commands);
+        assert_eq!(server.call::<String>(&["TYPE", key]), *kind, "{commands:?}");
+    }
+    let mut late = Vec::new();
+    for ((key, way, _, commands, _), waiter) in cases.iter().zip(waiters) {
+        let (reply, at) = waiter.join().unwrap();
+        if reply.is_some() || at.duration_since(start) > Duration::from_secs(8) {
+            late.push(format!("{key} {way:?} {commands:?}: {:?}", at.duration_since(start)));
+        }
+    }
+    assert!(late.is_empty(), "not answered null at once:\n{}", late.join("\n"));
+    assert_eq!(server.stat("waiters"), 0);
+    assert_idle(&server);
+}
+
+/// Another master for a while.
+enum Master {
+    /// Nobody listens there: the replica keeps what it has.
+    Nobody,
+    /// It has the same data set, and goes on where this server stopped.
+    Same,
+    /// It has the same keys, but the replica is to load them all anew.
+    Anew,
+}
+
+/// Makes a server the replica of another, waits until the answers under way have come, and
+/// promotes it again.
+fn demote_and_promote(server: &Server, master: &Master, meanwhile: impl FnOnce()) {
+    let other = match master {
+        Master::Nobody => None,
+        Master::Same | Master::Anew => {
+            let other = Server::with(Settings { plain: true, ..Settings::default() });
+            other.follow(server);
+            let [written, read] = [server, &other].map(|server| server.call::<i64>(&["DBSIZE"]));
+            assert_eq!(written, read);
+            other.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+            if matches!(master, Master::Anew) {
+                other.call::<()>(&["DEBUG", "CHANGE-REPL-ID"]);
+            }
+            Some(other)
+        }
+    };
+    if let Some(other) = &other {
+        server.follow(other);
+    } else {
+        let port = free_port().to_string();
+        server.call::<()>(&["REPLICAOF", "127.0.0.1", &port]);
+    }
+    meanwhile();
+    server.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+}
+
+/// Lets the pictures go, so many, and gives the answers some time.
+fn serve(pictures: &Pictures, count: usize) {
+    pictures.release("go");
+    eventually("they are served", || (pictures.answered() >= count).then_some(()));
+    thread::sleep(Duration::from_millis(300));
+}
+
+/// Three downloads under way, whose answers come while the server follows this master.
+fn answer_as_a_replica(master: &Master) {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let keys = ["a", "b", "c"];
+    for key in keys {
+        submit(&server, key, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+    }
+    for key in keys {
+        fetching(&server, key);
+    }
+    eventually("all are asked for", || (pictures.hits() == 3).then_some(()));
+    demote_and_promote(&server, master, || serve(&pictures, 3));
+    for key in keys {
+        finished(&server, key);
+    }
+    assert_idle(&server);
+}
+
+#[test]
+fn answers_that_come_while_the_master_cannot_be_reached_are_not_lost() {
+    answer_as_a_replica(&Master::Nobody);
+}
+
+#[test]
+fn answers_that_come_while_another_server_is_followed_are_not_lost() {
+    answer_as_a_replica(&Master::Same);
+}
+
+#[test]
+fn jobs_that_are_loaded_from_another_server_meanwhile_are_answered() {
+    answer_as_a_replica(&Master::Anew);
+}
+
+#[test]
+fn answers_that_come_after_a_short_time_as_a_replica_are_stored_once() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    server.wait_for_model();
+    let keys = ["a", "b", "c"];
+    for key in keys {
+        submit(&server, key, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+    }
+    for key in keys {
+        fetching(&server, key);
+    }
+    for _ in 0..3 {
+        demote_and_promote(&server, &Master::Nobody, || {});
+    }
+    pictures.release("go");
+    for key in keys {
+        finished(&server, key);
+    }
+    assert_eq!(server.stat("jobs_done"), 3);
+    assert_idle(&server);
+}
+
+#[test]
+fn suspects_of_a_crash_survive_a_time_as_a_replica() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "appendfsync always"];
+    let mut server = Server::with(Settings::lines(&lines));
+    let keys = ["a", "b", "c"];
+    for key in keys {
+        submit(&server, key, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+    }
+    for key in keys {
+        fetching(&server, key);
+    }
+    server.kill();
+    server.restart();
+    eventually("one is tried again", || {
+        keys.iter().any(|key| server.state(key) == "fetching").then_some(())
+    });
+    eventually("its picture is asked for", || (pictures.hits() > 3).then_some(()));
+    demote_and_promote(&server, &Master::Nobody, || serve(&pictures, 4));
+    for key in keys {
+        finished(&server, key);
+    }
+    assert_idle(&server);
+}
+
+/// Ends a server some times during a job, in one way or another, and looks what becomes of it.
+fn interrupt_often(lines: &[&str], ends: &[fn(&mut Server)]) {
+    let pictures = Pictures::serve();
+    let mut server = Server::with(Settings::lines(lines));
+    submit(&server, "j", &pictures.url("held/go/sign.png"), "<OCR>", &["RETRIES", "0"]);
+    for end in ends {
+        fetching(&server, "j");
+        end(&mut server);
+        server.restart();
+    }
+    fetching(&server, "j");
+    pictures.release("go");
+    finished(&server, "j");
+    assert_idle(&server);
+}
+
+const APPENDED: &[&str] = &["appendonly yes"];
+const SAVED: &[&str] = &["save 3600 1"];
+
+#[test]
+fn two_shutdowns_during_a_job_are_no_crashes() {
+    interrupt_often(APPENDED, &[|server| server.shut_down(&[]), |server| server.shut_down(&[])]);
+}
+
+#[test]
+fn three_ends_in_good_order_during_a_job_are_no_crashes() {
+    let ends: [fn(&mut Server); 3] =
+        [Server::terminate, |server| server.shut_down(&["NOSAVE"]), Server::terminate];
+    interrupt_often(APPENDED, &ends);
+}
+
+#[test]
+fn two_shutdowns_that_save_a_snapshot_are_no_crashes() {
+    interrupt_often(SAVED, &[|server| server.shut_down(&[]), Server::terminate]);
+}
+
+#[test]
+fn two_shutdowns_that_are_told_to_save_are_no_crashes() {
+    let end: fn(&mut Server) = |server| server.shut_down(&["SAVE"]);
+    interrupt_often(&[], &[end, end]);
+}
+
+#[test]
+fn jobs_that_a_shutdown_interrupted_run_together_afterwards() {
+    for lines in [APPENDED, SAVED] {
+        let pictures = Pictures::serve();
+        let mut server = Server::with(Settings::lines(lines));
+        let keys = ["a", "b", "c"];
+        for key in keys {
+            submit(&server, key, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+        }
+        for key in keys {
+            fetching(&server, key);
+        }
+        server.shut_down(&[]);
+        server.restart();
+        let start = Instant::now();
+        eventually("all are at work together", || {
+            keys.iter().all(|key| server.state(key) == "fetching").then_some(())
+        });
+        // Before the first download gives up, and makes room for the next job.
+        assert!(start.elapsed() < Duration::from_secs(15), "{lines:?}: one at a time");
+        assert_eq!(server.stat("jobs_active"), 3);
+        pictures.release("go");
+        for key in keys {
+            finished(&server, key);
+        }
+        assert_idle(&server);
+    }
+}
+
+#[test]
+fn an_attempt_that_a_shutdown_interrupts_does_not_count_as_a_retry() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "florence.retry-delay-ms 100"];
+    let mut server = Server::with(Settings::lines(&lines));
+    // The download that is interrupted, one that fails, and one that does not.
+    submit(&server, "j", &pictures.url("held/go/flaky/2/sign.png"), "<OCR>", &["RETRIES", "1"]);
+    eventually("it is downloaded", || (pictures.hits() == 1).then_some(()));
+    server.shut_down(&[]);
+    pictures.release("go");
+    server.restart();
+    finished(&server, "j");
+    assert_eq!(pictures.hits(), 3);
+}
+
+/// Two servers, the second one a replica of the first, with a job at work.
+fn pair(pictures: &Pictures) -> [Server; 2] {
+    let [first, second] = [Server::start(), Server::start()];
+    second.follow(&first);
+    submit(&first, "j", &pictures.url("held/go/sign.png"), "<OCR>", &["RETRIES", "0"]);
+    [first, second]
+}
+
+/// Waits until the job is at work on a master, and its replica knows of that.
+fn at_work(master: &Server, replica: &Server) {
+    fetching(master, "j");
+    eventually("the replica knows", || {
+        let [theirs, ours]: [HashMap<String, Vec<u8>>; 2] =
+            [master, replica].map(|server| server.call(&["HGETALL", "j"]));
+        (theirs == ours).then_some(())
+    });
+}
+
+#[test]
+fn two_promotions_while_the_old_master_lives_are_no_crashes() {
+    let pictures = Pictures::serve();
+    let [first, second] = pair(&pictures);
+    for (master, replica) in [(&first, &second), (&second, &first)] {
+        at_work(master, replica);
+        replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+        master.follow(replica);
+    }
+    fetching(&first, "j");
+    pictures.release("go");
+    finished(&first, "j");
+    assert_idle(&first);
+    eventually("the replica sees it", || (second.state("j") == "done").then_some(()));
+}
+
+#[test]
+fn two_failovers_by_command_are_no_crashes() {
+    let pictures = Pictures::serve();
+    let [first, second] = pair(&pictures);
+    for (master, replica) in [(&first, &second), (&second, &first)] {
+        at_work(master, replica);
+        let port = replica.port.to_string();
+        eventually("the failover begins", || {
+            master.try_call::<()>(&["FAILOVER", "TO", "127.0.0.1", &port]).ok()
+        });
+        eventually("the roles have changed", || {
+            let [theirs, ours] =
+                [master, replica].map(|server| server.call::<String>(&["INFO", "replication"]));
+            let is_done = theirs.contains("master_link_status:up") && ours.contains("role:master");
+            is_done.then_some(())
+        });
+    }
+    fetching(&first, "j");
+    pictures.release("go");
+    finished(&first, "j");
+    assert_idle(&first);
+}
+
+#[test]
+fn suspects_that_could_not_be_claimed_still_run_one_at_a_time() {
+    let pictures = Pictures::serve();
+    let lines = ["appendonly yes", "appendfsync always"];
+    let mut server = Server::with(Settings::lines(&lines));
+    let keys = ["a", "b", "c", "d"];
+    for key in keys {
+        submit(&server, key, &pictures.url("held/go/sign.png"), "<OCR>", &[]);
+    }
+    for key in keys {
+        fetching(&server, key);
+    }
+    server.kill();
+    server.settings.lines.push("min-replicas-to-write 1".to_owned());
+    server.restart();
+    server.wait_for_model();
+    let assert_alone_for = |server: &Server, time: u64| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(time) {
+            let active = server.stat("jobs_active");
+            assert!(active <= 1, "{active} suspects at the same time");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_alone_for(&server, 500);
+    server.settings.lines.pop();
+    server.call::<()>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    let at_work = || keys.into_iter().filter(|key| server.state(key) == "fetching");
+    eventually("one is tried", || at_work().next());
+    assert_alone_for(&server, 800);
+    let culprit = eventually("one is at work", || at_work().next());
+    server.kill();
+    pictures.release("go");
+    server.restart();
+    for key in keys {
+        let job: Job = server.call(&["FLORENCE.WAIT", key, "25"]);
+        if key == culprit {
+            assert!(job["error"].as_deref().unwrap().contains("\"CRASH\""), "{key}: {job:?}");
+        } else {
+            assert_eq!(job["state"].as_deref(), Some("done"), "{key}: {job:?}");
+        }
+    }
+    assert_idle(&server);
+}
+
+#[test]
+fn jobs_that_were_given_back_keep_their_places() {
+    let pictures = Pictures::serve();
+    let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    server.wait_for_model();
+    let url = pictures.url("slow/100/shapes.png");
+    let mut pipe = redis::pipe();
+    for i in 0..500 {
+        pipe.cmd("FLORENCE.SUBMIT").arg(format!("j{i:03}")).arg(&url).arg("<OD>").ignore();
+    }
+    pipe.exec(&mut server.connect()).unwrap();
+    server.call::<()>(&["CLIENT", "PAUSE", "2000", "WRITE"]);
+    // It is let in when the pause is over.
+    submit(&server, "urgent", &pictures.url("sign.png"), "<OCR>", &["PRIORITY", "9"]);
+    let job: Option<Job> = server.call(&["FLORENCE.WAIT", "urgent", "8"]);
+    let job = job.expect("it goes first");
+    assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+    let waiting = server.stat("jobs_waiting");
+    assert!(waiting > 350, "only {waiting} wait");
+    let jobs: Vec<HashMap<String, String>> = server.call(&["FLORENCE.JOBS", "COUNT", "1000"]);
+    let turns: Vec<&String> =
+        jobs.iter().filter(|job| job["state"] == "queued").map(|job| &job["id"]).collect();
+    assert!(turns.len() > 350 && turns.is_sorted(), "{turns:?}");
+}
+
+#[test]
+fn many_jobs_that_cannot_be_claimed_take_little_time() {
+    let pictures = Pictures::serve();
+    let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    server.wait_for_model();
+    let url = pictures.url("slow/500/sign.png");
+    let mut connection = server.connect();
+    for batch in 0..50 {
+        let mut pipe = redis::pipe();
+        for i in 0..2000 {
+            let key = format!("j{:06}", batch * 2000 + i);
+            pipe.cmd("FLORENCE.SUBMIT").arg(key).arg(&url).arg("<OCR>").ignore();
+        }
+        pipe.exec(&mut connection).unwrap();
+    }
+    server.call::<()>(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    eventually("the last download ends", || (pictures.answered() == pictures.hits()).then_some(()));
+    assert!(server.stat("jobs_waiting") > 90_000);
+    let share = server.cpu_share();
+    assert!(share < 0.15, "{:.0} % of a core for nothing", share * 100.0);
+    let before = pictures.hits();
+    server.call::<()>(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    eventually("they go on", || (pictures.hits() > before).then_some(()));
+}
+
+/// Leaves unfinished jobs in three databases in a server's files, starts the server without the
+/// module, and loads it.
+fn load_late(lines: &[&str], end: impl FnOnce(&mut Server)) {
+    const DBS: [usize; 3] = [0, 3, 14];
+    let pictures = Pictures::serve();
+    let mut server = Server::with(Settings::lines(lines));
+    for db in DBS {
+        let mut connection = server.connect_to(db);
+        for (key, url, delay) in [
+            ("waits", pictures.url("shapes.png"), "1500"),
+            ("runs", pictures.url("held/go/shapes.png"), "0"),
+        ] {
+            let submit = ["FLORENCE.SUBMIT", key, &url, "<OD>", "DELAY", delay];
+            call::<()>(&mut connection, &submit).unwrap();
+        }
+    }
+    end(&mut server);
+    server.settings.plain = true;
+    server.restart();
+    for db in DBS {
+        let states = ["waits", "runs"].map(|key| {
+            let state = call::<String>(&mut server.connect_to(db), &["HGET", key, "state"]);
+            state.unwrap()
+        });
+        assert!(states.iter().all(|state| state != "done"), "{states:?}");
+    }
+    pictures.release("go");
+    server.load_module(&[]);
+    for db in DBS {
+        for key in ["waits", "runs"] {
+            let job = finished_in(&mut server.connect_to(db), key);
+            assert_eq!(job["result"], plain(&server, "shapes.png", "<OD>"), "{key} in {db}");
+        }
+    }
+    assert_idle(&server);
+}
+
+#[test]
+fn a_module_that_is_loaded_late_runs_the_jobs_of_an_append_only_file() {
+    load_late(&["appendonly yes", "appendfsync always"], Server::kill);
+}
+
+#[test]
+fn a_module_that_is_loaded_late_runs_the_jobs_of_a_snapshot() {
+    load_late(&[], |server| server.shut_down(&["SAVE"]));
+}
+
+#[test]
+fn jobs_that_were_written_without_the_module_run_once_it_is_there() {
+    let pictures = Pictures::serve();
+    let server = Server::with(Settings { plain: true, ..Settings::default() });
+    for db in [0, 7] {
+        let url = pictures.url("shapes.png");
+        let job =
+            ["HSET", "j", "florence", "1", "state", "queued", "image", &url, "prompt", "<OD>"];
+        call::<()>(&mut server.connect_to(db), &job).unwrap();
+    }
+    server.load_module(&["prepare-threads", "1"]);
+    for db in [0, 7] {
+        finished_in(&mut server.connect_to(db), "j");
+    }
+    assert_idle(&server);
+}
+
+#[test]
+fn stats_and_info_show_the_same_counters() {
+    let server = Server::start();
+    let stats: HashMap<String, i64> = server.call(&["FLORENCE.STATS"]);
+    assert!(stats.contains_key("leases_recovered"), "{stats:?}");
+    let info: String = server.call(&["INFO", "florence"]);
+    for name in stats.keys() {
+        assert!(info.contains(&format!("\nflorence_{name}:")), "{name} is missing in {info}");
+    }
+}
