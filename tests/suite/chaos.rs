@@ -74,6 +74,22 @@ fn submit(port: &AtomicU16, url: &str, count: usize, replicas: usize, tally: &Ta
     tally.has_ended.store(true, Ordering::SeqCst);
 }
 
+/// The unfinished jobs that were tried. What a server dies on twice is given up, as it should be: the
+/// next kill waits for their ends.
+fn tried(server: &Server) -> Vec<String> {
+    let jobs: Vec<HashMap<String, String>> = server.call(&["FLORENCE.JOBS", "COUNT", "100000"]);
+    let keys = jobs.into_iter().map(|mut job| job.remove("id").unwrap());
+    keys.filter(|key| server.job(key)["attempts"].as_deref() != Some("0")).collect()
+}
+
+fn wait_for_ends(server: &Server, keys: &[String]) {
+    for key in keys {
+        eventually("what was tried ends", || {
+            ["done", "failed"].contains(&server.state(key).as_str()).then_some(())
+        });
+    }
+}
+
 /// Every accepted job has ended, and the stream has heard of each end once.
 fn check(name: &str, server: &Server, count: usize, kills: usize, time: Duration) {
     let mut states: HashMap<String, usize> = HashMap::new();
@@ -116,12 +132,14 @@ fn with_appendfsync(policy: &str) {
             (Arc::clone(&port), Arc::clone(&tally), pictures.url("shapes.png"));
         thread::spawn(move || submit(&port, &url, count, 0, &tally))
     };
-    let (start, mut kills) = (Instant::now(), 0);
+    let (start, mut kills, mut hit) = (Instant::now(), 0, Vec::new());
     while !tally.has_ended.load(Ordering::SeqCst) {
         thread::sleep(PERIOD);
+        wait_for_ends(&server, &hit);
         server.kill();
         kills += 1;
         server.restart();
+        hit = tried(&server);
     }
     client.join().unwrap();
     assert_eq!(tally.accepted.load(Ordering::SeqCst), count);
@@ -149,12 +167,14 @@ fn failovers_lose_nothing_that_a_replica_has_confirmed() {
             (Arc::clone(&port), Arc::clone(&tally), pictures.url("shapes.png"));
         thread::spawn(move || submit(&port, &url, count, 1, &tally))
     };
-    let (start, mut kills) = (Instant::now(), 0);
+    let (start, mut kills, mut hit) = (Instant::now(), 0, Vec::new());
     while !tally.has_ended.load(Ordering::SeqCst) {
         thread::sleep(PERIOD);
+        wait_for_ends(&master, &hit);
         master.kill();
         kills += 1;
         replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+        hit = tried(&replica);
         port.store(replica.port, Ordering::SeqCst);
         std::mem::swap(&mut master, &mut replica);
         // The dead one comes back empty, as the new master's replica.

@@ -688,7 +688,8 @@ fn jobs_that_were_given_back_keep_their_places() {
     let pictures = Pictures::serve();
     let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
     server.wait_for_model();
-    let url = pictures.url("slow/100/shapes.png");
+    // So slowly that most of them still wait when the urgent one is done.
+    let url = pictures.url("slow/400/shapes.png");
     let mut pipe = redis::pipe();
     for i in 0..500 {
         pipe.cmd("FLORENCE.SUBMIT").arg(format!("j{i:03}")).arg(&url).arg("<OD>").ignore();
@@ -697,7 +698,7 @@ fn jobs_that_were_given_back_keep_their_places() {
     server.call::<()>(&["CLIENT", "PAUSE", "2000", "WRITE"]);
     // It is let in when the pause is over.
     submit(&server, "urgent", &pictures.url("sign.png"), "<OCR>", &["PRIORITY", "9"]);
-    let job: Option<Job> = server.call(&["FLORENCE.WAIT", "urgent", "8"]);
+    let job: Option<Job> = server.call(&["FLORENCE.WAIT", "urgent", "25"]);
     let job = job.expect("it goes first");
     assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
     let waiting = server.stat("jobs_waiting");
@@ -742,7 +743,7 @@ fn load_late(lines: &[&str], end: impl FnOnce(&mut Server)) {
     for db in DBS {
         let mut connection = server.connect_to(db);
         for (key, url, delay) in [
-            ("waits", pictures.url("shapes.png"), "1500"),
+            ("waits", pictures.url("shapes.png"), "4000"),
             ("runs", pictures.url("held/go/shapes.png"), "0"),
         ] {
             let submit = ["FLORENCE.SUBMIT", key, &url, "<OD>", "DELAY", delay];

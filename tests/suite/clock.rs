@@ -36,9 +36,10 @@ fn submit(server: &Server, key: &str, url: &str, rest: &[&str]) {
     server.call::<()>(&[&["FLORENCE.SUBMIT", key, url, "<OCR>"], rest].concat());
 }
 
-/// Waits for a job; none of its durations may be negative, or longer than the test.
+/// Waits for a job, far less than an hour; none of its durations may be negative, or longer than
+/// the test.
 fn ended(server: &Server, key: &str, state: &str) -> Job {
-    let job: Option<Job> = server.call(&["FLORENCE.WAIT", key, "10"]);
+    let job: Option<Job> = server.call(&["FLORENCE.WAIT", key, "30"]);
     let job = job.unwrap_or_else(|| panic!("{key} does not end: {:?}", server.job(key)));
     assert_eq!(job["state"].as_deref(), Some(state), "{key}: {job:?}");
     for field in ["queue_ms", "fetch_ms", "infer_ms"] {
@@ -65,7 +66,8 @@ fn jobs_that_wait_when_the_clock_is_set_back_expire_in_time() {
     for key in ["ready", "delayed", "later"] {
         ended(&server, key, "expired");
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Before the download gives up, which makes room for the others.
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     pictures.release("go");
     ended(&server, "busy", "done");
     assert_eq!(pictures.hits(), 1);
@@ -115,7 +117,7 @@ fn jobs_from_before_the_step_run_at_once_after_a_restart() {
 #[test]
 fn retries_happen_in_time_though_the_clock_was_set_back() {
     let (clock, pictures) = (Clock::new(), Pictures::serve());
-    let mut server = server(&clock, &["appendfsync always", "florence.retry-delay-ms 1500"]);
+    let mut server = server(&clock, &["appendfsync always", "florence.retry-delay-ms 4000"]);
     let url = pictures.url("flaky/3/sign.png");
     for key in ["stays", "renamed", "restarted"] {
         submit(&server, key, &url, &[]);

@@ -1,8 +1,12 @@
 //! Crashes, replicas, migration, flushes: no job is lost, none is answered twice.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
-use florence_tests::{Pictures, Server, Settings, eventually, picture};
+use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
 
 type Job = HashMap<String, Option<String>>;
 
@@ -12,24 +16,39 @@ fn finished(server: &Server, key: &str) -> Job {
     job
 }
 
+/// Waits until a job is worked on. Its picture is held back: it stays so until the test goes on.
+fn fetching(server: &Server, key: &str) {
+    eventually(&format!("{key} is worked on"), || (server.state(key) == "fetching").then_some(()));
+}
+
+/// Somebody who waits for a job already.
+fn waiter(server: &Server, key: &'static str) -> JoinHandle<Option<Job>> {
+    let mut connection = server.connect();
+    let waiter =
+        thread::spawn(move || call(&mut connection, &["FLORENCE.WAIT", key, "60"]).unwrap());
+    eventually("it waits", || (server.stat("waiters") == 1).then_some(()));
+    waiter
+}
+
 #[test]
 fn a_crash_in_mid_job_loses_nothing() {
     let pictures = Pictures::serve();
     let lines = ["appendonly yes", "appendfsync always"];
     let mut server = Server::with(Settings::lines(&lines));
-    server.call::<()>(&["FLORENCE.SUBMIT", "slow", &pictures.url("slow/1000/sign.png"), "<OCR>"]);
+    server.call::<()>(&["FLORENCE.SUBMIT", "held", &pictures.url("held/go/sign.png"), "<OCR>"]);
     for i in 0..10 {
         let url = pictures.url("shapes.png");
         server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>"]);
     }
-    eventually("it is worked on", || (server.state("slow") == "fetching").then_some(()));
+    fetching(&server, "held");
     server.kill();
+    pictures.release("go");
     server.restart();
     for i in 0..10 {
         finished(&server, &format!("j{i}"));
     }
-    let slow = finished(&server, "slow");
-    assert_eq!(slow["attempts"].as_deref(), Some("2"));
+    let held = finished(&server, "held");
+    assert_eq!(held["attempts"].as_deref(), Some("2"));
 }
 
 #[test]
@@ -37,7 +56,7 @@ fn a_job_that_the_server_died_on_twice_is_given_up() {
     let pictures = Pictures::serve();
     let lines = ["appendonly yes", "appendfsync always"];
     let mut server = Server::with(Settings::lines(&lines));
-    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/60000/sign.png"), "<OCR>"]);
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("held/never/sign.png"), "<OCR>"]);
     for attempt in 1..=2 {
         let attempt = Some(attempt.to_string());
         eventually("an attempt begins", || (server.job("j")["attempts"] == attempt).then_some(()));
@@ -53,16 +72,17 @@ fn a_job_that_ends_the_server_takes_no_other_along() {
     let pictures = Pictures::serve();
     let lines = ["appendonly yes", "appendfsync always"];
     let mut server = Server::with(Settings::lines(&lines));
-    let innocent = pictures.url("slow/400/sign.png");
+    let innocent = pictures.url("held/go/sign.png");
     for key in ["a", "b", "c"] {
         server.call::<()>(&["FLORENCE.SUBMIT", key, &innocent, "<OCR>"]);
     }
-    let poison = pictures.url("slow/60000/sign.png");
+    let poison = pictures.url("held/never/sign.png");
     server.call::<()>(&["FLORENCE.SUBMIT", "poison", &poison, "<OCR>"]);
     for key in ["a", "b", "c", "poison"] {
-        eventually("its claim is written", || (server.state(key) == "fetching").then_some(()));
+        fetching(&server, key);
     }
     server.kill();
+    pictures.release("go");
     server.restart();
     eventually("its turn comes again", || {
         (server.job("poison")["attempts"].as_deref() == Some("2")).then_some(())
@@ -83,7 +103,7 @@ fn a_promoted_replica_runs_the_pending_jobs() {
     let mut master = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
     let replica = Server::start();
     replica.follow(&master);
-    master.call::<()>(&["FLORENCE.SUBMIT", "slow", &pictures.url("slow/4000/sign.png"), "<OCR>"]);
+    master.call::<()>(&["FLORENCE.SUBMIT", "held", &pictures.url("held/go/sign.png"), "<OCR>"]);
     let url = pictures.url("shapes.png");
     for i in 0..5 {
         master.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>"]);
@@ -94,8 +114,9 @@ fn a_promoted_replica_runs_the_pending_jobs() {
     let refused = replica.error(&["FLORENCE.SUBMIT", "x", &url, "<OD>"]);
     assert!(refused.starts_with("READONLY"), "{refused}");
     master.kill();
+    pictures.release("go");
     replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
-    finished(&replica, "slow");
+    finished(&replica, "held");
     for i in 0..5 {
         finished(&replica, &format!("j{i}"));
     }
@@ -129,9 +150,12 @@ fn wait_works_on_a_replica() {
     let pictures = Pictures::serve();
     let (master, replica) = (Server::start(), Server::start());
     replica.follow(&master);
-    master.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/700/sign.png"), "<OCR>"]);
+    master.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("held/go/sign.png"), "<OCR>"]);
     eventually("the job is there", || (replica.call::<i64>(&["EXISTS", "j"]) == 1).then_some(()));
-    let on_replica = finished(&replica, "j");
+    let waiter = waiter(&replica, "j");
+    pictures.release("go");
+    let on_replica = waiter.join().unwrap().unwrap();
+    assert_eq!(on_replica["state"].as_deref(), Some("done"), "{on_replica:?}");
     assert_eq!(on_replica["result"], finished(&master, "j")["result"]);
 }
 
@@ -140,21 +164,24 @@ fn renamed_copied_and_restored_jobs_run() {
     let pictures = Pictures::serve();
     let server = Server::start();
     let submit = |key: &str| {
-        let url = pictures.url("slow/800/sign.png");
+        let url = pictures.url(&format!("held/{key}/sign.png"));
         server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<OCR>"]);
-        eventually("it is worked on", || (server.state(key) == "fetching").then_some(()));
+        fetching(&server, key);
     };
     submit("a");
     server.call::<()>(&["RENAME", "a", "b"]);
+    pictures.release("a");
     finished(&server, "b");
     submit("c");
     server.call::<i64>(&["COPY", "c", "d"]);
+    pictures.release("c");
     finished(&server, "c");
     finished(&server, "d");
     submit("e");
     let mut connection = server.connect();
     let dump: Vec<u8> = redis::cmd("DUMP").arg("e").query(&mut connection).unwrap();
     let _: () = redis::cmd("RESTORE").arg("f").arg(0).arg(dump).query(&mut connection).unwrap();
+    pictures.release("e");
     finished(&server, "f");
 }
 
@@ -163,10 +190,13 @@ fn a_reload_of_the_data_set_resumes_its_jobs() {
     let pictures = Pictures::serve();
     let server = Server::start();
     for i in 0..5 {
-        let url = pictures.url("slow/500/sign.png");
+        let url = pictures.url("held/go/sign.png");
         server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OCR>"]);
     }
+    // By as many as there are threads for it; the last one waits.
+    eventually("work begins", || (server.stat("jobs_active") == 4).then_some(()));
     server.call::<()>(&["DEBUG", "RELOAD"]);
+    pictures.release("go");
     for i in 0..5 {
         finished(&server, &format!("j{i}"));
     }
@@ -177,28 +207,35 @@ fn answers_wait_while_writes_are_paused() {
     let pictures = Pictures::serve();
     let mut server = Server::start();
     server.wait_for_model();
-    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/600/sign.png"), "<OCR>"]);
-    eventually("it is worked on", || (server.state("j") == "fetching").then_some(()));
-    server.call::<()>(&["CLIENT", "PAUSE", "2500", "WRITE"]);
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("held/go/sign.png"), "<OCR>"]);
+    fetching(&server, "j");
+    server.call::<()>(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+    let waiter = waiter(&server, "j");
+    pictures.release("go");
+    eventually("the model has answered", || (server.stat("cache_misses") == 1).then_some(()));
+    // Several looks of the thread that would store the answer.
+    thread::sleep(Duration::from_millis(500));
     assert!(server.is_alive());
     assert_eq!(server.state("j"), "fetching");
-    finished(&server, "j");
+    server.call::<()>(&["CLIENT", "UNPAUSE"]);
+    let job = waiter.join().unwrap().unwrap();
+    assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
 }
 
 #[test]
 fn a_flush_during_work_drops_the_answers() {
     let pictures = Pictures::serve();
     let mut server = Server::start();
+    server.wait_for_model();
     for i in 0..20 {
-        server.call::<()>(&[
-            "FLORENCE.SUBMIT",
-            &format!("j{i}"),
-            &pictures.url("shapes.png"),
-            "<OD>",
-        ]);
+        // Some are on their way through the model, some are downloaded, some wait.
+        let path = if i % 2 == 0 { "shapes.png" } else { "held/go/shapes.png" };
+        let url = pictures.url(path);
+        server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>", "NOCACHE"]);
     }
+    eventually("work begins", || (server.stat("jobs_active") >= 4).then_some(()));
     server.call::<()>(&["FLUSHALL"]);
+    pictures.release("go");
     eventually("nothing is left to do", || {
         (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
     });
@@ -213,16 +250,23 @@ fn an_old_answer_never_lands_in_a_new_job_of_the_same_name() {
     let pictures = Pictures::serve();
     let server = Server::start();
     for round in 0..5 {
-        let url = pictures.url(&format!("slow/{}/sign.png", 200 + round));
+        let [old, new] = ["old", "new"].map(|name| format!("{name}-{round}"));
+        let url = pictures.url(&format!("held/{old}/sign.png"));
         server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OCR>"]);
-        eventually("it is worked on", || (server.state("j") == "fetching").then_some(()));
+        fetching(&server, "j");
         server.call::<()>(&["DEL", "j"]);
-        server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/400/shapes.png"), "<OD>"]);
+        let url = pictures.url(&format!("held/{new}/shapes.png"));
+        server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);
+        // The old answer comes while the new job is worked on.
+        pictures.release(&old);
+        eventually("the old answer is dropped", || {
+            (server.stat("answers_dropped") > round).then_some(())
+        });
+        pictures.release(&new);
         let job = finished(&server, "j");
         assert!(job["result"].as_deref().unwrap().starts_with("{\"<OD>\""), "{job:?}");
         server.call::<()>(&["DEL", "j"]);
     }
-    assert!(server.stat("answers_dropped") >= 5);
 }
 
 #[test]
@@ -247,9 +291,13 @@ fn jobs_live_in_their_own_database() {
 fn a_clean_shutdown_ends_quickly_with_work_in_progress() {
     let pictures = Pictures::serve();
     let mut server = Server::with(Settings::lines(&["appendonly yes"]));
-    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("slow/1000/sign.png"), "<OCR>"]);
-    let _: redis::RedisResult<()> = server.try_call(&["SHUTDOWN"]);
-    eventually("the server ends", || (!server.is_alive()).then_some(()));
+    server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("held/go/sign.png"), "<OCR>"]);
+    fetching(&server, "j");
+    let start = Instant::now();
+    server.shut_down(&[]);
+    // It does not wait for the download, which would give up after 20 s.
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    pictures.release("go");
     server.restart();
     finished(&server, "j");
 }
@@ -258,7 +306,7 @@ fn a_clean_shutdown_ends_quickly_with_work_in_progress() {
 fn saves_swaps_and_moves_during_work_lose_nothing() {
     let pictures = Pictures::serve();
     let mut server = Server::with(Settings::lines(&["appendonly yes", "appendfsync always"]));
-    let url = pictures.url("slow/500/shapes.png");
+    let url = pictures.url("held/go/shapes.png");
     for i in 0..8 {
         server.call::<()>(&["FLORENCE.SUBMIT", &format!("j{i}"), &url, "<OD>", "NOCACHE"]);
     }
@@ -276,6 +324,7 @@ fn saves_swaps_and_moves_during_work_lose_nothing() {
     let mut swapped = client.get_connection().unwrap();
     let moved: i64 = redis::cmd("MOVE").arg("j7").arg(0).query(&mut swapped).unwrap();
     assert_eq!(moved, 1);
+    pictures.release("go");
     finished(&server, "j7");
     for i in 0..7 {
         let mut wait = redis::cmd("FLORENCE.WAIT");
@@ -290,20 +339,14 @@ fn saves_swaps_and_moves_during_work_lose_nothing() {
 fn evicted_jobs_are_cancelled_and_their_waiters_answered() {
     let server = Server::with(Settings::lines(&["maxmemory-policy allkeys-random"]));
     let pictures = Pictures::serve();
-    let url = pictures.url("slow/3000/shapes.png");
+    let url = pictures.url("held/never/shapes.png");
     for i in 0..50 {
         let key = format!("j{i}");
         server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OD>", "RETRIES", "0"]);
     }
-    let waiter = {
-        let mut connection = server.connect();
-        std::thread::spawn(move || {
-            redis::cmd("FLORENCE.WAIT").arg("j49").arg(60).query::<Option<Job>>(&mut connection)
-        })
-    };
-    eventually("it waits", || (server.stat("waiters") == 1).then_some(()));
+    let waiter = waiter(&server, "j49");
     server.call::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     eventually("all are evicted", || (server.call::<i64>(&["DBSIZE"]) == 0).then_some(()));
-    assert_eq!(waiter.join().unwrap().unwrap(), None);
+    assert_eq!(waiter.join().unwrap(), None);
     assert_eq!(server.stat("jobs_waiting") + server.stat("jobs_active"), 0);
 }

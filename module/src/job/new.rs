@@ -137,7 +137,9 @@ pub(crate) fn fields(picture: Picture, prompts: &[String], options: &Options) ->
         digest.update((value.len() as u64).to_le_bytes());
         digest.update(value);
     }
-    let mut fields = vec![("request", digest.finalize()[..16].to_vec())];
+    // As text: clients that decode a job's hash expect nothing else.
+    let digest: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut fields = vec![("request", digest.into())];
     fields.extend(request);
     fields.push(("submitted_at", server::unix_ms().to_string().into()));
     fields.extend(new_fields());

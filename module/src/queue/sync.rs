@@ -1,6 +1,6 @@
 //! Keyspace and server events: they keep the queue and the waiters in step with the keys.
 //!
-//! Nothing is written from here; a write from a keyspace event is not allowed.
+//! Nothing is written from a keyspace event, where it is not allowed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use redis_module::{Context, ContextFlags};
 
 use super::{owners, queue, retained, scheduler::Death, waiters};
 use crate::{
-    job::{self, Job, JobKey, Seen},
+    job::{self, Job, JobKey, Seen, life},
     server,
 };
 
@@ -19,6 +19,10 @@ pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
         // Of our own, and of changes that leave the fields alone.
         b"expire" | b"persist" => {}
         _ if event.starts_with(b"florence.") => {}
+        // Inside MULTI, Valkey 9 tells of the client's database, not of the one that is written to.
+        b"move_to" | b"copy_to" if ctx.get_flags().contains(ContextFlags::MULTI) => {
+            server::in_each_db(ctx, |db| refresh(ctx, &JobKey { db, name: name.into() }));
+        }
         _ if may_bring_job(event) => refresh(ctx, &key()),
         _ if is_idle() => {}
         b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" => gone(&key()),
@@ -169,9 +173,18 @@ pub(crate) fn take_role(ctx: &Context) {
 }
 
 /// The server ends in an orderly way: nothing is taken any more, and what is at work is no suspect.
-pub(crate) fn shutdown() {
+///
+/// The server's files are written by now, so this start of it leaves its name beside them. Replicas
+/// still hear of writes, and are told that nobody works on these jobs, unless writes are paused
+/// because a replica lags.
+pub(crate) fn shutdown(ctx: &Context) {
     queue().shut();
-    if queue().scheduler.lock().has_claims() {
-        owners::end_well();
+    let claimed = queue().scheduler.lock().claimed();
+    if claimed.is_empty() {
+        return;
+    }
+    owners::end_well();
+    for key in claimed.iter().take_while(|_| server::can_write(ctx)) {
+        let _ = life::unclaim(ctx, key, false);
     }
 }

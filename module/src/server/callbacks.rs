@@ -31,7 +31,7 @@ pub(crate) struct Handlers {
     pub(crate) flushed: fn(Option<i32>),
     pub(crate) swapped: fn(i32, i32),
     /// The server ends in an orderly way.
-    pub(crate) shutdown: fn(),
+    pub(crate) shutdown: fn(&Context),
     /// The reply for a blocked client whose key was signalled; `None` lets it wait on.
     pub(crate) key_ready: fn(&Context, &RedisString) -> Option<RedisResult>,
     /// The server is done with a blocked client.
@@ -166,7 +166,7 @@ extern "C" fn on_server_event(
             raw::REDISMODULE_SUBEVENT_LOADING_ENDED | raw::REDISMODULE_SUBEVENT_LOADING_FAILED,
         ) => on_event_loop(&Context::new(ctx), to.loading_ended),
         (raw::REDISMODULE_EVENT_LOADING, _) => (to.loading_started)(),
-        (raw::REDISMODULE_EVENT_SHUTDOWN, _) => (to.shutdown)(),
+        (raw::REDISMODULE_EVENT_SHUTDOWN, _) => (to.shutdown)(&Context::new(ctx)),
         (raw::REDISMODULE_EVENT_SWAPDB, _) => {
             // SAFETY: as above.
             let swap = unsafe { *data.cast::<raw::RedisModuleSwapDbInfo>() };

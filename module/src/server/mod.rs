@@ -160,6 +160,18 @@ pub(crate) fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Works in each database, and returns to the selected one: it may be a client's.
+pub(crate) fn in_each_db(ctx: &Context, mut f: impl FnMut(i32)) {
+    let selected = selected_db(ctx);
+    for db in 0.. {
+        if api!(RedisModule_SelectDb(ctx.get_raw(), db)) != OK {
+            break;
+        }
+        f(db);
+    }
+    select_db(ctx, selected);
+}
+
 /// A string of the server's, of any bytes.
 pub(crate) fn string(ctx: &Context, bytes: &[u8]) -> RedisString {
     RedisString::create_from_slice(ctx.get_raw(), bytes)

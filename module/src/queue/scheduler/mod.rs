@@ -416,9 +416,9 @@ impl Scheduler {
         self.jobs.is_empty()
     }
 
-    /// Whether hashes may show claims of this process.
-    pub(crate) fn has_claims(&self) -> bool {
-        !self.active.is_empty() || !self.unclaimed.is_empty()
+    /// The jobs whose hashes may show claims of this process.
+    pub(crate) fn claimed(&self) -> Vec<JobKey> {
+        self.active.iter().chain(&self.unclaimed).cloned().collect()
     }
 
     /// Where a job stands, if the key holds an unfinished one.
