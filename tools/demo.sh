@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-port=$((20000 + RANDOM % 20000))
+# Below the ports that the system gives to outgoing connections.
+port=$((10000 + RANDOM % 20000))
 while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do port=$((port + 1)); done
 data=$(mktemp -d)
 redis-server redis.conf --port "$port" --appendonly no --save "" --florence.file-roots "$PWD" > "$data/log" 2>&1 &

@@ -482,6 +482,7 @@ fn suspects_of_a_crash_survive_a_time_as_a_replica() {
     for key in keys {
         fetching(&server, key);
     }
+    eventually("all are asked for", || (pictures.hits() == 3).then_some(()));
     server.kill();
     server.restart();
     eventually("one is tried again", || {

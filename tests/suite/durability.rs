@@ -251,9 +251,9 @@ fn an_old_answer_never_lands_in_a_new_job_of_the_same_name() {
     let server = Server::start();
     for round in 0..5 {
         let [old, new] = ["old", "new"].map(|name| format!("{name}-{round}"));
-        let url = pictures.url(&format!("held/{old}/sign.png"));
+        let (url, asked) = (pictures.url(&format!("held/{old}/sign.png")), pictures.hits());
         server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OCR>"]);
-        fetching(&server, "j");
+        eventually("it is asked for", || (pictures.hits() > asked).then_some(()));
         server.call::<()>(&["DEL", "j"]);
         let url = pictures.url(&format!("held/{new}/shapes.png"));
         server.call::<()>(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);

@@ -1064,6 +1064,10 @@ impl Driver {
             Fault::Terminate => {
                 self.note_counters(master);
                 self.fleet.servers[master].terminate();
+                // Its replica cannot always be told that it ended in good order.
+                if !self.fleet.sentinels.is_empty() {
+                    self.count_deaths();
+                }
                 self.recover();
             }
             Fault::ShutDown => {
@@ -1115,7 +1119,10 @@ impl Driver {
         let [from, to] = [&self.fleet.servers[old], &self.fleet.servers[new]];
         let info = |server: &Server| server.call::<String>(&["INFO", "replication"]);
         if fault == Fault::Failover {
-            from.call::<()>(&["FAILOVER", "TO", "127.0.0.1", &to.port.to_string()]);
+            let port = to.port.to_string();
+            eventually("the replica is online", || {
+                from.try_call::<()>(&["FAILOVER", "TO", "127.0.0.1", &port]).ok()
+            });
         } else {
             from.call::<()>(&["CLIENT", "PAUSE", "20000", "WRITE"]);
             let offset = |server: &Server| {

@@ -1,6 +1,7 @@
 //! What a new job is to answer: checked as far as it can be before anything is stored, then written
 //! as the job's first fields.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_engine::task::Prompt;
 use redis_module::{Context, RedisError};
 use sha2::{Digest, Sha256};
@@ -138,7 +139,7 @@ pub(crate) fn fields(picture: Picture, prompts: &[String], options: &Options) ->
         digest.update(value);
     }
     // As text: clients that decode a job's hash expect nothing else.
-    let digest: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = BASE64_STANDARD.encode(&digest.finalize()[..16]);
     let mut fields = vec![("request", digest.into())];
     fields.extend(request);
     fields.push(("submitted_at", server::unix_ms().to_string().into()));

@@ -21,9 +21,12 @@ use crate::{
     },
     model::{self, Loaded},
     queue::{Lease, Phase, queue, sync},
-    server::with_server,
+    server::{Refused, with_server},
     settings, source,
 };
+
+/// How long to leave a job alone whose key the server does not write.
+const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What preparing a job came to.
 enum Outcome {
@@ -64,7 +67,11 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
             None
         }
         Claim::Refused(refused) => {
-            lease.refused(refused, Instant::now() + WRITE_PAUSE);
+            let pause = match refused {
+                Refused::All => WRITE_PAUSE,
+                Refused::This => KEY_PAUSE,
+            };
+            lease.refused(refused, Instant::now() + pause);
             None
         }
     }
