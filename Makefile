@@ -96,7 +96,7 @@ load: build  ## the scenarios of loadtests/scenarios; tables, and target/load.ht
 	$(CARGO) build --release --locked -p florence-load
 	@tools/load.sh
 
-chaos: build  ## 10,000 jobs on servers that are killed every few seconds; prints what became of them
+chaos: build  ## 10,000 jobs on servers that are killed every few seconds, then mixed faults; prints what became of them
 	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
 
 fuzz: build  ## a million random commands, 20,000 mutated jobs and pictures each, against live servers

@@ -123,6 +123,35 @@ fn a_promoted_replica_runs_the_pending_jobs() {
 }
 
 #[test]
+fn a_master_that_is_terminated_leaves_its_replica_no_suspects() {
+    let pictures = Pictures::serve();
+    let (mut master, replica) = (Server::start(), Server::start());
+    replica.follow(&master);
+    let url = pictures.url("held/go/sign.png");
+    for key in ["a", "b", "c"] {
+        master.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<OCR>"]);
+        fetching(&master, key);
+    }
+    // While a replica lags the server pauses all writes, ours too.
+    eventually("the replica is in step", || {
+        let info: String = master.call(&["INFO", "replication"]);
+        let number = |name: &str| {
+            let (_, rest) = info.split_once(name)?;
+            rest.split([',', '\r']).next()?.parse::<u64>().ok()
+        };
+        (number(",offset=")? == number("master_repl_offset:")?).then_some(())
+    });
+    master.terminate();
+    replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
+    // Suspects would be one at a time.
+    eventually("all are at work again", || (replica.stat("jobs_active") == 3).then_some(()));
+    pictures.release("go");
+    for key in ["a", "b", "c"] {
+        finished(&replica, key);
+    }
+}
+
+#[test]
 fn a_full_synchronisation_replaces_the_jobs_however_it_is_loaded() {
     let pictures = Pictures::serve();
     let url = pictures.url("shapes.png");
