@@ -86,11 +86,6 @@ impl<'a, T> Batch<'a, T> {
         Ok(finished.collect())
     }
 
-    /// Drops all jobs; returns their tickets.
-    pub fn clear(&mut self) -> Vec<T> {
-        self.running.drain(..).map(|job| job.ticket).collect()
-    }
-
     /// Drops the jobs that `keep` refuses.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         self.running.retain(|job| keep(&job.ticket));

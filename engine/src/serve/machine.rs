@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use crate::{Answer, Batch, Error, Florence, GenerateOptions, Picture, Question, Visual};
+use crate::{
+    Answer, Batch, Error, Florence, GenerateOptions, Picture, Question, Visual, catch_panic,
+};
 
 /// A request in the batch.
 pub(super) type RequestId = u64;
@@ -27,6 +29,9 @@ pub(super) trait Machine {
 
     /// Drops the requests that `keep` refuses.
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool);
+
+    /// Drops all requests, in whatever state a failure has left them.
+    fn clear(&mut self);
 }
 
 /// A model and its batch.
@@ -62,5 +67,11 @@ impl Machine for Decoder<'_> {
 
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
         self.batch.retain(|id| keep(*id));
+    }
+
+    fn clear(&mut self) {
+        let failed = std::mem::replace(&mut self.batch, Batch::new(self.florence));
+        // It may be in no state to be dropped either.
+        let _ = catch_panic(|| drop(failed));
     }
 }

@@ -56,8 +56,8 @@ pub enum Wants {
     Answers,
     /// It has cancelled.
     Nothing,
-    /// Its time is over.
-    Punctuality,
+    /// They would come too late.
+    TooLate,
 }
 
 /// A job's answers.
@@ -226,6 +226,10 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     fn admit(&mut self, work: Work<A>) {
         let Work { asker, parts, input, options, is_shared } = work;
         asker.started();
+        if parts.is_empty() {
+            let (answers, verdict) = (Vec::new(), Verdict::Result);
+            return asker.answered(Served { answers, verdict, time: Duration::ZERO });
+        }
         let id = self.new_id();
         let job = Job {
             asker,
@@ -273,7 +277,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             let failure = match job.asker.wants(now) {
                 Wants::Answers => return None,
                 Wants::Nothing => Failure::Cancelled,
-                Wants::Punctuality => Failure::Late,
+                Wants::TooLate => Failure::Late,
             };
             Some((*id, failure))
         };
@@ -386,7 +390,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     fn restart(&mut self) -> usize {
         let mut count = 0;
         for (id, request) in std::mem::take(&mut self.requests) {
-            self.machine.retain(&|_| false);
+            self.machine.clear();
             match self.alone(id, &request) {
                 Ok(answer) => {
                     count += 1;
@@ -399,7 +403,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 }
             }
         }
-        self.machine.retain(&|_| false);
+        self.machine.clear();
         count
     }
 
@@ -443,7 +447,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             let failure = match job.asker.wants(now) {
                 Wants::Answers => failure,
                 Wants::Nothing => Failure::Cancelled,
-                Wants::Punctuality => Failure::Late,
+                Wants::TooLate => Failure::Late,
             };
             job.asker.failed(failure, now - job.since);
         }

@@ -76,6 +76,10 @@ impl Machine for Fake {
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
         self.running.retain(|(id, ..)| keep(*id));
     }
+
+    fn clear(&mut self) {
+        self.running.clear();
+    }
 }
 
 /// An asker with a name, which writes into the diary how it fares.
@@ -284,7 +288,7 @@ fn what_is_not_wanted_any_more_ends_before_the_next_step() {
     bench.turn(&onlooker(16), 50, |turn| {
         if turn == 0 {
             a.set(Wants::Nothing);
-            late.set(Wants::Punctuality);
+            late.set(Wants::TooLate);
         }
     });
     let heard = bench.heard();
@@ -330,4 +334,12 @@ fn a_loop_that_ends_drops_its_askers_which_hear_of_it() {
     bench.job("a", "1", &[1]);
     bench.turn(&onlooker(16), 1, |_| {});
     assert_eq!(bench.heard(), ["a: started", "a: dropped"]);
+}
+
+#[test]
+fn a_job_without_questions_is_answered_at_once() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[]);
+    bench.turn(&onlooker(16), 1, |_| {});
+    assert_eq!(bench.heard(), ["a: started", "a:  Result"]);
 }

@@ -91,7 +91,8 @@ impl End {
         match job.state {
             State::Done => Self::Result {
                 json: job.text("result"),
-                seconds: (time("finished_at") - time("started_at")).max(0) as f64 / 1000.0,
+                seconds: time("finished_at").saturating_sub(time("started_at")).max(0) as f64
+                    / 1000.0,
             },
             State::Failed => Self::Error(Exception::of_code(&text("error_code"), &text("error"))),
             State::Cancelled => Self::Revoked("revoked"),

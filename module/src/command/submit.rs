@@ -31,7 +31,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
         // The same request again: the reply of the first one was lost.
-        Ok(job) if job.bytes("request").as_deref() == Some(new::request_of(&fields)) => {
+        Ok(job) if job.has("request", Some(new::request_of(&fields))) => {
             return Ok(name);
         }
         Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),

@@ -94,21 +94,21 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     let (crashes, content, request) = (job.crashes(), job.content(), Request::read(&job));
     // A key is closed before it is written.
     drop(job);
-    let hopeless = match &request {
-        _ if crashes >= MOST_CRASHES => {
+    let request = request.and_then(|request| {
+        let wants = request.wants.as_deref();
+        if crashes >= MOST_CRASHES {
             let text = "the server died twice while working on this job";
-            Some(Failure::permanent(Code::Crash, text))
+            Err(Failure::permanent(Code::Crash, text))
+        } else if wants.is_some_and(|wants| !is_model(wants)) {
+            Err(Failure::permanent(Code::NoModel, "this server has another model"))
+        } else {
+            Ok(request)
         }
-        Err(failure) => Some(failure.clone()),
-        Ok(request) if request.wants.as_deref().is_some_and(|wants| !is_model(wants)) => {
-            Some(Failure::permanent(Code::NoModel, "this server has another model"))
-        }
-        Ok(_) => None,
+    });
+    let mut request = match request {
+        Ok(request) => request,
+        Err(failure) => return instead(End::failed(&failure, Data::Keep)),
     };
-    if let Some(failure) = &hopeless {
-        return instead(End::failed(failure, Data::Keep));
-    }
-    let Ok(request) = request else { return Claim::Over };
     let fields: Fields = vec![
         ("attempts", number.to_string().into()),
         ("owner", owner().into()),
@@ -122,6 +122,13 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     }
     for follower in followers() {
         follower.started(ctx, name);
+    }
+    // Only now, since it may be large, and a claim may be refused again and again.
+    let read = open(ctx, key).map(|job| request.read_picture(&job));
+    match read {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => return instead(End::failed(&failure, Data::Keep)),
+        Err(_gone) => return Claim::Over,
     }
     let deadline = Instant::now() + request.timeout;
     Claim::Taken(Box::new(Attempt { token: token.clone(), content, request, deadline }))
@@ -210,7 +217,8 @@ fn retry_later(
     fields.push(("retry_at", at.to_string().into()));
     fields.push(("state", State::Retrying.name().into()));
     write(ctx, key, &fields)?;
-    server::call(ctx, "HDEL", &[key, b"owner", b"claim"])?;
+    // From here on it waits, whatever else is refused.
+    let _ = server::call(ctx, "HDEL", &[key, b"owner", b"claim"]);
     for follower in followers() {
         follower.retrying(ctx, key, failure);
     }
@@ -261,15 +269,20 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     }
     fields.push(("finished_at", unix_ms().to_string().into()));
     fields.push(("state", state.name().into()));
-    // The state goes first: a claim that is dropped from unfinished work is one that somebody lost.
+    // The state goes first: to take the claim from unfinished work would stop it.
     write(ctx, key, &fields)?;
+    // From here on it has ended, whatever else is refused.
     let mut gone: Vec<&[u8]> = vec![key, b"owner", b"claim", b"retry_at"];
     if data == Data::Drop {
         gone.push(b"data");
     }
-    server::call(ctx, "HDEL", &gone)?;
+    if state == State::Done {
+        // Of earlier attempts.
+        gone.extend([&b"error_code"[..], b"error", b"error_retryable"]);
+    }
+    let _ = server::call(ctx, "HDEL", &gone);
     if ttl > 0 {
-        server::call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()])?;
+        let _ = server::call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()]);
     }
     counter(state).add(1);
     if let Some(failure) = failure {
@@ -284,13 +297,28 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
 
 /// Ends a job that our own fault keeps from going on.
 pub(crate) fn give_up(ctx: &Context, key: &JobKey) -> Result<(), String> {
-    match open(ctx, key) {
-        Ok(job) if !job.state.is_final() => {
-            drop(job);
-            finish(ctx, &key.name, End::failed(&Failure::internal(), Data::Keep))
-        }
-        _ => Ok(()),
+    if !can_write(ctx) {
+        return Ok(());
     }
+    let failure = Failure::internal();
+    end_if(ctx, key, |state| !state.is_final(), End::failed(&failure, Data::Keep))
+}
+
+/// Ends a job that was not started in time.
+pub(crate) fn expire(ctx: &Context, key: &JobKey) -> Result<(), String> {
+    let is_waiting = |state: State| !state.is_final() && !state.is_claimed();
+    end_if(ctx, key, is_waiting, End::new(State::Expired))
+}
+
+fn end_if(
+    ctx: &Context,
+    key: &JobKey,
+    is_meant: impl Fn(State) -> bool,
+    end: End<'_>,
+) -> Result<(), String> {
+    // The job is closed again before it is written.
+    let state = open(ctx, key).map(|job| job.state);
+    if state.is_ok_and(is_meant) { finish(ctx, &key.name, end) } else { Ok(()) }
 }
 
 /// Counts the jobs that ended so.
@@ -300,17 +328,6 @@ fn counter(state: State) -> &'static Counter {
         State::Expired => &figures::EXPIRED,
         State::Failed => &figures::FAILED,
         _ => &figures::DONE,
-    }
-}
-
-/// Ends a job that was not started in time.
-pub(crate) fn expire(ctx: &Context, key: &JobKey) -> Result<(), String> {
-    match open(ctx, key) {
-        Ok(job) if !job.state.is_final() && !job.state.is_claimed() => {
-            drop(job);
-            finish(ctx, &key.name, End::new(State::Expired))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -344,11 +361,11 @@ pub(crate) fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
         b"delay",
         b"queue_ms",
     ];
-    server::call(ctx, "HDEL", &gone)?;
     let fields: Fields = vec![
         ("submitted_at", unix_ms().to_string().into()),
         ("state", State::Queued.name().into()),
     ];
     write(ctx, key, &fields)?;
+    server::call(ctx, "HDEL", &gone)?;
     server::call(ctx, "PERSIST", &[key])
 }

@@ -1,7 +1,7 @@
 //! A job as a Redis hash: its fields, its states, its life.
 //!
 //! Any client can write any hash, so every read validates: a hash without the marker is no job, and
-//! what a claim takes from the hash is brought into the ranges of SUBMIT first.
+//! one that asks for what SUBMIT would refuse fails when it is claimed.
 //!
 //! - `state`: where a job stands
 //! - `record`: the hash, read

@@ -97,13 +97,13 @@ pub(crate) enum Seen {
 /// A claim as the hash tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claimed {
-    pub(crate) rank: i64,
     pub(crate) owner: String,
     pub(crate) token: Token,
     pub(crate) content: Content,
 }
 
-/// Digest of what a job's answer depends on, but for the bytes of a picture that came with it.
+/// Digest of what a job's answer depends on, but for a picture that came with it: its bytes are
+/// compared when the answer is stored.
 pub(crate) type Content = [u8; 16];
 
 pub(crate) struct Job {
@@ -128,21 +128,20 @@ impl Job {
         Ok(Self { state: state.ok_or(NoJob::Foreign)?, key })
     }
 
-    /// A field's bytes.
-    pub(crate) fn bytes(&self, field: &str) -> Option<Vec<u8>> {
-        Some(self.key.hash_get(field).ok()??.as_slice().to_vec())
+    /// What `look` finds in a field's bytes, if there is such a field.
+    pub(crate) fn bytes<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        Some(look(self.key.hash_get(field).ok()??.as_slice()))
     }
 
     /// Whether a field has these bytes; without any it is missing or empty.
-    pub(super) fn has(&self, field: &str, bytes: Option<&[u8]>) -> bool {
-        let field = self.key.hash_get(field).ok().flatten();
-        let found = field.as_ref().map(RedisString::as_slice);
-        found.unwrap_or_default() == bytes.unwrap_or_default()
+    pub(crate) fn has(&self, field: &str, bytes: Option<&[u8]>) -> bool {
+        let bytes = bytes.unwrap_or_default();
+        self.bytes(field, |found| found == bytes).unwrap_or(bytes.is_empty())
     }
 
     /// Bytes of a field.
     pub(crate) fn length(&self, field: &str) -> u64 {
-        self.key.hash_get(field).ok().flatten().map_or(0, |value| value.as_slice().len() as u64)
+        self.bytes(field, <[u8]>::len).unwrap_or_default() as u64
     }
 
     /// A field as text; what is not UTF-8 is replaced.
@@ -152,7 +151,13 @@ impl Job {
 
     /// A field as a number.
     pub(crate) fn number(&self, field: &str) -> Option<i64> {
-        self.text(field)?.parse().ok()
+        // No number is longer, and a longer field would have to be copied again.
+        const MOST: usize = 20;
+        let parse = |bytes: &[u8]| {
+            let text = std::str::from_utf8(bytes.get(..bytes.len().min(MOST + 1))?).ok()?;
+            if text.len() > MOST { None } else { text.parse().ok() }
+        };
+        self.bytes(field, parse).flatten()
     }
 
     /// A field as a number, brought into an option's range.
@@ -166,20 +171,20 @@ impl Job {
     }
 
     /// What the queue is to know.
-    pub(crate) fn seen(&self) -> Seen {
-        let submitted = self.number("submitted_at").unwrap_or_default();
+    ///
+    /// What a claim's content is, is only looked at if `is_held` here: it may be long.
+    pub(crate) fn seen(&self, is_held: impl FnOnce(&Token) -> bool) -> Seen {
+        // Clocks of other servers, and of other times, may be ahead.
+        let submitted = self.number("submitted_at").unwrap_or_default().min(unix_ms());
         let priority = self.limited("priority", limits::ANY_PRIORITY).unwrap_or_default();
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let until = match self.state {
             State::Queued => self.delay().map(|delay| Due::after(submitted, delay)),
             State::Retrying => self.retry_at(),
             State::Fetching | State::Running => {
-                return Seen::Claimed(Claimed {
-                    rank,
-                    owner: self.text("owner").unwrap_or_default(),
-                    token: Token::parse(self.text("claim").unwrap_or_default()),
-                    content: self.content(),
-                });
+                let token = Token::parse(self.name("claim"));
+                let content = if is_held(&token) { self.content() } else { Content::default() };
+                return Seen::Claimed(Claimed { owner: self.name("owner"), token, content });
             }
             State::Done | State::Failed | State::Cancelled | State::Expired => {
                 return Seen::Nothing;
@@ -190,6 +195,16 @@ impl Job {
         let expires = self.number("expires").filter(|wait| limits::EXPIRES.holds(*wait) && is_new);
         let expires = expires.map(|wait| Due::after(submitted, wait));
         Seen::Waiting(Waiting { rank, until, expires, is_suspect: self.crashes() > 0 })
+    }
+
+    /// A name that this module has given; nothing if it is longer than one can be.
+    fn name(&self, field: &str) -> String {
+        const MOST: usize = 100;
+        let name = |bytes: &[u8]| {
+            let name = bytes.get(..bytes.len().min(MOST + 1)).filter(|name| name.len() <= MOST);
+            String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+        };
+        self.bytes(field, name).unwrap_or_default()
     }
 
     fn delay(&self) -> Option<i64> {
@@ -216,12 +231,12 @@ impl Job {
     pub(crate) fn content(&self) -> Content {
         let mut digest = Sha256::new();
         for field in ["image", "prompt", "beams", "maxtokens", "wants"] {
-            let value = self.key.hash_get(field).ok().flatten();
-            let value = value.as_ref().map(RedisString::as_slice).unwrap_or_default();
-            digest.update((value.len() as u64).to_le_bytes());
-            digest.update(value);
+            self.bytes(field, |value| {
+                digest.update((value.len() as u64).to_le_bytes());
+                digest.update(value);
+            });
+            digest.update(b"\n");
         }
-        digest.update(self.length("data").to_le_bytes());
         let mut content = Content::default();
         content.copy_from_slice(&digest.finalize()[..16]);
         content

@@ -54,16 +54,45 @@ impl Request {
             coordinates: *settings::COORDINATES.get(),
             ..GenerateOptions::default()
         };
-        let (image, data) = picture(job)?;
+        for (field, most) in [
+            ("image", MOST_IMAGE_BYTES),
+            ("prompt", MOST_PROMPT_BYTES),
+            ("wants", MOST_IMAGE_BYTES),
+        ] {
+            if job.length(field) > most {
+                return Err(invalid(format!("the job's {field} is too long")));
+            }
+        }
         Ok(Self {
-            image,
-            data,
+            image: job.text("image").unwrap_or_default(),
+            data: None,
             prompts: prompts(job)?,
             options,
             no_cache: job.number("nocache") == Some(1),
             timeout: Duration::from_millis(timeout),
             wants: job.text("wants"),
         })
+    }
+
+    /// Takes the picture along, if it came with the job.
+    pub(super) fn read_picture(&mut self, job: &Job) -> Result<(), Failure> {
+        let data = job.bytes("data", |bytes| {
+            let is_too_large = bytes.len() as u64 > settings::MAX_IMAGE_BYTES.get();
+            if is_too_large { None } else { Some(Arc::<[u8]>::from(bytes)) }
+        });
+        self.data = match data {
+            Some(None) => {
+                let text = "the job's picture is larger than florence.max-image-bytes";
+                return Err(invalid(text));
+            }
+            Some(data) => data.filter(|data| !data.is_empty()),
+            None => None,
+        };
+        let is_missing = self.image.is_empty() || is_sent_along(&self.image);
+        if self.data.is_none() && is_missing {
+            return Err(invalid("the job has no picture"));
+        }
+        Ok(())
     }
 }
 
@@ -83,25 +112,6 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
     }
 }
 
-/// Bytes that came with the job.
-type Sent = Option<Arc<[u8]>>;
-
-fn picture(job: &Job) -> Result<(String, Sent), Failure> {
-    let bytes = job.length("data");
-    if bytes > settings::MAX_IMAGE_BYTES.get() {
-        return Err(invalid("the job's picture is larger than florence.max-image-bytes"));
-    }
-    if job.length("image") > MOST_IMAGE_BYTES {
-        return Err(invalid("the job's image is too long"));
-    }
-    let image = job.text("image").unwrap_or_default();
-    let data = job.bytes("data").filter(|data| !data.is_empty());
-    if data.is_none() && (image.is_empty() || is_sent_along(&image)) {
-        return Err(invalid("the job has no picture"));
-    }
-    Ok((image, data.map(Into::into)))
-}
-
 /// Whether the picture comes with the job: nothing else tells where to find it.
 pub(super) fn is_sent_along(image: &str) -> bool {
     image == "DATA" || image.starts_with("KEY ") || image.starts_with("data:")
@@ -109,9 +119,6 @@ pub(super) fn is_sent_along(image: &str) -> bool {
 
 /// One prompt, or with PROMPTS a JSON list of different ones.
 fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
-    if job.length("prompt") > MOST_PROMPT_BYTES {
-        return Err(invalid("the job's prompt is too long"));
-    }
     let prompt = job.text("prompt").unwrap_or_default();
     let prompts: Vec<String> = match serde_json::from_str(&prompt) {
         Ok(prompts) => prompts,

@@ -47,7 +47,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
     let text = |field| Shown::from(job.text(field));
     let number = |field| Shown::from(job.number(field));
     let several = |field| match job.text(field) {
-        Some(list) if list.starts_with('[') => Shown::Json(list),
+        Some(list) if serde_json::from_str::<Vec<String>>(&list).is_ok() => Shown::Json(list),
         one => one.into(),
     };
     let error = match (job.text("error_code"), job.text("error")) {
@@ -80,7 +80,10 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
         ("eta_ms", progress.eta_ms.into()),
-        ("retry_at", number("retry_at")),
+        (
+            "retry_at",
+            if progress.state == State::Retrying { number("retry_at") } else { Shown::Nothing },
+        ),
     ]
 }
 

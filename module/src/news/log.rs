@@ -45,9 +45,7 @@ impl Budget {
         self.left -= 1;
         Some(std::mem::take(&mut self.left_out))
     }
-}
 
-impl Budget {
     /// How many had no line, once there is one for their number.
     fn take_rest(&mut self, now: Instant) -> Option<u64> {
         if self.left_out == 0 {

@@ -91,30 +91,31 @@ impl Claim {
 pub(crate) struct Lease {
     queue: Arc<Queue>,
     key: JobKey,
-    claim: Arc<Claim>,
+    /// There until the lease is dropped.
+    claim: Option<Arc<Claim>>,
 }
 
 impl Lease {
     pub(super) fn new(queue: Arc<Queue>, key: JobKey, claim: Arc<Claim>) -> Self {
-        Self { queue, key, claim }
+        Self { queue, key, claim: Some(claim) }
     }
 
     pub(crate) fn key(&self) -> &JobKey {
         &self.key
     }
 
-    pub(crate) fn claim(&self) -> &Claim {
-        &self.claim
+    pub(crate) fn claim(&self) -> &Arc<Claim> {
+        self.claim.as_ref().expect("a lease has its claim until it is dropped")
     }
 
     /// Whether the job is no longer this lease's: its key has gone, or holds something else.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.claim.stop.is_stopped()
+        self.claim().stop.is_stopped()
     }
 
-    /// The job has ended, or is not there: there is nothing to give back.
+    /// There is nothing to give back: the job has ended, or is not there.
     pub(crate) fn end(self) {
-        self.queue.change(|scheduler| scheduler.release(&self.key, &self.claim));
+        self.queue.change(|scheduler| scheduler.release(&self.key, self.claim()));
     }
 
     /// The claim could not be written: back to its place. It is not tried before `until`, and no
@@ -122,13 +123,15 @@ impl Lease {
     pub(crate) fn refused(self, refused: Refused, until: Instant) {
         self.queue.change(|scheduler| match refused {
             Refused::All => scheduler.hold(until),
-            Refused::This => scheduler.postpone(&self.key, &self.claim, until),
+            Refused::This => scheduler.postpone(&self.key, self.claim(), until),
         });
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.queue.change(|scheduler| scheduler.give_back(&self.key, &self.claim));
+        if let Some(claim) = self.claim.take() {
+            self.queue.change(|scheduler| scheduler.give_back(&self.key, claim));
+        }
     }
 }

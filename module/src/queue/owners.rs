@@ -1,8 +1,7 @@
 //! Which processes have ended in an orderly way: a job that was at work then is no suspect.
 //!
 //! At an orderly shutdown the server's files are already written, so the process leaves its name in
-//! a small file beside them. Where that cannot be written, its jobs count as those of a crash, which
-//! costs them nothing but to run one at a time.
+//! a small file beside them. Where that cannot be written, its jobs count as those of a crash.
 
 use std::{fs, io::Write, path::Path, sync::LazyLock};
 
@@ -20,7 +19,7 @@ fn read() -> Vec<String> {
 
 /// Whether a process has ended in an orderly way, as far as this directory tells.
 pub(super) fn ended_well(owner: &str) -> bool {
-    // Read once, before the first job is looked at; nobody else writes it.
+    // Read once, when the first job is looked at: what is written later is of no data here.
     static NAMES: LazyLock<Vec<String>> = LazyLock::new(read);
     NAMES.iter().any(|name| name == owner)
 }

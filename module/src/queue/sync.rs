@@ -16,7 +16,7 @@ use crate::{
 pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
     let key = || JobKey { db: server::selected_db(ctx), name: name.into() };
     match event {
-        // Of our own, and of changes that leave the fields alone.
+        // These leave the fields alone, or are our own.
         b"expire" | b"persist" => {}
         _ if event.starts_with(b"florence.") => {}
         // Inside MULTI, Valkey 9 tells of the client's database, not of the one that is written to.
@@ -54,7 +54,7 @@ fn is_known(key: &JobKey) -> bool {
 pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
     let Ok(job) = job::open(ctx, key) else { return gone(key) };
     // Read before the scheduler is locked: its lock is not held across calls to the server.
-    let seen = job.seen();
+    let seen = job.seen(|token| queue().scheduler.lock().is_held(key, token));
     let death = match &seen {
         Seen::Claimed(claimed) => death(ctx, &claimed.owner),
         _ => Death::None,

@@ -14,10 +14,11 @@ pub(crate) enum Refused {
 impl Refused {
     /// What an error reply to a write tells.
     pub(crate) fn of(error: &str) -> Self {
-        const FOR_ALL: [&str; 7] =
-            ["NOREPLICAS", "MISCONF", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"];
+        const FOR_ALL: [&str; 4] = ["NOREPLICAS", "MISCONF", "READONLY", "MASTERDOWN"];
         let code = error.split(' ').next().unwrap_or_default();
-        if FOR_ALL.contains(&code) { Self::All } else { Self::This }
+        // That error has no code of its own.
+        let is_for_all = FOR_ALL.contains(&code) || error.contains("while the cluster is down");
+        if is_for_all { Self::All } else { Self::This }
     }
 }
 
@@ -63,6 +64,8 @@ mod tests {
     #[test]
     fn what_is_refused_to_all_is_told_from_what_is_refused_to_one() {
         assert_eq!(Refused::of("NOREPLICAS Not enough good replicas to write."), Refused::All);
+        let down = "ERR Can not execute a command 'hset' while the cluster is down";
+        assert_eq!(Refused::of(down), Refused::All);
         let other = "ERR Attempted to access a non local key in a cluster node";
         assert_eq!(Refused::of(other), Refused::This);
     }

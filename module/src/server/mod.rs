@@ -160,7 +160,7 @@ pub(crate) fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Works in each database, and returns to the selected one: it may be a client's.
+/// Works in each database, and returns to the selected one.
 pub(crate) fn in_each_db(ctx: &Context, mut f: impl FnMut(i32)) {
     let selected = selected_db(ctx);
     for db in 0.. {

@@ -121,30 +121,39 @@ fn tidy(ctx: &Context) {
 /// Takes claims that nobody holds from their hashes.
 fn unclaim(ctx: &Context) -> Result<(), Refused> {
     for (key, has_crashed) in queue().unclaimed() {
-        unless_all(life::unclaim(ctx, &key, has_crashed))?;
-        sync::refresh(ctx, &key);
+        tidy_one(ctx, &key, || life::unclaim(ctx, &key, has_crashed))?;
     }
     Ok(())
 }
 
 fn expire(ctx: &Context) -> Result<(), Refused> {
-    queue().expired().iter().try_for_each(|key| unless_all(life::expire(ctx, key)))
+    queue().expired().iter().try_for_each(|key| tidy_one(ctx, key, || life::expire(ctx, key)))
 }
 
 /// Drops the oldest ended jobs over the budget.
 fn make_room(ctx: &Context) -> Result<(), Refused> {
     for key in retained::surplus() {
-        if job::open(ctx, &key).is_ok_and(|job| job.state.is_final()) {
-            unless_all(server::call(ctx, "UNLINK", &[&key.name]))?;
-            figures::TRIMMED.add(1);
-        }
+        tidy_one(ctx, &key, || {
+            if job::open(ctx, &key).is_ok_and(|job| job.state.is_final()) {
+                server::call(ctx, "UNLINK", &[&key.name])?;
+                figures::TRIMMED.add(1);
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }
 
-/// A write that is refused to one key is no reason to leave the others.
-fn unless_all(written: Result<(), String>) -> Result<(), Refused> {
-    match written.map_err(|error| Refused::of(&error)) {
+/// A write that is refused to one key, or panics, is no reason to leave the others.
+fn tidy_one(
+    ctx: &Context,
+    key: &JobKey,
+    step: impl FnOnce() -> Result<(), String>,
+) -> Result<(), Refused> {
+    let done = guarded(ctx, key, step).unwrap_or(Ok(()));
+    // No event may have told what is there now.
+    sync::refresh(ctx, key);
+    match done.map_err(|error| Refused::of(&error)) {
         Err(Refused::All) => Err(Refused::All),
         Ok(()) | Err(Refused::This) => Ok(()),
     }

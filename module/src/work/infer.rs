@@ -95,7 +95,7 @@ impl Asker for Claimant {
         if self.lease.is_stopped() {
             Wants::Nothing
         } else if now >= self.attempt.deadline {
-            Wants::Punctuality
+            Wants::TooLate
         } else {
             Wants::Answers
         }

@@ -29,7 +29,7 @@ use crate::{
 const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What preparing a job came to.
-enum Outcome {
+enum Prepared {
     Ready { parts: Vec<Part>, input: Input },
     Answered(Vec<Arc<Answer>>),
 }
@@ -80,7 +80,7 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
 fn prepare(loaded: &Loaded, mut claimant: Claimant, work: &Sender<Work<Claimant>>) {
     let start = Instant::now();
     let request = &claimant.attempt.request;
-    let prepared = catch_panic(|| outcome(loaded, &claimant));
+    let prepared = catch_panic(|| prepared(loaded, &claimant));
     claimant.fetch_ms = elapsed_ms(start);
     figures::FETCH_MS.add(claimant.fetch_ms);
     if claimant.lease.is_stopped() {
@@ -98,13 +98,13 @@ fn prepare(loaded: &Loaded, mut claimant: Claimant, work: &Sender<Work<Claimant>
         }
     };
     match prepared {
-        Ok(Outcome::Ready { parts, input }) => {
+        Ok(Prepared::Ready { parts, input }) => {
             claimant.lease.claim().enter(Phase::Ready);
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
             // The engine goes only when the process does; what comes back gives itself back.
             let _ = work.send(Work { asker: claimant, parts, input, options, is_shared });
         }
-        Ok(Outcome::Answered(answers)) => {
+        Ok(Prepared::Answered(answers)) => {
             let served = Served { answers, verdict: Verdict::Result, time: Duration::ZERO };
             claimant.answer(&served);
         }
@@ -112,7 +112,7 @@ fn prepare(loaded: &Loaded, mut claimant: Claimant, work: &Sender<Work<Claimant>
     }
 }
 
-fn outcome(loaded: &Loaded, claimant: &Claimant) -> Result<Outcome, Failure> {
+fn prepared(loaded: &Loaded, claimant: &Claimant) -> Result<Prepared, Failure> {
     let Loaded { florence, caches } = loaded;
     let (request, claim) = (&claimant.attempt.request, claimant.lease.claim());
     let fetched;
@@ -125,15 +125,15 @@ fn outcome(loaded: &Loaded, claimant: &Claimant) -> Result<Outcome, Failure> {
     claim.enter(Phase::Decoding);
     let parts = parts(florence, request, bytes).map_err(|error| Failure::from(&error))?;
     match known(caches, request, &parts) {
-        Some(Known::Answers(answers)) => return Ok(Outcome::Answered(answers)),
+        Some(Known::Answers(answers)) => return Ok(Prepared::Answered(answers)),
         Some(Known::Visual(visual)) => {
-            return Ok(Outcome::Ready { parts, input: Input::Seen(visual) });
+            return Ok(Prepared::Ready { parts, input: Input::Seen(visual) });
         }
         None => {}
     }
     let picture = florence.picture(bytes, &options(&claim.stop));
     let picture = picture.map_err(|error| Failure::from(&error))?;
-    Ok(Outcome::Ready { parts, input: Input::Picture(picture) })
+    Ok(Prepared::Ready { parts, input: Input::Picture(picture) })
 }
 
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {

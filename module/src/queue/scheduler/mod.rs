@@ -104,8 +104,9 @@ pub(crate) struct Scheduler {
     /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
     /// it again, it is the only one that was there both times.
     suspects: BTreeMap<Place, JobKey>,
-    /// The suspect that is being worked on.
-    suspect: Option<JobKey>,
+    /// The suspect that is being worked on, until whoever does has let go of it: told to stop, it
+    /// may still be in the middle of something.
+    suspect: Weak<Claim>,
     ready: BTreeMap<Place, JobKey>,
     delayed: BTreeMap<(Instant, Place), JobKey>,
     /// Waiting jobs that are of no use after a moment.
@@ -156,12 +157,10 @@ impl Scheduler {
             return Next::WaitUntil(until);
         }
         self.ripen(now);
-        let suspect = match self.suspect {
-            None => self.suspects.first_key_value().map(|(_, key)| key.clone()),
-            Some(_) => None,
-        };
-        let first = || self.ready.first_key_value().map(|(_, key)| key.clone());
-        let Some(key) = suspect.clone().or_else(first) else {
+        let is_free = self.suspect.strong_count() == 0;
+        let suspect = self.suspects.first_key_value().filter(|_| is_free);
+        let first = suspect.or_else(|| self.ready.first_key_value());
+        let Some(key) = first.map(|(_, key)| key.clone()) else {
             return match self.delayed.first_key_value() {
                 Some(((at, _), _)) => Next::WaitUntil(*at),
                 None => Next::Idle,
@@ -170,11 +169,11 @@ impl Scheduler {
         let Some(Slot::Waiting { place, waiting, .. }) = self.take(&key) else {
             return Next::Idle;
         };
-        if suspect.is_some() {
-            self.suspect = suspect;
-        }
         let token = token();
         let claim = Arc::new(Claim::new(token.clone(), waiting.expires.map(|due| due.at)));
+        if waiting.is_suspect {
+            self.suspect = Arc::downgrade(&claim);
+        }
         let active = Active { claim: Arc::downgrade(&claim), token, content: None, place, waiting };
         self.jobs.insert(key.clone(), Slot::Active(active));
         self.active.insert(key.clone());
@@ -196,11 +195,13 @@ impl Scheduler {
         }
     }
 
-    /// Gives a job back that nobody works on any more, if the claim is still the one it has.
-    pub(crate) fn give_back(&mut self, key: &JobKey, claim: &Arc<Claim>) {
-        if self.has(key, claim) {
+    /// Gives a job back that nobody works on any more, if the claim is still the one it has. The
+    /// claim is let go of here: a suspect behind it may run now.
+    pub(crate) fn give_back(&mut self, key: &JobKey, claim: Arc<Claim>) {
+        if self.has(key, &claim) {
             self.put_back(key);
         }
+        drop(claim);
     }
 
     /// Nobody works on a job any more: back to its place.
@@ -240,7 +241,9 @@ impl Scheduler {
             return;
         }
         self.put_back(key);
-        if let Some(Slot::Waiting { place, waiting, .. }) = self.take(key) {
+        if let Some(Slot::Waiting { place, waiting, .. }) = self.jobs.get(key) {
+            let (place, waiting) = (*place, waiting.clone());
+            self.take(key);
             self.insert_in(Line::Delayed(until), key, place, waiting);
         }
     }
@@ -342,9 +345,6 @@ impl Scheduler {
             }
             Slot::Active(_) => {
                 self.active.remove(key);
-                if self.suspect.as_ref() == Some(key) {
-                    self.suspect = None;
-                }
             }
         }
         Some(slot)
@@ -405,6 +405,11 @@ impl Scheduler {
 
     pub(crate) fn is_enabled(&self) -> bool {
         self.is_enabled
+    }
+
+    /// Whether a claim is the one under which a job is worked on here.
+    pub(crate) fn is_held(&self, key: &JobKey, token: &Token) -> bool {
+        matches!(self.jobs.get(key), Some(Slot::Active(active)) if active.token == *token)
     }
 
     /// Whether a key holds an unfinished job.
