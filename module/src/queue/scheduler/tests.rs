@@ -359,6 +359,7 @@ fn databases_that_change_places_take_their_jobs_along() {
     scheduler.swap(3, 0);
     assert!(claim.stop.is_stopped());
     assert_eq!((scheduler.active(), scheduler.waiting()), (0, 5));
+    drop(claim);
     let mut places = Vec::new();
     let mut claims = Vec::new();
     while let Next::Run(key, claim) = scheduler.next(now, Token::new) {
