@@ -62,10 +62,8 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
         Claim::Taken(attempt) => {
             Some(Claimant { lease, attempt, fetch_ms: 0, commits: commits.clone() })
         }
-        Claim::Over => {
-            lease.end();
-            None
-        }
+        // The queue knows by now what is under the key; if it is still this claim, it goes back.
+        Claim::Over => None,
         Claim::Refused(refused) => {
             let pause = match refused {
                 Refused::All => WRITE_PAUSE,
