@@ -2,10 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     rc::Rc,
 };
 
-use super::*;
+use super::{
+    machine::{Machine, RequestId},
+    *,
+};
 
 const MS: Duration = Duration::from_millis(1);
 /// How long the machine takes for a picture, a prompt and a step.

@@ -1,0 +1,320 @@
+//! The loop: which questions are in the batch, and who hears of their answers.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Asker, Caches, Failure, Input, Keys, Part, Served, Turn, Verdict, Wants, Watch, Work,
+    admission::Admission,
+    machine::{Machine, RequestId},
+};
+use crate::{Answer, Error, GenerateOptions, Question, Visual, catch_panic};
+
+type JobId = u64;
+
+/// A job in the engine.
+struct Job<A> {
+    asker: A,
+    answers: Vec<Option<Arc<Answer>>>,
+    /// The picture, until it is encoded.
+    input: Option<Input>,
+    visual: Option<Visual>,
+    options: GenerateOptions,
+    is_shared: bool,
+    verdict: Verdict,
+    since: Instant,
+}
+
+/// One of a job's questions, by its place.
+#[derive(Debug, Clone, Copy)]
+struct Claimant {
+    job: JobId,
+    index: usize,
+}
+
+/// A request in the batch, and all that wait for its answer.
+struct Request {
+    claimants: Vec<Claimant>,
+    question: Question,
+    visual: Visual,
+    options: GenerateOptions,
+    keys: Keys,
+    is_shared: bool,
+    tokens: u32,
+}
+
+pub(super) struct Serving<'a, M, A> {
+    machine: M,
+    caches: &'a Caches,
+    watch: &'a dyn Watch,
+    jobs: BTreeMap<JobId, Job<A>>,
+    requests: BTreeMap<RequestId, Request>,
+    /// Questions of jobs that are in the engine but not in the batch.
+    ready: VecDeque<(Claimant, Part)>,
+    admission: Admission,
+    ids: u64,
+}
+
+impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
+    pub(super) fn new(machine: M, caches: &'a Caches, watch: &'a dyn Watch) -> Self {
+        Self {
+            machine,
+            caches,
+            watch,
+            jobs: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            ready: VecDeque::new(),
+            admission: Admission::default(),
+            ids: 0,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
+    }
+
+    pub(super) fn admit(&mut self, work: Work<A>) {
+        let Work { asker, parts, input, options, is_shared } = work;
+        asker.started();
+        if parts.is_empty() {
+            let (answers, verdict) = (Vec::new(), Verdict::Result);
+            return asker.answered(Served { answers, verdict, time: Duration::ZERO });
+        }
+        let id = self.new_id();
+        let job = Job {
+            asker,
+            answers: vec![None; parts.len()],
+            input: Some(input),
+            visual: None,
+            options,
+            is_shared,
+            verdict: Verdict::Result,
+            since: self.machine.now(),
+        };
+        self.jobs.insert(id, job);
+        for (index, part) in parts.into_iter().enumerate() {
+            self.ready.push_back((Claimant { job: id, index }, part));
+        }
+    }
+
+    /// Takes in what there is room for, then makes one decoder step.
+    pub(super) fn turn(&mut self, arrivals: &mut dyn FnMut() -> Option<Work<A>>) {
+        let start = self.machine.now();
+        self.sweep();
+        while self.admission.admits(self.requests.len(), self.watch.most()) {
+            if let Some((claimant, part)) = self.ready.pop_front() {
+                let start = self.machine.now();
+                self.take(claimant, part);
+                self.admission.encoded(self.machine.now() - start);
+            } else if let Some(work) = arrivals() {
+                self.admit(work);
+            } else {
+                break;
+            }
+        }
+        let encoded = self.machine.now();
+        let has_stepped = !self.requests.is_empty();
+        let answers = if has_stepped { self.step() } else { 0 };
+        let now = self.machine.now();
+        self.admission.stepped(now - encoded);
+        self.watch.turned(&Turn { time: now - start, has_stepped, answers });
+    }
+
+    /// Ends the jobs that are not wanted any more, and drops what only they asked.
+    fn sweep(&mut self) {
+        let now = self.machine.now();
+        let over = |(id, job): (&JobId, &Job<A>)| {
+            let failure = match job.asker.wants(now) {
+                Wants::Answers => return None,
+                Wants::Nothing => Failure::Cancelled,
+                Wants::TooLate => Failure::Late,
+            };
+            Some((*id, failure))
+        };
+        for (id, failure) in self.jobs.iter().filter_map(over).collect::<Vec<_>>() {
+            self.fail(id, failure);
+        }
+        let Self { machine, jobs, requests, ready, .. } = self;
+        ready.retain(|(claimant, _)| jobs.contains_key(&claimant.job));
+        for request in requests.values_mut() {
+            request.claimants.retain(|claimant| jobs.contains_key(&claimant.job));
+        }
+        requests.retain(|_, request| !request.claimants.is_empty());
+        machine.retain(&|id| requests.contains_key(&id));
+    }
+
+    /// Answers a question from the cache, or lets it join a request or the batch.
+    fn take(&mut self, claimant: Claimant, part: Part) {
+        let Part { question, keys } = part;
+        let Some(job) = self.jobs.get(&claimant.job) else { return };
+        let (is_shared, options) = (job.is_shared, job.options.clone());
+        if is_shared {
+            if let Some(answer) = self.caches.answer(&keys) {
+                return self.give(claimant, &answer);
+            }
+            let is_same =
+                |request: &&mut Request| request.is_shared && request.keys.is_same_request(&keys);
+            if let Some(request) = self.requests.values_mut().find(is_same) {
+                request.claimants.push(claimant);
+                return;
+            }
+        }
+        let visual = match self.visual(claimant.job, &keys) {
+            Ok(visual) => visual,
+            Err(failure) => return self.fail(claimant.job, failure),
+        };
+        let id = self.new_id();
+        let joined = guarded(|| self.machine.join(id, &question, &visual, &options));
+        let claimants = vec![claimant];
+        let request = Request { claimants, question, visual, options, keys, is_shared, tokens: 0 };
+        self.requests.insert(id, request);
+        if let Err(failure) = joined {
+            self.watch.stumbled(&failure);
+            self.restart();
+        }
+    }
+
+    /// The encoded picture of a job; its other questions find it there.
+    fn visual(&mut self, id: JobId, keys: &Keys) -> Result<Visual, Failure> {
+        let Self { machine, caches, jobs, .. } = self;
+        let job = jobs.get_mut(&id).ok_or(Failure::Cancelled)?;
+        if let Some(visual) = &job.visual {
+            return Ok(visual.reused());
+        }
+        // Another job may have encoded it since this one was prepared.
+        let known = caches.visual(keys).filter(|_| job.is_shared);
+        let (visual, verdict) = match (known, job.input.take()) {
+            (Some(visual), _) | (None, Some(Input::Seen(visual))) => (visual, Verdict::Features),
+            (None, Some(Input::Picture(picture))) => {
+                let visual = guarded(|| machine.visual(&picture))?;
+                if job.is_shared {
+                    caches.keep_visual(keys, &visual);
+                }
+                (visual, Verdict::Miss)
+            }
+            (None, None) => return Err(Failure::Cancelled),
+        };
+        job.visual = Some(visual.clone());
+        job.verdict = verdict;
+        Ok(visual)
+    }
+
+    /// One decoder step; returns the number of answers.
+    fn step(&mut self) -> usize {
+        for request in self.requests.values_mut() {
+            request.tokens += 1;
+            for claimant in &request.claimants {
+                if let Some(job) = self.jobs.get(&claimant.job) {
+                    job.asker.generated(request.tokens);
+                }
+            }
+        }
+        let answered = match guarded(|| self.machine.step()) {
+            Ok(answered) => answered,
+            Err(failure) => {
+                self.watch.stumbled(&failure);
+                return self.restart();
+            }
+        };
+        let count = answered.len();
+        for (id, answer) in answered {
+            if let Some(request) = self.requests.remove(&id) {
+                self.answer(request, answer);
+            }
+        }
+        count
+    }
+
+    fn answer(&mut self, request: Request, answer: Answer) {
+        let answer = Arc::new(answer);
+        if request.is_shared {
+            self.caches.keep_answer(&request.keys, &answer);
+        }
+        for claimant in request.claimants {
+            self.give(claimant, &answer);
+        }
+    }
+
+    /// After a failure of the batch as a whole: each of its requests alone, so that one cannot harm
+    /// the others. Returns the number of answers.
+    fn restart(&mut self) -> usize {
+        let mut count = 0;
+        for (id, request) in std::mem::take(&mut self.requests) {
+            self.machine.clear();
+            match self.alone(id, &request) {
+                Ok(answer) => {
+                    count += 1;
+                    self.answer(request, answer);
+                }
+                Err(failure) => {
+                    for claimant in request.claimants {
+                        self.fail(claimant.job, failure.clone());
+                    }
+                }
+            }
+        }
+        self.machine.clear();
+        count
+    }
+
+    fn alone(&mut self, id: RequestId, request: &Request) -> Result<Answer, Failure> {
+        let Request { claimants, question, visual, options, .. } = request;
+        guarded(|| self.machine.join(id, question, visual, options))?;
+        loop {
+            let now = self.machine.now();
+            let is_wanted = |claimant: &Claimant| {
+                let job = self.jobs.get(&claimant.job);
+                job.is_some_and(|job| job.asker.wants(now) == Wants::Answers)
+            };
+            if !claimants.iter().any(is_wanted) {
+                // The next sweep finds out why, and says so.
+                return Err(Failure::Cancelled);
+            }
+            if let Some((_, answer)) = guarded(|| self.machine.step())?.pop() {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// One of a job's answers; with the last one it is done.
+    fn give(&mut self, claimant: Claimant, answer: &Arc<Answer>) {
+        let Some(job) = self.jobs.get_mut(&claimant.job) else { return };
+        job.answers[claimant.index] = Some(Arc::clone(answer));
+        if job.answers.iter().any(Option::is_none) {
+            return;
+        }
+        if let Some(job) = self.jobs.remove(&claimant.job) {
+            let time = self.machine.now() - job.since;
+            let answers = job.answers.into_iter().flatten().collect();
+            job.asker.answered(Served { answers, verdict: job.verdict, time });
+        }
+    }
+
+    fn fail(&mut self, id: JobId, failure: Failure) {
+        if let Some(job) = self.jobs.remove(&id) {
+            let now = self.machine.now();
+            // What is not wanted any more did not fail, whatever became of it.
+            let failure = match job.asker.wants(now) {
+                Wants::Answers => failure,
+                Wants::Nothing => Failure::Cancelled,
+                Wants::TooLate => Failure::Late,
+            };
+            job.asker.failed(failure, now - job.since);
+        }
+    }
+}
+
+fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
+    match catch_panic(f) {
+        Ok(result) => result.map_err(|error| Failure::Failed(Arc::new(error))),
+        Err(text) => Err(Failure::Panicked(text)),
+    }
+}
