@@ -30,7 +30,7 @@ mod fuzz; // random commands and pictures
 mod jobs; // what a job can be asked for, and who hears of its end
 #[path = "suite/load.rs"]
 mod load; // many jobs, many waiters
-#[path = "suite/mixed.rs"]
+#[path = "suite/mixed/mod.rs"]
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded

@@ -1,4 +1,5 @@
-//! A line of the server's log for each end that is no answer, and not more than anyone can read.
+//! Lines of the server's log about jobs: one for each end that is no answer, and for what went wrong
+//! inside; and not more than anyone can read.
 
 use std::{
     sync::LazyLock,
@@ -21,7 +22,7 @@ struct Budget {
     /// Lines that may be written at once.
     left: u32,
     since: Instant,
-    /// Ends that were not logged since the last line.
+    /// Lines that were left out since the last one.
     left_out: u64,
 }
 
@@ -30,7 +31,7 @@ impl Budget {
         Self { left: BURST, since: now, left_out: 0 }
     }
 
-    /// Whether there is a line for one more end: if so, how many had none before it.
+    /// Whether there is room for one more line: if so, how many were left out before it.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let pauses = now.saturating_duration_since(self.since).as_millis() / PAUSE.as_millis();
         if pauses > 0 {
@@ -46,7 +47,7 @@ impl Budget {
         Some(std::mem::take(&mut self.left_out))
     }
 
-    /// How many had no line, once there is one for their number.
+    /// How many were left out, once there is room for their number.
     fn take_rest(&mut self, now: Instant) -> Option<u64> {
         if self.left_out == 0 {
             return None;
@@ -66,19 +67,31 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
     if end.state == State::Done {
         return;
     }
-    let Some(left_out) = BUDGET.lock().take(Instant::now()) else { return };
-    tell_left_out(left_out);
     let (key, attempts) = (server::printable(key), end.attempts);
     if let Some(failure) = end.failure {
         let (code, message) = (failure.code.name(), &failure.message);
-        server::warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
-    } else {
+        warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
+    } else if has_line() {
         let state = end.state.name();
         server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
     }
 }
 
-/// Tells how many ends were not logged, as soon as there is a line for it.
+/// A line about a job that went wrong, if there is one left.
+pub(crate) fn warn(text: &str) {
+    if has_line() {
+        server::warn(text);
+    }
+}
+
+/// Takes a line, after that which tells how many were left out.
+fn has_line() -> bool {
+    let left_out = BUDGET.lock().take(Instant::now());
+    tell_left_out(left_out.unwrap_or_default());
+    left_out.is_some()
+}
+
+/// Tells how many lines were left out, as soon as there is a line for it.
 pub(crate) fn tell_rest() {
     let left_out = BUDGET.lock().take_rest(Instant::now());
     tell_left_out(left_out.unwrap_or_default());

@@ -191,12 +191,18 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 
 /// A line of the server's log; from any thread, with or without the lock.
 pub(crate) fn warn(text: &str) {
-    MODULE_CONTEXT.log_warning(&format!("florence: {text}"));
+    MODULE_CONTEXT.log_warning(&line(text));
 }
 
 /// As [`warn`], for what is no cause for concern.
 pub(crate) fn tell(text: &str) {
-    MODULE_CONTEXT.log_notice(&format!("florence: {text}"));
+    MODULE_CONTEXT.log_notice(&line(text));
+}
+
+/// One line, whatever a client's words in it hold.
+fn line(text: &str) -> String {
+    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+    "florence: ".chars().chain(text.chars().map(plain)).collect()
 }
 
 /// A key as log lines show it.

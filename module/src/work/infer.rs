@@ -20,7 +20,7 @@ use crate::{
         Failure, Fields,
         life::{Attempt, Outcome},
     },
-    model,
+    model, news,
     queue::{Lease, Phase, queue},
     server, settings,
 };
@@ -55,7 +55,7 @@ impl Watch for Meter {
 
     fn stumbled(&self, failure: &serve::Failure) {
         let text = explain(failure);
-        server::warn(&format!("the batch failed, its jobs are run one by one: {text}"));
+        news::warn(&format!("the batch failed, its jobs are run one by one: {text}"));
     }
 }
 
@@ -86,7 +86,7 @@ impl Claimant {
     /// Why an attempt failed inside is for the log.
     pub(super) fn log(&self, text: &str) {
         let (key, phase) = (server::printable(&self.lease.key().name), self.lease.claim().phase());
-        server::warn(&format!("job '{key}' failed while {phase}: {text}"));
+        news::warn(&format!("job '{key}' failed while {phase}: {text}"));
     }
 }
 
