@@ -105,6 +105,7 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
     };
     let channel = control::channel(&celery);
     CELERY.get_or_init(|| celery);
+    server::watch_lists(ctx)?;
     server::divert_publish(ctx, channel)
 }
 

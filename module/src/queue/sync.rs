@@ -95,6 +95,24 @@ fn crash_unless_ended_well(owner: &str) -> Death {
     if owners::ended_well(owner) { Death::None } else { Death::Crash }
 }
 
+/// Keys that are looked at from time to time: those that are worked on or waited for may have been
+/// overwritten by a value of another type, of which no event tells. Others are found out when they
+/// are claimed.
+pub(crate) fn watched() -> Vec<JobKey> {
+    /// Of the keys that are waited for, at a time.
+    const MOST: usize = 256;
+    let mut keys = queue().scheduler.lock().active_keys();
+    keys.extend(waiters::some_keys(MOST));
+    keys
+}
+
+/// Finds out whether a key still holds a job.
+pub(crate) fn look(ctx: &Context, key: &JobKey) {
+    if job::open(ctx, key).is_err() {
+        gone(key);
+    }
+}
+
 fn gone(key: &JobKey) {
     let is_known = queue().scheduler.lock().knows(key);
     if is_known {

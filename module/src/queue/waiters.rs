@@ -17,6 +17,8 @@ struct Waiters {
     /// Which clients wait for a key.
     by_key: HashMap<JobKey, Vec<u64>>,
     ids: u64,
+    /// Where the next look at the keys begins.
+    turn: usize,
 }
 
 static WAITERS: Mutex<Option<Waiters>> = Mutex::new(None);
@@ -61,6 +63,15 @@ pub(crate) fn remove(id: u64) {
 /// Whether somebody waits for a key.
 pub(super) fn has(key: &JobKey) -> bool {
     with(|waiters| waiters.by_key.contains_key(key))
+}
+
+/// Some of the keys that somebody waits for, others at every call.
+pub(super) fn some_keys(most: usize) -> Vec<JobKey> {
+    with(|waiters| {
+        let start = if waiters.turn < waiters.by_key.len() { waiters.turn } else { 0 };
+        waiters.turn = start + most;
+        waiters.by_key.keys().skip(start).take(most).cloned().collect()
+    })
 }
 
 /// A job has ended: the server is to ask its waiters' reply callback.

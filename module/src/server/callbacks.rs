@@ -18,7 +18,7 @@ use crate::figures;
 pub(crate) struct Handlers {
     /// A key of the selected database has changed: the event's name, the key.
     pub(crate) key_changed: fn(&Context, &[u8], &[u8]),
-    /// A list has changed; besides `key_changed`.
+    /// A list has changed, where [`watch_lists`] was called.
     pub(crate) list_changed: fn(&[u8]),
     /// The server has become a master or a replica.
     pub(crate) role_changed: fn(&Context),
@@ -60,20 +60,14 @@ pub(super) fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
 
 /// Registers for the keyspace and server events that the queue lives on.
 pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
-    // Of all types: a key may be overwritten by another one without having been deleted.
+    // Not of strings, lists and the like: whoever writes those must not pay for us.
     let wanted = raw::REDISMODULE_NOTIFY_GENERIC
-        | raw::REDISMODULE_NOTIFY_STRING
-        | raw::REDISMODULE_NOTIFY_LIST
-        | raw::REDISMODULE_NOTIFY_SET
-        | raw::REDISMODULE_NOTIFY_ZSET
         | raw::REDISMODULE_NOTIFY_HASH
         | raw::REDISMODULE_NOTIFY_EXPIRED
         | raw::REDISMODULE_NOTIFY_EVICTED
         | raw::REDISMODULE_NOTIFY_LOADED;
+    subscribe_to_keys(ctx, wanted)?;
     let raw_ctx = ctx.get_raw();
-    if api!(RedisModule_SubscribeToKeyspaceEvents(raw_ctx, wanted, Some(on_keyspace_event))) != OK {
-        return Err("cannot subscribe to keyspace events".to_owned());
-    }
     for id in [
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
         raw::REDISMODULE_EVENT_MASTER_LINK_CHANGE,
@@ -88,6 +82,19 @@ pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn subscribe_to_keys(ctx: &Context, wanted: c_int) -> Result<(), String> {
+    let raw_ctx = ctx.get_raw();
+    match api!(RedisModule_SubscribeToKeyspaceEvents(raw_ctx, wanted, Some(on_keyspace_event))) {
+        OK => Ok(()),
+        _ => Err("cannot subscribe to keyspace events".to_owned()),
+    }
+}
+
+/// Registers for the events of lists too.
+pub(crate) fn watch_lists(ctx: &Context) -> Result<(), String> {
+    subscribe_to_keys(ctx, raw::REDISMODULE_NOTIFY_LIST)
 }
 
 /// The channel that [`divert_publish`] was called for.
@@ -132,6 +139,7 @@ extern "C" fn on_keyspace_event(
         let name = RedisString::string_as_slice(key);
         if kind == raw::REDISMODULE_NOTIFY_LIST {
             (handlers().list_changed)(name);
+            return OK;
         }
         // SAFETY: the server passes a C string that lives as long as this call.
         let event = unsafe { CStr::from_ptr(event) };

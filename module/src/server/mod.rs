@@ -42,7 +42,7 @@ mod scan;
 
 pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
 pub(crate) use callbacks::{
-    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
+    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop, watch_lists,
 };
 pub(crate) use calls::{Refused, ask, bytes, call, integer};
 pub(crate) use clock::unix_ms;

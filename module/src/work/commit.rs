@@ -1,7 +1,7 @@
 //! The commit thread: stores what the others have come to, under the server's lock, when the server
 //! takes writes; and ends what has waited or been kept too long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use redis_module::Context;
@@ -21,6 +21,9 @@ use crate::{
 /// How often jobs that have waited or been kept too long, or that nobody holds, are looked for.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often keys are looked at that may have been overwritten.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// News of a claimed job, on their way into its key.
 pub(super) enum Commit {
     Started { key: JobKey, token: Token },
@@ -38,7 +41,12 @@ impl Commit {
 
 pub(super) fn run(outbox: &Receiver<Commit>) {
     let mut waiting: Vec<Commit> = Vec::new();
+    let mut looked = Instant::now();
     while !queue().is_shut() {
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            look_at_keys();
+        }
         let timeout = if waiting.is_empty() { TICK } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
@@ -63,6 +71,13 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
             server::wake_event_loop();
             left
         });
+    }
+}
+
+fn look_at_keys() {
+    let keys = sync::watched();
+    if !keys.is_empty() {
+        with_server(|ctx| keys.iter().for_each(|key| sync::look(ctx, key)));
     }
 }
 

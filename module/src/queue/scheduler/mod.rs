@@ -1,7 +1,8 @@
 //! Which job is next. Pure: it is told what the keys say and what the time is.
 //!
 //! It is a cache of the keyspace: [`Scheduler::observe`] is called for every change of a job's key,
-//! and it never disagrees with the keys for longer than one event.
+//! and it never disagrees with the keys for longer than one event; but for keys that are overwritten
+//! by a value of another type, which are looked for.
 
 #[cfg(test)]
 mod tests;
@@ -424,6 +425,11 @@ impl Scheduler {
     /// The jobs whose hashes may show claims of this process.
     pub(crate) fn claimed(&self) -> Vec<JobKey> {
         self.active.iter().chain(&self.unclaimed).cloned().collect()
+    }
+
+    /// The jobs that are worked on.
+    pub(crate) fn active_keys(&self) -> Vec<JobKey> {
+        self.active.iter().cloned().collect()
     }
 
     /// Where a job stands, if the key holds an unfinished one.
