@@ -4,6 +4,8 @@
 //! engine's own threads, for one or several prepared pictures together.
 
 mod batch;
+#[cfg(test)]
+mod made_up;
 mod options;
 
 use std::{path::Path, time::Instant};
@@ -410,50 +412,4 @@ struct Reading {
 
 fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
-}
-
-/// Values without a model behind them, for tests of what only passes them on.
-#[cfg(test)]
-impl Visual {
-    pub(crate) fn made_up() -> Self {
-        let tokens = candle_core::Tensor::zeros(
-            (1, 1, 1),
-            candle_core::DType::F32,
-            &candle_core::Device::Cpu,
-        );
-        Self { tokens: tokens.expect("a small tensor"), size: (1, 1), timings: Timings::default() }
-    }
-}
-
-#[cfg(test)]
-impl Picture {
-    pub(crate) fn made_up() -> Self {
-        let pixels = PixelValues { side: 1, data: vec![0.0; 3] };
-        Self { pixels, size: (1, 1), decode_ms: 0.0, preprocess_ms: 0.0 }
-    }
-}
-
-#[cfg(test)]
-impl Question {
-    pub(crate) fn made_up(id: u32) -> Self {
-        Self { task: Task::Caption, ids: vec![id] }
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.ids[0]
-    }
-}
-
-#[cfg(test)]
-impl Answer {
-    pub(crate) fn made_up(id: u32) -> Self {
-        Self {
-            text: id.to_string(),
-            token_ids: vec![id],
-            json: Value::Null,
-            scores: Vec::new(),
-            score: 0.0,
-            timings: Timings::default(),
-        }
-    }
 }

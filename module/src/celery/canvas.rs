@@ -3,7 +3,7 @@
 //! As a worker does it, for plain signatures. A task that is followed by anything else fails before
 //! it runs: nothing is dropped silently.
 
-use redis_module::{CallReply, CallResult, Context};
+use redis_module::{CallReply, Context};
 use serde_json::{Value, json};
 
 use super::{
@@ -185,7 +185,7 @@ impl Group {
 
 /// The results of a group, in its order.
 fn members(ctx: &Context, key: &str) -> Vec<Vec<u8>> {
-    let reply: CallResult<'_> = ask(ctx, "ZRANGE", &[key.as_bytes(), b"0", b"-1"]);
+    let reply = ask(ctx, "ZRANGE", &[key.as_bytes(), b"0", b"-1"]);
     let Ok(CallReply::Array(members)) = reply else { return Vec::new() };
     let text = |member| match member {
         Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),

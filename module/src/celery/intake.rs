@@ -22,7 +22,6 @@ use super::{
     result::Exception,
 };
 use crate::{
-    figures,
     job::{
         Job, NoJob, limits,
         new::{self, Options, Picture},
@@ -198,11 +197,8 @@ impl List {
 
     /// As [`Self::unpack`]; a message that makes it panic is left where it is, and passed over.
     fn unpack_guarded<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
-        catch_panic(|| self.unpack(celery, bytes)).unwrap_or_else(|text| {
-            figures::PANICS.add(1);
-            server::warn(&format!("a message of list {} panicked: {text}", self.key));
-            Found::Foreign
-        })
+        let who = || format!("a message of list {}", self.key);
+        server::catch(who, || self.unpack(celery, bytes)).unwrap_or(Found::Foreign)
     }
 
     fn unpack<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
@@ -299,9 +295,8 @@ fn arguments(
 
 /// As [`accept`]; a task that makes it panic has failed.
 fn accept_guarded(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Exception>) {
-    if let Err(text) = catch_panic(|| accept(ctx, celery, task, wanted)) {
-        figures::PANICS.add(1);
-        server::warn(&format!("task {} panicked: {text}", server::printable(task.id().as_bytes())));
+    let who = || format!("task {}", server::printable(task.id().as_bytes()));
+    if server::catch(who, || accept(ctx, celery, task, wanted)).is_none() {
         let exception = Exception::of_reply("INTERNAL internal error");
         let _ = catch_panic(|| outcome::failed(ctx, celery, task, &exception));
     }

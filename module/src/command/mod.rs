@@ -9,27 +9,20 @@ mod inspect;
 mod submit;
 mod wait;
 
-use florence_engine::catch_panic;
 use redis_module::{Context, RedisError, RedisResult, RedisString};
 
 pub(crate) use info::add as add_info;
 pub(crate) use wait::finished;
 
-use crate::{
-    figures,
-    server::{self, CommandInfo, KeyBegin, KeySpec},
-};
+use crate::server::{self, CommandInfo, KeyBegin, KeySpec};
 use args::Args;
 
 type Handler = fn(&Context, &mut Args) -> RedisResult;
 
 fn guarded(name: &str, ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResult {
     let mut args = Args::new(args);
-    catch_panic(|| handler(ctx, &mut args)).unwrap_or_else(|text| {
-        figures::PANICS.add(1);
-        server::warn(&format!("command {name} panicked: {text}"));
-        Err(RedisError::Str("ERR florence internal error"))
-    })
+    let failed = || Err(RedisError::Str("ERR florence internal error"));
+    server::catch(|| format!("command {name}"), || handler(ctx, &mut args)).unwrap_or_else(failed)
 }
 
 macro_rules! handlers {

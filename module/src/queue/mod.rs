@@ -65,7 +65,7 @@ impl Queue {
     /// Changes the scheduler and wakes who waits for work.
     fn change<T>(&self, change: impl FnOnce(&mut Scheduler) -> T) -> T {
         let result = change(&mut self.scheduler.lock());
-        self.work.notify_all();
+        self.wake();
         result
     }
 
@@ -95,7 +95,7 @@ impl Queue {
     /// Nothing is taken any more: the server ends.
     pub(crate) fn shut(&self) {
         self.is_shut.store(true, Ordering::Relaxed);
-        self.work.notify_all();
+        self.wake();
     }
 
     pub(crate) fn is_shut(&self) -> bool {
@@ -113,13 +113,16 @@ impl Queue {
         self.scheduler.lock().unclaimed()
     }
 
+    /// Whether there are jobs of either kind.
+    pub(crate) fn has_overdue(&self) -> bool {
+        self.scheduler.lock().has_overdue(Instant::now())
+    }
+
     /// Puts jobs back that count as worked on although their leases are gone; tells which.
     pub(crate) fn recover(&self) -> Vec<JobKey> {
-        let mut scheduler = self.scheduler.lock();
-        let recovered = scheduler.recover();
-        drop(scheduler);
+        let recovered = self.scheduler.lock().recover();
         if !recovered.is_empty() {
-            self.work.notify_all();
+            self.wake();
         }
         recovered
     }

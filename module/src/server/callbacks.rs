@@ -7,11 +7,9 @@ use std::{
     time::Duration,
 };
 
-use florence_engine::catch_panic;
 use redis_module::{Context, RedisResult, RedisString, raw};
 
-use super::{OK, warn};
-use crate::figures;
+use super::{OK, catch};
 
 /// What the module does when the server calls. Plain functions, on the main thread or under the
 /// server's lock.
@@ -49,13 +47,9 @@ pub(super) fn handlers() -> &'static Handlers {
     HANDLERS.get().expect("installed before the server is told to call")
 }
 
-/// Runs `f`; counts and logs a panic instead of letting it into C.
+/// Runs `f`; a panic does not unwind into C.
 pub(super) fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
-    catch_panic(f).unwrap_or_else(|text| {
-        figures::PANICS.add(1);
-        warn(&format!("a callback of the server panicked: {text}"));
-        fallback
-    })
+    catch(|| "a callback of the server".to_owned(), f).unwrap_or(fallback)
 }
 
 /// Registers for the keyspace and server events that the queue lives on.

@@ -27,31 +27,32 @@ fn options() -> CallOptions {
     CallOptionsBuilder::new().script_mode().errors_as_replies().replicate().build()
 }
 
-/// Runs a command; its reply.
-pub(crate) fn ask<'a>(ctx: &Context, command: &str, args: &[&[u8]]) -> CallResult<'a> {
-    ctx.call_ext(command, &options(), args)
+/// Runs a command; its reply, or the server's own text of the error.
+pub(crate) fn ask<'a>(
+    ctx: &Context,
+    command: &str,
+    args: &[&[u8]],
+) -> Result<CallReply<'a>, String> {
+    let reply: CallResult<'a> = ctx.call_ext(command, &options(), args);
+    reply.map_err(|error| error.to_utf8_string().unwrap_or_default())
 }
 
-/// Runs a command; the error is the server's own text.
+/// Runs a command whose reply does not matter.
 pub(crate) fn call(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<(), String> {
-    let result = ask(ctx, command, args);
-    result.map(|_reply| ()).map_err(|error| error.to_utf8_string().unwrap_or_default())
+    ask(ctx, command, args).map(|_reply| ())
 }
 
-/// The integer that a command replies; the error is the server's own text.
+/// The integer that a command replies.
 pub(crate) fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<Option<i64>, String> {
-    let reply: CallResult<'_> = ask(ctx, command, args);
-    match reply {
-        Ok(CallReply::I64(number)) => Ok(Some(number.to_i64())),
-        Ok(_) => Ok(None),
-        Err(error) => Err(error.to_utf8_string().unwrap_or_default()),
-    }
+    Ok(match ask(ctx, command, args)? {
+        CallReply::I64(number) => Some(number.to_i64()),
+        _ => None,
+    })
 }
 
 /// The string that a command replies.
 pub(crate) fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<u8>> {
-    let reply: CallResult<'_> = ask(ctx, command, args);
-    match reply {
+    match ask(ctx, command, args) {
         Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
         _ => None,
     }

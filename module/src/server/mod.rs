@@ -17,7 +17,10 @@
 
 use std::{ffi::c_int, thread, time::Duration};
 
+use florence_engine::catch_panic;
 use redis_module::{Context, ContextFlags, MODULE_CONTEXT, RedisString, raw};
+
+use crate::figures;
 
 /// Calls an API function that [`check`] has found.
 macro_rules! api {
@@ -197,6 +200,17 @@ pub(crate) fn warn(text: &str) {
 /// As [`warn`], for what is no cause for concern.
 pub(crate) fn tell(text: &str) {
     MODULE_CONTEXT.log_notice(&line(text));
+}
+
+/// Runs `f`; a panic is counted and logged as one of `who`, and `None`.
+pub(crate) fn catch<T>(who: impl FnOnce() -> String, f: impl FnOnce() -> T) -> Option<T> {
+    let text = match catch_panic(f) {
+        Ok(result) => return Some(result),
+        Err(text) => text,
+    };
+    figures::PANICS.add(1);
+    warn(&format!("{} panicked: {text}", who()));
+    None
 }
 
 /// One line, whatever a client's words in it hold.

@@ -57,10 +57,8 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         waiting.extend(outbox.try_iter().take(64));
-        let is_idle = waiting.is_empty()
-            && queue().expired().is_empty()
-            && queue().unclaimed().is_empty()
-            && retained::surplus().is_empty();
+        let is_idle =
+            waiting.is_empty() && !queue().has_overdue() && retained::surplus().is_empty();
         if is_idle || queue().is_shut() {
             continue;
         }

@@ -2,8 +2,9 @@
 //! lock: what is to be written goes to the committer.
 
 use std::{
+    cell::Cell,
     error::Error as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,7 +36,7 @@ pub(super) fn run(inbox: &Receiver<Work<Claimant>>) {
 #[derive(Default)]
 struct Meter {
     /// Time spent since the last answer.
-    busy: Mutex<Duration>,
+    busy: Cell<Duration>,
 }
 
 impl Watch for Meter {
@@ -46,10 +47,9 @@ impl Watch for Meter {
     fn turned(&self, turn: &Turn) {
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        *busy += turn.time;
+        self.busy.set(self.busy.get() + turn.time);
         if turn.answers > 0 {
-            queue().record_pace(std::mem::take(&mut *busy), turn.answers);
+            queue().record_pace(self.busy.take(), turn.answers);
         }
     }
 

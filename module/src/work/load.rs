@@ -2,11 +2,10 @@
 
 use std::{path::Path, sync::Arc, thread, time::Instant};
 
-use florence_engine::{Error, Florence, LoadOptions, catch_panic, model::Packing, serve::Caches};
+use florence_engine::{Error, Florence, LoadOptions, model::Packing, serve::Caches};
 
 use super::elapsed_ms;
 use crate::{
-    figures,
     model::{self, Loaded, Model},
     queue::queue,
     server, settings,
@@ -16,14 +15,11 @@ use crate::{
 pub(super) fn load() -> Option<Arc<Loaded>> {
     let start = Instant::now();
     let options = options();
-    let problem = match catch_panic(|| from_settings(&options)) {
-        Ok(Ok(florence)) => return Some(ready(florence, &options, start)),
-        Ok(Err(error)) => error.to_string(),
-        Err(text) => {
-            figures::PANICS.add(1);
-            server::warn(&format!("loading the model panicked: {text}"));
-            "loading it failed with an internal error".to_owned()
-        }
+    let problem = match server::catch(|| "loading the model".to_owned(), || from_settings(&options))
+    {
+        Some(Ok(florence)) => return Some(ready(florence, &options, start)),
+        Some(Err(error)) => error.to_string(),
+        None => "loading it failed with an internal error".to_owned(),
     };
     server::warn(&format!("cannot load the model: {problem}"));
     model::set(Model::Failed(problem));

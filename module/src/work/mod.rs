@@ -80,16 +80,13 @@ fn supervise(f: &impl Fn(), panicked: impl Fn(&str)) {
 /// Takes a step of a job's life under the server's lock; a job that makes it panic ends, and nobody
 /// else does. `None` after a panic: what was lent to `step` has been given back.
 fn guarded<T>(ctx: &Context, key: &JobKey, step: impl FnOnce() -> T) -> Option<T> {
-    let text = match catch_panic(step) {
-        Ok(result) => return Some(result),
-        Err(text) => text,
-    };
-    figures::PANICS.add(1);
-    let shown = server::printable(&key.name);
-    server::warn(&format!("job '{shown}' panicked under the server's lock: {text}"));
-    // It may panic again: then it stays as it is.
-    let _ = catch_panic(|| life::give_up(ctx, key));
-    None
+    let who = || format!("under the server's lock, job '{}'", server::printable(&key.name));
+    let done = server::catch(who, step);
+    if done.is_none() {
+        // It may panic again: then it stays as it is.
+        let _ = catch_panic(|| life::give_up(ctx, key));
+    }
+    done
 }
 
 fn elapsed_ms(start: Instant) -> u64 {

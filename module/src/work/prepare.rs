@@ -7,7 +7,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use florence_engine::{
-    Answer, Error, Florence, PrepareOptions, Stop, Visual, catch_panic,
+    Answer, Error, Florence, PrepareOptions, Stop, catch_panic,
     image::DecodeLimits,
     serve::{Caches, Input, Keys, Part, Served, Verdict, Work},
 };
@@ -122,12 +122,13 @@ fn prepared(loaded: &Loaded, claimant: &Claimant) -> Result<Prepared, Failure> {
     };
     claim.enter(Phase::Decoding);
     let parts = parts(florence, request, bytes).map_err(|error| Failure::from(&error))?;
-    match known(caches, request, &parts) {
-        Some(Known::Answers(answers)) => return Ok(Prepared::Answered(answers)),
-        Some(Known::Visual(visual)) => {
+    if !request.no_cache {
+        if let Some(answers) = answers(caches, &parts) {
+            return Ok(Prepared::Answered(answers));
+        }
+        if let Some(visual) = parts.first().and_then(|part| caches.visual(&part.keys)) {
             return Ok(Prepared::Ready { parts, input: Input::Seen(visual) });
         }
-        None => {}
     }
     let picture = florence.picture(bytes, &options(&claim.stop));
     let picture = picture.map_err(|error| Failure::from(&error))?;
@@ -142,21 +143,9 @@ fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Par
     request.prompts.iter().map(part).collect()
 }
 
-/// What the caches know: all answers, or the encoded picture.
-fn known(caches: &Caches, request: &Request, parts: &[Part]) -> Option<Known> {
-    if request.no_cache {
-        return None;
-    }
-    let answers: Vec<_> = parts.iter().map_while(|part| caches.answer(&part.keys)).collect();
-    if answers.len() == parts.len() {
-        return Some(Known::Answers(answers));
-    }
-    Some(Known::Visual(caches.visual(&parts.first()?.keys)?))
-}
-
-enum Known {
-    Answers(Vec<Arc<Answer>>),
-    Visual(Visual),
+/// The answers, if the cache knows all of them.
+fn answers(caches: &Caches, parts: &[Part]) -> Option<Vec<Arc<Answer>>> {
+    parts.iter().map(|part| caches.answer(&part.keys)).collect()
 }
 
 fn options(stop: &Stop) -> PrepareOptions {

@@ -285,6 +285,12 @@ impl Scheduler {
         known.map(|(key, death)| (key, death == Death::Crash)).take(ENOUGH).collect()
     }
 
+    /// Whether [`Self::expired`] or [`Self::unclaimed`] has something to tell.
+    pub(crate) fn has_overdue(&self, now: Instant) -> bool {
+        let has_expired = self.expiring.first().is_some_and(|(at, _)| *at <= now);
+        self.is_enabled && (has_expired || !self.unclaimed.is_empty())
+    }
+
     /// Decides about the claims of other servers, which are this one's to judge from now on.
     pub(crate) fn judge(&mut self, judge: impl Fn(&str) -> Death) {
         for slot in self.jobs.values_mut() {

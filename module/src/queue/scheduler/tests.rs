@@ -152,7 +152,8 @@ fn waiting_jobs_expire_and_running_ones_do_not() {
         let (until, expires) = (until.map(|at| Due::at(at, 2)), Some(Due::at(soon, 1)));
         see(&mut scheduler, name, &Seen::Waiting(Waiting { until, expires, ..at_rank(rank) }));
     }
-    assert!(scheduler.expired(now).is_empty());
+    assert!(scheduler.expired(now).is_empty() && !scheduler.has_overdue(now));
+    assert!(scheduler.has_overdue(soon));
     let (name, claim) = run(&mut scheduler, now).unwrap();
     assert_eq!(name, "a");
     assert!(!claim.is_expired(now) && claim.is_expired(soon));
