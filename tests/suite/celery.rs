@@ -83,7 +83,7 @@ fn crashes_lose_no_task() {
         server.call::<()>(&["LPUSH", "celery", &ask(id, &pictures.url("slow/20/sign.png"))]);
         if i % 40 == 39 {
             // What was at work when the server died twice would be given up.
-            wait_for(&server, &ids[i - 20], "SUCCESS");
+            ids[..i - 20].iter().for_each(|id| wait_for(&server, id, "SUCCESS"));
             server.kill();
             server.restart();
         }
@@ -116,7 +116,7 @@ fn a_message_becomes_a_job_and_a_job_a_result_in_one_transaction() {
 #[test]
 fn a_full_queue_leaves_messages_in_their_lists() {
     let pictures = Pictures::serve();
-    let server = server(&["florence.max-queue 5", "florence.prepare-threads 1"]);
+    let server = server(&["florence.max-queue 5", "florence.max-downloads 1"]);
     let push = |list: &str, i: i64| {
         let message = ask(&i.to_string(), &pictures.url("held/back/sign.png"));
         server.call::<()>(&["LPUSH", list, &message]);

@@ -118,7 +118,10 @@ fn assert_idle(server: &Server) {
 }
 
 fn many_fetchers() -> Server {
-    let server = Server::with(Settings::lines(&["florence.prepare-threads 40"]));
+    let server = Server::with(Settings::lines(&[
+        "florence.prepare-threads 40",
+        "florence.max-downloads-per-host 64",
+    ]));
     server.wait_for_model();
     server
 }
@@ -687,7 +690,7 @@ fn suspects_that_could_not_be_claimed_still_run_one_at_a_time() {
 #[test]
 fn jobs_that_were_given_back_keep_their_places() {
     let pictures = Pictures::serve();
-    let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    let server = Server::with(Settings::lines(&["florence.max-downloads 1"]));
     server.wait_for_model();
     // So slowly that most of them still wait when the urgent one is done.
     let url = pictures.url("slow/400/shapes.png");
@@ -713,7 +716,7 @@ fn jobs_that_were_given_back_keep_their_places() {
 #[test]
 fn many_jobs_that_cannot_be_claimed_take_little_time() {
     let pictures = Pictures::serve();
-    let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    let server = Server::with(Settings::lines(&["florence.max-downloads 1"]));
     server.wait_for_model();
     let url = pictures.url("slow/500/sign.png");
     let mut connection = server.connect();
@@ -792,7 +795,7 @@ fn jobs_that_were_written_without_the_module_run_once_it_is_there() {
             ["HSET", "j", "florence", "1", "state", "queued", "image", &url, "prompt", "<OD>"];
         call::<()>(&mut server.connect_to(db), &job).unwrap();
     }
-    server.load_module(&["prepare-threads", "1"]);
+    server.load_module(&["max-downloads", "1"]);
     for db in [0, 7] {
         finished_in(&mut server.connect_to(db), "j");
     }

@@ -54,7 +54,7 @@ fn ended(server: &Server, key: &str, state: &str) -> Job {
 #[test]
 fn jobs_that_wait_when_the_clock_is_set_back_expire_in_time() {
     let (clock, pictures) = (Clock::new(), Pictures::serve());
-    let server = server(&clock, &["florence.prepare-threads 1"]);
+    let server = server(&clock, &["florence.max-downloads 1"]);
     submit(&server, "busy", &pictures.url("held/go/sign.png"), &[]);
     eventually("it is worked on", || (server.state("busy") == "fetching").then_some(()));
     let url = pictures.url("sign.png");
@@ -76,7 +76,7 @@ fn jobs_that_wait_when_the_clock_is_set_back_expire_in_time() {
 #[test]
 fn jobs_from_before_and_after_the_step_run_at_once() {
     let (clock, pictures) = (Clock::new(), Pictures::serve());
-    let server = server(&clock, &["florence.prepare-threads 1"]);
+    let server = server(&clock, &["florence.max-downloads 1"]);
     let url = pictures.url("sign.png");
     submit(&server, "busy", &pictures.url("held/go/sign.png"), &[]);
     eventually("it is worked on", || (server.state("busy") == "fetching").then_some(()));
@@ -98,7 +98,7 @@ fn jobs_from_before_and_after_the_step_run_at_once() {
 #[test]
 fn jobs_from_before_the_step_run_at_once_after_a_restart() {
     let (clock, pictures) = (Clock::new(), Pictures::serve());
-    let mut server = server(&clock, &["appendfsync always", "florence.prepare-threads 1"]);
+    let mut server = server(&clock, &["appendfsync always", "florence.max-downloads 1"]);
     let url = pictures.url("sign.png");
     submit(&server, "busy", &pictures.url("held/go/sign.png"), &[]);
     eventually("it is worked on", || (server.state("busy") == "fetching").then_some(()));

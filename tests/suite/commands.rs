@@ -224,7 +224,7 @@ fn inside_transactions_and_scripts_nothing_blocks() {
 #[test]
 fn higher_priorities_go_first() {
     let (server, pictures) = (
-        Server::with(Settings::lines(&["florence.prepare-threads 1", "florence.max-batch 1"])),
+        Server::with(Settings::lines(&["florence.max-downloads 1", "florence.max-batch 1"])),
         Pictures::serve(),
     );
     // The first job keeps the only thread busy while the others queue up.

@@ -100,7 +100,7 @@ fn a_job_that_ends_the_server_takes_no_other_along() {
 #[test]
 fn a_promoted_replica_runs_the_pending_jobs() {
     let pictures = Pictures::serve();
-    let mut master = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    let mut master = Server::with(Settings::lines(&["florence.max-downloads 1"]));
     let replica = Server::start();
     replica.follow(&master);
     master.call::<()>(&["FLORENCE.SUBMIT", "held", &pictures.url("held/go/sign.png"), "<OCR>"]);

@@ -39,7 +39,7 @@ fn about(log: &str, key: &str) -> Vec<String> {
 }
 
 fn one_fetcher() -> Server {
-    let server = Server::with(Settings::lines(&["florence.prepare-threads 1"]));
+    let server = Server::with(Settings::lines(&["florence.max-downloads 1"]));
     server.wait_for_model();
     server
 }

@@ -64,7 +64,7 @@ fn two_hundred_clients_wait_for_one_job() {
 #[test]
 fn a_full_queue_refuses_at_once() {
     let pictures = Pictures::serve();
-    let lines = ["florence.max-queue 3", "florence.prepare-threads 1"];
+    let lines = ["florence.max-queue 3", "florence.max-downloads 1"];
     let server = Server::with(Settings::lines(&lines));
     let url = pictures.url("held/back/shapes.png");
     server.call::<()>(&["FLORENCE.SUBMIT", "first", &url, "<OD>"]);

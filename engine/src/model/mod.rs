@@ -33,6 +33,7 @@ use davit::DaVit;
 use layers::Linear;
 use projector::Projector;
 use scope::{Scope, Source};
+pub use weights::WeightBytes;
 use weights::Weights;
 
 /// Florence-2's weights; immutable, shared by all requests.
@@ -48,6 +49,7 @@ pub struct Model {
     visual_length: usize,
     device: Device,
     packing: Packing,
+    bytes: WeightBytes,
 }
 
 /// What a model is loaded for.
@@ -85,9 +87,13 @@ impl Model {
             problem = weights.keep_packed(directory).err();
         }
         let mut model = Self::build(&weights, config, side)?;
+        model.bytes = weights.take_bytes();
         match weights.finish_packed() {
             // What was packed in memory makes room for what all processes share.
-            Ok(true) => model = Self::build(&weights, config, side)?,
+            Ok(true) => {
+                model = Self::build(&weights, config, side)?;
+                model.bytes = weights.take_bytes();
+            }
             Ok(false) => {}
             Err(error) => problem = Some(error),
         }
@@ -133,7 +139,14 @@ impl Model {
             lm_head: Linear::of(&Scope::new(weights, head), &head_weight, bias)?,
             visual_length: 1 + grid * grid,
             packing: Packing::InMemory,
+            bytes: WeightBytes::default(),
         })
+    }
+
+    /// What the packed matrices and the table of tokens take; the rest is small.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let shared = self.shared.elem_count() * self.shared.dtype().size_in_bytes();
+        WeightBytes { owned: self.bytes.owned + shared as u64, ..self.bytes }
     }
 
     /// Where the packed matrices are.

@@ -5,6 +5,7 @@
 //! native layout's spelling below the prefix. The network asks for canonical names only.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     path::{Path, PathBuf},
 };
@@ -40,6 +41,16 @@ pub(crate) struct Weights {
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
     packed: Packed,
+    bytes: Cell<WeightBytes>,
+}
+
+/// What a model's weights take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// In a mapped file, which all processes share.
+    pub mapped: u64,
+    /// In this process's own memory.
+    pub owned: u64,
 }
 
 #[derive(Clone)]
@@ -61,7 +72,8 @@ impl Weights {
         const PICKLE: &str = "pytorch_model.bin";
         let (files, index) = (Vec::new(), HashMap::new());
         let (device, packed) = (device.clone(), Packed::Nowhere);
-        let mut weights = Self { files, index, device, compute, is_synthetic: false, packed };
+        let (is_synthetic, bytes) = (false, Cell::default());
+        let mut weights = Self { files, index, device, compute, is_synthetic, packed, bytes };
         if let Checkpoint::Synthetic(shape) = checkpoint {
             weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
             weights.is_synthetic = true;
@@ -200,6 +212,17 @@ impl Weights {
         tensor.map_err(damaged)
     }
 
+    /// What was given out since this was asked last.
+    pub(super) fn take_bytes(&self) -> WeightBytes {
+        self.bytes.take()
+    }
+
+    fn count(&self, mapped: u64, owned: u64) {
+        let so_far = self.bytes.get();
+        let (mapped, owned) = (so_far.mapped + mapped, so_far.owned + owned);
+        self.bytes.set(WeightBytes { mapped, owned });
+    }
+
     /// A matrix that was packed before.
     pub(super) fn packed(
         &self,
@@ -208,14 +231,15 @@ impl Weights {
         shape: [usize; 2],
         precision: Precision,
     ) -> Option<Matrix> {
-        match &self.packed {
-            Packed::Mapped(mapped) => mapped.matrix(name, bias, shape, precision),
-            Packed::Growing(_) | Packed::Nowhere => None,
-        }
+        let Packed::Mapped(mapped) = &self.packed else { return None };
+        let matrix = mapped.matrix(name, bias, shape, precision)?;
+        self.count(size(&matrix), 0);
+        Some(matrix)
     }
 
     /// Leaves a packed matrix for the next start, if there is a place for it.
     pub(super) fn leave(&self, name: &str, matrix: &Matrix) {
+        self.count(0, size(matrix));
         if let Packed::Growing(growing) = &self.packed {
             growing.lock().add(name, matrix);
         }
@@ -225,6 +249,11 @@ impl Weights {
     pub(super) fn compute(&self) -> Compute {
         self.compute
     }
+}
+
+fn size(matrix: &Matrix) -> u64 {
+    let (lines, scales) = matrix.parts();
+    (lines.len() + scales.len()) as u64
 }
 
 /// A made-up tensor that keeps activations in range: norms are neutral, biases 0, weights uniform

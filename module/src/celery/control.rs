@@ -21,7 +21,7 @@ use crate::{
         life::{self, Data, End},
     },
     queue::queue,
-    server::{self, can_write, in_db},
+    server::{self, can_write, in_db, numbered},
     settings,
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn control(ctx: &Context, to: &[u8], bytes: &[u8]) {
     if !is_meant {
         return;
     }
-    in_db(ctx, celery.db, || {
+    in_db(ctx, numbered(celery.db), || {
         let answer = celery.answer(ctx, &request.method, &request.arguments);
         if let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) {
             celery.reply(ctx, reply_to, request.ticket.as_deref(), answer);
@@ -152,10 +152,11 @@ impl Celery {
     /// Tasks with their jobs and where these stand, the next first.
     fn each(&self, ctx: &Context) -> impl Iterator<Item = (Job, State, Task)> {
         let is_ours = |key: &JobKey| key.name.starts_with(JOB_PREFIX.as_bytes());
-        queue().keys(self.db, is_ours).into_iter().take(MOST).filter_map(move |key| {
+        let keys = queue().keys(numbered(self.db), None, MOST, is_ours);
+        keys.into_iter().filter_map(move |key| {
             let job = job::open(ctx, &key).ok()?;
             let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-            let state = queue().state(&key, &job);
+            let state = queue().state(key.as_ref(), &job);
             Some((job, state, task))
         })
     }
@@ -186,7 +187,7 @@ impl Celery {
         json!({
             "id": task.id(),
             "name": task.headers.task,
-            "args": [job.text("image"), job.text("prompt")],
+            "args": [job.shown_image(), job.text("prompt")],
             "kwargs": {},
             "type": task.headers.task,
             "hostname": self.name,
@@ -223,12 +224,13 @@ impl Celery {
         for id in &ids {
             self.revoked.lock().insert(id);
             let key = format!("{JOB_PREFIX}{id}");
-            let key = JobKey { db: self.db, name: key.as_bytes().into() };
-            let is_to_end = job::open(ctx, &key).is_ok_and(|job| match queue().state(&key, &job) {
-                State::Queued | State::Retrying => true,
-                State::Fetching | State::Running => terminates,
-                _ => false,
-            });
+            let key = JobKey { db: numbered(self.db), name: key.as_bytes().into() };
+            let is_to_end =
+                job::open(ctx, &key).is_ok_and(|job| match queue().state(key.as_ref(), &job) {
+                    State::Queued | State::Retrying => true,
+                    State::Fetching | State::Running => terminates,
+                    _ => false,
+                });
             if is_to_end {
                 let _ = life::finish(ctx, &key.name, End::cancelled(Data::Drop));
             }

@@ -23,12 +23,14 @@ use super::{
 };
 use crate::{
     job::{
-        Job, NoJob, limits,
+        Job, KeyRef, NoJob, limits,
         new::{self, Options, Picture},
     },
     model::{self, Model},
-    queue::queue,
-    server::{self, bytes, call, can_write, integer, select_db, string, unix_ms, with_server},
+    queue::{queue, sync},
+    server::{
+        self, bytes, call, can_write, integer, numbered, select_db, string, unix_ms, with_server,
+    },
 };
 
 /// How often a full queue, or a server that takes no writes, is looked at again.
@@ -111,7 +113,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) {
             return None;
         }
-        select_db(ctx, celery.db);
+        select_db(ctx, numbered(celery.db));
         let room = queue().room();
         lists.iter_mut().find_map(|list| {
             let messages = list.peek(ctx, room.min(SLICE));
@@ -125,7 +127,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         if !can_write(ctx) {
             return Slice::Refused;
         }
-        select_db(ctx, celery.db);
+        select_db(ctx, numbered(celery.db));
         for (bytes, found) in messages.iter().zip(unpacked) {
             if matches!(found, Found::Foreign) {
                 list.pass(bytes);
@@ -256,7 +258,7 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
     let prompts = [prompt];
     new::check_prompts(&prompts, None).map_err(refused)?;
     let [prompt] = prompts;
-    let picture = Picture::at(picture).map_err(refused)?;
+    let picture = Picture::at(picture.as_bytes()).map_err(refused)?;
     Ok(Wanted { picture, prompt, options })
 }
 
@@ -304,7 +306,10 @@ fn accept_guarded(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wa
 
 /// Writes a task's job; or, without one, its end.
 fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Exception>) {
-    *celery.taken.lock().entry(task.headers.task.clone()).or_default() += 1;
+    // Clients choose other names: they would fill the memory.
+    if celery.queues.values().flatten().any(|known| *known == task.headers.task) {
+        *celery.taken.lock().entry(task.headers.task.clone()).or_default() += 1;
+    }
     events::received(ctx, celery, task);
     if celery.revoked.lock().ids.contains(task.id()) {
         return outcome::revoked(ctx, celery, task, "revoked");
@@ -317,7 +322,7 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
         return outcome::revoked(ctx, celery, task, "expired");
     }
     let key = task.key();
-    let known = Job::open(ctx, &string(ctx, key.as_bytes())).map(|job| job.state.is_final());
+    let known = Job::look(ctx, &string(ctx, key.as_bytes())).map(|job| job.state.is_final());
     match known {
         Err(NoJob::Missing) => {}
         // The same task again, which is waiting or running.
@@ -326,11 +331,11 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
             let _ = call(ctx, "UNLINK", &[key.as_bytes()]);
         }
     }
-    let mut fields = new::fields(wanted.picture, &[wanted.prompt], &wanted.options);
-    fields.push((FIELD, json!(task).to_string().into()));
-    if let Err(problem) = new::store(ctx, key.as_bytes(), &fields) {
-        outcome::failed(ctx, celery, task, &Exception::of_reply(&format!("ERR {problem}")));
-    }
+    let mut job = new::new("", wanted.picture, &[wanted.prompt], &wanted.options);
+    job.add(FIELD, json!(task).to_string());
+    let key = string(ctx, key.as_bytes());
+    new::store(ctx, &key, &job);
+    sync::meet(ctx, KeyRef { db: numbered(celery.db), name: key.as_slice() });
 }
 
 /// Keeps the latest of what nobody can answer.

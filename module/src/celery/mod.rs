@@ -131,7 +131,7 @@ impl Celery {
     /// Sends a message to its queue.
     fn send(&self, ctx: &Context, message: &message::Outgoing) -> Result<(), String> {
         let list = self.list(&message.queue, message.priority);
-        server::in_db(ctx, self.db, || {
+        server::in_db(ctx, server::numbered(self.db), || {
             server::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()])
         })
     }
@@ -172,7 +172,13 @@ impl Revoked {
     /// As many as Celery's workers remember.
     const MOST: usize = 50_000;
 
+    /// Longest id that is remembered; Celery's have 36 bytes.
+    const LONGEST: usize = 255;
+
     fn insert(&mut self, id: &str) {
+        if id.len() > Self::LONGEST {
+            return;
+        }
         if self.ids.insert(id.to_owned()) {
             self.order.push_back(id.to_owned());
         }

@@ -25,9 +25,10 @@ fn task_of<T>(
     look: impl FnOnce(&Job) -> T,
 ) -> Option<(&'static Celery, Task, T)> {
     let celery = celery()?;
-    let job = Job::open(ctx, &server::string(ctx, key)).ok()?;
+    let job = Job::look(ctx, &server::string(ctx, key)).ok()?;
     let task: Task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-    let is_own = key == task.key().as_bytes() && server::selected_db(ctx) == celery.db;
+    let is_own =
+        key == task.key().as_bytes() && server::selected_db(ctx) == server::numbered(celery.db);
     is_own.then(|| (celery, task, look(&job)))
 }
 

@@ -2,7 +2,10 @@
 
 use redis_module::{RedisError, RedisString};
 
-use crate::{job::limits::Limit, server::reply};
+use crate::{
+    job::limits::{KEYS, Limit},
+    server::reply,
+};
 
 pub(crate) struct Args {
     left: std::vec::IntoIter<RedisString>,
@@ -25,8 +28,16 @@ impl Args {
         self.left.next()
     }
 
-    pub(crate) fn rest(&mut self) -> Vec<RedisString> {
-        self.left.by_ref().collect()
+    /// All arguments that are left, but no more keys than a command may have; `others` are none.
+    pub(crate) fn keys(&mut self, others: usize) -> Result<Vec<RedisString>, RedisError> {
+        let keys = self.left.len().saturating_sub(others);
+        if keys == 0 {
+            return Err(RedisError::WrongArity);
+        }
+        if keys > KEYS {
+            return Err(reply::error("ERR", format!("too many keys: {keys}, more than {KEYS}")));
+        }
+        Ok(self.left.by_ref().take(keys).collect())
     }
 
     /// Refuses what is left over.

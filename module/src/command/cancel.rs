@@ -4,21 +4,23 @@
 //! A cancelled job stays as a record. Running work notices through the keyspace event, within one
 //! decoder step.
 
+use std::collections::HashSet;
+
 use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 
 use super::args::Args;
 use crate::{
     job::{
-        Job, NoJob, State,
+        Job, KeyRef, NoJob, State,
         life::{self, Data, End},
     },
-    queue::queue,
-    server::reply,
+    queue::{queue, sync},
+    server::{self, reply},
 };
 
 pub(super) fn cancel(ctx: &Context, args: &mut Args) -> RedisResult {
     let keys = jobs(ctx, args, |job| Ok(!job.state.is_final()))?;
-    for key in &keys {
+    for (_, key) in &keys {
         life::finish(ctx, key.as_slice(), End::cancelled(Data::Keep))
             .map_err(RedisError::String)?;
     }
@@ -32,33 +34,29 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
         }
         state => Ok(matches!(state, State::Failed | State::Cancelled | State::Expired)),
     })?;
-    if !keys.is_empty() {
-        queue().check_room()?;
+    if let Some((user, _)) = keys.first() {
+        queue().check_room(user, keys.len(), false)?;
     }
-    for key in &keys {
+    for (_, key) in &keys {
         life::requeue(ctx, key.as_slice()).map_err(RedisError::String)?;
+        sync::meet(ctx, KeyRef { db: server::selected_db(ctx), name: key.as_slice() });
     }
     Ok(RedisValue::from(keys.len()))
 }
 
-/// The keys of the jobs that `is_meant` accepts; a key without a job is passed over.
+/// Users and keys of the jobs that `is_meant` accepts; a key without a job is passed over.
 fn jobs(
     ctx: &Context,
     args: &mut Args,
     is_meant: impl Fn(&Job) -> Result<bool, RedisError>,
-) -> Result<Vec<RedisString>, RedisError> {
-    let keys = args.rest();
-    if keys.is_empty() {
-        return Err(RedisError::WrongArity);
-    }
-    let mut meant: Vec<RedisString> = Vec::new();
-    for key in keys {
+) -> Result<Vec<(String, RedisString)>, RedisError> {
+    let (mut meant, mut seen) = (Vec::new(), HashSet::new());
+    for key in args.keys(0)? {
+        if !seen.insert(key.as_slice().to_vec()) {
+            continue;
+        }
         match Job::open(ctx, &key) {
-            Ok(job) if is_meant(&job)? => {
-                if !meant.iter().any(|other| other.as_slice() == key.as_slice()) {
-                    meant.push(key);
-                }
-            }
+            Ok(job) if is_meant(&job)? => meant.push((job.user(), key)),
             Ok(_) | Err(NoJob::Missing) => {}
             Err(NoJob::WrongType) => return Err(RedisError::WrongType),
             Err(NoJob::Foreign) => return Err(reply::foreign()),

@@ -4,8 +4,8 @@ use redis_module::{Context, RedisResult, RedisString, RedisValue};
 
 use super::args::{Args, is_word};
 use crate::{
-    job::{Job, JobKey, view},
-    queue::queue,
+    job::{Job, KeyRef, view},
+    queue::{queue, sync},
     server::{self, reply},
 };
 
@@ -29,7 +29,10 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
 
 /// The map that GET and WAIT reply.
 pub(super) fn map(ctx: &Context, key: &RedisString, job: &Job) -> RedisValue {
-    let db = server::selected_db(ctx);
-    let progress = queue().progress(&JobKey { db, name: key.as_slice().into() }, job);
+    let name = KeyRef { db: server::selected_db(ctx), name: key.as_slice() };
+    if !job.state.is_final() {
+        sync::meet(ctx, name);
+    }
+    let progress = queue().progress(name, job);
     view::map(key.as_slice(), job, &progress)
 }

@@ -17,6 +17,8 @@ use crate::{
 };
 
 const DEFAULT_COUNT: i64 = 100;
+/// Most jobs that are listed, whatever COUNT says: the main thread looks at each.
+const MOST: usize = 1000;
 
 /// `FLORENCE.JOBS [STATE s] [COUNT n]`: keys and states of unfinished jobs, in the order of their turn.
 pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -33,7 +35,9 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
             _ => return Err(reply::syntax()),
         }
     }
-    let keys = queue().keys(server::selected_db(ctx), |_| true);
+    let count = usize::try_from(count).unwrap_or_default().min(MOST);
+    // Some of them may be hidden from this user, or in another state by now.
+    let keys = queue().keys(server::selected_db(ctx), state, 2 * count, |_| true);
     let user = ctx.get_current_user();
     let found = keys.into_iter().filter_map(|key| {
         // Who may not read a key does not learn of it either.
@@ -41,7 +45,7 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
         if !user.inner.is_null() {
             ctx.acl_check_key_permission(&user, &name, &AclPermissions::ACCESS).ok()?;
         }
-        let found = queue().state(&key, &job::open(ctx, &key).ok()?);
+        let found = queue().state(key.as_ref(), &job::open(ctx, &key).ok()?);
         state.is_none_or(|state| state == found).then(|| {
             reply::map([
                 ("id", RedisValue::StringBuffer(key.name.to_vec())),
@@ -49,7 +53,7 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
             ])
         })
     });
-    Ok(RedisValue::Array(found.take(usize::try_from(count).unwrap_or_default()).collect()))
+    Ok(RedisValue::Array(found.take(count).collect()))
 }
 
 /// The figures that STATS and INFO show.
@@ -57,6 +61,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
     let (waiting, active) = queue().counts();
     let mut figures = vec![
         ("jobs_waiting", waiting as u64),
+        ("jobs_delayed", queue().delayed() as u64),
         ("jobs_active", active as u64),
         ("waiters", waiters::count() as u64),
     ];
@@ -68,7 +73,21 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
         ("cache_feature_bytes", pictures),
         ("retained_bytes", retained::bytes()),
     ]);
+    figures.extend(memory());
     figures
+}
+
+/// What the engine holds beside the server's own memory.
+fn memory() -> [(&'static str, u64); 3] {
+    let (weights, caches) = model::loaded().map_or_else(Default::default, |loaded| {
+        let (answers, pictures) = loaded.caches.bytes();
+        (loaded.florence.model().weight_bytes(), answers + pictures)
+    });
+    [
+        ("memory_weights_mapped", weights.mapped),
+        ("memory_weights_packed", weights.owned),
+        ("memory_caches", caches),
+    ]
 }
 
 /// `FLORENCE.HOSTS`: for operators, since it tells where all pictures come from.

@@ -1,8 +1,8 @@
 //! `FLORENCE.SUBMIT key image prompt [option ...]`: creates a job; `PROMPTS n prompt ...` in the
 //! prompt's place asks several questions about one picture.
 //!
-//! All that can be refused is refused here, before anything is stored. The job is queued by the
-//! keyspace event of its own HSET, like a job that comes from a file, a master or a migration.
+//! All that can be refused is refused here, before anything is stored. The job is queued by what its
+//! hash says, like a job that comes from a file, a master or a migration.
 
 use redis_module::{
     CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError, RedisResult,
@@ -12,10 +12,10 @@ use redis_module::{
 use super::args::{Args, is_word, utf8};
 use crate::{
     job::{
-        Job, NoJob, limits,
-        new::{self, Options, Picture},
+        Job, KeyRef, NoJob, limits,
+        new::{self, Bytes, Options, Picture},
     },
-    queue::queue,
+    queue::{queue, sync},
     server::{self, reply},
 };
 
@@ -26,52 +26,61 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let options = options(args)?;
     new::check_prompts(&prompts, options.model.as_deref())?;
 
-    let fields = new::fields(picture, &prompts, &options);
+    let user = ctx.get_current_user();
+    let user = if user.inner.is_null() { String::new() } else { user.to_string_lossy() };
+    let new = new::new(&user, picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     match Job::open(ctx, &key) {
         // The same request again: the reply of the first one was lost.
-        Ok(job) if job.has("request", Some(new::request_of(&fields))) => {
+        Ok(job) if job.has("request", Some(new.digest())) => {
             return Ok(name);
         }
         Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
         Err(NoJob::Missing) => {}
     }
-    queue().check_room()?;
-    new::store(ctx, key.as_slice(), &fields).map_err(RedisError::String)?;
+    queue().check_room(&user, 1, options.delay.is_some_and(|delay| delay > 0))?;
+    new::store(ctx, &key, &new);
+    sync::meet(ctx, KeyRef { db: server::selected_db(ctx), name: key.as_slice() });
     Ok(name)
 }
 
 fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture, RedisError> {
     let first = args.next()?;
     if is_word(&first, "DATA") {
-        return Picture::sent("DATA".to_owned(), args.next()?.as_slice().to_vec());
+        return Picture::sent("DATA".to_owned(), Bytes::Servers(args.next()?));
     }
     if is_word(&first, "KEY") {
         let key = args.next()?;
         check_slots(ctx, job, &key)?;
         let bytes = string_key(ctx, &key)?;
-        return Picture::sent(format!("KEY {}", key.to_string_lossy()), bytes);
+        return Picture::sent(format!("KEY {}", key.to_string_lossy()), Bytes::Ours(bytes));
     }
-    Picture::at(utf8(&first, "the image")?)
+    Picture::at(first.as_slice())
 }
 
 /// One prompt, or PROMPTS and several different ones.
 fn prompts(args: &mut Args) -> Result<Vec<String>, RedisError> {
     let first = args.next()?;
     if !is_word(&first, "PROMPTS") {
-        return Ok(vec![utf8(&first, "the prompt")?]);
+        return Ok(vec![prompt(&first)?]);
     }
     let mut prompts: Vec<String> = Vec::new();
     for _ in 0..args.limited(limits::PROMPTS)? {
-        let prompt = utf8(&args.next()?, "the prompt")?;
+        let prompt = prompt(&args.next()?)?;
         if prompts.contains(&prompt) {
             return Err(reply::error("BADPROMPT", "a prompt is given twice"));
         }
         prompts.push(prompt);
     }
     Ok(prompts)
+}
+
+/// A prompt that may be short enough: nothing is done with others.
+fn prompt(arg: &RedisString) -> Result<String, RedisError> {
+    limits::check_prompt_bytes(arg.len())?;
+    utf8(arg, "the prompt")
 }
 
 /// Not every server looks at the second key when it routes the command.
@@ -113,7 +122,7 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "PRIORITY" => options.priority = args.limited(limits::PRIORITY)?,
             "DELAY" => options.delay = Some(args.limited(limits::DELAY)?),
             "EXPIRES" => options.expires = Some(args.limited(limits::EXPIRES)?),
-            "MODEL" => options.model = Some(utf8(&args.next()?, "the model's name")?),
+            "MODEL" => options.model = Some(model(&args.next()?)?),
             "TIMEOUT" => options.timeout = args.limited(limits::TIMEOUT)?,
             "RETRIES" => options.retries = args.limited(limits::RETRIES)?,
             "TTL" => options.ttl = args.limited(limits::TTL)?,
@@ -124,6 +133,15 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
         }
     }
     Ok(options)
+}
+
+fn model(arg: &RedisString) -> Result<String, RedisError> {
+    let (length, most) = (arg.len(), limits::MODEL_BYTES);
+    if length > most {
+        let text = format!("the model's name has {length} bytes, more than {most}");
+        return Err(reply::error("ERR", text));
+    }
+    utf8(arg, "the model's name")
 }
 
 /// `florence:` and a ULID: sortable by time, unique without asking anyone. In a cluster with the

@@ -4,18 +4,14 @@ use redis_module::{Context, ContextFlags, RedisError, RedisResult, RedisString, 
 
 use super::{args::Args, get::map};
 use crate::{
-    job::{Job, JobKey, NoJob},
-    queue::waiters,
+    job::{Job, JobKey, KeyRef, NoJob},
+    queue::{sync, waiters},
     server::{self, reply},
 };
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
-    let mut keys = args.rest();
-    let timeout = keys.pop().ok_or(RedisError::WrongArity)?;
-    if keys.is_empty() {
-        return Err(RedisError::WrongArity);
-    }
-    let timeout_ms = milliseconds(&timeout)?;
+    let keys = args.keys(1)?;
+    let timeout_ms = milliseconds(&args.next()?)?;
     let mut pending = Vec::new();
     for key in keys {
         match Job::open(ctx, &key) {
@@ -34,6 +30,9 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
         return Ok(RedisValue::Null);
     }
     let db = server::selected_db(ctx);
+    for key in &pending {
+        sync::meet(ctx, KeyRef { db, name: key.as_slice() });
+    }
     let names = pending.iter().map(|key| JobKey { db, name: key.as_slice().into() }).collect();
     let id = waiters::next_id();
     waiters::add(id, server::block(ctx, &pending, timeout_ms, id), names);

@@ -259,7 +259,7 @@ impl<'a> End<'a> {
 /// Ends a job: writes the fields, drops the claim, starts the time to live, tells the followers.
 pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), String> {
     let End { state, failure, data, mut fields } = end;
-    let job = Job::open(ctx, &server::string(ctx, key)).ok();
+    let job = Job::look(ctx, &server::string(ctx, key)).ok();
     let number = |field| job.as_ref().and_then(|job| job.number(field));
     let attempts = number("attempts").unwrap_or_default();
     let ttl = job.as_ref().and_then(|job| job.limited("ttl", limits::TTL)).unwrap_or_default();

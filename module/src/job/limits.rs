@@ -1,5 +1,9 @@
 //! The ranges of SUBMIT's options, which hold for hashes that somebody else has written too.
 
+use redis_module::RedisError;
+
+use crate::server::reply;
+
 /// What an option, and the field that keeps it, may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limit {
@@ -26,6 +30,22 @@ pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
 pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
 pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
+
+/// Bytes of all prompts of a job together; no model takes more.
+pub(crate) const PROMPT_BYTES: usize = 16_384;
+/// Bytes of a model's name.
+pub(crate) const MODEL_BYTES: usize = 253;
+/// Keys of one command.
+pub(crate) const KEYS: usize = 1000;
+
+/// Refuses prompts that have too many bytes together.
+pub(crate) fn check_prompt_bytes(bytes: usize) -> Result<(), RedisError> {
+    if bytes <= PROMPT_BYTES {
+        return Ok(());
+    }
+    let text = format!("the prompts have {bytes} bytes, more than {PROMPT_BYTES}");
+    Err(reply::error("BADPROMPT", text))
+}
 
 impl Limit {
     pub(crate) fn holds(self, value: i64) -> bool {

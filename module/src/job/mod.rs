@@ -25,22 +25,48 @@ pub(crate) mod view;
 
 use std::sync::{Arc, LazyLock};
 
+use indexmap::Equivalent;
 use redis_module::Context;
 
-use crate::server;
+use crate::server::{self, Db};
 
 pub(crate) use failure::{Code, Failure};
 #[cfg(test)]
 pub(crate) use record::Due;
-pub(crate) use record::{Claimed, Content, Job, NoJob, Seen, Waiting};
+pub(crate) use record::{Claimed, Content, Job, NoJob, Origin, Seen, Waiting};
 pub(crate) use request::Request;
 pub(crate) use state::State;
 
 /// A job's key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct JobKey {
-    pub(crate) db: i32,
+    pub(crate) db: Db,
     pub(crate) name: Arc<[u8]>,
+}
+
+/// A job's key, borrowed: maps are asked with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct KeyRef<'a> {
+    pub(crate) db: Db,
+    pub(crate) name: &'a [u8],
+}
+
+impl KeyRef<'_> {
+    pub(crate) fn to_key(self) -> JobKey {
+        JobKey { db: self.db, name: self.name.into() }
+    }
+}
+
+impl JobKey {
+    pub(crate) fn as_ref(&self) -> KeyRef<'_> {
+        KeyRef { db: self.db, name: &self.name }
+    }
+}
+
+impl Equivalent<JobKey> for KeyRef<'_> {
+    fn equivalent(&self, key: &JobKey) -> bool {
+        *self == key.as_ref()
+    }
 }
 
 /// Names one claim of a job: written to its hash, and compared wherever the claim is looked at.
@@ -87,8 +113,8 @@ fn write(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), String> {
     server::call(ctx, "HSET", &args)
 }
 
-/// Opens a job by its key, in its own database.
+/// Opens a job by its key, in its own database, without a trace.
 pub(crate) fn open(ctx: &Context, key: &JobKey) -> Result<Job, NoJob> {
     server::select_db(ctx, key.db);
-    Job::open(ctx, &server::string(ctx, &key.name))
+    Job::look(ctx, &server::string(ctx, &key.name))
 }

@@ -3,10 +3,11 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_engine::task::Prompt;
-use redis_module::{Context, RedisError};
+use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Fields, record::new_fields, write};
+use super::{Fields, limits, record::new_fields};
 use crate::{
     figures,
     model::{self, Model},
@@ -14,37 +15,51 @@ use crate::{
     settings, source,
 };
 
+/// A picture's bytes: ours, or the server's, which are not copied.
+pub(crate) enum Bytes {
+    Ours(Vec<u8>),
+    Servers(RedisString),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Ours(bytes) => bytes,
+            Self::Servers(string) => string.as_slice(),
+        }
+    }
+}
+
 /// Where the picture comes from.
 pub(crate) struct Picture {
-    /// As GET shows it: the URI, `DATA`, `KEY name` or `data:image/png`.
-    shown: String,
-    bytes: Option<Vec<u8>>,
+    /// The URI, `DATA`, `KEY name` or `data:image/png`.
+    source: String,
+    bytes: Option<Bytes>,
 }
 
 impl Picture {
     /// Bytes that come with the request.
-    pub(crate) fn sent(shown: String, bytes: Vec<u8>) -> Result<Self, RedisError> {
-        let limit = settings::MAX_IMAGE_BYTES.size();
-        if bytes.is_empty() {
-            return Err(reply::error("ERR", "the image is empty"));
-        }
-        if bytes.len() > limit {
-            let text =
-                format!("the image has {} bytes, florence.max-image-bytes is {limit}", bytes.len());
-            return Err(reply::error("ERR", text));
-        }
-        Ok(Self { shown, bytes: Some(bytes) })
+    pub(crate) fn sent(source: String, bytes: Bytes) -> Result<Self, RedisError> {
+        check_size(bytes.as_slice().len())?;
+        Ok(Self { source, bytes: Some(bytes) })
     }
 
     /// What a URI names, if it may be fetched; the bytes of a `data:` URL.
-    pub(crate) fn at(uri: String) -> Result<Self, RedisError> {
-        if let Some(inline) = source::inline(&uri) {
-            let (shown, bytes) = inline?;
-            return Self::sent(shown, bytes);
+    pub(crate) fn at(uri: &[u8]) -> Result<Self, RedisError> {
+        if let Some(inline) = source::inline(uri) {
+            let (source, bytes) = inline?;
+            return Self::sent(source, Bytes::Ours(bytes));
         }
-        source::check(&uri)?;
-        Ok(Self { shown: uri, bytes: None })
+        Ok(Self { source: source::check(uri)?.to_owned(), bytes: None })
     }
+}
+
+/// Refuses a picture of no bytes, or of too many.
+fn check_size(bytes: usize) -> Result<(), RedisError> {
+    if bytes == 0 {
+        return Err(reply::error("ERR", "the image is empty"));
+    }
+    source::check_size(bytes)
 }
 
 /// How a job is to be run; times in milliseconds, but the TTL in seconds.
@@ -80,6 +95,7 @@ impl Default for Options {
 
 /// Checks prompts as far as they can be: the tokenizer is there once the model is.
 pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<(), RedisError> {
+    limits::check_prompt_bytes(prompts.iter().map(String::len).sum())?;
     let model = model::model();
     let florence = match &model {
         Model::Ready(loaded) => Some(&loaded.florence),
@@ -101,14 +117,33 @@ pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<
     })
 }
 
-/// The fields of a new job.
-pub(crate) fn fields(picture: Picture, prompts: &[String], options: &Options) -> Fields {
+/// What makes a hash a new job.
+pub(crate) struct New {
+    fields: Fields,
+    data: Option<Bytes>,
+    /// Of what is asked for: the same request again is no other job.
+    digest: String,
+}
+
+impl New {
+    pub(crate) fn digest(&self) -> &[u8] {
+        self.digest.as_bytes()
+    }
+
+    /// Adds a field that is not part of the request.
+    pub(crate) fn add(&mut self, name: &'static str, value: impl Into<Vec<u8>>) {
+        self.fields.push((name, value.into()));
+    }
+}
+
+/// The new job of a user; of nobody, if it did not come from a client's command.
+pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Options) -> New {
     let prompt = match prompts {
         [prompt] => prompt.clone(),
         prompts => serde_json::json!(prompts).to_string(),
     };
     let mut request: Fields = vec![
-        ("image", picture.shown.into()),
+        ("image", picture.source.into()),
         ("prompt", prompt.into()),
         ("priority", options.priority.to_string().into()),
         ("timeout", options.timeout.to_string().into()),
@@ -128,33 +163,45 @@ pub(crate) fn fields(picture: Picture, prompts: &[String], options: &Options) ->
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));
     }
-    if let Some(bytes) = picture.bytes {
-        request.push(("data", bytes));
+    let digest = digest(&request, picture.bytes.as_ref().map(Bytes::as_slice));
+    let mut fields: Fields = vec![("request", digest.clone().into())];
+    fields.extend(request);
+    if !user.is_empty() {
+        fields.push(("user", user.into()));
     }
+    fields.push(("submitted_at", server::unix_ms().to_string().into()));
+    fields.extend(new_fields());
+    New { fields, data: picture.bytes, digest }
+}
+
+/// As text: clients that decode a job's hash expect nothing else.
+fn digest(request: &Fields, data: Option<&[u8]>) -> String {
     let mut digest = Sha256::new();
-    for (name, value) in &request {
+    for (name, value) in request {
         digest.update((name.len() as u64).to_le_bytes());
         digest.update(name);
         digest.update((value.len() as u64).to_le_bytes());
         digest.update(value);
     }
-    // As text: clients that decode a job's hash expect nothing else.
-    let digest = BASE64_STANDARD.encode(&digest.finalize()[..16]);
-    let mut fields = vec![("request", digest.into())];
-    fields.extend(request);
-    fields.push(("submitted_at", server::unix_ms().to_string().into()));
-    fields.extend(new_fields());
-    fields
+    // The main thread has no time for more: this one is ten times as fast, and a client that makes
+    // two pictures of one digest only deceives itself.
+    if let Some(data) = data {
+        digest.update(xxh3_128(data).to_le_bytes());
+    }
+    BASE64_STANDARD.encode(&digest.finalize()[..16])
 }
 
-/// The digest of the request, which [`fields`] puts first.
-pub(crate) fn request_of(fields: &Fields) -> &[u8] {
-    &fields[0].1
-}
-
-/// Stores a new job. Its own keyspace event queues it.
-pub(crate) fn store(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), String> {
-    write(ctx, key, fields)?;
+/// Stores a new job where the server takes writes: nobody else sees what is in it.
+pub(crate) fn store(ctx: &Context, key: &RedisString, new: &New) {
+    let mut fields: Vec<(RedisString, RedisString)> =
+        new.fields.iter().map(|(name, value)| server::field(ctx, name, value)).collect();
+    match &new.data {
+        Some(Bytes::Ours(bytes)) => fields.push(server::field(ctx, "data", bytes)),
+        Some(Bytes::Servers(string)) => {
+            fields.push((server::string(ctx, b"data"), string.clone()));
+        }
+        None => {}
+    }
+    server::set_fields(ctx, key, &fields);
     figures::SUBMITTED.add(1);
-    Ok(())
 }

@@ -1,8 +1,11 @@
 //! A job's hash, opened for reading under the server's lock.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use redis_module::{Context, KeyType, RedisError, RedisResult, RedisString, RedisValue};
+use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -12,7 +15,10 @@ use super::{
     request::is_sent_along,
     retry,
 };
-use crate::server::{reply, unix_ms};
+use crate::{
+    server::{Hash, Look, NoHash, reply, unix_ms},
+    source,
+};
 
 /// Field that tells a job from other hashes; its value is the version of the layout.
 const MARKER: &str = "florence";
@@ -82,6 +88,17 @@ pub(crate) struct Waiting {
     pub(crate) expires: Option<Due>,
     /// The server died while it was worked on.
     pub(crate) is_suspect: bool,
+    /// It has been tried before.
+    pub(crate) is_retry: bool,
+    pub(crate) origin: Origin,
+}
+
+/// Whose job it is, and where its picture is: what its turn depends on beside its rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) user: Arc<str>,
+    /// Host and port that the picture is downloaded from; nothing if it is at hand.
+    pub(crate) host: Option<Arc<str>>,
 }
 
 /// What a job's key says, as far as the queue cares.
@@ -107,30 +124,36 @@ pub(crate) struct Claimed {
 pub(crate) type Content = [u8; 16];
 
 pub(crate) struct Job {
-    key: redis_module::key::RedisKey,
+    hash: Hash,
     pub(crate) state: State,
 }
 
 impl Job {
-    /// The job under a key.
+    /// The job under a key, as a client's command reads it.
     pub(crate) fn open(ctx: &Context, key: &RedisString) -> Result<Self, NoJob> {
-        let key = ctx.open_key(key);
-        match key.key_type() {
-            KeyType::Empty => return Err(NoJob::Missing),
-            KeyType::Hash => {}
-            _ => return Err(NoJob::WrongType),
-        }
-        let text = |field| key.hash_get(field).ok().flatten();
-        if text(MARKER).is_none_or(|version| version.as_slice() != VERSION.as_bytes()) {
+        Self::in_hash(Hash::open(ctx, key, Look::AsClient))
+    }
+
+    /// The job under a key, for ourselves.
+    pub(crate) fn look(ctx: &Context, key: &RedisString) -> Result<Self, NoJob> {
+        Self::in_hash(Hash::open(ctx, key, Look::Unseen))
+    }
+
+    fn in_hash(hash: Result<Hash, NoHash>) -> Result<Self, NoJob> {
+        let hash = hash.map_err(|reason| match reason {
+            NoHash::Missing => NoJob::Missing,
+            NoHash::WrongType => NoJob::WrongType,
+        })?;
+        if hash.get(MARKER, |version| version == VERSION.as_bytes()) != Some(true) {
             return Err(NoJob::Foreign);
         }
-        let state = text("state").and_then(|state| State::parse(state.as_slice()));
-        Ok(Self { state: state.ok_or(NoJob::Foreign)?, key })
+        let state = hash.get("state", State::parse).flatten();
+        Ok(Self { state: state.ok_or(NoJob::Foreign)?, hash })
     }
 
     /// What `look` finds in a field's bytes, if there is such a field.
     pub(crate) fn bytes<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        Some(look(self.key.hash_get(field).ok()??.as_slice()))
+        self.hash.get(field, look)
     }
 
     /// Whether a field has these bytes; without any it is missing or empty.
@@ -146,7 +169,7 @@ impl Job {
 
     /// A field as text; what is not UTF-8 is replaced.
     pub(crate) fn text(&self, field: &str) -> Option<String> {
-        Some(self.key.hash_get(field).ok()??.to_string_lossy())
+        self.bytes(field, |bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
     /// A field as a number.
@@ -194,7 +217,29 @@ impl Job {
         let is_new = self.number("attempts").unwrap_or_default() == 0;
         let expires = self.number("expires").filter(|wait| limits::EXPIRES.holds(*wait) && is_new);
         let expires = expires.map(|wait| Due::after(submitted, wait));
-        Seen::Waiting(Waiting { rank, until, expires, is_suspect: self.crashes() > 0 })
+        Seen::Waiting(Waiting {
+            rank,
+            until,
+            expires,
+            is_suspect: self.crashes() > 0,
+            is_retry: self.state == State::Retrying,
+            origin: self.origin(),
+        })
+    }
+
+    fn origin(&self) -> Origin {
+        let host = self.bytes("image", |image| source::host_and_port(image).map(Arc::from));
+        Origin { user: self.user().into(), host: host.flatten() }
+    }
+
+    /// The user who asked; nobody, if the job did not come from a client's command.
+    pub(crate) fn user(&self) -> String {
+        self.name("user")
+    }
+
+    /// Where the picture comes from, without what is secret about it.
+    pub(crate) fn shown_image(&self) -> Option<String> {
+        self.text("image").map(|image| source::without_secrets(&image).into_owned())
     }
 
     /// A name that this module has given; nothing if it is longer than one can be.
@@ -251,7 +296,7 @@ impl Job {
 
     /// Whether the picture came with the job, and is gone.
     pub(crate) fn has_lost_picture(&self) -> bool {
-        self.text("image").is_some_and(|image| is_sent_along(&image)) && self.length("data") == 0
+        self.text("image").is_some_and(|image| is_sent_along(&image)) && !self.hash.has("data")
     }
 
     /// The answer alone, or why there is none.

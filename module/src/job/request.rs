@@ -10,15 +10,12 @@ use super::{
     Code, Failure, Job,
     limits::{self, Limit},
 };
-use crate::settings;
-
-/// Longest text of all prompts of a job; the model takes far less.
-const MOST_PROMPT_BYTES: u64 = 1 << 20;
-/// Longest URI or path.
-const MOST_IMAGE_BYTES: u64 = 64 << 10;
+use crate::{settings, source};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    /// Whose job it is.
+    pub(crate) user: String,
     /// Where the picture comes from, unless it is in `data`.
     pub(crate) image: String,
     pub(crate) data: Option<Arc<[u8]>>,
@@ -55,15 +52,17 @@ impl Request {
             ..GenerateOptions::default()
         };
         for (field, most) in [
-            ("image", MOST_IMAGE_BYTES),
-            ("prompt", MOST_PROMPT_BYTES),
-            ("wants", MOST_IMAGE_BYTES),
+            ("image", source::MOST_BYTES),
+            // As JSON, several prompts take more than they have.
+            ("prompt", 8 * limits::PROMPT_BYTES),
+            ("wants", limits::MODEL_BYTES),
         ] {
-            if job.length(field) > most {
+            if job.length(field) > most as u64 {
                 return Err(invalid(format!("the job's {field} is too long")));
             }
         }
         Ok(Self {
+            user: job.user(),
             image: job.text("image").unwrap_or_default(),
             data: None,
             prompts: prompts(job)?,
@@ -127,6 +126,9 @@ fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
     let count = i64::try_from(prompts.len()).unwrap_or(i64::MAX);
     if !limits::PROMPTS.holds(count) {
         return Err(invalid(format!("the job has {count} prompts, not 1 to 16")));
+    }
+    if prompts.iter().map(String::len).sum::<usize>() > limits::PROMPT_BYTES {
+        return Err(invalid("the job's prompt is too long"));
     }
     let is_twice = |i: usize| prompts[..i].contains(&prompts[i]);
     if (1..prompts.len()).any(is_twice) {

@@ -63,7 +63,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
     [
         ("state", Shown::Text(progress.state.name().to_owned())),
         ("prompt", several("prompt")),
-        ("image", text("image")),
+        ("image", job.shown_image().into()),
         ("result", job.text("result").map_or(Shown::Nothing, Shown::Json)),
         ("text", several("text")),
         ("error", error),

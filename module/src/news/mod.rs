@@ -39,7 +39,7 @@ fn announce(ctx: &Context, key: &[u8], end: &Ended<'_>) {
     if !is_published && stream.is_none() {
         return;
     }
-    let Ok(map) = Job::open(ctx, &server::string(ctx, key)).map(|job| view::json(key, &job)) else {
+    let Ok(map) = Job::look(ctx, &server::string(ctx, key)).map(|job| view::json(key, &job)) else {
         return;
     };
     if is_published {

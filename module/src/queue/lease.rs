@@ -113,6 +113,11 @@ impl Lease {
         self.claim().stop.is_stopped()
     }
 
+    /// The picture is here: its host and its user may have another download.
+    pub(crate) fn downloaded(&self) {
+        self.queue.change(|scheduler| scheduler.downloaded(&self.key, self.claim()));
+    }
+
     /// There is nothing to give back: the job has ended, or is not there.
     pub(crate) fn end(self) {
         self.queue.change(|scheduler| scheduler.release(&self.key, self.claim()));

@@ -2,15 +2,19 @@
 //!
 //! - `scheduler`: which job is next (pure)
 //! - `lease`: the right to work on a job
+//! - `changes`: keys that may have become jobs without a command of ours
+//! - `search`: jobs of which no event told
 //! - `sync`: keyspace and server events keep the queue in step with the keys
 //! - `owners`: which processes ended in an orderly way
 //! - `retained`: the budget for ended jobs
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 
+mod changes;
 mod lease;
 mod owners;
 pub(crate) mod retained;
 mod scheduler;
+pub(crate) mod search;
 pub(crate) mod sync;
 pub(crate) mod waiters;
 
@@ -27,12 +31,13 @@ use redis_module::RedisError;
 
 use crate::{
     figures,
-    job::{Job, JobKey, State, Token, view::Progress},
-    server::{self, reply},
+    job::{Job, JobKey, KeyRef, State, Token, view::Progress},
+    server::{self, Db, reply},
     settings,
 };
 
 pub(crate) use lease::{Lease, Phase};
+pub(crate) use scheduler::{Limits, Worker};
 use scheduler::{Next, Scheduler, Standing};
 
 pub(crate) struct Queue {
@@ -69,14 +74,18 @@ impl Queue {
         result
     }
 
-    /// Waits until there is a job to work on; `None` at shutdown. Nothing is taken before `is_open`.
-    pub(crate) fn next(self: &Arc<Self>, is_open: impl Fn() -> bool) -> Option<Lease> {
-        /// How often `is_open` is asked again.
-        const LOOK: Duration = Duration::from_secs(1);
+    /// Waits until there is a job for `worker`; `None` at shutdown. Nothing is taken while there is
+    /// no worker.
+    pub(crate) fn next(self: &Arc<Self>, worker: impl Fn() -> Option<Worker>) -> Option<Lease> {
+        /// How often the worker is asked for again.
+        const LOOK: Duration = Duration::from_millis(250);
         let mut scheduler = self.scheduler.lock();
         while !self.is_shut() {
             let now = Instant::now();
-            let next = if is_open() { scheduler.next(now, Token::new) } else { Next::Idle };
+            let next = match worker() {
+                Some(worker) => scheduler.next(now, worker, Token::new),
+                None => Next::Idle,
+            };
             let until = match next {
                 Next::Run(key, claim) => return Some(Lease::new(Arc::clone(self), key, claim)),
                 Next::WaitUntil(until) => until,
@@ -141,34 +150,63 @@ impl Queue {
         (scheduler.waiting(), scheduler.active())
     }
 
-    /// How many more jobs may wait.
+    /// Jobs that wait for a moment.
+    pub(crate) fn delayed(&self) -> usize {
+        self.scheduler.lock().delayed()
+    }
+
+    /// How many more jobs may wait for their turn.
     pub(crate) fn room(&self) -> usize {
-        settings::MAX_QUEUE.size().saturating_sub(self.counts().0)
-    }
-
-    /// Refuses a job that there is no room for.
-    pub(crate) fn check_room(&self) -> Result<(), RedisError> {
-        if self.room() > 0 {
-            return Ok(());
-        }
-        figures::REFUSED.add(1);
-        Err(reply::error("BUSY", "queue is full, retry after 1000 ms"))
-    }
-
-    /// Keys of unfinished jobs of a database that `is_meant`: those at work first, then in the order
-    /// of their turn.
-    pub(crate) fn keys(&self, db: i32, is_meant: impl Fn(&JobKey) -> bool) -> Vec<JobKey> {
         let scheduler = self.scheduler.lock();
-        scheduler.keys(db).filter(|key| is_meant(key)).cloned().collect()
+        settings::MAX_QUEUE.size().saturating_sub(scheduler.waiting() - scheduler.delayed())
+    }
+
+    /// Refuses jobs of a user that there is no room for.
+    pub(crate) fn check_room(
+        &self,
+        user: &str,
+        jobs: usize,
+        is_delayed: bool,
+    ) -> Result<(), RedisError> {
+        let scheduler = self.scheduler.lock();
+        let delayed = scheduler.delayed();
+        let share = settings::MAX_QUEUE_PER_USER.size();
+        let full = if is_delayed && delayed + jobs > settings::MAX_DELAYED.size() {
+            "too many delayed jobs"
+        } else if !is_delayed && scheduler.waiting() - delayed + jobs > settings::MAX_QUEUE.size() {
+            "queue is full"
+        } else if share > 0 && scheduler.waiting_of(user) + jobs > share {
+            "too many jobs of this user wait"
+        } else {
+            return Ok(());
+        };
+        figures::REFUSED.add(1);
+        Err(reply::error("BUSY", format!("{full}, retry after 1000 ms")))
+    }
+
+    /// Up to `most` keys of unfinished jobs of a database that `is_meant`, of those that may be in
+    /// `state`: the ones at work first, then in the order of their turn.
+    pub(crate) fn keys(
+        &self,
+        db: Db,
+        state: Option<State>,
+        most: usize,
+        is_meant: impl Fn(&JobKey) -> bool,
+    ) -> Vec<JobKey> {
+        /// So many jobs are looked at: the main thread asks.
+        const LOOKED: usize = 50_000;
+        let scheduler = self.scheduler.lock();
+        let found = scheduler.keys(state).take(LOOKED).filter(|key| key.db == db && is_meant(key));
+        found.take(most).cloned().collect()
     }
 
     /// Where a job stands.
-    pub(crate) fn state(&self, key: &JobKey, job: &Job) -> State {
+    pub(crate) fn state(&self, key: KeyRef<'_>, job: &Job) -> State {
         self.progress(key, job).state
     }
 
     /// What is known of a job besides its hash.
-    pub(crate) fn progress(&self, key: &JobKey, job: &Job) -> Progress {
+    pub(crate) fn progress(&self, key: KeyRef<'_>, job: &Job) -> Progress {
         let mut progress = Progress::at(job.state);
         if job.state.is_final() {
             return progress;

@@ -2,19 +2,22 @@
 //!
 //! A cache of the keyspace like the scheduler, and kept only where a budget is set.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use indexmap::IndexMap;
 use parking_lot::Mutex;
+use redis_module::Context;
 
 use crate::{
-    job::{Job, JobKey},
+    job::{Job, JobKey, KeyRef},
+    server::{self, Db},
     settings,
 };
 
 #[derive(Default)]
-struct Retained {
+pub(super) struct Retained {
     /// When a job ended and what it takes.
-    jobs: HashMap<JobKey, (i64, u64)>,
+    jobs: IndexMap<JobKey, (i64, u64)>,
     by_age: BTreeSet<(i64, JobKey)>,
     bytes: u64,
 }
@@ -25,15 +28,20 @@ static RETAINED: Mutex<Option<Retained>> = Mutex::new(None);
 const HASH_BYTES: u64 = 400;
 
 impl Retained {
-    fn forget(&mut self, key: &JobKey) {
-        if let Some((ended, bytes)) = self.jobs.remove(key) {
-            self.by_age.remove(&(ended, key.clone()));
+    /// Ended jobs that are known.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn forget(&mut self, key: KeyRef<'_>) {
+        if let Some((key, (ended, bytes))) = self.jobs.swap_remove_entry(&key) {
+            self.by_age.remove(&(ended, key));
             self.bytes -= bytes;
         }
     }
 
     fn note(&mut self, key: &JobKey, ended: i64, bytes: u64) {
-        self.forget(key);
+        self.forget(key.as_ref());
         self.jobs.insert(key.clone(), (ended, bytes));
         self.by_age.insert((ended, key.clone()));
         self.bytes += bytes;
@@ -58,44 +66,33 @@ fn with<T: Default>(f: impl FnOnce(&mut Retained, u64) -> T) -> T {
 }
 
 /// A job has ended, or changed after that.
-pub(crate) fn note(key: &JobKey, job: &Job) {
+pub(super) fn note(ctx: &Context, key: &JobKey, job: &Job) {
     if settings::RETAIN_BYTES.get() == 0 {
         return;
     }
     let ended = job.number("finished_at").unwrap_or_default();
-    let fields = ["result", "text", "data", "image", "prompt", "error"];
+    let fields = ["result", "text", "image", "prompt", "error"];
     let bytes = fields.iter().map(|field| job.length(field)).sum::<u64>();
+    // To read a picture is to copy it.
+    let picture = server::integer(ctx, "HSTRLEN", &[&key.name, b"data"]).ok().flatten();
+    let bytes = bytes + picture.map_or(0, i64::unsigned_abs);
     with(|retained, _| retained.note(key, ended, bytes + key.name.len() as u64 + HASH_BYTES));
 }
 
 /// A key holds no ended job any more.
-pub(crate) fn forget(key: &JobKey) {
+pub(super) fn forget(key: KeyRef<'_>) {
     with(|retained, _| retained.forget(key));
 }
 
-/// A database was flushed, or all (`None`).
-pub(crate) fn clear(db: Option<i32>) {
+/// A database was flushed, or all (`None`): what is forgotten.
+pub(super) fn clear(db: Option<Db>) -> Retained {
     with(|retained, _| {
-        let is_gone = |key: &&JobKey| db.is_none_or(|db| key.db == db);
-        for key in retained.jobs.keys().filter(is_gone).cloned().collect::<Vec<_>>() {
-            retained.forget(&key);
+        let Some(db) = db else { return std::mem::take(retained) };
+        for key in retained.jobs.keys().filter(|key| key.db == db).cloned().collect::<Vec<_>>() {
+            retained.forget(key.as_ref());
         }
-    });
-}
-
-/// Two databases have changed places.
-pub(crate) fn swap(first: i32, second: i32) {
-    with(|retained, _| {
-        let all = std::mem::take(retained);
-        for (mut key, (ended, bytes)) in all.jobs {
-            key.db = match key.db {
-                db if db == first => second,
-                db if db == second => first,
-                db => db,
-            };
-            retained.note(&key, ended, bytes);
-        }
-    });
+        Retained::default()
+    })
 }
 
 /// Some of the oldest ended jobs, as long as there are too many.
@@ -104,13 +101,8 @@ pub(crate) fn surplus() -> Vec<JobKey> {
 }
 
 /// Whether a key is known to hold an ended job.
-pub(super) fn has(key: &JobKey) -> bool {
-    with(|retained, _| retained.jobs.contains_key(key))
-}
-
-/// Whether no ended job is known.
-pub(super) fn is_empty() -> bool {
-    bytes() == 0
+pub(super) fn has(key: KeyRef<'_>) -> bool {
+    with(|retained, _| retained.jobs.contains_key(&key))
 }
 
 /// What the ended jobs take; 0 without a budget.
@@ -125,7 +117,7 @@ mod tests {
     #[test]
     fn the_oldest_go_until_the_rest_fits() {
         let mut retained = Retained::default();
-        let key = |name: &str| JobKey { db: 0, name: name.as_bytes().into() };
+        let key = |name: &str| JobKey { db: Db(0), name: name.as_bytes().into() };
         for (name, ended, bytes) in [("new", 3, 10), ("old", 1, 10), ("middle", 2, 10)] {
             retained.note(&key(name), ended, bytes);
         }
@@ -133,7 +125,7 @@ mod tests {
         assert_eq!(retained.surplus(20, 9), [key("old")]);
         assert_eq!(retained.surplus(15, 9), [key("old"), key("middle")]);
         assert_eq!(retained.surplus(0, 2).len(), 2);
-        retained.forget(&key("old"));
+        retained.forget(key("old").as_ref());
         retained.note(&key("new"), 3, 1);
         assert_eq!(retained.bytes, 11);
     }

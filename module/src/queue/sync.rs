@@ -2,57 +2,95 @@
 //!
 //! Nothing is written from a keyspace event, where it is not allowed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    thread,
+    time::Duration,
+};
 
 use redis_module::{Context, ContextFlags};
 
-use super::{owners, queue, retained, scheduler::Death, waiters};
-use crate::{
-    job::{self, Job, JobKey, Seen, life},
-    server,
+use super::{
+    changes, owners, queue, retained,
+    scheduler::Death,
+    search::{self, Haste, Search},
+    waiters,
 };
+use crate::{
+    job::{self, Job, JobKey, KeyRef, Seen, life},
+    server::{self, Aside, Db},
+};
+
+/// Which data a server has just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Data {
+    Ready,
+    /// They are being loaded: their jobs are looked for when all are there, which keeps the load
+    /// quick.
+    Loading,
+    /// They are there, and not all of their jobs are known yet.
+    Adopting,
+    /// New data are being loaded beside the old ones, which still answer.
+    LoadingAside,
+}
+
+static DATA: AtomicU8 = AtomicU8::new(Data::Ready as u8);
+
+fn is_now(data: Data) -> bool {
+    DATA.load(Ordering::Relaxed) == data as u8
+}
+
+fn set_data(data: Data) {
+    DATA.store(data as u8, Ordering::Relaxed);
+}
 
 /// A key of the selected database has changed.
 pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
-    let key = || JobKey { db: server::selected_db(ctx), name: name.into() };
     match event {
         // These leave the fields alone, or are our own.
-        b"expire" | b"persist" => {}
-        _ if event.starts_with(b"florence.") => {}
+        b"expire" | b"persist" => return,
+        _ if event.starts_with(b"florence.") || is_now(Data::Loading) => return,
         // Inside MULTI, Valkey 9 tells of the client's database, not of the one that is written to.
         b"move_to" | b"copy_to" if ctx.get_flags().contains(ContextFlags::MULTI) => {
-            server::in_each_db(ctx, |db| refresh(ctx, &JobKey { db, name: name.into() }));
+            return server::in_each_db(ctx, |db| changed(ctx, event, KeyRef { db, name }));
         }
-        _ if may_bring_job(event) => refresh(ctx, &key()),
-        _ if is_idle() => {}
-        b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" => gone(&key()),
-        _ => {
-            let key = key();
-            if is_known(&key) {
-                refresh(ctx, &key);
-            }
+        _ => {}
+    }
+    changed(ctx, event, KeyRef { db: server::selected_db(ctx), name });
+}
+
+fn changed(ctx: &Context, event: &[u8], key: KeyRef<'_>) {
+    if is_known(key) {
+        match event {
+            b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" => gone(key),
+            _ => refresh(ctx, &key.to_key()),
         }
+    } else if may_bring_job(event) {
+        changes::note(ctx, key);
     }
 }
 
 /// Whether a key may hold a job after an event that held none before.
 fn may_bring_job(event: &[u8]) -> bool {
-    event.starts_with(b"h")
-        || matches!(event, b"loaded" | b"restore" | b"rename_to" | b"copy_to" | b"move_to")
+    event.starts_with(b"h") || matches!(event, b"restore" | b"rename_to" | b"copy_to" | b"move_to")
 }
 
-/// Whether there is no key that anybody here cares for.
-fn is_idle() -> bool {
-    queue().scheduler.lock().is_empty() && waiters::count() == 0 && retained::is_empty()
-}
-
-fn is_known(key: &JobKey) -> bool {
+/// Whether anybody here cares for a key.
+pub(crate) fn is_known(key: KeyRef<'_>) -> bool {
     queue().scheduler.lock().knows(key) || waiters::has(key) || retained::has(key)
+}
+
+/// Takes over a key that a command has come across, unless it is known.
+pub(crate) fn meet(ctx: &Context, key: KeyRef<'_>) {
+    if !is_known(key) {
+        refresh(ctx, &key.to_key());
+    }
 }
 
 /// Takes over what the key says now.
 pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
-    let Ok(job) = job::open(ctx, key) else { return gone(key) };
+    let Ok(job) = job::open(ctx, key) else { return gone(key.as_ref()) };
     // Read before the scheduler is locked: its lock is not held across calls to the server.
     let seen = job.seen(|token| queue().scheduler.lock().is_held(key, token));
     let death = match &seen {
@@ -63,7 +101,7 @@ pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
     if job.state.is_final() {
         ended(ctx, key, &job);
     } else {
-        retained::forget(key);
+        retained::forget(key.as_ref());
     }
 }
 
@@ -72,8 +110,8 @@ fn observe(key: &JobKey, seen: &Seen, death: Death) {
 }
 
 fn ended(ctx: &Context, key: &JobKey, job: &Job) {
-    retained::note(key, job);
-    waiters::signal(ctx, key);
+    retained::note(ctx, key, job);
+    waiters::signal(ctx, key.as_ref());
 }
 
 /// What became of the owner of a claim that a hash shows.
@@ -83,7 +121,7 @@ fn death(ctx: &Context, owner: &str) -> Death {
         Death::None
     } else if !flags.contains(ContextFlags::MASTER) {
         Death::Unknown
-    } else if !flags.contains(ContextFlags::LOADING) {
+    } else if !is_now(Data::Adopting) {
         // It came here from a server that may well live: migrated, restored, written by hand.
         Death::None
     } else {
@@ -109,36 +147,82 @@ pub(crate) fn watched() -> Vec<JobKey> {
 /// Finds out whether a key still holds a job.
 pub(crate) fn look(ctx: &Context, key: &JobKey) {
     if job::open(ctx, key).is_err() {
-        gone(key);
+        gone(key.as_ref());
     }
 }
 
-fn gone(key: &JobKey) {
+fn gone(key: KeyRef<'_>) {
     let is_known = queue().scheduler.lock().knows(key);
     if is_known {
-        observe(key, &Seen::Nothing, Death::None);
+        observe(&key.to_key(), &Seen::Nothing, Death::None);
     }
     retained::forget(key);
     waiters::release(key);
 }
 
 /// A database was flushed, or all (`None`).
-pub(crate) fn flushed(db: Option<i32>) {
-    queue().change(|scheduler| scheduler.clear(db));
-    retained::clear(db);
+pub(crate) fn flushed(db: Option<Db>) {
+    /// To free a million of them takes longer than the main thread has.
+    const MANY: usize = 1000;
+    let jobs = queue().change(|scheduler| scheduler.clear(db));
+    let ended = retained::clear(db);
+    if jobs.waiting() + ended.len() > MANY {
+        thread::spawn(move || drop((jobs, ended)));
+    }
     waiters::release_databases(|waiting| db.is_none_or(|db| waiting == db));
 }
 
-pub(crate) fn swapped(first: i32, second: i32) {
-    queue().change(|scheduler| scheduler.swap(first, second));
-    retained::swap(first, second);
+/// Other numbers lead to two databases: their clients wait for other keys than they asked for.
+pub(crate) fn swapped(first: Db, second: Db) {
     waiters::release_databases(|waiting| waiting == first || waiting == second);
 }
 
-/// Loading has begun: forget everything, the keys are about to be told again.
+/// Loading has begun: forget everything.
 pub(crate) fn loading_started() {
+    if is_now(Data::LoadingAside) {
+        return;
+    }
+    set_data(Data::Loading);
     queue().change(|scheduler| scheduler.set_enabled(false));
     flushed(None);
+}
+
+/// On the first turn of the event loop after loading.
+pub(crate) fn loading_ended(ctx: &Context) {
+    if is_now(Data::Loading) {
+        adopt(ctx);
+    }
+}
+
+/// Takes over the jobs of a data set. Those of a small one are known before the first client asks.
+fn adopt(ctx: &Context) {
+    const AT_ONCE: Duration = Duration::from_millis(50);
+    set_data(Data::Adopting);
+    take_role(ctx);
+    if Search::new(ctx).run_for(ctx, AT_ONCE) {
+        search::want(Haste::Now);
+    } else {
+        adopted();
+    }
+}
+
+/// All jobs of the data set are known.
+pub(crate) fn adopted() {
+    if is_now(Data::Adopting) {
+        set_data(Data::Ready);
+    }
+}
+
+/// A replica loads new data beside the old ones.
+pub(crate) fn loading_aside(ctx: &Context, step: Aside) {
+    match step {
+        Aside::Started => set_data(Data::LoadingAside),
+        Aside::Aborted => set_data(Data::Ready),
+        Aside::Completed => {
+            flushed(None);
+            adopt(ctx);
+        }
+    }
 }
 
 /// Whether the master was lost before this server took its place: then it died, as far as one can

@@ -4,18 +4,29 @@
 //! them over; this registry lets us wake them for what Redis does not tell: a hash that ends or
 //! vanishes. Touched only under the server's lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use indexmap::IndexMap;
 use parking_lot::Mutex;
 use redis_module::Context;
 
-use crate::{job::JobKey, server};
+use crate::{
+    job::{JobKey, KeyRef},
+    server::{self, Db},
+};
+
+struct Waiter {
+    client: server::BlockedClient,
+    keys: Vec<JobKey>,
+    /// Those of its keys that are still there.
+    left: usize,
+}
 
 #[derive(Default)]
 struct Waiters {
-    clients: HashMap<u64, (server::BlockedClient, Vec<JobKey>)>,
+    clients: HashMap<u64, Waiter>,
     /// Which clients wait for a key.
-    by_key: HashMap<JobKey, Vec<u64>>,
+    by_key: IndexMap<JobKey, HashSet<u64>>,
     ids: u64,
     /// Where the next look at the keys begins.
     turn: usize,
@@ -38,22 +49,21 @@ pub(crate) fn next_id() -> u64 {
 /// Remembers a blocked client.
 pub(crate) fn add(id: u64, client: server::BlockedClient, keys: Vec<JobKey>) {
     with(|waiters| {
-        for key in &keys {
-            waiters.by_key.entry(key.clone()).or_default().push(id);
-        }
-        waiters.clients.insert(id, (client, keys));
+        let is_new = |key: &&JobKey| waiters.by_key.entry((*key).clone()).or_default().insert(id);
+        let left = keys.iter().filter(is_new).count();
+        waiters.clients.insert(id, Waiter { client, keys, left });
     });
 }
 
 /// The server is done with a client: it was served, timed out, left or was unblocked.
 pub(crate) fn remove(id: u64) {
     with(|waiters| {
-        let Some((_, keys)) = waiters.clients.remove(&id) else { return };
-        for key in keys {
+        let Some(waiter) = waiters.clients.remove(&id) else { return };
+        for key in waiter.keys {
             if let Some(ids) = waiters.by_key.get_mut(&key) {
-                ids.retain(|other| *other != id);
+                ids.remove(&id);
                 if ids.is_empty() {
-                    waiters.by_key.remove(&key);
+                    waiters.by_key.swap_remove(&key);
                 }
             }
         }
@@ -61,8 +71,8 @@ pub(crate) fn remove(id: u64) {
 }
 
 /// Whether somebody waits for a key.
-pub(super) fn has(key: &JobKey) -> bool {
-    with(|waiters| waiters.by_key.contains_key(key))
+pub(super) fn has(key: KeyRef<'_>) -> bool {
+    with(|waiters| waiters.by_key.contains_key(&key))
 }
 
 /// Some of the keys that somebody waits for, others at every call.
@@ -70,40 +80,43 @@ pub(super) fn some_keys(most: usize) -> Vec<JobKey> {
     with(|waiters| {
         let start = if waiters.turn < waiters.by_key.len() { waiters.turn } else { 0 };
         waiters.turn = start + most;
-        waiters.by_key.keys().skip(start).take(most).cloned().collect()
+        let some = start..waiters.turn.min(waiters.by_key.len());
+        some.filter_map(|i| waiters.by_key.get_index(i).map(|(key, _)| key.clone())).collect()
     })
 }
 
 /// A job has ended: the server is to ask its waiters' reply callback.
-pub(crate) fn signal(ctx: &Context, key: &JobKey) {
+pub(super) fn signal(ctx: &Context, key: KeyRef<'_>) {
     if has(key) {
-        server::signal_key(ctx, &key.name);
+        server::signal_key(ctx, key.name);
     }
 }
 
 /// A key has gone: those who wait for nothing else are answered null.
-pub(crate) fn release(key: &JobKey) {
-    release_all(|waiters| {
-        waiters.by_key.get_key_value(key).map(|(key, _)| key.clone()).into_iter().collect()
-    });
+pub(super) fn release(key: KeyRef<'_>) {
+    release_all(|waiters| waiters.by_key.swap_remove(&key).into_iter().collect());
 }
 
 /// As [`release`], for all keys of some databases.
-pub(crate) fn release_databases(is_gone: impl Fn(i32) -> bool) {
-    release_all(|waiters| waiters.by_key.keys().filter(|key| is_gone(key.db)).cloned().collect());
+pub(super) fn release_databases(is_gone: impl Fn(Db) -> bool) {
+    release_all(|waiters| {
+        let (gone, left) =
+            std::mem::take(&mut waiters.by_key).into_iter().partition(|(key, _)| is_gone(key.db));
+        waiters.by_key = left;
+        let gone: IndexMap<JobKey, HashSet<u64>> = gone;
+        gone.into_values().collect()
+    });
 }
 
-fn release_all(gone: impl FnOnce(&Waiters) -> Vec<JobKey>) {
+/// Frees the clients that have no key left, when those of `gone` have one less.
+fn release_all(gone: impl FnOnce(&mut Waiters) -> Vec<HashSet<u64>>) {
     let freed = with(|waiters| {
-        let gone = gone(waiters);
         let mut freed = Vec::new();
-        for key in gone {
-            for id in waiters.by_key.remove(&key).unwrap_or_default() {
-                if let Some((client, keys)) = waiters.clients.get_mut(&id) {
-                    keys.retain(|other| *other != key);
-                    if keys.is_empty() {
-                        freed.push(*client);
-                    }
+        for id in gone(waiters).into_iter().flatten() {
+            if let Some(waiter) = waiters.clients.get_mut(&id) {
+                waiter.left -= 1;
+                if waiter.left == 0 {
+                    freed.push(waiter.client);
                 }
             }
         }

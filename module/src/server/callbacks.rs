@@ -9,7 +9,7 @@ use std::{
 
 use redis_module::{Context, RedisResult, RedisString, raw};
 
-use super::{OK, catch};
+use super::{Db, OK, catch, databases};
 
 /// What the module does when the server calls. Plain functions, on the main thread or under the
 /// server's lock.
@@ -23,17 +23,29 @@ pub(crate) struct Handlers {
     /// The link to the master came up, or went down.
     pub(crate) link_changed: fn(&Context, bool),
     pub(crate) loading_started: fn(),
+    /// A replica loads data beside those that it has.
+    pub(crate) loading_aside: fn(&Context, Aside),
     /// On the first turn of the event loop after loading.
     pub(crate) loading_ended: fn(&Context),
     /// A database was flushed, or all.
-    pub(crate) flushed: fn(Option<i32>),
-    pub(crate) swapped: fn(i32, i32),
+    pub(crate) flushed: fn(Option<Db>),
+    /// Other numbers lead to two databases.
+    pub(crate) swapped: fn(Db, Db),
     /// The server ends in an orderly way.
     pub(crate) shutdown: fn(&Context),
     /// The reply for a blocked client whose key was signalled; `None` lets it wait on.
     pub(crate) key_ready: fn(&Context, &RedisString) -> Option<RedisResult>,
     /// The server is done with a blocked client.
     pub(crate) freed: fn(u64),
+}
+
+/// How far a replica is that loads data beside those that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aside {
+    Started,
+    Aborted,
+    /// The new data have taken the place of the old.
+    Completed,
 }
 
 static HANDLERS: OnceLock<Handlers> = OnceLock::new();
@@ -58,8 +70,7 @@ pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
     let wanted = raw::REDISMODULE_NOTIFY_GENERIC
         | raw::REDISMODULE_NOTIFY_HASH
         | raw::REDISMODULE_NOTIFY_EXPIRED
-        | raw::REDISMODULE_NOTIFY_EVICTED
-        | raw::REDISMODULE_NOTIFY_LOADED;
+        | raw::REDISMODULE_NOTIFY_EVICTED;
     subscribe_to_keys(ctx, wanted)?;
     let raw_ctx = ctx.get_raw();
     for id in [
@@ -69,6 +80,7 @@ pub(crate) fn subscribe(ctx: &Context) -> Result<(), String> {
         raw::REDISMODULE_EVENT_LOADING,
         raw::REDISMODULE_EVENT_SHUTDOWN,
         raw::REDISMODULE_EVENT_SWAPDB,
+        raw::REDISMODULE_EVENT_REPL_ASYNC_LOAD,
     ] {
         let event = raw::RedisModuleEvent { id, dataver: 1 };
         if api!(RedisModule_SubscribeToServerEvent(raw_ctx, event, Some(on_server_event))) != OK {
@@ -161,7 +173,7 @@ extern "C" fn on_server_event(
         (raw::REDISMODULE_EVENT_FLUSHDB, ENDED) => {
             // SAFETY: this event's data is this struct, alive as long as this call.
             let db = unsafe { (*data.cast::<raw::RedisModuleFlushInfo>()).dbnum };
-            (to.flushed)((db >= 0).then_some(db));
+            (to.flushed)((db >= 0).then(|| databases::numbered(db)));
         }
         (
             raw::REDISMODULE_EVENT_LOADING,
@@ -172,7 +184,17 @@ extern "C" fn on_server_event(
         (raw::REDISMODULE_EVENT_SWAPDB, _) => {
             // SAFETY: as above.
             let swap = unsafe { *data.cast::<raw::RedisModuleSwapDbInfo>() };
-            (to.swapped)(swap.dbnum_first, swap.dbnum_second);
+            let (first, second) = (swap.dbnum_first, swap.dbnum_second);
+            databases::swap(first, second);
+            (to.swapped)(databases::numbered(first), databases::numbered(second));
+        }
+        (raw::REDISMODULE_EVENT_REPL_ASYNC_LOAD, sub) => {
+            let step = match sub {
+                raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_STARTED => Aside::Started,
+                raw::REDISMODULE_SUBEVENT_REPL_ASYNC_LOAD_ABORTED => Aside::Aborted,
+                _ => Aside::Completed,
+            };
+            (to.loading_aside)(&Context::new(ctx), step);
         }
         _ => {}
     });
@@ -180,7 +202,12 @@ extern "C" fn on_server_event(
 
 /// Calls `f` from the event loop, as soon as it turns.
 pub(crate) fn on_event_loop(ctx: &Context, f: fn(&Context)) {
-    ctx.create_timer(Duration::ZERO, |ctx, f: fn(&Context)| guard((), || f(ctx)), f);
+    after(ctx, Duration::ZERO, f);
+}
+
+/// Calls `f` from the event loop after some time.
+pub(crate) fn after(ctx: &Context, time: Duration, f: fn(&Context)) {
+    ctx.create_timer(time, |ctx, f: fn(&Context)| guard((), || f(ctx)), f);
 }
 
 /// Ends the wait of the event loop, so that what a thread has changed is acted on now.

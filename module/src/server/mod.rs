@@ -10,7 +10,9 @@
 //! - `calls`: commands, under the server's lock
 //! - `clock`: milliseconds since 1970 that never step back
 //! - `config`: settings as the server knows them
+//! - `databases`: databases by their content, whatever SWAPDB does
 //! - `describe`: documentation of commands
+//! - `hash`: hashes, read and written without commands
 //! - `reply`: errors and maps as clients read them
 //! - `scan`: the keys that are there
 #![expect(unsafe_code, reason = "the Redis module API")]
@@ -39,18 +41,23 @@ mod callbacks;
 mod calls;
 mod clock;
 mod config;
+mod databases;
 mod describe;
+mod hash;
 pub(crate) mod reply;
 mod scan;
 
 pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
 pub(crate) use callbacks::{
-    Handlers, divert_publish, install, on_event_loop, subscribe, wake_event_loop, watch_lists,
+    Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
+    watch_lists,
 };
 pub(crate) use calls::{Refused, ask, bytes, call, integer};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
+pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
 pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};
+pub(crate) use hash::{Hash, Look, NoHash, field, set_fields};
 pub(crate) use scan::Scan;
 
 macro_rules! require {
@@ -74,8 +81,15 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_SubscribeToKeyspaceEvents,
         RedisModule_SetCommandInfo,
         RedisModule_GetCommand,
+        RedisModule_OpenKey,
+        RedisModule_CloseKey,
+        RedisModule_KeyType,
+        RedisModule_HashGet,
+        RedisModule_HashSet,
+        RedisModule_FreeString,
         RedisModule_SelectDb,
         RedisModule_GetSelectedDb,
+        RedisModule_DbSize,
         RedisModule_EventLoopAddOneShot,
         RedisModule_CreateTimer,
         RedisModule_NotifyKeyspaceEvent,
@@ -98,9 +112,12 @@ pub(crate) fn check() -> Result<(), String> {
 }
 
 pub(crate) fn set_options(ctx: &Context) {
+    /// A replica may go on to answer from its old data while it loads the new.
+    const HANDLES_ASYNC_LOADING: c_int = raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD as c_int;
     /// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
     const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
-    api!(RedisModule_SetModuleOptions(ctx.get_raw(), HANDLES_SLOT_MIGRATION));
+    let options = HANDLES_ASYNC_LOADING | HANDLES_SLOT_MIGRATION;
+    api!(RedisModule_SetModuleOptions(ctx.get_raw(), options));
 }
 
 /// Keeps candle from starting a pool of its own, whose threads spin: the engine's pool does all.
@@ -142,38 +159,7 @@ fn are_writes_paused() -> bool {
     api!(RedisModule_AvoidReplicaTraffic()) != 0
 }
 
-// Keys and databases.
-
-pub(crate) fn selected_db(ctx: &Context) -> i32 {
-    api!(RedisModule_GetSelectedDb(ctx.get_raw()))
-}
-
-pub(crate) fn select_db(ctx: &Context, db: i32) {
-    if selected_db(ctx) != db {
-        api!(RedisModule_SelectDb(ctx.get_raw(), db));
-    }
-}
-
-/// Works in another database, and returns to the selected one.
-pub(crate) fn in_db<T>(ctx: &Context, db: i32, f: impl FnOnce() -> T) -> T {
-    let selected = selected_db(ctx);
-    select_db(ctx, db);
-    let result = f();
-    select_db(ctx, selected);
-    result
-}
-
-/// Works in each database, and returns to the selected one.
-pub(crate) fn in_each_db(ctx: &Context, mut f: impl FnMut(i32)) {
-    let selected = selected_db(ctx);
-    for db in 0.. {
-        if api!(RedisModule_SelectDb(ctx.get_raw(), db)) != OK {
-            break;
-        }
-        f(db);
-    }
-    select_db(ctx, selected);
-}
+// Strings, events, the log.
 
 /// A string of the server's, of any bytes.
 pub(crate) fn string(ctx: &Context, bytes: &[u8]) -> RedisString {

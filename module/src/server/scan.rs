@@ -1,16 +1,16 @@
-//! The keys that are there, slice by slice.
+//! The hashes that are there, slice by slice.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use redis_module::{Context, RedisString, raw};
 
-use super::{callbacks::guard, select_db};
+use super::{Db, callbacks::guard, select_db};
 
-/// A walk over the keys of a database.
+/// A walk over the hashes of a database.
 ///
 /// Keys that are there throughout are found; others may be, or not.
 pub(crate) struct Scan {
-    db: i32,
+    db: Db,
     cursor: *mut raw::RedisModuleScanCursor,
 }
 
@@ -18,16 +18,20 @@ pub(crate) struct Scan {
 unsafe impl Send for Scan {}
 
 impl Scan {
-    pub(crate) fn new(db: i32) -> Self {
+    pub(crate) fn new(db: Db) -> Self {
         Self { db, cursor: api!(RedisModule_ScanCursorCreate()) }
     }
 
-    /// The next keys, about so many; `None` at the end.
+    /// The hashes among the next keys, of which there are about so many; `None` at the end.
     pub(crate) fn next(&mut self, ctx: &Context, about: usize) -> Option<Vec<Vec<u8>>> {
         select_db(ctx, self.db);
         let mut found: Vec<Vec<u8>> = Vec::new();
         let mut is_over = false;
-        while found.len() < about && !is_over {
+        // A call looks at a bucket of the table: about one key.
+        for _ in 0..about {
+            if is_over {
+                break;
+            }
             let data: *mut Vec<Vec<u8>> = &raw mut found;
             let more =
                 api!(RedisModule_Scan(ctx.get_raw(), self.cursor, Some(on_key), data.cast()));
@@ -46,10 +50,14 @@ impl Drop for Scan {
 extern "C" fn on_key(
     _ctx: *mut raw::RedisModuleCtx,
     name: *mut raw::RedisModuleString,
-    _key: *mut raw::RedisModuleKey,
+    key: *mut raw::RedisModuleKey,
     found: *mut c_void,
 ) {
+    const HASH: c_int = raw::REDISMODULE_KEYTYPE_HASH as c_int;
     guard((), || {
+        if !key.is_null() && api!(RedisModule_KeyType(key)) != HASH {
+            return;
+        }
         // SAFETY: `next` passes its list, and waits.
         let found = unsafe { &mut *found.cast::<Vec<Vec<u8>>>() };
         found.push(RedisString::string_as_slice(name).to_vec());

@@ -69,10 +69,21 @@ settings! {
     NICE: Number(0, 19), "nice", "5", AtStart, "niceness of the compute threads";
     CPUS: Parsed<CpuList>("CPUs and ranges of them below 1024, such as 1-3 8"), "cpus", "", AtStart,
         "CPUs that the compute threads are pinned to, one each, in turns";
-    PREPARE_THREADS: Number(1, 256), "prepare-threads", "4", AtStart, "threads that fetch and decode";
+    PREPARE_THREADS: Number(1, 256), "prepare-threads", "4", AtStart,
+        "threads that decode pictures at hand, and so many downloaded ones are decoded at a time";
+    MAX_DOWNLOADS: Number(1, 1024), "max-downloads", "64", AtStart,
+        "downloads at a time, each in a thread that mostly waits";
+    MAX_DOWNLOADS_PER_HOST: Number(1, 1024), "max-downloads-per-host", "16", AnyTime,
+        "downloads at a time from one host and port";
+    MAX_DOWNLOADS_PER_USER: Number(1, 1024), "max-downloads-per-user", "48", AnyTime,
+        "downloads at a time for one user";
     MAX_BATCH: Number(1, 64), "max-batch", "16", AnyTime, "jobs that are decoded together";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,
-        "jobs that may wait; beyond it SUBMIT answers `-BUSY`";
+        "jobs that may wait for their turn; beyond it SUBMIT answers `-BUSY`";
+    MAX_QUEUE_PER_USER: Number(0, 10_000_000), "max-queue-per-user", "0", AnyTime,
+        "jobs of one user that may wait, delayed ones too; 0 sets no bound";
+    MAX_DELAYED: Number(1, 10_000_000), "max-delayed", "100000", AnyTime,
+        "jobs that may wait for their DELAY to pass; they do not count for `max-queue`";
     MAX_IMAGE_BYTES: Number(1024, 536_870_912), "max-image-bytes", "33554432", AnyTime,
         "largest picture";
     MAX_IMAGE_PIXELS: Number(1, 1_000_000_000), "max-image-pixels", "100000000", AnyTime,
@@ -92,6 +103,8 @@ settings! {
         "answers that are kept for the same request, 0 for none";
     FEATURE_CACHE_BYTES: Number(0, 1_099_511_627_776), "feature-cache-bytes", "268435456", AtStart,
         "encoded pictures that are kept for other prompts, 0 for none";
+    SHARED_CACHE: Flag, "shared-cache", "no", AnyTime,
+        "whether a user's answers and encoded pictures serve other users too: then a job's `cache` tells what others have asked";
     RETAIN_BYTES: Number(0, 1_099_511_627_776), "retain-bytes", "0", AtStart,
         "budget for ended jobs, the oldest go first; 0 leaves them to their TTL";
     PUBLISH: Flag, "publish", "yes", AnyTime, "publishes the end of every job";

@@ -1,6 +1,8 @@
 //! Where pictures may come from: URLs, buckets, and files below the configured directories.
 
+mod address;
 mod hosts;
+mod inline;
 
 use std::{
     io::Read,
@@ -21,7 +23,9 @@ use redis_module::RedisError;
 
 use crate::{server::reply, settings};
 
+pub(crate) use address::{MOST_BYTES, host_and_port, without_secrets};
 pub(crate) use hosts::hosts;
+pub(crate) use inline::inline;
 
 /// The one client for all threads, made for the first URL.
 static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
@@ -47,14 +51,27 @@ pub(crate) enum SourceError {
     TooLarge,
 }
 
-/// Whether a URI may be fetched at all; asked before a job is stored.
-pub(crate) fn check(uri: &str) -> Result<(), RedisError> {
-    if ["http://", "https://", "gs://", "s3://"].iter().any(|scheme| uri.starts_with(scheme)) {
-        let is_denied = uri.starts_with("http") && !FETCHER.permits_host(&hosts::host(uri));
+/// An address as text, if what it names may be fetched at all; asked before a job is stored.
+pub(crate) fn check(uri: &[u8]) -> Result<&str, RedisError> {
+    if uri.len() > MOST_BYTES {
+        let (length, most) = (uri.len(), MOST_BYTES);
+        let text = format!("the image's address has {length} bytes, more than {most}");
+        return Err(reply::error("ERR", text));
+    }
+    let uri = std::str::from_utf8(uri)
+        .map_err(|_not_text| reply::error("ERR", "the image is not valid UTF-8"))?;
+    if address::remote(uri).is_some() {
+        let host = hosts::host(uri);
+        let (length, most) = (host.len(), address::MOST_HOST_BYTES);
+        if length > most {
+            let text = format!("the host's name has {length} bytes, more than {most}");
+            return Err(reply::error("ERR", text));
+        }
+        let is_denied = uri.starts_with("http") && !FETCHER.permits_host(&host);
         if is_denied {
             return Err(reply::error("DENIED", "the host is not allowed"));
         }
-        return Ok(());
+        return Ok(uri);
     }
     let Some(path) = local_path(uri) else {
         let text = "the image must be an http(s), gs, s3 or data URL, an absolute path, DATA bytes \
@@ -62,21 +79,19 @@ pub(crate) fn check(uri: &str) -> Result<(), RedisError> {
         return Err(reply::error("ERR", text));
     };
     if below_root(&path, &settings::FILE_ROOTS.get().0).is_some() {
-        return Ok(());
+        return Ok(uri);
     }
     Err(reply::error("DENIED", "the file is not below a directory of florence.file-roots"))
 }
 
-/// The bytes and the media type of a `data:` URL; `None` for other URLs.
-pub(crate) fn inline(uri: &str) -> Option<Result<(String, Vec<u8>), RedisError>> {
-    let is_data = uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
-    is_data.then(|| {
-        let malformed = || reply::error("ERR", "the data URL is malformed");
-        let url = data_url::DataUrl::process(uri).map_err(|_error| malformed())?;
-        let (bytes, _fragment) = url.decode_to_vec().map_err(|_error| malformed())?;
-        let kind = url.mime_type();
-        Ok((format!("data:{}/{}", kind.type_, kind.subtype), bytes))
-    })
+/// Refuses a picture that is larger than allowed.
+pub(crate) fn check_size(bytes: usize) -> Result<(), RedisError> {
+    let limit = settings::MAX_IMAGE_BYTES.size();
+    if bytes <= limit {
+        return Ok(());
+    }
+    let text = format!("the image has {bytes} bytes, florence.max-image-bytes is {limit}");
+    Err(reply::error("ERR", text))
 }
 
 fn local_path(uri: &str) -> Option<PathBuf> {

@@ -4,11 +4,17 @@
 //! queue -> prepare (claim, fetch, decode) -> infer (join, step by step) -> commit (store)
 //! ```
 //!
+//! - `prepare`, `infer`, `commit`: as above
+//! - `ahead`: how far downloads are ahead of the engine
+//! - `load`: the model, when the engine thread begins
+//! - `adopt`: jobs of which no event told
+//!
 //! Only claims, state changes and answers take the server's lock, each for a few calls. A job is
 //! passed on with its lease: whatever is dropped on the way is given back. A panic ends one attempt
 //! of one job; a thread that ends all the same is started again.
 
 mod adopt;
+mod ahead;
 mod commit;
 mod infer;
 mod load;
@@ -42,12 +48,17 @@ pub(crate) fn start(ctx: &Context) {
     let (commits, outbox) = unbounded();
     for i in 0..settings::PREPARE_THREADS.get() {
         let (work, commits) = (work.clone(), commits.clone());
-        spawn(&format!("fl-prepare-{i}"), move || prepare::run(&work, &commits));
+        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &commits));
+    }
+    let permits = bounded(settings::PREPARE_THREADS.size());
+    for i in 0..settings::MAX_DOWNLOADS.get() {
+        let (permits, work, commits) = (permits.clone(), work.clone(), commits.clone());
+        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &commits));
     }
     spawn("fl-engine", move || infer::run(&inbox));
     spawn("fl-commit", move || commit::run(&outbox));
     spawn("fl-celery", celery::run);
-    adopt::start();
+    spawn("fl-adopt", adopt::run);
     sync::take_role(ctx);
 }
 

@@ -1,18 +1,19 @@
-//! Prepare threads: claim a job, fetch and decode its picture, tokenize its prompt.
+//! Prepare threads: claim a job, fetch and decode its picture, tokenize its prompt. Those that
+//! download mostly wait, so they are many; what is at hand never waits for them.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
     Answer, Error, Florence, PrepareOptions, Stop, catch_panic,
     image::DecodeLimits,
     serve::{Caches, Input, Keys, Part, Served, Verdict, Work},
 };
 
-use super::{WRITE_PAUSE, commit::Commit, elapsed_ms, guarded, infer::Claimant};
+use super::{WRITE_PAUSE, ahead, commit::Commit, elapsed_ms, guarded, infer::Claimant};
 use crate::{
     figures,
     job::{
@@ -20,7 +21,7 @@ use crate::{
         life::{self, Claim},
     },
     model::{self, Loaded},
-    queue::{Lease, Phase, queue, sync},
+    queue::{Lease, Limits, Phase, Worker, queue, sync},
     server::{Refused, with_server},
     settings, source,
 };
@@ -34,11 +35,53 @@ enum Prepared {
     Answered(Vec<Arc<Answer>>),
 }
 
-pub(super) fn run(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
-    while let Some(lease) = queue().next(|| model::loaded().is_some()) {
+/// Takes jobs whose pictures are at hand.
+pub(super) fn read(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
+    let worker = || model::loaded().map(|_loaded| Worker::Reader);
+    while let Some(lease) = queue().next(worker) {
         let Some(loaded) = model::loaded() else { continue };
         if let Some(claimant) = claim(lease, commits) {
-            prepare(&loaded, claimant, work);
+            prepare(claimant, work, |claimant| prepared(&loaded, claimant, None));
+        }
+    }
+}
+
+/// Takes jobs whose pictures have to be downloaded. Between the download and the engine only so many
+/// of these threads go on as `permits` holds.
+pub(super) fn download(
+    permits: &(Sender<()>, Receiver<()>),
+    work: &Sender<Work<Claimant>>,
+    commits: &Sender<Commit>,
+) {
+    let worker = || {
+        (model::loaded().is_some() && ahead::has_room()).then(|| {
+            Worker::Downloader(Limits {
+                per_host: settings::MAX_DOWNLOADS_PER_HOST.size(),
+                per_user: settings::MAX_DOWNLOADS_PER_USER.size(),
+            })
+        })
+    };
+    while let Some(lease) = queue().next(worker) {
+        let Some(loaded) = model::loaded() else { continue };
+        let mut ahead = ahead::Download::begin();
+        let Some(claimant) = claim(lease, commits) else { continue };
+        let mut has_permit = false;
+        prepare(claimant, work, |claimant| {
+            let request = &claimant.attempt.request;
+            let read = source::read(
+                &request.image,
+                claimant.attempt.deadline,
+                &claimant.lease.claim().stop,
+            );
+            ahead.is_here();
+            claimant.lease.downloaded();
+            let bytes = read?;
+            // It waits as long as there is room; the receiver is never gone.
+            has_permit = permits.0.send(()).is_ok();
+            prepared(&loaded, claimant, Some(&bytes))
+        });
+        if has_permit {
+            let _ = permits.1.try_recv();
         }
     }
 }
@@ -75,10 +118,14 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
     }
 }
 
-fn prepare(loaded: &Loaded, mut claimant: Claimant, work: &Sender<Work<Claimant>>) {
+fn prepare(
+    mut claimant: Claimant,
+    work: &Sender<Work<Claimant>>,
+    prepared: impl FnOnce(&Claimant) -> Result<Prepared, Failure>,
+) {
     let start = Instant::now();
     let request = &claimant.attempt.request;
-    let prepared = catch_panic(|| prepared(loaded, &claimant));
+    let prepared = catch_panic(|| prepared(&claimant));
     claimant.fetch_ms = elapsed_ms(start);
     figures::FETCH_MS.add(claimant.fetch_ms);
     if claimant.lease.is_stopped() {
@@ -110,15 +157,21 @@ fn prepare(loaded: &Loaded, mut claimant: Claimant, work: &Sender<Work<Claimant>
     }
 }
 
-fn prepared(loaded: &Loaded, claimant: &Claimant) -> Result<Prepared, Failure> {
+fn prepared(
+    loaded: &Loaded,
+    claimant: &Claimant,
+    downloaded: Option<&[u8]>,
+) -> Result<Prepared, Failure> {
     let Loaded { florence, caches } = loaded;
     let (request, claim) = (&claimant.attempt.request, claimant.lease.claim());
-    let fetched;
-    let bytes: &[u8] = if let Some(data) = &request.data {
-        data
-    } else {
-        fetched = source::read(&request.image, claimant.attempt.deadline, &claim.stop)?;
-        &fetched
+    let read;
+    let bytes: &[u8] = match (downloaded, &request.data) {
+        (Some(bytes), _) => bytes,
+        (None, Some(data)) => data,
+        (None, None) => {
+            read = source::read(&request.image, claimant.attempt.deadline, &claim.stop)?;
+            &read
+        }
     };
     claim.enter(Phase::Decoding);
     let parts = parts(florence, request, bytes).map_err(|error| Failure::from(&error))?;

@@ -4,6 +4,7 @@
 //! and it never disagrees with the keys for longer than one event; but for keys that are overwritten
 //! by a value of another type, which are looked for.
 
+mod downloads;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +14,16 @@ use std::{
     time::Instant,
 };
 
+use indexmap::IndexMap;
 use indexset::BTreeMap;
 
 use super::lease::Claim;
-use crate::job::{self, Claimed, Content, JobKey, Seen, Token, Waiting};
+use crate::{
+    job::{self, Claimed, Content, JobKey, KeyRef, Origin, Seen, State, Token, Waiting},
+    server::Db,
+};
+use downloads::Downloads;
+pub(crate) use downloads::Limits;
 
 /// What became of the process that a hash names as the owner of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,15 @@ pub(crate) enum Standing {
     /// It waits for a moment, or for its last claim to be taken from its hash.
     Delayed,
     Active(Arc<Claim>),
+}
+
+/// Who asks for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Worker {
+    /// It takes jobs whose pictures are at hand.
+    Reader,
+    /// It takes jobs whose pictures have to be downloaded.
+    Downloader(Limits),
 }
 
 /// The next thing for a worker to do.
@@ -86,6 +102,7 @@ struct Active {
     /// Where the job goes if it is given back.
     place: Place,
     waiting: Waiting,
+    is_downloading: bool,
 }
 
 impl Active {
@@ -101,7 +118,11 @@ impl Active {
 
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
-    jobs: HashMap<JobKey, Slot>,
+    jobs: IndexMap<JobKey, Slot>,
+    /// Jobs by database.
+    databases: HashMap<Db, usize>,
+    /// Waiting jobs by user.
+    users: HashMap<Arc<str>, usize>,
     /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
     /// it again, it is the only one that was there both times.
     suspects: BTreeMap<Place, JobKey>,
@@ -109,9 +130,14 @@ pub(crate) struct Scheduler {
     /// may still be in the middle of something.
     suspect: Weak<Claim>,
     ready: BTreeMap<Place, JobKey>,
+    /// Of the ready ones, those whose pictures are at hand, and the others.
+    at_hand: BTreeSet<Place>,
+    downloads: Downloads,
     delayed: BTreeMap<(Instant, Place), JobKey>,
     /// Waiting jobs that are of no use after a moment.
     expiring: BTreeSet<(Instant, JobKey)>,
+    /// Waiting jobs that have been tried before.
+    retrying: BTreeSet<JobKey>,
     unclaimed: BTreeSet<JobKey>,
     active: HashSet<JobKey>,
     arrivals: u64,
@@ -149,8 +175,13 @@ impl Scheduler {
         }
     }
 
-    /// The job to work on at `now`; it counts as active until its key says otherwise.
-    pub(crate) fn next(&mut self, now: Instant, token: impl FnOnce() -> Token) -> Next {
+    /// The job for `worker` to work on at `now`; it counts as active until its key says otherwise.
+    pub(crate) fn next(
+        &mut self,
+        now: Instant,
+        worker: Worker,
+        token: impl FnOnce() -> Token,
+    ) -> Next {
         if !self.is_enabled {
             return Next::Idle;
         }
@@ -158,10 +189,8 @@ impl Scheduler {
             return Next::WaitUntil(until);
         }
         self.ripen(now);
-        let is_free = self.suspect.strong_count() == 0;
-        let suspect = self.suspects.first_key_value().filter(|_| is_free);
-        let first = suspect.or_else(|| self.ready.first_key_value());
-        let Some(key) = first.map(|(_, key)| key.clone()) else {
+        let first = self.first_suspect(worker).or_else(|| self.first_ready(worker));
+        let Some(key) = first else {
             return match self.delayed.first_key_value() {
                 Some(((at, _), _)) => Next::WaitUntil(*at),
                 None => Next::Idle,
@@ -175,10 +204,50 @@ impl Scheduler {
         if waiting.is_suspect {
             self.suspect = Arc::downgrade(&claim);
         }
-        let active = Active { claim: Arc::downgrade(&claim), token, content: None, place, waiting };
-        self.jobs.insert(key.clone(), Slot::Active(active));
+        let is_downloading = worker != Worker::Reader;
+        if is_downloading {
+            self.downloads.start(&waiting.origin);
+        }
+        let active = Active {
+            claim: Arc::downgrade(&claim),
+            token,
+            content: None,
+            place,
+            waiting,
+            is_downloading,
+        };
+        self.put(&key, Slot::Active(active));
         self.active.insert(key.clone());
         Next::Run(key, claim)
+    }
+
+    /// The first suspect, if none is worked on, and if it is one for this worker.
+    fn first_suspect(&self, worker: Worker) -> Option<JobKey> {
+        let (_, key) = self.suspects.first_key_value()?;
+        let Some(Slot::Waiting { waiting, .. }) = self.jobs.get(key) else { return None };
+        let is_meant = waiting.origin.host.is_some() == (worker != Worker::Reader);
+        (is_meant && self.suspect.strong_count() == 0).then(|| key.clone())
+    }
+
+    fn first_ready(&mut self, worker: Worker) -> Option<JobKey> {
+        let place = match worker {
+            Worker::Reader => self.at_hand.first().copied(),
+            Worker::Downloader(limits) => {
+                self.downloads.limit(limits);
+                self.downloads.first()
+            }
+        };
+        self.ready.get(&place?).cloned()
+    }
+
+    /// The picture of a job is here.
+    pub(crate) fn downloaded(&mut self, key: &JobKey, claim: &Arc<Claim>) {
+        if let Some(Slot::Active(active)) = self.jobs.get_mut(key)
+            && active.is_of(claim)
+            && std::mem::take(&mut active.is_downloading)
+        {
+            self.downloads.end(&active.waiting.origin);
+        }
     }
 
     /// Lets delayed jobs take their places whose moment has come.
@@ -190,8 +259,8 @@ impl Scheduler {
             let Some(key) = self.delayed.remove(&(at, place)) else { return };
             if let Some(Slot::Waiting { line, waiting, .. }) = self.jobs.get_mut(&key) {
                 *line = if waiting.is_suspect { Line::Suspects } else { Line::Ready };
-                let places = if waiting.is_suspect { &mut self.suspects } else { &mut self.ready };
-                places.insert(place, key);
+                let (line, origin) = (*line, waiting.origin.clone());
+                self.enter(line, key, place, &origin);
             }
         }
     }
@@ -251,7 +320,7 @@ impl Scheduler {
 
     /// Puts jobs back whose claims are gone without having been given back; tells which.
     pub(crate) fn recover(&mut self) -> Vec<JobKey> {
-        let is_lost = |key: &&JobKey| match self.jobs.get(key) {
+        let is_lost = |key: &&JobKey| match self.jobs.get(*key) {
             Some(Slot::Active(active)) => active.claim.strong_count() == 0,
             _ => true,
         };
@@ -317,41 +386,78 @@ impl Scheduler {
     }
 
     fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, waiting: Waiting) {
-        match line {
-            Line::Suspects => self.suspects.insert(place, key.clone()),
-            Line::Ready => self.ready.insert(place, key.clone()),
-            Line::Delayed(until) => self.delayed.insert((until, place), key.clone()),
-        };
+        self.enter(line, key.clone(), place, &waiting.origin);
         if let Some(expires) = waiting.expires {
             self.expiring.insert((expires.at, key.clone()));
         }
-        self.jobs.insert(key.clone(), Slot::Waiting { line, place, waiting });
+        if waiting.is_retry {
+            self.retrying.insert(key.clone());
+        }
+        *self.users.entry(Arc::clone(&waiting.origin.user)).or_default() += 1;
+        self.put(key, Slot::Waiting { line, place, waiting });
+    }
+
+    fn enter(&mut self, line: Line, key: JobKey, place: Place, origin: &Origin) {
+        match line {
+            Line::Suspects => self.suspects.insert(place, key),
+            Line::Ready => {
+                if origin.host.is_some() {
+                    self.downloads.insert(place, origin);
+                } else {
+                    self.at_hand.insert(place);
+                }
+                self.ready.insert(place, key)
+            }
+            Line::Delayed(until) => self.delayed.insert((until, place), key),
+        };
+    }
+
+    fn leave(&mut self, line: Line, place: Place, origin: &Origin) {
+        match line {
+            Line::Suspects => self.suspects.remove(&place),
+            Line::Ready => {
+                self.at_hand.remove(&place);
+                self.downloads.remove(place, origin);
+                self.ready.remove(&place)
+            }
+            Line::Delayed(until) => self.delayed.remove(&(until, place)),
+        };
+    }
+
+    fn put(&mut self, key: &JobKey, slot: Slot) {
+        if self.jobs.insert(key.clone(), slot).is_none() {
+            *self.databases.entry(key.db).or_default() += 1;
+        }
     }
 
     fn insert_unclaimed(&mut self, key: &JobKey, unclaimed: Unclaimed) {
         self.unclaimed.insert(key.clone());
-        self.jobs.insert(key.clone(), Slot::Unclaimed(unclaimed));
+        self.put(key, Slot::Unclaimed(unclaimed));
     }
 
     /// Takes a job out of all lines.
     fn take(&mut self, key: &JobKey) -> Option<Slot> {
-        let slot = self.jobs.remove(key)?;
+        let slot = self.jobs.swap_remove(key)?;
+        count_down(&mut self.databases, &key.db);
         match &slot {
             Slot::Waiting { line, place, waiting } => {
-                match line {
-                    Line::Suspects => self.suspects.remove(place),
-                    Line::Ready => self.ready.remove(place),
-                    Line::Delayed(until) => self.delayed.remove(&(*until, *place)),
-                };
+                self.leave(*line, *place, &waiting.origin);
                 if let Some(expires) = waiting.expires {
                     self.expiring.remove(&(expires.at, key.clone()));
                 }
+                if waiting.is_retry {
+                    self.retrying.remove(key);
+                }
+                count_down(&mut self.users, &waiting.origin.user);
             }
             Slot::Unclaimed(_) => {
                 self.unclaimed.remove(key);
             }
-            Slot::Active(_) => {
+            Slot::Active(active) => {
                 self.active.remove(key);
+                if active.is_downloading {
+                    self.downloads.end(&active.waiting.origin);
+                }
             }
         }
         Some(slot)
@@ -366,37 +472,27 @@ impl Scheduler {
         }
     }
 
-    /// Forgets the jobs of a database, or of all.
-    pub(crate) fn clear(&mut self, db: Option<i32>) {
-        for key in self.keys_of(|key| db.is_none_or(|db| key.db == db)) {
+    /// Forgets the jobs of a database, or of all; gives them away, since to drop many takes time.
+    pub(crate) fn clear(&mut self, db: Option<Db>) -> Self {
+        let of = |db| self.databases.get(&db).copied().unwrap_or_default();
+        if let Some(db) = db.filter(|db| of(*db) < self.jobs.len()) {
+            let keys = self.jobs.keys().filter(|key| key.db == db);
+            for key in keys.cloned().collect::<Vec<_>>() {
+                self.remove(&key);
+            }
+            return Self::default();
+        }
+        for key in self.active.iter().cloned().collect::<Vec<_>>() {
             self.remove(&key);
         }
-    }
-
-    /// Two databases have changed places; what runs in them is queued again.
-    pub(crate) fn swap(&mut self, first: i32, second: i32) {
-        let moved = self.keys_of(|key| key.db == first || key.db == second);
-        // All are out before the first goes in: a name may be in both.
-        let mut slots = Vec::with_capacity(moved.len());
-        for key in moved {
-            let to = if key.db == first { second } else { first };
-            let to = JobKey { db: to, ..key.clone() };
-            if self.active.contains(&key) {
-                self.put_back(&key);
-            }
-            slots.extend(self.take(&key).map(|slot| (to, slot)));
-        }
-        for (key, slot) in slots {
-            match slot {
-                Slot::Waiting { place, waiting, .. } => self.insert(&key, place, waiting),
-                Slot::Unclaimed(unclaimed) => self.insert_unclaimed(&key, unclaimed),
-                Slot::Active(_) => {}
-            }
-        }
-    }
-
-    fn keys_of(&self, is_meant: impl Fn(&JobKey) -> bool) -> Vec<JobKey> {
-        self.jobs.keys().filter(|key| is_meant(key)).cloned().collect()
+        let empty = Self {
+            suspect: Weak::clone(&self.suspect),
+            arrivals: self.arrivals,
+            is_enabled: self.is_enabled,
+            held: self.held,
+            ..Self::default()
+        };
+        std::mem::replace(self, empty)
     }
 
     /// Whether jobs are run here. Where they are not any more, those at work go back to their
@@ -420,12 +516,8 @@ impl Scheduler {
     }
 
     /// Whether a key holds an unfinished job.
-    pub(crate) fn knows(&self, key: &JobKey) -> bool {
-        self.jobs.contains_key(key)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
+    pub(crate) fn knows(&self, key: KeyRef<'_>) -> bool {
+        self.jobs.contains_key(&key)
     }
 
     /// The jobs whose hashes may show claims of this process.
@@ -439,9 +531,9 @@ impl Scheduler {
     }
 
     /// Where a job stands, if the key holds an unfinished one.
-    pub(crate) fn standing(&self, key: &JobKey) -> Option<Standing> {
+    pub(crate) fn standing(&self, key: KeyRef<'_>) -> Option<Standing> {
         let active = self.active.len();
-        Some(match self.jobs.get(key)? {
+        Some(match self.jobs.get(&key)? {
             Slot::Waiting { line: Line::Suspects, place, .. } => {
                 Standing::Waiting { ahead: self.suspects.rank(place), active }
             }
@@ -454,9 +546,19 @@ impl Scheduler {
         })
     }
 
-    /// Jobs that wait.
+    /// Jobs that wait, delayed ones too.
     pub(crate) fn waiting(&self) -> usize {
         self.jobs.len() - self.active.len()
+    }
+
+    /// Jobs that wait for a moment.
+    pub(crate) fn delayed(&self) -> usize {
+        self.delayed.len()
+    }
+
+    /// Jobs of a user that wait, delayed ones too.
+    pub(crate) fn waiting_of(&self, user: &str) -> usize {
+        self.users.get(user).copied().unwrap_or_default()
     }
 
     /// Jobs that are worked on.
@@ -464,15 +566,31 @@ impl Scheduler {
         self.active.len()
     }
 
-    /// Keys of unfinished jobs of a database: those at work first, then in the order of their turn.
-    pub(crate) fn keys(&self, db: i32) -> impl Iterator<Item = &JobKey> {
-        self.active
+    /// Keys of unfinished jobs: those at work first, then in the order of their turn. With a state,
+    /// only those that may be in it.
+    pub(crate) fn keys(&self, state: Option<State>) -> impl Iterator<Item = &JobKey> {
+        let is_in = |states: &[State]| state.is_none_or(|state| states.contains(&state));
+        let (is_waiting, is_active) =
+            (is_in(&[State::Queued]), is_in(&[State::Fetching, State::Running]));
+        let retrying = self.retrying.iter().filter(move |_| state == Some(State::Retrying));
+        let active = self.active.iter().filter(move |_| is_active);
+        let waiting = self
+            .unclaimed
             .iter()
-            .chain(&self.unclaimed)
             .chain(self.suspects.values())
             .chain(self.ready.values())
             .chain(self.delayed.values())
-            .filter(move |key| key.db == db)
+            .filter(move |_| is_waiting);
+        active.chain(retrying).chain(waiting)
+    }
+}
+
+fn count_down<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 

@@ -11,11 +11,18 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn key(name: &str) -> JobKey {
-    JobKey { db: 0, name: name.as_bytes().into() }
+    JobKey { db: Db(0), name: name.as_bytes().into() }
 }
 
 fn at_rank(rank: i64) -> Waiting {
-    Waiting { rank, until: None, expires: None, is_suspect: false }
+    Waiting {
+        rank,
+        until: None,
+        expires: None,
+        is_suspect: false,
+        is_retry: false,
+        origin: Origin { user: "".into(), host: None },
+    }
 }
 
 fn waiting(rank: i64) -> Seen {
@@ -48,7 +55,7 @@ fn see(scheduler: &mut Scheduler, name: &str, seen: &Seen) {
 }
 
 fn run(scheduler: &mut Scheduler, now: Instant) -> Option<(String, Arc<Claim>)> {
-    match scheduler.next(now, Token::new) {
+    match scheduler.next(now, Worker::Reader, Token::new) {
         Next::Run(key, claim) => Some((String::from_utf8_lossy(&key.name).into_owned(), claim)),
         _ => None,
     }
@@ -79,7 +86,7 @@ fn a_key_that_goes_stops_its_work() {
     see(&mut scheduler, "a", &Seen::Nothing);
     assert!(claim.stop.is_stopped());
     assert_eq!(scheduler.active(), 0);
-    assert!(!scheduler.knows(&key("a")));
+    assert!(!scheduler.knows(key("a").as_ref()));
 }
 
 #[test]
@@ -140,7 +147,9 @@ fn delayed_jobs_wait_for_their_moment() {
     see(&mut scheduler, "a", &delayed(later));
     // The same time read again is not another one.
     see(&mut scheduler, "a", &delayed(later + SECOND));
-    assert!(matches!(scheduler.next(now, Token::new), Next::WaitUntil(at) if at == later));
+    assert!(
+        matches!(scheduler.next(now, Worker::Reader, Token::new), Next::WaitUntil(at) if at == later)
+    );
     assert_eq!(order(&mut scheduler, later).0, ["a"]);
 }
 
@@ -229,7 +238,9 @@ fn a_job_that_could_not_be_claimed_goes_back_to_its_place() {
     let (name, claim) = run(&mut scheduler, now).unwrap();
     scheduler.hold(now + SECOND);
     scheduler.give_back(&key(&name), claim);
-    assert!(matches!(scheduler.next(now, Token::new), Next::WaitUntil(at) if at == now + SECOND));
+    assert!(
+        matches!(scheduler.next(now, Worker::Reader, Token::new), Next::WaitUntil(at) if at == now + SECOND)
+    );
     assert_eq!(scheduler.expired(now + SECOND), [key("a"), key("b")]);
     see(&mut scheduler, "urgent", &waiting(1));
     assert_eq!(order(&mut scheduler, now + SECOND).0, ["urgent", "a", "b"]);
@@ -333,40 +344,76 @@ fn releasing_an_old_claim_leaves_a_new_job_alone() {
     scheduler.release(&key("a"), &old);
     let (_, new) = run(&mut scheduler, now).unwrap();
     scheduler.release(&key("a"), &new);
-    assert!(!scheduler.knows(&key("a")));
+    assert!(!scheduler.knows(key("a").as_ref()));
 }
 
 #[test]
 fn flushing_a_database_leaves_the_others() {
     let mut scheduler = enabled();
     see(&mut scheduler, "a", &waiting(0));
-    let other = JobKey { db: 3, ..key("b") };
+    let other = JobKey { db: Db(3), ..key("b") };
     scheduler.observe(&other, &waiting(0), Death::None);
-    scheduler.clear(Some(0));
-    assert!(!scheduler.knows(&key("a")) && scheduler.knows(&other));
+    scheduler.clear(Some(Db(0)));
+    assert!(!scheduler.knows(key("a").as_ref()) && scheduler.knows(other.as_ref()));
 }
 
 #[test]
-fn databases_that_change_places_take_their_jobs_along() {
+fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     let (mut scheduler, now) = (enabled(), Instant::now());
-    // The same names in both: none may be lost on the way.
-    for (db, rank) in [(0, 1), (3, 2)] {
-        for name in ["a", "b"] {
-            scheduler.observe(&JobKey { db, ..key(name) }, &waiting(rank), Death::None);
-        }
+    let limits = Limits { per_host: 1, per_user: 9 };
+    let from = |rank, host: &str| {
+        let origin = Origin { user: "u".into(), host: Some(host.into()) };
+        Seen::Waiting(Waiting { origin, ..at_rank(rank) })
+    };
+    for (name, seen) in [
+        ("slow", from(0, "h")),
+        ("next", from(1, "h")),
+        ("other", from(2, "g")),
+        ("data", waiting(3)),
+    ] {
+        see(&mut scheduler, name, &seen);
     }
-    see(&mut scheduler, "s", &suspect(0));
-    let (_, claim) = run(&mut scheduler, now).unwrap();
-    scheduler.swap(3, 0);
-    assert!(claim.stop.is_stopped());
-    assert_eq!((scheduler.active(), scheduler.waiting()), (0, 5));
-    drop(claim);
-    let mut places = Vec::new();
-    let mut claims = Vec::new();
-    while let Next::Run(key, claim) = scheduler.next(now, Token::new) {
-        places.push((key.db, String::from_utf8_lossy(&key.name).into_owned()));
-        claims.push(claim);
-    }
-    let expected = [(3, "s"), (3, "a"), (3, "b"), (0, "a"), (0, "b")];
-    assert_eq!(places, expected.map(|(db, name)| (db, name.to_owned())));
+    let mut next = |worker| match scheduler.next(now, worker, Token::new) {
+        Next::Run(key, claim) => Some((key, claim)),
+        _ => None,
+    };
+    let (slow, claim) = next(Worker::Downloader(limits)).unwrap();
+    assert_eq!(slow, key("slow"));
+    let other = next(Worker::Downloader(limits)).unwrap();
+    assert_eq!(other.0, key("other"));
+    assert!(next(Worker::Downloader(limits)).is_none());
+    let data = next(Worker::Reader).unwrap();
+    assert_eq!(data.0, key("data"));
+    assert!(next(Worker::Reader).is_none());
+    scheduler.downloaded(&slow, &claim);
+    let second = match scheduler.next(now, Worker::Downloader(limits), Token::new) {
+        Next::Run(key, claim) => (key, claim),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(second.0, key("next"));
+    // The first has been given back, which frees nothing more.
+    scheduler.give_back(&slow, claim);
+    assert!(matches!(scheduler.next(now, Worker::Downloader(limits), Token::new), Next::Idle));
+    scheduler.give_back(&second.0, second.1);
+    assert!(matches!(scheduler.next(now, Worker::Downloader(limits), Token::new), Next::Run(..)));
+}
+
+#[test]
+fn what_waits_is_counted_by_user_and_by_state() {
+    let mut scheduler = enabled();
+    let of = |user: &str, is_retry| {
+        let origin = Origin { user: user.into(), host: None };
+        Seen::Waiting(Waiting { origin, is_retry, ..at_rank(0) })
+    };
+    see(&mut scheduler, "a", &of("x", false));
+    see(&mut scheduler, "b", &of("x", true));
+    see(&mut scheduler, "c", &of("y", false));
+    assert_eq!((scheduler.waiting_of("x"), scheduler.waiting_of("z")), (2, 0));
+    let retrying: Vec<_> = scheduler.keys(Some(State::Retrying)).cloned().collect();
+    assert_eq!(retrying, [key("b")]);
+    see(&mut scheduler, "b", &Seen::Nothing);
+    assert_eq!(scheduler.waiting_of("x"), 1);
+    assert_eq!(scheduler.keys(Some(State::Retrying)).count(), 0);
+    assert_eq!(scheduler.clear(None).waiting(), 2);
+    assert_eq!((scheduler.waiting(), scheduler.waiting_of("y")), (0, 0));
 }
