@@ -34,6 +34,10 @@ pub enum AnswerKind {
     BoxesOrPolygons,
 }
 
+/// Most bytes of a prompt: 16 for each of the 1024 positions that the published models have. What
+/// looks at a text, the tokenizer above all, takes time for all of it, even if it then is too long.
+const MAX_PROMPT: usize = 16 << 10;
+
 /// A Florence-2 task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the variants are the names of Florence-2's task tokens")]
@@ -147,6 +151,9 @@ pub enum PromptError {
     /// The text contains a string that the tokenizer would read as a special token.
     #[error("the text of {0} must not contain the special token {1}")]
     SpecialToken(&'static str, String),
+    /// The prompt is longer than any that a model takes; nothing looks at its text.
+    #[error("the prompt has {0} bytes, at most {MAX_PROMPT} are read")]
+    TooManyBytes(usize),
     /// The sentence has more tokens than the model has positions for.
     #[error("the prompt has {found} tokens, the model takes at most {limit}")]
     TooLong {
@@ -186,6 +193,9 @@ impl FromStr for Prompt {
     type Err = PromptError;
 
     fn from_str(prompt: &str) -> Result<Self, PromptError> {
+        if prompt.len() > MAX_PROMPT {
+            return Err(PromptError::TooManyBytes(prompt.len()));
+        }
         let task = Task::ALL
             .into_iter()
             .find(|task| prompt.starts_with(task.token()))
@@ -248,6 +258,13 @@ mod tests {
             "<REGION_TO_CATEGORY><loc_52><loc_332><loc_932><loc_774>",
             Ok("What is the region <loc_52><loc_332><loc_932><loc_774>?"),
         );
+        let longest = format!("<CAPTION_TO_PHRASE_GROUNDING>{}", "a".repeat(MAX_PROMPT - 29));
+        check(
+            &longest,
+            Ok(&longest
+                .replace("<CAPTION_TO_PHRASE_GROUNDING>", "Locate the phrases in the caption: ")),
+        );
+        check(&format!("{longest}b"), Err(PromptError::TooManyBytes(MAX_PROMPT + 1)));
         for bad in ["<loc_52>", "<loc_1><loc_2><loc_3><loc_1000>", "<loc_1><loc_2><loc_3><loc_04>"]
         {
             check(&format!("<REGION_TO_OCR>{bad}"), Err(PromptError::BadRegion("<REGION_TO_OCR>")));

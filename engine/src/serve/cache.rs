@@ -1,6 +1,7 @@
 //! Answers, and encoded pictures, that may be asked for again.
 //!
-//! Both are keyed by the picture's bytes, not by where they came from; one value serves one model.
+//! Both are keyed by the picture's bytes, not by where they came from, and by a scope: who asks in
+//! one neither gets nor learns of what was asked in another. One value serves one model.
 
 use std::sync::Arc;
 
@@ -12,26 +13,35 @@ use crate::{Answer, GenerateOptions, Visual};
 /// What an answer depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
-    /// SHA-256 of the picture's bytes.
+    /// SHA-256 of the scope and the picture's bytes.
     picture: [u8; 32],
-    /// SHA-256 of picture, prompt and options.
+    /// SHA-256 of these, the options and the prompt.
     request: [u8; 32],
 }
 
 impl Keys {
-    /// Of a picture's bytes, a prompt and how the answer is generated.
-    pub fn new(picture: &[u8], prompt: &str, options: &GenerateOptions) -> Self {
-        let picture: [u8; 32] = Sha256::digest(picture).into();
-        let mut request = Sha256::new();
-        request.update(picture);
-        request.update(format!("{options:?}\n{prompt}"));
-        Self { picture, request: request.finalize().into() }
+    /// Of a picture's bytes, a prompt and how the answer is generated, in a scope; the empty one
+    /// is shared by all who name none.
+    pub fn new(scope: &str, picture: &[u8], prompt: &str, options: &GenerateOptions) -> Self {
+        let picture = digest([scope.as_bytes(), picture]);
+        let request = digest([&picture, format!("{options:?}").as_bytes(), prompt.as_bytes()]);
+        Self { picture, request }
     }
 
     /// Whether both ask the same.
     pub(super) fn is_same_request(&self, other: &Self) -> bool {
         self.request == other.request
     }
+}
+
+/// SHA-256 of parts, each after its length: no two lists of parts are the same bytes.
+fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for part in parts {
+        sha.update((part.len() as u64).to_le_bytes());
+        sha.update(part);
+    }
+    sha.finalize().into()
 }
 
 /// What a job was spared.
@@ -112,5 +122,29 @@ impl Caches {
     /// Bytes of answers and of encoded pictures.
     pub fn bytes(&self) -> (u64, u64) {
         (self.answers.weight(), self.pictures.weight())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_neither_gets_nor_shares_what_another_asked() {
+        let (caches, options) = (Caches::new(1 << 20, 1 << 20), GenerateOptions::default());
+        let ours = Keys::new("a", b"picture", "<OD>", &options);
+        caches.keep_answer(&ours, &Arc::new(Answer::made_up(1)));
+        caches.keep_visual(&ours, &Visual::made_up());
+        let again = Keys::new("a", b"picture", "<OD>", &options);
+        assert!(caches.answer(&again).is_some() && caches.visual(&again).is_some());
+        assert!(ours.is_same_request(&again));
+        // The last two are the same bytes in a row.
+        for (scope, picture) in
+            [("", "picture"), ("b", "picture"), ("", "apicture"), ("ap", "icture")]
+        {
+            let other = Keys::new(scope, picture.as_bytes(), "<OD>", &options);
+            assert!(caches.answer(&other).is_none() && caches.visual(&other).is_none());
+            assert!(!ours.is_same_request(&other), "{scope} {picture}");
+        }
     }
 }

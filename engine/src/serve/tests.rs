@@ -177,7 +177,7 @@ impl Bench {
         let options = GenerateOptions::default();
         let part = |id: &u32| Part {
             question: Question::made_up(*id),
-            keys: Keys::new(picture.as_bytes(), &id.to_string(), &options),
+            keys: Keys::new("", picture.as_bytes(), &id.to_string(), &options),
         };
         let parts = questions.iter().map(part).collect();
         let input = Input::Picture(Picture::made_up());
