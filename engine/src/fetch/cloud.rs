@@ -15,7 +15,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use url::Url;
 
-use super::FetchError;
+use super::{Download, FetchError, Response};
 
 /// The buckets that are read with the server's credentials: `gs://one s3://two`, or `s3://*`.
 #[derive(Debug, Clone, Default)]
@@ -108,8 +108,13 @@ impl Cloud {
         }
     }
 
-    /// The request for a `gs` or `s3` URL; `None` for all other URLs.
-    pub(super) fn object(&self, url: &str) -> Option<Result<Object, FetchError>> {
+    /// The request for a `gs` or `s3` URL; `None` for all other URLs. A token is got within the
+    /// time of the download.
+    pub(super) fn object(
+        &self,
+        url: &str,
+        download: &Download<'_>,
+    ) -> Option<Result<Object, FetchError>> {
         let (scheme, rest) = url.split_once("://")?;
         let parts = rest.split_once('/').filter(|(bucket, object)| {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -118,14 +123,19 @@ impl Cloud {
             !bucket.is_empty() && bucket.chars().all(is_plain) && !object.is_empty() && is_below
         });
         match (scheme, parts) {
-            ("gs", Some((bucket, object))) => Some(self.gs(bucket, object)),
+            ("gs", Some((bucket, object))) => Some(self.gs(bucket, object, download)),
             ("s3", Some((bucket, object))) => Some(self.s3(bucket, object)),
             ("gs" | "s3", None) => Some(Err(FetchError::BadObject)),
             _ => None,
         }
     }
 
-    fn gs(&self, bucket: &str, object: &str) -> Result<Object, FetchError> {
+    fn gs(
+        &self,
+        bucket: &str,
+        object: &str,
+        download: &Download<'_>,
+    ) -> Result<Object, FetchError> {
         const GOOGLE: &str = "https://storage.googleapis.com";
         let host = self.gs_emulator.as_ref().map_or(GOOGLE, Url::as_str).trim_end_matches('/');
         let object = utf8_percent_encode(object, NON_ALPHANUMERIC);
@@ -136,30 +146,32 @@ impl Cloud {
         let has_source = self.gs_key_file.is_some() || self.gs_metadata.is_some();
         let has_token = !is_trusted || has_source;
         let is_ours = self.buckets.contains("gs", bucket);
-        let token = (is_ours && has_token).then(|| self.token()).transpose()?;
+        let token = (is_ours && has_token).then(|| self.token(download)).transpose()?;
         Ok(Object { url, token, is_trusted })
     }
 
     /// An access token of the service account, or of the machine; kept until it is about to end.
-    fn token(&self) -> Result<String, FetchError> {
+    /// Nothing is locked while it is asked for, so several downloads may ask at once: each waits for
+    /// its own time, and a token server that is silent holds up nobody else.
+    fn token(&self, download: &Download<'_>) -> Result<String, FetchError> {
         const MARGIN: Duration = Duration::from_mins(1);
-        let mut kept = self.gs_token.lock();
-        if let Some((token, until)) = &*kept
+        if let Some((token, until)) = &*self.gs_token.lock()
             && Instant::now() < *until
         {
             return Ok(token.clone());
         }
         let token = match &self.gs_key_file {
-            Some(path) => self.token_of_account(path)?,
-            None => self.token_of_machine()?,
+            Some(path) => self.token_of_account(path, download)?,
+            None => self.token_of_machine(download)?,
         };
-        let lifetime = Duration::from_secs(token.expires_in).saturating_sub(MARGIN);
-        *kept = Some((token.access_token.clone(), Instant::now() + lifetime));
+        let lifetime = Duration::from_secs(token.expires_in.min(86400)).saturating_sub(MARGIN);
+        let until = Instant::now() + lifetime;
+        *self.gs_token.lock() = Some((token.access_token.clone(), until));
         Ok(token.access_token)
     }
 
     /// Trades a signed claim for a token (RFC 7523).
-    fn token_of_account(&self, path: &str) -> Result<Token, FetchError> {
+    fn token_of_account(&self, path: &str, download: &Download<'_>) -> Result<Token, FetchError> {
         const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
         const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
         let account = std::fs::read(path).ok();
@@ -179,22 +191,16 @@ impl Cloud {
         let signed = jsonwebtoken::encode(&header, &claim, &key)
             .map_err(|_error| FetchError::Credentials)?;
         let form = [("grant_type", GRANT), ("assertion", &signed)];
-        let answer = self.agent.post(&account.token_uri).send_form(form);
-        answer
-            .and_then(|mut answer| answer.body_mut().read_json())
-            .map_err(|_error| FetchError::Credentials)
+        let request = download.bounded(self.agent.post(&account.token_uri))?;
+        read_token(request.send_form(form), download)
     }
 
     /// What a machine or pod in Google's cloud may do.
-    fn token_of_machine(&self) -> Result<Token, FetchError> {
+    fn token_of_machine(&self, download: &Download<'_>) -> Result<Token, FetchError> {
         let host = self.gs_metadata.as_deref().unwrap_or("metadata.google.internal");
         let path = "computeMetadata/v1/instance/service-accounts/default/token";
-        let request = self.agent.get(format!("http://{host}/{path}"));
-        request
-            .header("Metadata-Flavor", "Google")
-            .call()
-            .and_then(|mut answer| answer.body_mut().read_json())
-            .map_err(|_error| FetchError::Credentials)
+        let request = download.bounded(self.agent.get(format!("http://{host}/{path}")))?;
+        read_token(request.header("Metadata-Flavor", "Google").call(), download)
     }
 
     /// A signed URL for listed buckets, a plain one for others. Buckets on an endpoint of the
@@ -219,9 +225,44 @@ impl Cloud {
     }
 }
 
+/// Who is refused stays refused; all else may pass.
+fn read_token(
+    answer: Result<Response, ureq::Error>,
+    download: &Download<'_>,
+) -> Result<Token, FetchError> {
+    const MOST: u64 = 64 << 10;
+    let read = answer.and_then(|mut answer| {
+        if !answer.status().is_success() {
+            return Err(ureq::Error::StatusCode(answer.status().as_u16()));
+        }
+        answer.body_mut().with_config().limit(MOST).read_json()
+    });
+    read.map_err(|error| match download.explain(error) {
+        FetchError::Interrupted => FetchError::Interrupted,
+        problem @ FetchError::Status(_) if !problem.is_transient() => FetchError::Credentials,
+        problem => FetchError::NoToken(Box::new(problem)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            FetchLimits,
+            tests::{answers, stalls},
+        },
+        *,
+    };
+    use crate::Stop;
+
+    /// A download that may take so long.
+    fn within<T>(time: Duration, f: impl FnOnce(&Download<'_>) -> T) -> T {
+        f(&Download { limits: &FetchLimits::default(), deadline: Instant::now() + time })
+    }
+
+    fn object(cloud: &Cloud, url: &str) -> Option<Result<Object, FetchError>> {
+        within(Duration::from_secs(5), |download| cloud.object(url, download))
+    }
 
     fn cloud(buckets: &str) -> Cloud {
         let agent = Agent::new_with_defaults();
@@ -238,17 +279,17 @@ mod tests {
     #[test]
     fn only_listed_buckets_see_credentials() {
         let cloud = cloud("s3://mine gs://mine");
-        let s3 = |url: &str| cloud.object(url).unwrap().unwrap().url.to_string();
+        let s3 = |url: &str| object(&cloud, url).unwrap().unwrap().url.to_string();
         let signed = s3("s3://mine/a/b c.png");
         assert!(signed.starts_with("https://mine.s3.eu-west-1.amazonaws.com/a/b%20c.png?"));
         assert!(signed.contains("X-Amz-Signature="), "{signed}");
         let plain = "https://other.s3.eu-west-1.amazonaws.com/a.png";
         assert_eq!(s3("s3://other/a.png").trim_end_matches('?'), plain);
-        let other = cloud.object("gs://other/a/b.png").unwrap().unwrap();
+        let other = object(&cloud, "gs://other/a/b.png").unwrap().unwrap();
         let expected = "https://storage.googleapis.com/storage/v1/b/other/o/a%2Fb%2Epng?alt=media";
         assert_eq!((other.url.as_str(), other.token), (expected, None));
         // The key file is asked for, and not there.
-        let mine = cloud.object("gs://mine/a.png").unwrap();
+        let mine = object(&cloud, "gs://mine/a.png").unwrap();
         assert!(matches!(mine, Err(FetchError::Credentials)));
     }
 
@@ -257,19 +298,90 @@ mod tests {
         let cloud = cloud("");
         for url in ["", "a", "a/", "a:80/x", "a@b/x", "a%2f/x", "/x", "a/../x", "a/..", "a/./x"] {
             let url = format!("s3://{url}");
-            assert!(matches!(cloud.object(&url), Some(Err(FetchError::BadObject))), "{url}");
+            assert!(matches!(object(&cloud, &url), Some(Err(FetchError::BadObject))), "{url}");
         }
-        for object in ["%2e%2e/x", "a/%2e%2e", "//x", "@evil.example/x", "?x=y", "#x"] {
+        for name in ["%2e%2e/x", "a/%2e%2e", "//x", "@evil.example/x", "?x=y", "#x"] {
             for scheme in ["s3", "gs"] {
-                let object = cloud.object(&format!("{scheme}://b/{object}")).unwrap();
-                let object = object.unwrap();
+                let object = object(&cloud, &format!("{scheme}://b/{name}")).unwrap().unwrap();
                 let host = object.url.host_str().unwrap();
                 assert!(host.ends_with("amazonaws.com") || host.ends_with("googleapis.com"));
                 let path = object.url.path();
                 assert!(scheme == "s3" || path.starts_with("/storage/v1/b/b/o/"), "{path}");
             }
         }
-        assert!(cloud.object("https://a/b").is_none());
+        assert!(object(&cloud, "https://a/b").is_none());
         assert!("http://x".parse::<Buckets>().is_err() && "s3://a/b".parse::<Buckets>().is_err());
+    }
+
+    /// The account of a machine whose metadata server is on this port.
+    fn machine(port: u16) -> Cloud {
+        let mut cloud = Cloud { gs_key_file: None, ..cloud("gs://mine") };
+        cloud.gs_metadata = Some(format!("127.0.0.1:{port}"));
+        cloud.agent = Agent::with_parts(
+            super::super::config(),
+            super::super::interrupt::connector(),
+            ureq::unversioned::resolver::DefaultResolver::default(),
+        );
+        cloud
+    }
+
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n";
+
+    #[test]
+    fn a_token_server_that_is_silent_holds_up_nobody_for_longer_than_its_own_time() {
+        for first in [&b""[..], b"HTTP/1.1 200 OK\r\nX: ", HEAD] {
+            let (cloud, start) =
+                (machine(stalls(first, Duration::from_millis(50))), Instant::now());
+            std::thread::scope(|scope| {
+                for time in [200, 300, 400, 500].map(Duration::from_millis) {
+                    let cloud = &cloud;
+                    scope.spawn(move || {
+                        let got = within(time, |download| cloud.object("gs://mine/a", download));
+                        let problem = got.unwrap().err().unwrap();
+                        assert!(matches!(problem, FetchError::NoToken(_)), "{problem:?}");
+                        assert!(problem.is_transient());
+                    });
+                }
+            });
+            // One after the other, they would take 1.4 s.
+            assert!(start.elapsed() < Duration::from_millis(1200), "{:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_token_ends_when_the_download_is_told_to() {
+        for first in [&b""[..], HEAD] {
+            let (cloud, stop) =
+                (machine(stalls(first, Duration::from_millis(50))), Stop::default());
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(200));
+                    stop.stop();
+                });
+                let got = super::super::interrupt::watching(&stop, || {
+                    within(Duration::from_secs(30), |all| cloud.object("gs://mine/a", all))
+                });
+                assert!(matches!(got, Some(Err(FetchError::Interrupted))));
+            });
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_for_good_and_a_failure_for_now_and_neither_is_kept() {
+        const TOKEN: &str = r#"{"access_token": "t", "expires_in": 3600, "token_type": "Bearer"}"#;
+        const ANSWERS: [(u16, &str); 6] =
+            [(403, ""), (400, "{}"), (503, ""), (429, ""), (200, "?"), (200, TOKEN)];
+        let (port, asked) = answers(&ANSWERS);
+        let cloud = machine(port);
+        for is_transient in [false, false, true, true, true] {
+            let problem = object(&cloud, "gs://mine/a").unwrap().err().unwrap();
+            assert_eq!(problem.is_transient(), is_transient, "{problem:?}");
+            assert_eq!(matches!(problem, FetchError::Credentials), !is_transient);
+        }
+        for _ in 0..2 {
+            let got = object(&cloud, "gs://mine/a").unwrap().unwrap();
+            assert_eq!(got.token.as_deref(), Some("t"));
+        }
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 6);
     }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ureq::{
-    Agent,
+    Agent, RequestBuilder,
     http::{StatusCode, header::LOCATION},
     unversioned::resolver::{DefaultResolver, Resolver},
 };
@@ -25,7 +25,7 @@ pub use cloud::Buckets;
 use cloud::Cloud;
 pub use guard::{AccessRules, Hosts, Networks};
 use guard::{GuardedResolver, NotPublic};
-use interrupt::Interrupted;
+use interrupt::{Interrupted, Watched};
 
 use crate::Stop;
 
@@ -77,6 +77,9 @@ pub enum FetchError {
     /// There are no credentials, or the token server refused them.
     #[error("the server has no valid credentials for the bucket")]
     Credentials,
+    /// No access token for the bucket, for now.
+    #[error("the server that gives access to the bucket does not answer as it should")]
+    NoToken(#[source] Box<FetchError>),
     /// Slower than allowed.
     #[error("the server sent too slowly")]
     TooSlow,
@@ -111,10 +114,11 @@ impl FetchError {
             Self::Timeout
             | Self::Transport(_)
             | Self::TooSlow
-            | Self::Credentials
+            | Self::NoToken(_)
             | Self::Interrupted => true,
             Self::BadUrl
             | Self::BadObject
+            | Self::Credentials
             | Self::Denied
             | Self::DeniedHost
             | Self::Redirect
@@ -142,11 +146,12 @@ impl Fetcher {
 
     fn with_resolver(rules: AccessRules, buckets: Buckets, resolver: impl Resolver) -> Self {
         let rules = Arc::new(rules);
-        let resolver = GuardedResolver { system: resolver, rules: Arc::clone(&rules) };
+        let resolver =
+            GuardedResolver { system: Watched::new(resolver), rules: Arc::clone(&rules) };
         let agent = Agent::with_parts(config(), interrupt::connector(), resolver);
         // Where the operator's own environment points to may be anywhere.
-        let trusted =
-            Agent::with_parts(config(), interrupt::connector(), DefaultResolver::default());
+        let resolver = Watched::new(DefaultResolver::default());
+        let trusted = Agent::with_parts(config(), interrupt::connector(), resolver);
         Self { agent, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
@@ -171,7 +176,7 @@ impl Fetcher {
 
     fn fetch_watched(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {
         let download = Download { limits, deadline: Instant::now() + limits.total };
-        if let Some(object) = self.cloud.object(url) {
+        if let Some(object) = self.cloud.object(url, &download) {
             let object = object?;
             let agent = if object.is_trusted { &self.cloud.agent } else { &self.agent };
             let response = download.get(agent, &object.url, object.token.as_deref())?;
@@ -204,21 +209,25 @@ struct Download<'a> {
 
 impl Download<'_> {
     fn get(&self, agent: &Agent, url: &Url, token: Option<&str>) -> Result<Response, FetchError> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(FetchError::Timeout);
-        }
-        let mut request = agent
-            .get(url.as_str())
-            .config()
-            .timeout_global(Some(left))
-            .timeout_connect(Some(self.limits.connect))
-            .timeout_recv_response(Some(self.limits.first_byte))
-            .build();
+        let mut request = self.bounded(agent.get(url.as_str()))?;
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
         request.call().map_err(|error| self.explain(error))
+    }
+
+    /// A request that ends with the download's time, its body included.
+    fn bounded<B>(&self, request: RequestBuilder<B>) -> Result<RequestBuilder<B>, FetchError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(FetchError::Timeout);
+        }
+        Ok(request
+            .config()
+            .timeout_global(Some(left))
+            .timeout_connect(Some(self.limits.connect))
+            .timeout_recv_response(Some(self.limits.first_byte))
+            .build())
     }
 
     fn read(&self, mut response: Response) -> Result<Vec<u8>, FetchError> {

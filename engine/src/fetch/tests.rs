@@ -64,9 +64,7 @@ fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize
     let asked = Arc::new(AtomicUsize::new(0));
     let answers = answers.iter().map(parse).collect();
     let resolver = Scripted { answers, port, asked: Arc::clone(&asked) };
-    let rules =
-        AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
-    let fetcher = Fetcher::with_resolver(rules, Buckets::default(), resolver);
+    let fetcher = Fetcher::with_resolver(on_loopback(), Buckets::default(), resolver);
     let url = format!("http://first.example:{port}{path}");
     let fetched = fetcher.fetch(&url, &FetchLimits::default(), &Stop::default());
     server.unblock();
@@ -99,20 +97,43 @@ fn a_redirect_to_a_name_of_an_inner_address_is_not_followed() {
     assert_eq!((fetched.unwrap(), hits), (b"picture".to_vec(), 2));
 }
 
-/// A server that takes the request and then says nothing, or a byte now and then.
-fn stalls(first: &'static [u8], pause: Duration) -> u16 {
+/// A server that takes requests and then says nothing, or a byte now and then.
+pub(super) fn stalls(first: &'static [u8], pause: Duration) -> u16 {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let _ = stream.read(&mut [0; 4096]);
-        let _ = stream.write_all(first);
-        while stream.write_all(if first.is_empty() { b"" } else { b"x" }).is_ok() {
-            thread::sleep(pause);
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(first);
+                while stream.write_all(if first.is_empty() { b"" } else { b"x" }).is_ok() {
+                    thread::sleep(pause);
+                }
+            });
         }
     });
     port
+}
+
+/// A server that gives one answer after the other, and counts them.
+pub(super) fn answers(list: &'static [(u16, &'static str)]) -> (u16, Arc<AtomicUsize>) {
+    let server = Server::http("127.0.0.1:0").unwrap();
+    let port = server.server_addr().to_ip().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    thread::spawn(move || {
+        for request in server.incoming_requests() {
+            let (status, text) = list[counted.fetch_add(1, Ordering::SeqCst)];
+            let _ = request.respond(Response::from_string(text).with_status_code(status));
+        }
+    });
+    (port, asked)
+}
+
+fn on_loopback() -> AccessRules {
+    AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() }
 }
 
 #[test]
@@ -120,9 +141,7 @@ fn a_download_ends_soon_after_it_is_told_to() {
     let header = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
     for first in [&b""[..], header] {
         let port = stalls(first, Duration::from_millis(50));
-        let rules =
-            AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() };
-        let fetcher = Fetcher::new(rules, Buckets::default());
+        let fetcher = Fetcher::new(on_loopback(), Buckets::default());
         let stop = Stop::default();
         let (other, start) = (stop.clone(), Instant::now());
         let stopper = thread::spawn(move || {
@@ -135,4 +154,50 @@ fn a_download_ends_soon_after_it_is_told_to() {
         assert!(start.elapsed() < Duration::from_secs(5));
         stopper.join().unwrap();
     }
+}
+
+#[test]
+fn a_download_ends_in_time_however_the_server_trickles() {
+    // The last is the start of a TLS record of 16 KiB.
+    let (http, tls) = (&b"HTTP/1.1 200 OK\r\nX: "[..], &b"\x16\x03\x03\x40\x00"[..]);
+    for (scheme, first) in [("http", &b""[..]), ("http", http), ("https", b""), ("https", tls)] {
+        let port = stalls(first, Duration::from_millis(20));
+        let fetcher = Fetcher::new(on_loopback(), Buckets::default());
+        let limits = FetchLimits { total: Duration::from_millis(400), ..FetchLimits::default() };
+        let start = Instant::now();
+        let url = format!("{scheme}://127.0.0.1:{port}/x.png");
+        let fetched = fetcher.fetch(&url, &limits, &Stop::default());
+        assert!(matches!(fetched, Err(FetchError::Timeout)), "{scheme} {first:?}: {fetched:?}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
+}
+
+/// A resolver that does not answer for long.
+#[derive(Debug)]
+struct Slow;
+
+impl Resolver for Slow {
+    fn resolve(
+        &self,
+        _uri: &Uri,
+        _config: &Config,
+        _timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        thread::sleep(Duration::from_secs(20));
+        Err(ureq::Error::HostNotFound)
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_name_longer_than_wanted() {
+    let fetcher = Fetcher::with_resolver(on_loopback(), Buckets::default(), Slow);
+    let short = FetchLimits { total: Duration::from_millis(300), ..FetchLimits::default() };
+    let start = Instant::now();
+    let fetched = fetcher.fetch("http://slow.example/", &short, &Stop::default());
+    assert!(matches!(fetched, Err(FetchError::Timeout)), "{fetched:?}");
+    let stop = Stop::default();
+    stop.stop();
+    let fetched = fetcher.fetch("http://slow.example/", &FetchLimits::default(), &stop);
+    assert!(matches!(fetched, Err(FetchError::Interrupted)), "{fetched:?}");
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
