@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 #![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
+#[path = "suite/bystanders.rs"]
+mod bystanders; // keys that are not ours, jobs that others write, crowded databases
 #[path = "suite/celery.rs"]
 mod celery; // Celery's clients and Flower
 #[path = "suite/celery_refusals.rs"]
@@ -40,6 +42,8 @@ mod memory; // what pictures take while they are read
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/secrets.rs"]
+mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]
 mod settings; // settings that are refused, and how that is said
 #[path = "suite/sources.rs"]
