@@ -29,7 +29,7 @@ fn foreign(key: &str) -> Cmd {
 fn words(text: &str) -> Cmd {
     let mut words = text.split(' ');
     let mut command = redis::cmd(words.next().unwrap());
-    command.arg(&words.collect::<Vec<_>>());
+    command.arg(words.collect::<Vec<_>>());
     command
 }
 

@@ -29,7 +29,7 @@ fn huge_pictures_at_once_take_turns() {
     submit(&server, "warm", &std::fs::read(picture("shapes.png")).unwrap());
     assert_done(&server, "warm");
     let before = server.peak() << 10;
-    let keys = ["a", "b", "c", "d"];
+    let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
     for key in keys {
         submit(&server, key, &blank_png(SIDE, key));
     }
@@ -41,10 +41,8 @@ fn huge_pictures_at_once_take_turns() {
     assert_done(&server, "small");
     let grown = (server.peak() << 10) - before;
     assert!(grown < 1200 * MIB, "the server took {} MiB more", grown / MIB);
-    // One alone takes that much: the budget is not kept by refusing.
-    let peak = u64::try_from(server.stat("memory_work_peak")).unwrap();
-    let one = u64::from(SIDE) * u64::from(SIDE) * 3;
-    assert!(peak >= one, "{peak} bytes at most, one picture has {one}");
+    let peak = u64::try_from(server.stat("memory_work_peak")).unwrap() / MIB;
+    assert!((100..800).contains(&peak), "{peak} MiB of work at most");
     eventually("all is given back", || (server.stat("memory_work") == 0).then_some(()));
 }
 
@@ -63,18 +61,19 @@ fn memory_is_told_by_what_it_is_for() {
     for (name, (stat, info)) in names.iter().zip(at_first) {
         assert!(stat >= 0 && stat == info, "{name}: {stat} in STATS, {info} in INFO");
     }
-    let [mapped, packed, caches, work, _] = at_first.map(|(stat, _)| stat);
+    let [mapped, packed, empty, work, _] = at_first.map(|(stat, _)| stat);
     assert!(mapped + packed > 0, "a model without weights");
-    assert_eq!((caches, work), (0, 0));
+    assert_eq!(work, 0);
     let mut ask = redis::cmd("FLORENCE.SUBMIT");
     ask.arg("j").arg("DATA").arg(std::fs::read(picture("shapes.png")).unwrap()).arg("<CAPTION>");
     ask.exec(&mut server.connect()).unwrap();
     assert_done(&server, "j");
     eventually("the work is given back", || (server.stat("memory_work") == 0).then_some(()));
-    let [mapped, packed, caches, _, peak] = memory().map(|(stat, _)| stat);
-    assert!(caches > 0 && peak > 0, "caches {caches}, work {peak} at most");
+    let [_, packed, caches, _, peak] = memory().map(|(stat, _)| stat);
+    assert!(caches > empty && peak > 0, "caches {empty}, then {caches}, work {peak} at most");
     let cached = server.stat("cache_feature_bytes") + server.stat("cache_result_bytes");
     assert!(caches >= cached, "{caches} of caches, with {cached} in them");
     let resident = i64::try_from(server.usage()[0] << 10).unwrap();
-    assert!(mapped + packed + caches <= resident, "{mapped} + {packed} + {caches} > {resident}");
+    // What is mapped need not be resident.
+    assert!(packed + caches <= resident, "{packed} + {caches} > {resident}");
 }
