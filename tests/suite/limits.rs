@@ -8,7 +8,7 @@ use std::{
 };
 
 use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
-use redis::{Cmd, Value};
+use redis::{Arg, Cmd, Value};
 
 type Job = HashMap<String, Option<String>>;
 
@@ -213,14 +213,11 @@ const REFUSAL: Duration = Duration::from_millis(300);
 #[test]
 fn what_is_far_too_large_is_refused_without_work() {
     let mut server = idle();
-    let command = |name: &str, args: &[&[u8]]| {
-        let mut command = redis::cmd(name);
-        args.iter().for_each(|arg| {
-            command.arg(*arg);
-        });
+    let submit = |args: &[&[u8]]| {
+        let mut command = redis::cmd("FLORENCE.SUBMIT");
+        command.arg("j").arg(args);
         command
     };
-    let submit = |args: &[&[u8]]| command("FLORENCE.SUBMIT", args);
     let address = b"http://127.0.0.1:1/x.png";
     let prompt = [PHRASE.as_bytes(), &vec![b'a'; 40 << 20]].concat();
     let specials = [PHRASE.as_bytes(), &b"<loc_1>".repeat(6 << 20)].concat();
@@ -234,11 +231,11 @@ fn what_is_far_too_large_is_refused_without_work() {
         command
     };
     let cases = [
-        ("a prompt", "BADPROMPT", submit(&[b"j", address, &prompt])),
-        ("special tokens", "BADPROMPT", submit(&[b"j", address, &specials])),
-        ("a data: URL", "ERR", submit(&[b"j", &inline, b"<OD>"])),
-        ("an escaped data: URL", "ERR", submit(&[b"j", &escaped, b"<OD>"])),
-        ("an address", "ERR", submit(&[b"j", &url, b"<OD>"])),
+        ("a prompt", "BADPROMPT", submit(&[address, &prompt])),
+        ("special tokens", "BADPROMPT", submit(&[address, &specials])),
+        ("a data: URL", "ERR", submit(&[&inline, b"<OD>"])),
+        ("an escaped data: URL", "ERR", submit(&[&escaped, b"<OD>"])),
+        ("an address", "ERR", submit(&[&url, b"<OD>"])),
         ("keys to wait for", "ERR", with_keys("FLORENCE.WAIT", &["1"])),
         ("keys to cancel", "ERR", with_keys("FLORENCE.CANCEL", &[])),
         ("keys to retry", "ERR", with_keys("FLORENCE.RETRY", &[])),
@@ -249,18 +246,8 @@ fn what_is_far_too_large_is_refused_without_work() {
         let error = reply.expect_err(what);
         let named = error.code().unwrap_or("ERR");
         assert_eq!(named, code, "{what}: {error}");
-        let name = String::from_utf8(
-            command
-                .args_iter()
-                .next()
-                .map(|arg| match arg {
-                    redis::Arg::Simple(name) => name.to_vec(),
-                    redis::Arg::Cursor => Vec::new(),
-                })
-                .unwrap(),
-        )
-        .unwrap();
-        let taken = server.time_of(&name);
+        let Some(Arg::Simple(name)) = command.args_iter().next() else { panic!("{what}") };
+        let taken = server.time_of(std::str::from_utf8(name).unwrap());
         assert!(taken < REFUSAL, "{what} took {taken:?}");
         assert!(longest_ping < Duration::from_secs(1), "{what}: a PING took {longest_ping:?}");
     }

@@ -24,15 +24,18 @@ fn assert_done(server: &Server, key: &str) {
 fn huge_pictures_at_once_take_turns() {
     const SIDE: u32 = 9000;
     let server =
-        Server::with(Settings::lines(&["florence.work-bytes 300mb", "florence.prepare-threads 4"]));
+        Server::with(Settings::lines(&["florence.work-bytes 300mb", "florence.prepare-threads 8"]));
     server.wait_for_model();
     submit(&server, "warm", &std::fs::read(picture("shapes.png")).unwrap());
     assert_done(&server, "warm");
-    let before = server.peak() << 10;
     let keys = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let mut all = redis::pipe();
     for key in keys {
-        submit(&server, key, &blank_png(SIDE, key));
+        let submit = all.cmd("FLORENCE.SUBMIT").arg(key).arg("DATA").arg(blank_png(SIDE, key));
+        submit.arg("<CAPTION>").arg("NOCACHE").ignore();
     }
+    let before = server.peak() << 10;
+    all.exec(&mut server.connect()).unwrap();
     // Small ones are not starved by them.
     submit(&server, "small", &std::fs::read(picture("sign.png")).unwrap());
     for key in keys {
