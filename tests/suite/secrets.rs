@@ -219,7 +219,7 @@ fn images_without_secrets_are_shown_as_they_are() {
         pictures.url("sign.png?"),
         pictures.url("sign.png?a=1&b=%2F&&c&=d#fragment"),
         pictures.url("token=x/key=y?width=token"),
-        "gs://bucket/token=x?key=y".to_owned(),
+        "gs://bucket/token=x/key=y".to_owned(),
     ];
     for url in &urls {
         server.call::<()>(&["FLORENCE.SUBMIT", url, url, "<OCR>", "DELAY", "600000"]);
