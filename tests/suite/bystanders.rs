@@ -44,6 +44,10 @@ fn in_transaction(connection: &mut Connection, commands: &[Cmd]) {
 
 /// Waits for a job without any command of ours, which could bring it to the server's mind.
 fn assert_found(server: &Server, db: usize, key: &str) {
+    assert_found_in(server, db, key, Duration::from_secs(10));
+}
+
+fn assert_found_in(server: &Server, db: usize, key: &str, longest: Duration) {
     let mut connection = server.connect_to(db);
     let start = Instant::now();
     eventually(&format!("{key} is found"), || {
@@ -51,7 +55,7 @@ fn assert_found(server: &Server, db: usize, key: &str) {
         (state.as_deref() == Some("done")).then_some(())
     });
     let taken = start.elapsed();
-    assert!(taken < Duration::from_secs(10), "{key} was found after {taken:?}");
+    assert!(taken < longest, "{key} was found after {taken:?}");
 }
 
 #[test]
@@ -117,7 +121,8 @@ fn jobs_that_others_write_are_found_in_a_storm_of_other_keys() {
         pipe.exec(&mut connection).unwrap();
     }
     for i in 0..4 {
-        assert_found(&server, 0, &format!("job:{i}"));
+        // Some seconds, on a busy machine.
+        assert_found_in(&server, 0, &format!("job:{i}"), Duration::from_secs(30));
     }
     // Many of ours among them: none is left.
     let mut pipe = redis::pipe();
