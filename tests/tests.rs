@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 #![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
+#[path = "suite/bystanders.rs"]
+mod bystanders; // keys that are not ours, jobs that others write, crowded databases
 #[path = "suite/celery.rs"]
 mod celery; // Celery's clients and Flower
 #[path = "suite/celery_refusals.rs"]
@@ -18,6 +20,8 @@ mod clock; // a wall clock that is set back
 mod cluster; // three masters with replicas
 #[path = "suite/commands.rs"]
 mod commands; // what each command answers, and refuses
+#[path = "suite/downloads.rs"]
+mod downloads; // how many at a time, from whom, and who waits for them
 #[path = "suite/durability.rs"]
 mod durability; // crashes, replicas, migration, flushes: no job is lost
 #[path = "suite/ends.rs"]
@@ -28,13 +32,21 @@ mod forged; // hashes that claim to be jobs
 mod fuzz; // random commands and pictures
 #[path = "suite/jobs.rs"]
 mod jobs; // what a job can be asked for, and who hears of its end
+#[path = "suite/limits.rs"]
+mod limits; // how much one command may ask for
 #[path = "suite/load.rs"]
 mod load; // many jobs, many waiters
+#[path = "suite/memory.rs"]
+mod memory; // what pictures take while they are read
 #[path = "suite/mixed/mod.rs"]
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/secrets.rs"]
+mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]
 mod settings; // settings that are refused, and how that is said
 #[path = "suite/sources.rs"]
 mod sources; // where pictures come from, and what is wrong with them
+#[path = "suite/tenants.rs"]
+mod tenants; // several users of one server

@@ -11,7 +11,7 @@ mod server;
 pub use celery::celery_message;
 pub use clock::Clock;
 pub use cluster::Cluster;
-pub use pictures::{Pictures, picture};
+pub use pictures::{Asked, Pictures, blank_png, picture};
 pub use sentinel::Sentinel;
 pub use server::{Server, Settings, call, free_port};
 

@@ -24,7 +24,7 @@ use std::{
 use redis::{Client, Connection, FromRedisValue, Value};
 use tempfile::TempDir;
 
-use crate::eventually;
+use crate::{Pictures, eventually};
 
 /// How a server is started.
 #[derive(Default)]
@@ -96,6 +96,22 @@ impl Server {
         server
     }
 
+    /// A server with as many downloads as it begins at one host: others from there wait until the
+    /// gate `back` is opened.
+    pub fn busy(pictures: &Pictures, lines: &[&str]) -> Self {
+        const AT_WORK: usize = 16;
+        let server =
+            Self::with(Settings::lines(&[lines, &["florence.prepare-threads 16"]].concat()));
+        server.wait_for_model();
+        let url = pictures.url("held/back/sign.png");
+        for i in 0..AT_WORK {
+            let key = format!("at-work:{i}");
+            server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OCR>"]);
+            eventually("it is worked on", || (server.state(&key) == "fetching").then_some(()));
+        }
+        server
+    }
+
     /// What a server logs that does not start with these settings.
     pub fn refused(settings: Settings) -> String {
         let mut server = Self::spawn(settings);
@@ -145,6 +161,17 @@ impl Server {
         let mut connection = self.connect();
         redis::cmd("SELECT").arg(db).exec(&mut connection).unwrap();
         connection
+    }
+
+    /// A user who may do all, with the password `pw`.
+    pub fn add_user(&self, user: &str) {
+        self.call::<()>(&["ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all"]);
+    }
+
+    /// A new connection of a user.
+    pub fn connect_as(&self, user: &str, password: &str) -> Connection {
+        let url = format!("redis://{user}:{password}@127.0.0.1:{}", self.port);
+        Client::open(url).unwrap().get_connection().unwrap()
     }
 
     /// A new connection, RESP3.
@@ -251,14 +278,39 @@ impl Server {
 
     /// What the process takes: resident KiB, threads, open descriptors.
     pub fn usage(&self) -> [u64; 3] {
-        let process = self.proc();
-        let status = std::fs::read_to_string(process.join("status")).unwrap();
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.split_whitespace().next().unwrap().parse().unwrap()
-        };
-        let descriptors = std::fs::read_dir(process.join("fd")).unwrap().count();
-        [number("VmRSS:"), number("Threads:"), descriptors as u64]
+        let descriptors = std::fs::read_dir(self.proc().join("fd")).unwrap().count();
+        [self.status("VmRSS:"), self.status("Threads:"), descriptors as u64]
+    }
+
+    /// The most that was ever resident, in KiB.
+    pub fn peak(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(self.proc().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// One of the numbers of INFO.
+    pub fn info(&self, name: &str) -> i64 {
+        let info: String = self.call(&["INFO", "everything"]);
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = value.unwrap_or_else(|| panic!("INFO has no {name}: {info}"));
+        value.parse().unwrap_or_else(|_| panic!("{name} is {value}"))
+    }
+
+    /// The time that the calls of a command have taken so far, as INFO tells it.
+    pub fn time_of(&self, command: &str) -> Duration {
+        let info: String = self.call(&["INFO", "commandstats"]);
+        let start = format!("cmdstat_{command}:");
+        let line = info.lines().find(|line| {
+            line.get(..start.len()).is_some_and(|named| named.eq_ignore_ascii_case(&start))
+        });
+        let usec = line.and_then(|line| line.split_once("usec=")?.1.split(',').next());
+        let usec = usec.unwrap_or_else(|| panic!("no calls of {command}: {info}"));
+        Duration::from_micros(usec.parse().unwrap())
     }
 
     /// Seconds of processor time that the process has used, all its threads together.
