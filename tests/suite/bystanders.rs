@@ -217,8 +217,12 @@ fn looking_at_keys_is_not_counted_and_expires_none() {
     pipe.exec(&mut plain.connect()).unwrap();
     let without = ["keyspace_hits", "keyspace_misses"].map(|name| plain.info(name));
     assert_eq!(before, without, "hits and misses, with the module and without");
-    assert_eq!(server.info("expired_keys"), 0);
-    assert_eq!(server.call::<usize>(&["DBSIZE"]), 2 + 4 * KEYS);
+    // Redis 7.0 gives modules no way to look at a key that is past its time, and leave it.
+    let text: String = server.call(&["INFO", "server"]);
+    if !text.contains("redis_version:7.0.") {
+        assert_eq!(server.info("expired_keys"), 0);
+        assert_eq!(server.call::<usize>(&["DBSIZE"]), 2 + 4 * KEYS);
+    }
 }
 
 const WAITING: usize = 50_000;

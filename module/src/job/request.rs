@@ -61,6 +61,9 @@ impl Request {
                 return Err(invalid(format!("the job's {field} is too long")));
             }
         }
+        if job.bytes("image", source::has_long_host) == Some(true) {
+            return Err(invalid("the job's image is too long"));
+        }
         Ok(Self {
             user: job.user(),
             image: job.text("image").unwrap_or_default(),

@@ -7,7 +7,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::LazyLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -36,6 +36,8 @@ struct Changes {
     hasher: RandomState,
     /// There were more.
     has_more: bool,
+    /// When there were more for the last time.
+    flooded: Option<Instant>,
 }
 
 static CHANGES: LazyLock<Mutex<Changes>> = LazyLock::new(|| {
@@ -44,6 +46,7 @@ static CHANGES: LazyLock<Mutex<Changes>> = LazyLock::new(|| {
         digests: Box::new([0; PLACES]),
         hasher: RandomState::new(),
         has_more: false,
+        flooded: None,
     })
 });
 
@@ -58,8 +61,8 @@ impl Changes {
         }
         if self.noted.len() < MOST {
             self.noted.push(key.to_key());
-        } else {
-            self.has_more = true;
+        } else if !std::mem::replace(&mut self.has_more, true) {
+            self.flooded = Some(Instant::now());
         }
         is_first
     }
@@ -76,6 +79,11 @@ pub(super) fn note(ctx: &Context, key: KeyRef<'_>) {
     if CHANGES.lock().note(key) {
         server::after(ctx, LATER, look);
     }
+}
+
+/// Whether there are more changes just now than can be noted.
+pub(crate) fn are_many() -> bool {
+    CHANGES.lock().flooded.is_some_and(|at| at.elapsed() < 10 * LATER)
 }
 
 fn look(ctx: &Context) {
@@ -100,6 +108,7 @@ mod tests {
             digests: Box::new([0; PLACES]),
             hasher: RandomState::new(),
             has_more: false,
+            flooded: None,
         };
         let key = |name| KeyRef { db: Db(0), name };
         assert!(changes.note(key(b"a")));

@@ -9,7 +9,7 @@
 //! - `retained`: the budget for ended jobs
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 
-mod changes;
+pub(crate) mod changes;
 mod lease;
 mod owners;
 pub(crate) mod retained;

@@ -63,7 +63,7 @@ impl Search {
 /// How much of the server's time a search may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Haste {
-    /// A few hundredths.
+    /// A few hundredths, as long as others write much.
     Later,
     /// A half: jobs are known to be there.
     Now,

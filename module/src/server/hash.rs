@@ -23,20 +23,33 @@ pub(crate) enum Look {
     /// As a command of a client does.
     AsClient,
     /// It leaves no trace: not in the key's age or frequency, nor in the server's figures, and what
-    /// is past its time stays. Redis 7.0 knows only the first of these.
+    /// is past its time stays, but in Redis 7.0.
     Unseen,
 }
 
 impl Look {
-    fn flags(self) -> c_int {
-        let unseen = raw::REDISMODULE_OPEN_KEY_NOTOUCH
+    fn mode(self) -> c_int {
+        const UNSEEN: u32 = raw::REDISMODULE_OPEN_KEY_NOTOUCH
             | raw::REDISMODULE_OPEN_KEY_NONOTIFY
             | raw::REDISMODULE_OPEN_KEY_NOSTATS
             | raw::REDISMODULE_OPEN_KEY_NOEXPIRE;
-        match self {
-            Self::AsClient => 0,
-            Self::Unseen => c_int::try_from(unseen).unwrap_or_default(),
-        }
+        let mode = match self {
+            Self::AsClient => raw::REDISMODULE_READ,
+            Self::Unseen if knows_all_modes() => raw::REDISMODULE_READ | UNSEEN,
+            // Redis 7.0 counts no hits and misses of those who may write, and what they open
+            // counts as changed only where we say so.
+            Self::Unseen => raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | UNSEEN,
+        };
+        c_int::try_from(mode).unwrap_or_default()
+    }
+}
+
+/// Whether the server knows all ways of opening a key, as the first that can be asked does.
+fn knows_all_modes() -> bool {
+    // SAFETY: reading a pointer that is set once, while the module loads.
+    unsafe {
+        let pointer = raw::RedisModule_GetOpenKeyModesAll;
+        pointer.is_some()
     }
 }
 
@@ -45,12 +58,10 @@ pub(crate) struct Hash(*mut raw::RedisModuleKey);
 
 impl Hash {
     pub(crate) fn open(ctx: &Context, key: &RedisString, look: Look) -> Result<Self, NoHash> {
-        const READ: c_int = raw::REDISMODULE_READ as c_int;
         const EMPTY: c_int = raw::REDISMODULE_KEYTYPE_EMPTY as c_int;
         const HASH: c_int = raw::REDISMODULE_KEYTYPE_HASH as c_int;
-        let mode = READ | look.flags();
         let opened: *mut raw::RedisModuleKey =
-            api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, mode)).cast();
+            api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, look.mode())).cast();
         if opened.is_null() {
             return Err(NoHash::Missing);
         }
@@ -120,6 +131,7 @@ pub(crate) fn set_fields(ctx: &Context, key: &RedisString, fields: &[(RedisStrin
         api!(RedisModule_HashSet(opened, NO_FLAGS, field.inner, value.inner, end));
     }
     api!(RedisModule_CloseKey(opened));
+    api!(RedisModule_SignalModifiedKey(ctx.get_raw(), key.inner));
     let mut command: Vec<&RedisString> = vec![key];
     command.extend(fields.iter().flat_map(|(field, value)| [field, value]));
     ctx.replicate("HSET", command.as_slice());

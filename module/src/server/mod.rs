@@ -87,6 +87,7 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_HashGet,
         RedisModule_HashSet,
         RedisModule_FreeString,
+        RedisModule_SignalModifiedKey,
         RedisModule_SelectDb,
         RedisModule_GetSelectedDb,
         RedisModule_DbSize,
@@ -112,11 +113,13 @@ pub(crate) fn check() -> Result<(), String> {
 }
 
 pub(crate) fn set_options(ctx: &Context) {
+    /// What we open to look at is not changed; [`set_fields`] tells of what is.
+    const TELLS_CHANGES: c_int = raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED as c_int;
     /// A replica may go on to answer from its old data while it loads the new.
     const HANDLES_ASYNC_LOADING: c_int = raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD as c_int;
     /// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
     const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
-    let options = HANDLES_ASYNC_LOADING | HANDLES_SLOT_MIGRATION;
+    let options = TELLS_CHANGES | HANDLES_ASYNC_LOADING | HANDLES_SLOT_MIGRATION;
     api!(RedisModule_SetModuleOptions(ctx.get_raw(), options));
 }
 

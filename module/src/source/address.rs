@@ -24,13 +24,22 @@ fn parts(rest: &str) -> (&str, &str, &str) {
     (user, host, path)
 }
 
+/// Whether the name of the host is longer than one can be.
+pub(crate) fn has_long_host(uri: &[u8]) -> bool {
+    host_and_port(uri).is_some_and(|host| {
+        let is_port = |port: &&str| port.bytes().all(|byte| byte.is_ascii_digit());
+        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map(|(name, _)| name);
+        name.unwrap_or(&host).len() > MOST_HOST_BYTES
+    })
+}
+
 /// Host and port that an address leads to, or the bucket; nothing if it is at hand.
 pub(crate) fn host_and_port(uri: &[u8]) -> Option<String> {
     let start = &uri[..uri.len().min(MOST_BYTES)];
     let start = String::from_utf8_lossy(start);
     let (scheme, rest) = remote(&start)?;
     let (_, host, _) = parts(rest);
-    let host: String = host.chars().take(MOST_HOST_BYTES + 6).collect::<String>().to_lowercase();
+    let host: String = host.chars().take(2 * MOST_HOST_BYTES).collect::<String>().to_lowercase();
     Some(match scheme {
         "http" => host.strip_suffix(":80").unwrap_or(&host).to_owned(),
         "https" => host.strip_suffix(":443").unwrap_or(&host).to_owned(),
@@ -61,22 +70,16 @@ pub(crate) fn without_secrets(uri: &str) -> Cow<'_, str> {
 
 /// Whether a parameter of this name is a signature, a token or the like.
 fn gives_access(name: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "signature",
-        "credential",
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "apikey",
-        "accesskey",
-        "auth",
-    ];
-    const NAMES: [&str; 6] = ["sig", "key", "pwd", "pass", "policy", "keypairid"];
+    const PARTS: [&str; 7] =
+        ["signature", "credential", "secret", "password", "passwd", "apikey", "accesskey"];
+    const NAMES: [&str; 9] =
+        ["sig", "key", "pwd", "pass", "policy", "keypairid", "auth", "authorization", "jwt"];
     let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let name = name.to_ascii_lowercase();
-    NAMES.contains(&name.as_str()) || WORDS.iter().any(|word| name.contains(word))
+    NAMES.contains(&name.as_str())
+        || name.ends_with("token")
+        || PARTS.iter().any(|part| name.contains(part))
 }
 
 #[cfg(test)]
@@ -101,6 +104,7 @@ mod tests {
                 "http://h/?sig=a&sight=b&key&Key-Pair-Id=c",
                 "http://h/?sig=REDACTED&sight=b&key&Key-Pair-Id=REDACTED",
             ),
+            ("http://h/?author=a&tokens=9&authToken=c", "http://h/?author=a&tokens=9&authToken=REDACTED"),
             ("http://h/a@b?c=d", "http://h/a@b?c=d"),
             ("/a/b?token=c", "/a/b?token=c"),
             ("DATA", "DATA"),

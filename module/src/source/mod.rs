@@ -23,7 +23,7 @@ use redis_module::RedisError;
 
 use crate::{server::reply, settings};
 
-pub(crate) use address::{MOST_BYTES, host_and_port, without_secrets};
+pub(crate) use address::{MOST_BYTES, has_long_host, host_and_port, without_secrets};
 pub(crate) use hosts::hosts;
 pub(crate) use inline::inline;
 
@@ -120,7 +120,14 @@ pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>,
     };
     let start = Instant::now();
     let fetched = FETCHER.fetch(uri, &limits, stop);
-    hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
+    // What clients are refused does not show, nor take any memory.
+    let is_refused = fetched.as_ref().is_err_and(|error| {
+        use FetchError::{BadObject, BadUrl, Denied, DeniedHost};
+        matches!(error, BadUrl | BadObject | Denied | DeniedHost)
+    });
+    if !is_refused {
+        hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
+    }
     Ok(fetched?)
 }
 

@@ -9,7 +9,7 @@ use redis_module::Context;
 
 use crate::{
     queue::{
-        queue,
+        changes, queue,
         search::{self, Haste, Search},
         sync,
     },
@@ -28,11 +28,6 @@ pub(crate) fn look(ctx: &Context) {
 pub(super) fn run() {
     loop {
         let haste = search::next();
-        // The server's lock is free so many times as long as it is held.
-        let share = match haste {
-            Haste::Later => 40,
-            Haste::Now => 1,
-        };
         let mut search = with_server(Search::new);
         loop {
             let mut took = Duration::ZERO;
@@ -45,6 +40,8 @@ pub(super) fn run() {
             if !has_more || queue().is_shut() {
                 break;
             }
+            // The server's lock is free so many times as long as it is held.
+            let share = if haste == Haste::Later && changes::are_many() { 40 } else { 1 };
             thread::sleep(took * share);
         }
         if haste == Haste::Now {

@@ -189,9 +189,10 @@ fn prepared(
 }
 
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
+    let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
     let part = |prompt: &String| {
         let question = florence.question(prompt)?;
-        Ok(Part { question, keys: Keys::new("", bytes, prompt, &request.options) })
+        Ok(Part { question, keys: Keys::new(scope, bytes, prompt, &request.options) })
     };
     request.prompts.iter().map(part).collect()
 }
