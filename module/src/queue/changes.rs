@@ -116,8 +116,9 @@ mod tests {
         let (noted, has_more) = changes.take();
         assert_eq!(noted, [key(b"a").to_key(), key(b"b").to_key()]);
         assert!(!has_more);
-        for i in 0..10_000 {
-            changes.note(key(format!("{i}").as_bytes()));
+        let names: Vec<String> = (0..10_000).map(|i| i.to_string()).collect();
+        for name in &names {
+            changes.note(key(name.as_bytes()));
         }
         let (noted, has_more) = changes.take();
         assert_eq!((noted.len(), has_more), (MOST, true));

@@ -119,8 +119,10 @@ impl Lease {
     }
 
     /// There is nothing to give back: the job has ended, or is not there.
-    pub(crate) fn end(self) {
-        self.queue.change(|scheduler| scheduler.release(&self.key, self.claim()));
+    pub(crate) fn end(mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.queue.change(|scheduler| scheduler.release(&self.key, claim));
+        }
     }
 
     /// The claim could not be written: back to its place. It is not tried before `until`, and no

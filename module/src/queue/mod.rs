@@ -2,6 +2,7 @@
 //!
 //! - `scheduler`: which job is next (pure)
 //! - `lease`: the right to work on a job
+//! - `line`: workers that wait for a job
 //! - `changes`: keys that may have become jobs without a command of ours
 //! - `search`: jobs of which no event told
 //! - `sync`: keyspace and server events keep the queue in step with the keys
@@ -11,6 +12,7 @@
 
 pub(crate) mod changes;
 mod lease;
+mod line;
 mod owners;
 pub(crate) mod retained;
 mod scheduler;
@@ -26,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use redis_module::RedisError;
 
 use crate::{
@@ -37,14 +39,18 @@ use crate::{
 };
 
 pub(crate) use lease::{Lease, Phase};
-pub(crate) use scheduler::{Limits, Worker};
+use line::Line;
+pub(crate) use scheduler::{Kind, Limits};
 use scheduler::{Next, Scheduler, Standing};
+
+/// How often workers look again without being told to.
+const LOOK: Duration = Duration::from_millis(250);
 
 pub(crate) struct Queue {
     /// Never held across a call into the server: keyspace events take it too.
     scheduler: Mutex<Scheduler>,
-    /// Signalled when a job may have become runnable.
-    work: Condvar,
+    /// Those who wait for a job, by what they do.
+    lines: [Line; 2],
     /// How long the engine takes for a job, lately; in microseconds, 0 before the first answer.
     pace: AtomicU64,
     is_shut: AtomicBool,
@@ -61,44 +67,58 @@ impl Queue {
     fn new() -> Self {
         Self {
             scheduler: Mutex::default(),
-            work: Condvar::new(),
+            lines: Default::default(),
             pace: AtomicU64::new(0),
             is_shut: AtomicBool::new(false),
         }
     }
 
-    /// Changes the scheduler and wakes who waits for work.
+    /// Changes the scheduler, and wakes a worker for what there is to do now.
     fn change<T>(&self, change: impl FnOnce(&mut Scheduler) -> T) -> T {
-        let result = change(&mut self.scheduler.lock());
-        self.wake();
+        let mut scheduler = self.scheduler.lock();
+        let result = change(&mut scheduler);
+        for kind in Kind::ALL {
+            self.lines[kind as usize].wake_if_wanted(&scheduler, kind);
+        }
         result
     }
 
-    /// Waits until there is a job for `worker`; `None` at shutdown. Nothing is taken while there is
-    /// no worker.
-    pub(crate) fn next(self: &Arc<Self>, worker: impl Fn() -> Option<Worker>) -> Option<Lease> {
-        /// How often the worker is asked for again.
-        const LOOK: Duration = Duration::from_millis(250);
+    /// Waits until there is a job for a worker of this kind; `None` at shutdown. Nothing is taken
+    /// while `limits` has none.
+    pub(crate) fn next(
+        self: &Arc<Self>,
+        kind: Kind,
+        limits: impl Fn() -> Option<Limits>,
+    ) -> Option<Lease> {
+        let line = &self.lines[kind as usize];
         let mut scheduler = self.scheduler.lock();
         while !self.is_shut() {
             let now = Instant::now();
-            let next = match worker() {
-                Some(worker) => scheduler.next(now, worker, Token::new),
+            let next = match limits() {
+                Some(limits) => scheduler.next(now, kind, limits, Token::new),
                 None => Next::Idle,
             };
             let until = match next {
-                Next::Run(key, claim) => return Some(Lease::new(Arc::clone(self), key, claim)),
-                Next::WaitUntil(until) => until,
+                Next::Run(key, claim) => {
+                    line.wake_next(&scheduler, kind);
+                    return Some(Lease::new(Arc::clone(self), key, claim));
+                }
+                Next::WaitUntil(until) => until.min(now + LOOK),
                 Next::Idle => now + LOOK,
             };
-            self.work.wait_until(&mut scheduler, until);
+            line.wait(&mut scheduler, until);
         }
         None
     }
 
-    /// Wakes those who wait in [`Self::next`].
+    /// Lets workers look again that wait in [`Self::next`].
     pub(crate) fn wake(&self) {
-        self.work.notify_all();
+        self.lines.iter().for_each(Line::wake_all);
+    }
+
+    /// Lets one worker of a kind look again.
+    pub(crate) fn wake_one(&self, kind: Kind) {
+        self.lines[kind as usize].wake_one();
     }
 
     /// Nothing is taken any more: the server ends.

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::{queue::queue, settings};
+use crate::{
+    queue::{Kind, queue},
+    settings,
+};
 
 /// After this time a download counts as slow.
 const SLOW: Duration = Duration::from_secs(1);
@@ -58,7 +61,7 @@ impl Drop for Download {
             forget(&mut ahead, self.begun);
         }
         drop(ahead);
-        queue().wake();
+        queue().wake_one(Kind::Downloader);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
         life::{self, Claim},
     },
     model::{self, Loaded},
-    queue::{Lease, Limits, Phase, Worker, queue, sync},
+    queue::{Kind, Lease, Limits, Phase, queue, sync},
     server::{Refused, with_server},
     settings, source,
 };
@@ -37,8 +37,8 @@ enum Prepared {
 
 /// Takes jobs whose pictures are at hand.
 pub(super) fn read(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
-    let worker = || model::loaded().map(|_loaded| Worker::Reader);
-    while let Some(lease) = queue().next(worker) {
+    let limits = || model::loaded().map(|_loaded| limits());
+    while let Some(lease) = queue().next(Kind::Reader, limits) {
         let Some(loaded) = model::loaded() else { continue };
         if let Some(claimant) = claim(lease, commits) {
             prepare(claimant, work, |claimant| prepared(&loaded, claimant, None));
@@ -53,15 +53,8 @@ pub(super) fn download(
     work: &Sender<Work<Claimant>>,
     commits: &Sender<Commit>,
 ) {
-    let worker = || {
-        (model::loaded().is_some() && ahead::has_room()).then(|| {
-            Worker::Downloader(Limits {
-                per_host: settings::MAX_DOWNLOADS_PER_HOST.size(),
-                per_user: settings::MAX_DOWNLOADS_PER_USER.size(),
-            })
-        })
-    };
-    while let Some(lease) = queue().next(worker) {
+    let limits = || (model::loaded().is_some() && ahead::has_room()).then(limits);
+    while let Some(lease) = queue().next(Kind::Downloader, limits) {
         let Some(loaded) = model::loaded() else { continue };
         let mut ahead = ahead::Download::begin();
         let Some(claimant) = claim(lease, commits) else { continue };
@@ -83,6 +76,13 @@ pub(super) fn download(
         if has_permit {
             let _ = permits.1.try_recv();
         }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        per_host: settings::MAX_DOWNLOADS_PER_HOST.size(),
+        per_user: settings::MAX_DOWNLOADS_PER_USER.size(),
     }
 }
 

@@ -51,11 +51,15 @@ pub(crate) enum Standing {
 
 /// Who asks for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Worker {
+pub(crate) enum Kind {
     /// It takes jobs whose pictures are at hand.
     Reader,
     /// It takes jobs whose pictures have to be downloaded.
-    Downloader(Limits),
+    Downloader,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Reader, Self::Downloader];
 }
 
 /// The next thing for a worker to do.
@@ -175,11 +179,12 @@ impl Scheduler {
         }
     }
 
-    /// The job for `worker` to work on at `now`; it counts as active until its key says otherwise.
+    /// The job for a worker to work on at `now`; it counts as active until its key says otherwise.
     pub(crate) fn next(
         &mut self,
         now: Instant,
-        worker: Worker,
+        kind: Kind,
+        limits: Limits,
         token: impl FnOnce() -> Token,
     ) -> Next {
         if !self.is_enabled {
@@ -189,7 +194,8 @@ impl Scheduler {
             return Next::WaitUntil(until);
         }
         self.ripen(now);
-        let first = self.first_suspect(worker).or_else(|| self.first_ready(worker));
+        self.downloads.limit(limits);
+        let first = self.first_suspect(kind).or_else(|| self.first_ready(kind));
         let Some(key) = first else {
             return match self.delayed.first_key_value() {
                 Some(((at, _), _)) => Next::WaitUntil(*at),
@@ -204,7 +210,7 @@ impl Scheduler {
         if waiting.is_suspect {
             self.suspect = Arc::downgrade(&claim);
         }
-        let is_downloading = worker != Worker::Reader;
+        let is_downloading = kind == Kind::Downloader;
         if is_downloading {
             self.downloads.start(&waiting.origin);
         }
@@ -222,22 +228,33 @@ impl Scheduler {
     }
 
     /// The first suspect, if none is worked on, and if it is one for this worker.
-    fn first_suspect(&self, worker: Worker) -> Option<JobKey> {
+    fn first_suspect(&self, kind: Kind) -> Option<JobKey> {
         let (_, key) = self.suspects.first_key_value()?;
         let Some(Slot::Waiting { waiting, .. }) = self.jobs.get(key) else { return None };
-        let is_meant = waiting.origin.host.is_some() == (worker != Worker::Reader);
+        let is_meant = waiting.origin.host.is_some() == (kind == Kind::Downloader);
         (is_meant && self.suspect.strong_count() == 0).then(|| key.clone())
     }
 
-    fn first_ready(&mut self, worker: Worker) -> Option<JobKey> {
-        let place = match worker {
-            Worker::Reader => self.at_hand.first().copied(),
-            Worker::Downloader(limits) => {
-                self.downloads.limit(limits);
-                self.downloads.first()
-            }
-        };
-        self.ready.get(&place?).cloned()
+    fn first_ready(&self, kind: Kind) -> Option<JobKey> {
+        self.ready.get(&self.first_place(kind)?).cloned()
+    }
+
+    fn first_place(&self, kind: Kind) -> Option<Place> {
+        match kind {
+            Kind::Reader => self.at_hand.first().copied(),
+            Kind::Downloader => self.downloads.first(),
+        }
+    }
+
+    /// Whether there may be a job for a worker.
+    pub(crate) fn has_job(&self, kind: Kind) -> bool {
+        let has_suspect = !self.suspects.is_empty() && self.suspect.strong_count() == 0;
+        self.is_enabled && (has_suspect || self.first_place(kind).is_some())
+    }
+
+    /// When the first job is due that waits for a moment.
+    pub(crate) fn first_due(&self) -> Option<Instant> {
+        self.delayed.first_key_value().map(|((at, _), _)| *at).filter(|_| self.is_enabled)
     }
 
     /// The picture of a job is here.
@@ -293,11 +310,13 @@ impl Scheduler {
         matches!(self.jobs.get(key), Some(Slot::Active(active)) if active.is_of(claim))
     }
 
-    /// Forgets a job that has ended, unless its key has a new one already.
-    pub(crate) fn release(&mut self, key: &JobKey, claim: &Arc<Claim>) {
-        if self.has(key, claim) {
+    /// Forgets a job that has ended, unless its key has a new one already. The claim is let go of
+    /// here, as in [`Self::give_back`].
+    pub(crate) fn release(&mut self, key: &JobKey, claim: Arc<Claim>) {
+        if self.has(key, &claim) {
             self.remove(key);
         }
+        drop(claim);
     }
 
     /// No job is taken before `until`.

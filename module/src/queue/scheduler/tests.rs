@@ -9,6 +9,7 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const NO_LIMITS: Limits = Limits { per_host: usize::MAX, per_user: usize::MAX };
 
 fn key(name: &str) -> JobKey {
     JobKey { db: Db(0), name: name.as_bytes().into() }
@@ -55,7 +56,7 @@ fn see(scheduler: &mut Scheduler, name: &str, seen: &Seen) {
 }
 
 fn run(scheduler: &mut Scheduler, now: Instant) -> Option<(String, Arc<Claim>)> {
-    match scheduler.next(now, Worker::Reader, Token::new) {
+    match scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new) {
         Next::Run(key, claim) => Some((String::from_utf8_lossy(&key.name).into_owned(), claim)),
         _ => None,
     }
@@ -148,7 +149,7 @@ fn delayed_jobs_wait_for_their_moment() {
     // The same time read again is not another one.
     see(&mut scheduler, "a", &delayed(later + SECOND));
     assert!(
-        matches!(scheduler.next(now, Worker::Reader, Token::new), Next::WaitUntil(at) if at == later)
+        matches!(scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new), Next::WaitUntil(at) if at == later)
     );
     assert_eq!(order(&mut scheduler, later).0, ["a"]);
 }
@@ -179,15 +180,15 @@ fn a_waiting_job_knows_how_many_are_ahead() {
     for i in 0..5000 {
         see(&mut scheduler, &i.to_string(), &waiting(i));
     }
-    let ahead = |scheduler: &Scheduler, name: &str| match scheduler.standing(&key(name)) {
+    let ahead = |scheduler: &Scheduler, name: &str| match scheduler.standing(key(name).as_ref()) {
         Some(Standing::Waiting { ahead, active }) => (ahead, active),
         other => panic!("{other:?}"),
     };
     assert_eq!(ahead(&scheduler, "4321"), (4321, 0));
     let _claim = run(&mut scheduler, Instant::now());
     assert_eq!(ahead(&scheduler, "4321"), (4320, 1));
-    assert!(matches!(scheduler.standing(&key("0")), Some(Standing::Active(_))));
-    assert!(scheduler.standing(&key("none")).is_none());
+    assert!(matches!(scheduler.standing(key("0").as_ref()), Some(Standing::Active(_))));
+    assert!(scheduler.standing(key("none").as_ref()).is_none());
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn a_job_that_could_not_be_claimed_goes_back_to_its_place() {
     scheduler.hold(now + SECOND);
     scheduler.give_back(&key(&name), claim);
     assert!(
-        matches!(scheduler.next(now, Worker::Reader, Token::new), Next::WaitUntil(at) if at == now + SECOND)
+        matches!(scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new), Next::WaitUntil(at) if at == now + SECOND)
     );
     assert_eq!(scheduler.expired(now + SECOND), [key("a"), key("b")]);
     see(&mut scheduler, "urgent", &waiting(1));
@@ -266,20 +267,20 @@ fn a_lease_that_is_dropped_gives_its_job_back() {
         scheduler.set_enabled(true);
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
-    let lease = queue.next(|| true).unwrap();
+    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
     assert_eq!(queue.counts(), (0, 1));
     // Before the claim was written the job just waits again.
     drop(lease);
     assert_eq!(queue.counts(), (1, 0));
     assert!(queue.unclaimed().is_empty());
-    let lease = queue.next(|| true).unwrap();
+    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
     let shown = shows(lease.claim(), 1);
     queue.change(|scheduler| scheduler.observe(&key("a"), &shown, Death::None));
     drop(lease);
     assert_eq!(queue.unclaimed(), [(key("a"), false)]);
     // One that ends a job gives nothing back.
     queue.change(|scheduler| scheduler.observe(&key("a"), &waiting(0), Death::None));
-    queue.next(|| true).unwrap().end();
+    queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap().end();
     assert_eq!(queue.counts(), (0, 0));
 }
 
@@ -291,7 +292,7 @@ fn a_lease_lost_in_a_panic_gives_its_job_back() {
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
     let work = || {
-        let _lease: Lease = queue.next(|| true).unwrap();
+        let _lease: Lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
         panic!("at work");
     };
     assert!(florence_engine::catch_panic::<()>(work).is_err());
@@ -307,7 +308,7 @@ fn the_watchdog_finds_what_nobody_works_on() {
             scheduler.observe(&key(name), &waiting(0), Death::None);
         }
     });
-    let held = queue.next(|| true).unwrap();
+    let held = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
     // What no code here can do: a claim that goes without its lease.
     queue.change(|scheduler| drop(run(scheduler, Instant::now()).unwrap()));
     assert_eq!(queue.recover(), [key("b")]);
@@ -341,9 +342,9 @@ fn releasing_an_old_claim_leaves_a_new_job_alone() {
     let (_, old) = run(&mut scheduler, now).unwrap();
     see(&mut scheduler, "a", &Seen::Nothing);
     see(&mut scheduler, "a", &waiting(0));
-    scheduler.release(&key("a"), &old);
+    scheduler.release(&key("a"), old);
     let (_, new) = run(&mut scheduler, now).unwrap();
-    scheduler.release(&key("a"), &new);
+    scheduler.release(&key("a"), new);
     assert!(!scheduler.knows(key("a").as_ref()));
 }
 
@@ -373,29 +374,29 @@ fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     ] {
         see(&mut scheduler, name, &seen);
     }
-    let mut next = |worker| match scheduler.next(now, worker, Token::new) {
+    let mut next = |kind| match scheduler.next(now, kind, limits, Token::new) {
         Next::Run(key, claim) => Some((key, claim)),
         _ => None,
     };
-    let (slow, claim) = next(Worker::Downloader(limits)).unwrap();
+    let (slow, claim) = next(Kind::Downloader).unwrap();
     assert_eq!(slow, key("slow"));
-    let other = next(Worker::Downloader(limits)).unwrap();
+    let other = next(Kind::Downloader).unwrap();
     assert_eq!(other.0, key("other"));
-    assert!(next(Worker::Downloader(limits)).is_none());
-    let data = next(Worker::Reader).unwrap();
+    assert!(next(Kind::Downloader).is_none());
+    let data = next(Kind::Reader).unwrap();
     assert_eq!(data.0, key("data"));
-    assert!(next(Worker::Reader).is_none());
+    assert!(next(Kind::Reader).is_none());
     scheduler.downloaded(&slow, &claim);
-    let second = match scheduler.next(now, Worker::Downloader(limits), Token::new) {
+    let second = match scheduler.next(now, Kind::Downloader, limits, Token::new) {
         Next::Run(key, claim) => (key, claim),
         other => panic!("{other:?}"),
     };
     assert_eq!(second.0, key("next"));
     // The first has been given back, which frees nothing more.
     scheduler.give_back(&slow, claim);
-    assert!(matches!(scheduler.next(now, Worker::Downloader(limits), Token::new), Next::Idle));
+    assert!(matches!(scheduler.next(now, Kind::Downloader, limits, Token::new), Next::Idle));
     scheduler.give_back(&second.0, second.1);
-    assert!(matches!(scheduler.next(now, Worker::Downloader(limits), Token::new), Next::Run(..)));
+    assert!(matches!(scheduler.next(now, Kind::Downloader, limits, Token::new), Next::Run(..)));
 }
 
 #[test]
