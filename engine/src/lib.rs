@@ -13,6 +13,7 @@
 //! - [`generate`]: greedy and beam search
 //! - `postprocess`: answer text to the reference's JSON
 //! - [`fetch`]: a picture's bytes from an `http(s)` URL
+//! - [`Budget`]: working memory that threads share
 //! - [`Florence`]: all of the above in one value
 //! - [`serve`]: many jobs through one model, as they come
 //!
@@ -32,6 +33,7 @@
 //! ```
 #![warn(missing_docs)]
 
+mod budget;
 mod error;
 pub mod fetch;
 mod florence;
@@ -46,6 +48,7 @@ mod stop;
 pub mod task;
 mod text;
 
+pub use budget::{Budget, NoRoom, Reservation};
 pub use error::Error;
 pub use florence::{
     Answer, Batch, Device, Encoded, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,

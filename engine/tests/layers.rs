@@ -7,8 +7,9 @@ use std::path::Path;
 mod imports;
 
 /// A module of the engine, and the modules that it may name.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("stop", &[]),
+    ("budget", &[]),
     ("panics", &[]),
     // By the names that the crate shows to all.
     ("serve", &[]),

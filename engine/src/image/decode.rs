@@ -1,13 +1,26 @@
 //! Picture bytes to 8-bit RGB, as Pillow's `convert("RGB")` would give it: alpha is dropped, grey
 //! is replicated, palettes are looked up. Only the first frame of an animation is read.
 //!
-//! Sizes are checked on the header, before any pixel memory is claimed.
+//! Sizes are checked on the header, before any pixel memory is claimed, and what decoding will take
+//! is reserved. There is one buffer from the decoder's output to RGB.
 
-use std::io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom};
+use std::{
+    io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom},
+    ops::Deref,
+    time::Instant,
+};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    metadata::Orientation as Turn,
+};
 
-use crate::Stop;
+use super::{
+    memory::{self, Header},
+    resize,
+    rgb::to_rgb,
+};
+use crate::{Budget, NoRoom, Reservation, Stop};
 
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +52,21 @@ pub enum ImageError {
         /// Allowed number of pixels.
         limit: u64,
     },
+    /// Decoding would take more memory than one picture may.
+    #[error("the picture is {width}x{height} and needs {bytes} bytes to decode, more than {limit}")]
+    NeedsMemory {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Bytes that decoding would take.
+        bytes: u64,
+        /// Allowed number of bytes.
+        limit: u64,
+    },
+    /// There was no memory for it in time, or decoding was told to end.
+    #[error("the picture was not decoded: {0}")]
+    NoRoom(#[from] NoRoom),
     /// The header or the data cannot be decoded.
     #[error("the {format} picture is corrupt or truncated")]
     Corrupt {
@@ -58,12 +86,16 @@ const MAX_ASPECT: u32 = 200;
 pub struct DecodeLimits {
     /// Most pixels of a picture.
     pub pixels: u64,
-    /// Most bytes a decoder may claim.
+    /// Most bytes that decoding one picture may take, its output included, as its header tells.
     pub bytes: u64,
     /// The decoders that may be used at all.
     pub formats: Formats,
     /// Ends the decoding early.
     pub stop: Stop,
+    /// What all pictures that are decoded at once may take; none is no limit.
+    pub budget: Option<Budget>,
+    /// When to give up waiting for room in the budget.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for DecodeLimits {
@@ -73,6 +105,8 @@ impl Default for DecodeLimits {
             bytes: 1 << 30,
             formats: Formats::default(),
             stop: Stop::default(),
+            budget: None,
+            deadline: None,
         }
     }
 }
@@ -131,6 +165,21 @@ pub struct Rgb {
     pub data: Vec<u8>,
 }
 
+/// A decoded picture, and the memory that is reserved for it until it is dropped.
+#[derive(Debug)]
+pub struct Decoded {
+    rgb: Rgb,
+    _reserved: Option<Reservation>,
+}
+
+impl Deref for Decoded {
+    type Target = Rgb;
+
+    fn deref(&self) -> &Rgb {
+        &self.rgb
+    }
+}
+
 /// Decodes the first frame of a picture.
 ///
 /// # Errors
@@ -140,40 +189,128 @@ pub fn decode(
     bytes: &[u8],
     limits: &DecodeLimits,
     orientation: Orientation,
-) -> Result<Rgb, ImageError> {
+) -> Result<Decoded, ImageError> {
+    let decoded = decode_all(bytes, limits, orientation);
+    // A decoder takes the end of its source for damage.
+    if decoded.is_err() && limits.stop.is_stopped() {
+        return Err(NoRoom::Stopped.into());
+    }
+    decoded
+}
+
+fn decode_all(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    orientation: Orientation,
+) -> Result<Decoded, ImageError> {
     let source = Source { bytes: Cursor::new(bytes), stop: &limits.stop };
-    let reader = ImageReader::new(source)
+    let mut reader = ImageReader::new(source)
         .with_guessed_format()
         .map_err(|_error| ImageError::UnknownFormat)?;
     let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
     let is_it = |(_, format): &(&str, ImageFormat)| reader.format() == Some(*format);
     let found = FORMATS.iter().position(is_it).ok_or_else(unknown)?;
-    let format = FORMATS[found].0;
+    let (name, format) = FORMATS[found];
     if !limits.formats.0[found] {
-        return Err(ImageError::NotAllowed(format));
+        return Err(ImageError::NotAllowed(name));
     }
-    let corrupt = |source| ImageError::Corrupt { format, source };
+    let corrupt = |source| ImageError::Corrupt { format: name, source };
+    reader.limits(at_most(memory::METADATA));
     let mut decoder = reader.into_decoder().map_err(corrupt)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > limits.pixels {
-        return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
-    }
-    if width.max(height) / MAX_ASPECT > width.min(height) {
-        return Err(ImageError::Narrow { width, height });
-    }
-    let mut memory = Limits::default();
-    memory.max_alloc = Some(limits.bytes);
-    decoder.set_limits(memory).map_err(corrupt)?;
+    let bytes_per_pixel = u64::from(decoder.color_type().bytes_per_pixel());
+    let plan =
+        Plan::new(Header { format, width, height, bytes_per_pixel }, bytes, limits, orientation)?;
+    let reserve = |budget: &Budget| budget.reserve(plan.claim, &limits.stop, limits.deadline);
+    let mut reserved = limits.budget.as_ref().map(reserve).transpose()?;
+    decoder.set_limits(at_most(plan.inner)).map_err(corrupt)?;
     let turn = match orientation {
         Orientation::AsStored => None,
         Orientation::Exif => decoder.orientation().ok(),
     };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
-    if let Some(turn) = turn {
-        picture.apply_orientation(turn);
+    let rgb = turned(read(decoder, &plan).map_err(corrupt)?, turn);
+    if let Some(reserved) = &mut reserved {
+        reserved.shrink_to(plan.rest);
     }
-    let rgb = picture.into_rgb8();
-    Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+    Ok(Decoded { rgb, _reserved: reserved })
+}
+
+/// What decoding a picture takes.
+struct Plan {
+    pixels: usize,
+    /// Bytes of the buffer that takes the decoder's output, and then is made RGB.
+    output: usize,
+    /// Bytes that the decoder takes besides.
+    inner: u64,
+    /// Bytes to reserve: what it takes in all, at the worst moment, of the worst of such files.
+    claim: u64,
+    /// Bytes of what is left, and of what making it the model's input takes.
+    rest: u64,
+}
+
+impl Plan {
+    /// Checks the sizes that the header announces.
+    fn new(
+        header: Header,
+        bytes: &[u8],
+        limits: &DecodeLimits,
+        orientation: Orientation,
+    ) -> Result<Self, ImageError> {
+        let inner = memory::inner(header, bytes);
+        for (width, height) in [(header.width, header.height), inner.frame] {
+            if u64::from(width) * u64::from(height) > limits.pixels {
+                return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
+            }
+        }
+        let Header { width, height, bytes_per_pixel, .. } = header;
+        if width.max(height) / MAX_ASPECT > width.min(height) {
+            return Err(ImageError::Narrow { width, height });
+        }
+        let pixels = u64::from(width) * u64::from(height);
+        let output = pixels * bytes_per_pixel.max(3);
+        let turning = match orientation {
+            Orientation::AsStored => 0,
+            Orientation::Exif => pixels * 3,
+        };
+        let rest = pixels * 3 + resize::between(height);
+        let peak = (output + inner.bytes).max(output + turning).max(rest);
+        let limit = limits.bytes;
+        let too_much = ImageError::NeedsMemory { width, height, bytes: peak, limit };
+        let sizes = (usize::try_from(pixels), usize::try_from(output));
+        match sizes {
+            (Ok(pixels), Ok(output)) if peak <= limit => {
+                Ok(Self { pixels, output, inner: inner.bytes, claim: peak + inner.codes, rest })
+            }
+            _ => Err(too_much),
+        }
+    }
+}
+
+fn at_most(bytes: u64) -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(bytes);
+    limits
+}
+
+/// The decoder's picture as RGB, in the buffer that it was decoded to.
+fn read(decoder: impl ImageDecoder, plan: &Plan) -> Result<RgbImage, image::ImageError> {
+    let ((width, height), color) = (decoder.dimensions(), decoder.color_type());
+    let mut data = vec![0; plan.output];
+    decoder.read_image(&mut data[..plan.pixels * usize::from(color.bytes_per_pixel())])?;
+    to_rgb(&mut data, plan.pixels, color);
+    data.truncate(plan.pixels * 3);
+    data.shrink_to_fit();
+    Ok(RgbImage::from_raw(width, height, data).expect("three bytes a pixel"))
+}
+
+fn turned(mut picture: RgbImage, turn: Option<Turn>) -> Rgb {
+    if let Some(turn) = turn.filter(|turn| *turn != Turn::NoTransforms) {
+        let mut dynamic = DynamicImage::ImageRgb8(picture);
+        dynamic.apply_orientation(turn);
+        picture = dynamic.into_rgb8();
+    }
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    Rgb { width, height, data: picture.into_raw() }
 }
 
 /// The bytes, for as long as nobody says stop: decoders read little by little.
@@ -257,7 +394,7 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8]) -> Vec<u8> {
-        decode(bytes, &DecodeLimits::default(), Orientation::AsStored).unwrap().data
+        decode(bytes, &DecodeLimits::default(), Orientation::AsStored).unwrap().data.clone()
     }
 
     #[test]
@@ -272,7 +409,7 @@ mod tests {
 
     #[test]
     fn every_format_is_read() {
-        let grey = image::RgbImage::from_pixel(5, 4, image::Rgb([90, 90, 90]));
+        let grey = RgbImage::from_pixel(5, 4, image::Rgb([90, 90, 90]));
         for (name, format) in FORMATS {
             let mut bytes = Cursor::new(Vec::new());
             grey.write_to(&mut bytes, format).unwrap();
@@ -320,5 +457,55 @@ mod tests {
         for cut in [9, 20, 40] {
             check(&good[..cut], DecodeLimits::default(), corrupt);
         }
+    }
+
+    fn encoded(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        RgbImage::new(width, height).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn what_would_take_too_much_is_refused_by_its_header() {
+        let budget = Budget::new(1);
+        let check = |bytes: &[u8], pixels, most, expected: &str| {
+            let budget = Some(budget.clone());
+            let limits = DecodeLimits { pixels, bytes: most, budget, ..DecodeLimits::default() };
+            let error = decode(bytes, &limits, Orientation::AsStored).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        };
+        let png = encoded(400, 300, ImageFormat::Png);
+        check(&png, 120_000, 360_000, "the picture is 400x300 and needs ");
+        // A frame may be larger than the whole that is announced.
+        let mut gif = encoded(400, 300, ImageFormat::Gif);
+        gif[6..10].copy_from_slice(&[10, 0, 10, 0]);
+        check(&gif, 119_999, 1 << 30, "the picture is 400x300, more than the limit");
+        let frame = b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f";
+        let chunk = |name: &[u8], data: &[u8]| {
+            [name, &u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat()
+        };
+        let chunks = [chunk(b"VP8X", &[0; 10]), chunk(b"VP8 ", frame)].concat();
+        let webp = chunk(b"RIFF", &[b"WEBP", chunks.as_slice()].concat());
+        check(&webp, 100_000_000, 1 << 30, "the picture is 16383x16383, more than the limit");
+        assert_eq!(budget.peak(), 0);
+    }
+
+    #[test]
+    fn memory_is_held_as_long_as_the_picture_and_waits_end() {
+        let budget = Budget::new(1 << 20);
+        let png = encoded(1000, 300, ImageFormat::Png);
+        let mut limits = DecodeLimits { budget: Some(budget.clone()), ..DecodeLimits::default() };
+        let first = decode(&png, &limits, Orientation::AsStored).unwrap();
+        // The pixels, and the rows between two passes of a resize.
+        assert_eq!(budget.used(), 3 * 1000 * 300 + 3 * 1024 * 300);
+        assert!(budget.peak() > budget.used());
+        limits.deadline = Some(Instant::now());
+        let late = decode(&png, &limits, Orientation::AsStored).unwrap_err();
+        assert!(matches!(late, ImageError::NoRoom(NoRoom::Late)), "{late}");
+        limits.stop.stop();
+        let stopped = decode(&png, &limits, Orientation::AsStored).unwrap_err();
+        assert!(matches!(stopped, ImageError::NoRoom(NoRoom::Stopped)), "{stopped}");
+        drop(first);
+        assert_eq!(budget.used(), 0);
     }
 }

@@ -1,9 +1,11 @@
 //! Bytes to RGB to pixel values, in the arithmetic of Pillow and the reference's processor.
 
 mod decode;
+mod memory;
 mod preprocess;
 mod resize;
+mod rgb;
 
-pub use decode::{DecodeLimits, Formats, ImageError, Orientation, Rgb, decode};
+pub use decode::{DecodeLimits, Decoded, Formats, ImageError, Orientation, Rgb, decode};
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;

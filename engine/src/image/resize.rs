@@ -1,7 +1,8 @@
 //! Pillow's bicubic resize of 8-bit RGB, byte for byte (Pillow up to 12: horizontal pass first).
 //!
 //! Each pass is a fixed-point convolution with 22 fractional bits and an 8-bit result; a pass is
-//! skipped where that dimension already fits.
+//! skipped where that dimension already fits. Of a tall picture, only some rows at a time are
+//! between the two.
 
 use rayon::prelude::*;
 
@@ -10,19 +11,53 @@ use super::Rgb;
 const PRECISION: u32 = 22;
 const CHANNELS: usize = 3;
 
+/// Most bytes between the two passes.
+const BETWEEN: usize = 16 << 20;
+
+/// Bytes that resizing a picture of this height takes, for a square of up to 1024 pixels a side.
+pub(super) fn between(height: u32) -> u64 {
+    (u64::from(height) * 1024 * CHANNELS as u64).min(BETWEEN as u64)
+}
+
 /// Stretches a picture to `width` x `height`; the aspect ratio is not kept, as in the reference.
 pub fn resize_bicubic(picture: &Rgb, width: usize, height: usize) -> Rgb {
-    let wide;
-    let picture = if picture.width == width {
-        picture
-    } else {
-        wide = horizontal(picture, &Taps::new(picture.width, width));
-        &wide
-    };
-    if picture.height == height {
-        return picture.clone();
+    resize_within(picture, width, height, BETWEEN)
+}
+
+fn resize_within(picture: &Rgb, width: usize, height: usize, between: usize) -> Rgb {
+    let across = (picture.width != width).then(|| Taps::new(picture.width, width));
+    let down = (picture.height != height).then(|| Taps::new(picture.height, height));
+    let mut data = vec![0; width * height * CHANNELS];
+    match (across, down) {
+        (None, None) => data.copy_from_slice(&picture.data),
+        (Some(across), None) => horizontal(&picture.data, picture.width, &across, &mut data),
+        (None, Some(down)) => vertical(&picture.data, 0, &down.0, &mut data),
+        (Some(across), Some(down)) => both(picture, &across, &down, (&mut data, between)),
     }
-    vertical(picture, &Taps::new(picture.height, height))
+    Rgb { width, height, data }
+}
+
+/// Both passes, by as many output rows at once as `between` bytes of input rows suffice for.
+fn both(picture: &Rgb, across: &Taps, down: &Taps, (mut out, between): (&mut [u8], usize)) {
+    let stride = across.0.len() * CHANNELS;
+    let end = |(start, weights): &(usize, Vec<i32>)| start + weights.len();
+    // Rows of the picture from `first` on that have gone through the first pass.
+    let (mut first, mut rows) = (0, Vec::new());
+    let mut taps = down.0.as_slice();
+    while let Some((start, _)) = taps.first() {
+        let fits = |tap: &&(usize, Vec<i32>)| (end(tap) - start) * stride <= between;
+        let (now, later) = taps.split_at(taps.iter().take_while(fits).count().max(1));
+        rows.drain(..(start - first) * stride);
+        first = *start;
+        let ready = rows.len();
+        let ends = now.last().map_or(first, end);
+        rows.resize((ends - first) * stride, 0);
+        let source = (first + ready / stride) * picture.width * CHANNELS;
+        horizontal(&picture.data[source..], picture.width, across, &mut rows[ready..]);
+        let (done, rest) = out.split_at_mut(now.len() * stride);
+        vertical(&rows, first, now, done);
+        (out, taps) = (rest, later);
+    }
 }
 
 /// For each output position, the first input position and the integer weights from there on.
@@ -82,11 +117,10 @@ fn to_byte(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (PRECISION - 1);
 
-fn horizontal(picture: &Rgb, taps: &Taps) -> Rgb {
-    let width = taps.0.len();
-    let mut data = vec![0; picture.height * width * CHANNELS];
-    let rows = picture.data.par_chunks_exact(picture.width * CHANNELS);
-    data.par_chunks_exact_mut(width * CHANNELS).zip(rows).for_each(|(out, row)| {
+/// Fills `out` with the first rows of a picture.
+fn horizontal(rows: &[u8], width: usize, taps: &Taps, out: &mut [u8]) {
+    let rows = rows.par_chunks_exact(width * CHANNELS);
+    out.par_chunks_exact_mut(taps.0.len() * CHANNELS).zip(rows).for_each(|(out, row)| {
         for ((start, weights), pixel) in taps.0.iter().zip(out.chunks_exact_mut(CHANNELS)) {
             let mut sums = [HALF; CHANNELS];
             let inputs = row[start * CHANNELS..].chunks_exact(CHANNELS);
@@ -98,15 +132,14 @@ fn horizontal(picture: &Rgb, taps: &Taps) -> Rgb {
             pixel.copy_from_slice(&sums.map(to_byte));
         }
     });
-    Rgb { width, height: picture.height, data }
 }
 
-fn vertical(picture: &Rgb, taps: &Taps) -> Rgb {
-    let stride = picture.width * CHANNELS;
-    let mut data = vec![0; taps.0.len() * stride];
-    data.par_chunks_exact_mut(stride).zip(&taps.0).for_each(|(out, (start, weights))| {
+/// Fills `out` with a row for each of the taps; `rows` are the picture's from `first` on.
+fn vertical(rows: &[u8], first: usize, taps: &[(usize, Vec<i32>)], out: &mut [u8]) {
+    let stride = out.len() / taps.len();
+    out.par_chunks_exact_mut(stride).zip(taps).for_each(|(out, (start, weights))| {
         let mut sums = vec![HALF; stride];
-        let rows = picture.data[start * stride..].chunks_exact(stride);
+        let rows = rows[(start - first) * stride..].chunks_exact(stride);
         for (weight, row) in weights.iter().zip(rows) {
             for (sum, value) in sums.iter_mut().zip(row) {
                 *sum += i32::from(*value) * weight;
@@ -116,5 +149,23 @@ fn vertical(picture: &Rgb, taps: &Taps) -> Rgb {
             *byte = to_byte(sum);
         }
     });
-    Rgb { width: picture.width, height: taps.0.len(), data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_the_same_by_however_many_rows_it_is_resized() {
+        let (width, height) = (37, 211);
+        let value = |i: usize| u8::try_from((i * i * 31 + i * 7) % 251).unwrap();
+        let data = (0..width * height * CHANNELS).map(value).collect();
+        let picture = Rgb { width, height, data };
+        for (width, height) in [(8, 8), (50, 16), (16, 300), (37, 9), (9, 211), (37, 211)] {
+            let whole = resize_within(&picture, width, height, usize::MAX);
+            for between in [0, 1000, 10_000] {
+                assert_eq!(resize_within(&picture, width, height, between), whole);
+            }
+        }
+    }
 }
