@@ -1,9 +1,11 @@
-//! The model, as far as it is loaded.
+//! The model, as far as it is loaded, and the memory that pictures for it are decoded in.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use florence_engine::{Florence, serve::Caches};
+use florence_engine::{Budget, Florence, serve::Caches};
 use parking_lot::RwLock;
+
+use crate::settings;
 
 /// A loaded model, and what was asked of it lately.
 pub(crate) struct Loaded {
@@ -31,6 +33,15 @@ pub(crate) fn loaded() -> Option<Arc<Loaded>> {
         Model::Ready(loaded) => Some(Arc::clone(loaded)),
         Model::Loading | Model::Failed(_) => None,
     }
+}
+
+/// The budget of all who decode pictures, as large as it is set just now.
+pub(crate) fn work() -> &'static Budget {
+    static WORK: LazyLock<Budget> = LazyLock::new(|| Budget::new(settings::WORK_BYTES.get()));
+    if WORK.limit() != settings::WORK_BYTES.get() {
+        WORK.set(settings::WORK_BYTES.get());
+    }
+    &WORK
 }
 
 pub(crate) fn set(model: Model) {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     job::{
-        Job, KeyRef, NoJob, limits,
+        Job, JobKey, NoJob, limits,
         new::{self, Options, Picture},
     },
     model::{self, Model},
@@ -335,7 +335,7 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     job.add(FIELD, json!(task).to_string());
     let key = string(ctx, key.as_bytes());
     new::store(ctx, &key, &job);
-    sync::meet(ctx, KeyRef { db: numbered(celery.db), name: key.as_slice() });
+    sync::refresh(ctx, &JobKey { db: numbered(celery.db), name: key.as_slice().into() });
 }
 
 /// Keeps the latest of what nobody can answer.

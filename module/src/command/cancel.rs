@@ -11,7 +11,7 @@ use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 use super::args::Args;
 use crate::{
     job::{
-        Job, KeyRef, NoJob, State,
+        Job, JobKey, NoJob, State,
         life::{self, Data, End},
     },
     queue::{queue, sync},
@@ -39,7 +39,7 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
     }
     for (_, key) in &keys {
         life::requeue(ctx, key.as_slice()).map_err(RedisError::String)?;
-        sync::meet(ctx, KeyRef { db: server::selected_db(ctx), name: key.as_slice() });
+        sync::refresh(ctx, &JobKey { db: server::selected_db(ctx), name: key.as_slice().into() });
     }
     Ok(RedisValue::from(keys.len()))
 }

@@ -27,12 +27,13 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     Ok(map(ctx, &key, &job))
 }
 
-/// The map that GET and WAIT reply.
+/// Replies the map of GET and WAIT.
 pub(super) fn map(ctx: &Context, key: &RedisString, job: &Job) -> RedisValue {
     let name = KeyRef { db: server::selected_db(ctx), name: key.as_slice() };
     if !job.state.is_final() {
         sync::meet(ctx, name);
     }
     let progress = queue().progress(name, job);
-    view::map(key.as_slice(), job, &progress)
+    view::reply(ctx, key.as_slice(), job, &progress);
+    RedisValue::NoReply
 }

@@ -78,7 +78,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
 }
 
 /// What the engine holds beside the server's own memory.
-fn memory() -> [(&'static str, u64); 3] {
+fn memory() -> [(&'static str, u64); 5] {
     let (weights, caches) = model::loaded().map_or_else(Default::default, |loaded| {
         let (answers, pictures) = loaded.caches.bytes();
         (loaded.florence.model().weight_bytes(), answers + pictures)
@@ -87,6 +87,8 @@ fn memory() -> [(&'static str, u64); 3] {
         ("memory_weights_mapped", weights.mapped),
         ("memory_weights_packed", weights.owned),
         ("memory_caches", caches),
+        ("memory_work", model::work().used()),
+        ("memory_work_peak", model::work().peak()),
     ]
 }
 

@@ -12,7 +12,7 @@ use redis_module::{
 use super::args::{Args, is_word, utf8};
 use crate::{
     job::{
-        Job, KeyRef, NoJob, limits,
+        Job, JobKey, NoJob, limits,
         new::{self, Bytes, Options, Picture},
     },
     queue::{queue, sync},
@@ -42,7 +42,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     }
     queue().check_room(&user, 1, options.delay.is_some_and(|delay| delay > 0))?;
     new::store(ctx, &key, &new);
-    sync::meet(ctx, KeyRef { db: server::selected_db(ctx), name: key.as_slice() });
+    sync::refresh(ctx, &JobKey { db: server::selected_db(ctx), name: key.as_slice().into() });
     Ok(name)
 }
 

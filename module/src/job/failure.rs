@@ -2,7 +2,7 @@
 //!
 //! The words are for clients: what went on inside is for the log.
 
-use florence_engine::{Error, fetch::FetchError};
+use florence_engine::{Error, fetch::FetchError, image::ImageError};
 
 use super::Fields;
 use crate::{
@@ -90,6 +90,7 @@ impl Failure {
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         let (code, is_retryable) = match error {
+            Error::Image(ImageError::NoRoom(_)) => return Self::timeout(),
             Error::Prompt(_) => (Code::Prompt, false),
             Error::Image(_) => (Code::Image, false),
             Error::Fetch(

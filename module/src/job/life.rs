@@ -3,7 +3,10 @@
 //! Each step is one lock section, which the append-only file and the replicas see as one
 //! transaction, with all that followers add to it.
 
-use std::{sync::OnceLock, time::Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use redis_module::Context;
 
@@ -16,6 +19,12 @@ use crate::{
     model,
     server::{self, Refused, can_write, unix_ms},
 };
+
+/// The fields of a claim.
+const CLAIM: [&str; 2] = ["owner", "claim"];
+
+/// The fields that tell why an attempt failed.
+const ERROR: [&str; 3] = ["error_code", "error", "error_retryable"];
 
 /// A job during which the server died this often is not tried again.
 const MOST_CRASHES: i64 = 2;
@@ -217,8 +226,7 @@ fn retry_later(
     fields.push(("retry_at", at.to_string().into()));
     fields.push(("state", State::Retrying.name().into()));
     write(ctx, key, &fields)?;
-    // From here on it waits, whatever else is refused.
-    let _ = server::call(ctx, "HDEL", &[key, b"owner", b"claim"]);
+    server::remove_fields(ctx, &server::string(ctx, key), &CLAIM);
     for follower in followers() {
         follower.retrying(ctx, key, failure);
     }
@@ -271,18 +279,18 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     fields.push(("state", state.name().into()));
     // The state goes first: to take the claim from unfinished work would stop it.
     write(ctx, key, &fields)?;
-    // From here on it has ended, whatever else is refused.
-    let mut gone: Vec<&[u8]> = vec![key, b"owner", b"claim", b"retry_at"];
+    let mut gone = vec!["owner", "claim", "retry_at"];
     if data == Data::Drop {
-        gone.push(b"data");
+        gone.push("data");
     }
     if state == State::Done {
         // Of earlier attempts.
-        gone.extend([&b"error_code"[..], b"error", b"error_retryable"]);
+        gone.extend(ERROR);
     }
-    let _ = server::call(ctx, "HDEL", &gone);
+    let name = server::string(ctx, key);
+    server::remove_fields(ctx, &name, &gone);
     if ttl > 0 {
-        let _ = server::call(ctx, "EXPIRE", &[key, ttl.to_string().as_bytes()]);
+        server::expire_in(ctx, &name, Duration::from_secs(ttl.unsigned_abs()));
     }
     counter(state).add(1);
     if let Some(failure) = failure {
@@ -343,29 +351,20 @@ pub(crate) fn unclaim(ctx: &Context, key: &JobKey, has_crashed: bool) -> Result<
     }
     fields.push(("state", State::Queued.name().into()));
     write(ctx, &key.name, &fields)?;
-    server::call(ctx, "HDEL", &[&key.name, b"owner", b"claim"])
+    server::remove_fields(ctx, &server::string(ctx, &key.name), &CLAIM);
+    Ok(())
 }
 
 /// The job as it was when it was submitted, but now, and without its delay.
 pub(crate) fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
-    let gone: [&[u8]; 11] = [
-        key,
-        b"error_code",
-        b"error",
-        b"error_retryable",
-        b"finished_at",
-        b"started_at",
-        b"crashes",
-        b"attempts",
-        b"retried",
-        b"delay",
-        b"queue_ms",
-    ];
+    let mut gone =
+        vec!["finished_at", "started_at", "crashes", "attempts", "retried", "delay", "queue_ms"];
+    gone.extend(ERROR);
     let fields: Fields = vec![
         ("submitted_at", unix_ms().to_string().into()),
         ("state", State::Queued.name().into()),
     ];
     write(ctx, key, &fields)?;
-    server::call(ctx, "HDEL", &gone)?;
+    server::remove_fields(ctx, &server::string(ctx, key), &gone);
     server::call(ctx, "PERSIST", &[key])
 }

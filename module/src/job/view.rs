@@ -1,9 +1,9 @@
 //! A job as clients see it: FLORENCE.GET's map, and the same as the JSON that is published.
 
-use redis_module::RedisValue;
+use redis_module::Context;
 
 use super::{Job, State};
-use crate::server::reply::{self, bulk};
+use crate::server::reply;
 
 /// What an entry of the map is.
 enum Shown {
@@ -43,62 +43,70 @@ impl Progress {
     }
 }
 
+/// What a job's map tells, but for its key. What cannot be there yet is not looked for.
 fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
-    let text = |field| Shown::from(job.text(field));
-    let number = |field| Shown::from(job.number(field));
-    let several = |field| match job.text(field) {
-        Some(list) if serde_json::from_str::<Vec<String>>(&list).is_ok() => Shown::Json(list),
+    let attempts = job.number("attempts").unwrap_or_default();
+    let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
+    let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
+    let number = |is_there: bool, field| Shown::from(is_there.then(|| job.number(field)).flatten());
+    let several = |is_there, field| match text(is_there, field) {
+        Some(list) if list.starts_with('[') && is_list(&list) => Shown::Json(list),
         one => one.into(),
     };
-    let error = match (job.text("error_code"), job.text("error")) {
-        (Some(code), Some(message)) => {
-            let is_retryable = job.number("error_retryable") == Some(1);
-            Shown::Json(
-                serde_json::json!({ "code": code, "message": message, "retryable": is_retryable })
-                    .to_string(),
-            )
-        }
-        _ => Shown::Nothing,
-    };
     [
-        ("state", Shown::Text(progress.state.name().to_owned())),
-        ("prompt", several("prompt")),
+        ("attempts", Shown::Number(attempts)),
+        ("cache", text(is_done, "cache").into()),
+        ("error", if is_done { Shown::Nothing } else { error(job) }),
+        ("eta_ms", progress.eta_ms.into()),
+        ("fetch_ms", number(is_tried, "fetch_ms")),
+        ("finished_at", number(job.state.is_final(), "finished_at")),
         ("image", job.shown_image().into()),
-        ("result", job.text("result").map_or(Shown::Nothing, Shown::Json)),
-        ("text", several("text")),
-        ("error", error),
-        ("attempts", Shown::Number(job.number("attempts").unwrap_or_default())),
-        ("model", text("model")),
-        ("submitted_at", number("submitted_at")),
-        ("started_at", number("started_at")),
-        ("finished_at", number("finished_at")),
-        ("queue_ms", number("queue_ms")),
-        ("fetch_ms", number("fetch_ms")),
-        ("infer_ms", number("infer_ms")),
-        ("tokens", progress.tokens.or(job.number("tokens")).into()),
-        ("cache", text("cache")),
+        ("infer_ms", number(is_tried, "infer_ms")),
+        ("model", text(is_done, "model").into()),
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
-        ("eta_ms", progress.eta_ms.into()),
-        (
-            "retry_at",
-            if progress.state == State::Retrying { number("retry_at") } else { Shown::Nothing },
-        ),
+        ("prompt", several(true, "prompt")),
+        ("queue_ms", number(is_tried, "queue_ms")),
+        ("result", text(is_done, "result").map_or(Shown::Nothing, Shown::Json)),
+        ("retry_at", number(progress.state == State::Retrying, "retry_at")),
+        ("started_at", number(is_tried, "started_at")),
+        ("state", Shown::Text(progress.state.name().to_owned())),
+        ("submitted_at", number(true, "submitted_at")),
+        ("text", several(is_done, "text")),
+        ("tokens", if is_done { job.number("tokens") } else { progress.tokens }.into()),
     ]
 }
 
-/// The map that FLORENCE.GET and FLORENCE.WAIT reply.
-pub(crate) fn map(key: &[u8], job: &Job, progress: &Progress) -> RedisValue {
-    let id = ("id", RedisValue::StringBuffer(key.to_vec()));
-    let entries = entries(job, progress).map(|(name, shown)| {
-        let value = match shown {
-            Shown::Nothing => RedisValue::Null,
-            Shown::Number(number) => RedisValue::Integer(number),
-            Shown::Text(text) | Shown::Json(text) => bulk(text),
-        };
-        (name, value)
-    });
-    reply::map([id].into_iter().chain(entries))
+fn is_list(text: &str) -> bool {
+    serde_json::from_str::<Vec<String>>(text).is_ok()
+}
+
+fn error(job: &Job) -> Shown {
+    let (Some(code), Some(message)) = (job.text("error_code"), job.text("error")) else {
+        return Shown::Nothing;
+    };
+    let is_retryable = job.number("error_retryable") == Some(1);
+    let error = serde_json::json!({ "code": code, "message": message, "retryable": is_retryable });
+    Shown::Json(error.to_string())
+}
+
+/// Replies the map of FLORENCE.GET and FLORENCE.WAIT.
+pub(crate) fn reply(ctx: &Context, key: &[u8], job: &Job, progress: &Progress) {
+    let entries = entries(job, progress);
+    let map = reply::Map::begin(ctx, entries.len() + 1);
+    let mut has_id = false;
+    for (name, shown) in entries {
+        // By name.
+        if !has_id && name > "id" {
+            map.bytes("id", key);
+            has_id = true;
+        }
+        match shown {
+            Shown::Nothing => map.null(name),
+            Shown::Number(number) => map.number(name, number),
+            Shown::Text(text) | Shown::Json(text) => map.bytes(name, text.as_bytes()),
+        }
+    }
 }
 
 /// The same of a job that has ended, as a JSON object; what is not known is left out.

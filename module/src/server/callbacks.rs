@@ -9,7 +9,7 @@ use std::{
 
 use redis_module::{Context, RedisResult, RedisString, raw};
 
-use super::{Db, OK, catch, databases};
+use super::{Db, OK, catch, databases, hash};
 
 /// What the module does when the server calls. Plain functions, on the main thread or under the
 /// server's lock.
@@ -141,6 +141,9 @@ extern "C" fn on_keyspace_event(
     event: *const std::ffi::c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
+    if hash::is_ours() {
+        return OK;
+    }
     guard(OK, || {
         let name = RedisString::string_as_slice(key);
         if kind == raw::REDISMODULE_NOTIFY_LIST {

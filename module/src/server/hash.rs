@@ -4,6 +4,8 @@
 use std::{
     ffi::{CStr, c_char, c_int},
     ptr::null_mut,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use redis_module::{Context, NotifyEvent, RedisString, raw};
@@ -117,25 +119,83 @@ fn with_name<T>(name: &str, f: impl FnOnce(&CStr) -> T) -> T {
     f(CStr::from_bytes_until_nul(&buffer).unwrap_or_default())
 }
 
+/// Whether an event is of a change made here, of which whoever made it knows.
+static IS_OURS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the event that is told just now is of a change made here.
+pub(super) fn is_ours() -> bool {
+    IS_OURS.load(Ordering::Relaxed)
+}
+
 /// Sets fields of a hash in the place of HSET: replicas, the append-only file and subscribers of
-/// keyspace events hear of one HSET.
+/// keyspace events hear of one HSET; our own handler of events does not.
 ///
 /// Only where the server takes writes: nothing here asks it.
 pub(crate) fn set_fields(ctx: &Context, key: &RedisString, fields: &[(RedisString, RedisString)]) {
-    const MODE: c_int = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int;
-    const NO_FLAGS: c_int = raw::REDISMODULE_HASH_NONE as c_int;
-    let opened: *mut raw::RedisModuleKey =
-        api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, MODE)).cast();
-    let end: *const c_char = std::ptr::null();
+    let opened = open_to_write(ctx, key);
     for (field, value) in fields {
-        api!(RedisModule_HashSet(opened, NO_FLAGS, field.inner, value.inner, end));
+        set(opened, field, value.inner);
     }
-    api!(RedisModule_CloseKey(opened));
-    api!(RedisModule_SignalModifiedKey(ctx.get_raw(), key.inner));
+    close_written(ctx, key, opened);
     let mut command: Vec<&RedisString> = vec![key];
     command.extend(fields.iter().flat_map(|(field, value)| [field, value]));
     ctx.replicate("HSET", command.as_slice());
-    ctx.notify_keyspace_event(NotifyEvent::HASH, "hset", key);
+    tell(ctx, NotifyEvent::HASH, "hset", key);
+}
+
+/// Removes fields in the place of HDEL; as [`set_fields`].
+pub(crate) fn remove_fields(ctx: &Context, key: &RedisString, fields: &[&str]) {
+    /// What the server takes in a value's place to remove a field.
+    const NOTHING: *mut raw::RedisModuleString = std::ptr::without_provenance_mut(1);
+    let fields: Vec<RedisString> =
+        fields.iter().map(|field| string(ctx, field.as_bytes())).collect();
+    let opened = open_to_write(ctx, key);
+    let removed: c_int = fields.iter().map(|field| set(opened, field, NOTHING)).sum();
+    close_written(ctx, key, opened);
+    if removed > 0 {
+        let mut command: Vec<&RedisString> = vec![key];
+        command.extend(&fields);
+        ctx.replicate("HDEL", command.as_slice());
+        tell(ctx, NotifyEvent::HASH, "hdel", key);
+    }
+}
+
+/// Lets a key expire in the place of EXPIRE; as [`set_fields`].
+pub(crate) fn expire_in(ctx: &Context, key: &RedisString, time: Duration) {
+    let time = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let at = api!(RedisModule_Milliseconds()).saturating_add(time);
+    let opened = open_to_write(ctx, key);
+    api!(RedisModule_SetAbsExpire(opened, at));
+    close_written(ctx, key, opened);
+    ctx.replicate("PEXPIREAT", &[key, &string(ctx, at.to_string().as_bytes())][..]);
+    tell(ctx, NotifyEvent::GENERIC, "expire", key);
+}
+
+fn open_to_write(ctx: &Context, key: &RedisString) -> *mut raw::RedisModuleKey {
+    const MODE: c_int = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int;
+    api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, MODE)).cast()
+}
+
+/// How many fields were there already.
+fn set(
+    opened: *mut raw::RedisModuleKey,
+    field: &RedisString,
+    value: *mut raw::RedisModuleString,
+) -> c_int {
+    const NO_FLAGS: c_int = raw::REDISMODULE_HASH_NONE as c_int;
+    let end: *const c_char = std::ptr::null();
+    api!(RedisModule_HashSet(opened, NO_FLAGS, field.inner, value, end))
+}
+
+fn close_written(ctx: &Context, key: &RedisString, opened: *mut raw::RedisModuleKey) {
+    api!(RedisModule_CloseKey(opened));
+    api!(RedisModule_SignalModifiedKey(ctx.get_raw(), key.inner));
+}
+
+fn tell(ctx: &Context, class: NotifyEvent, event: &str, key: &RedisString) {
+    IS_OURS.store(true, Ordering::Relaxed);
+    ctx.notify_keyspace_event(class, event, key);
+    IS_OURS.store(false, Ordering::Relaxed);
 }
 
 /// A field's name and its value.

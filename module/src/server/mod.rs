@@ -57,7 +57,7 @@ pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
 pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};
-pub(crate) use hash::{Hash, Look, NoHash, field, set_fields};
+pub(crate) use hash::{Hash, Look, NoHash, expire_in, field, remove_fields, set_fields};
 pub(crate) use scan::Scan;
 
 macro_rules! require {
@@ -88,6 +88,8 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_HashSet,
         RedisModule_FreeString,
         RedisModule_SignalModifiedKey,
+        RedisModule_SetAbsExpire,
+        RedisModule_Milliseconds,
         RedisModule_SelectDb,
         RedisModule_GetSelectedDb,
         RedisModule_DbSize,
@@ -95,6 +97,9 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_CreateTimer,
         RedisModule_NotifyKeyspaceEvent,
         RedisModule_ReplyWithNull,
+        RedisModule_ReplyWithMap,
+        RedisModule_ReplyWithStringBuffer,
+        RedisModule_ReplyWithLongLong,
         RedisModule_GetRandomBytes,
         RedisModule_RegisterCommandFilter,
         RedisModule_CommandFilterArgsCount,

@@ -1,7 +1,7 @@
 //! Errors as clients read them: the first word is the code.
 
 use florence_engine::task::PromptError;
-use redis_module::{RedisError, RedisValue};
+use redis_module::{Context, RedisError, RedisValue, raw};
 
 pub(crate) fn error(code: &str, text: impl std::fmt::Display) -> RedisError {
     RedisError::String(format!("{code} {text}"))
@@ -25,6 +25,38 @@ pub(crate) fn foreign() -> RedisError {
 
 pub(crate) fn bulk(text: impl Into<String>) -> RedisValue {
     RedisValue::BulkString(text.into())
+}
+
+/// A map that is written as it comes: what is asked for most often. RESP3 map, flat array in RESP2.
+pub(crate) struct Map<'a>(&'a Context);
+
+impl<'a> Map<'a> {
+    /// Begins the reply to a command: so many entries follow.
+    pub(crate) fn begin(ctx: &'a Context, entries: usize) -> Self {
+        let entries = std::ffi::c_long::try_from(entries).unwrap_or_default();
+        api!(RedisModule_ReplyWithMap(ctx.get_raw(), entries));
+        Self(ctx)
+    }
+
+    fn string(&self, bytes: &[u8]) {
+        let ctx = self.0.get_raw();
+        api!(RedisModule_ReplyWithStringBuffer(ctx, bytes.as_ptr().cast(), bytes.len()));
+    }
+
+    pub(crate) fn bytes(&self, name: &str, bytes: &[u8]) {
+        self.string(name.as_bytes());
+        self.string(bytes);
+    }
+
+    pub(crate) fn number(&self, name: &str, number: i64) {
+        self.string(name.as_bytes());
+        api!(RedisModule_ReplyWithLongLong(self.0.get_raw(), number));
+    }
+
+    pub(crate) fn null(&self, name: &str) {
+        self.string(name.as_bytes());
+        api!(RedisModule_ReplyWithNull(self.0.get_raw()));
+    }
 }
 
 /// A map, by name: RESP3 map, flat array in RESP2.

@@ -88,6 +88,8 @@ settings! {
         "largest picture";
     MAX_IMAGE_PIXELS: Number(1, 1_000_000_000), "max-image-pixels", "100000000", AnyTime,
         "largest picture, by its header";
+    WORK_BYTES: Number(1_048_576, 1_099_511_627_776), "work-bytes", "1073741824", AnyTime,
+        "memory that decoding pictures may take all together; jobs wait for room";
     IMAGE_FORMATS: Parsed<Formats>("some of jpeg png webp gif bmp tiff"), "image-formats", "jpeg png webp gif bmp", AtStart,
         "formats that are decoded";
     FETCH_TIMEOUT_MS: Number(1, 3_600_000), "fetch-timeout-ms", "30000", AnyTime, "one download";

@@ -104,7 +104,10 @@ mod tests {
                 "http://h/?sig=a&sight=b&key&Key-Pair-Id=c",
                 "http://h/?sig=REDACTED&sight=b&key&Key-Pair-Id=REDACTED",
             ),
-            ("http://h/?author=a&tokens=9&authToken=c", "http://h/?author=a&tokens=9&authToken=REDACTED"),
+            (
+                "http://h/?author=a&tokens=9&authToken=c",
+                "http://h/?author=a&tokens=9&authToken=REDACTED",
+            ),
             ("http://h/a@b?c=d", "http://h/a@b?c=d"),
             ("/a/b?token=c", "/a/b?token=c"),
             ("DATA", "DATA"),

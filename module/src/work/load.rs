@@ -60,6 +60,13 @@ fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loade
         elapsed_ms(start),
         options.threads,
     ));
+    let held = florence.model().weight_bytes();
+    server::tell(&format!(
+        "its weights take {} MiB in memory and {} MiB in a mapped file, of which used_memory and \
+         maxmemory know nothing: mem_fragmentation_ratio looks high for that reason",
+        held.owned >> 20,
+        held.mapped >> 20,
+    ));
     let (answers, pictures) =
         (settings::RESULT_CACHE_BYTES.get(), settings::FEATURE_CACHE_BYTES.get());
     let loaded = Arc::new(Loaded { florence, caches: Caches::new(answers, pictures) });

@@ -183,7 +183,7 @@ fn prepared(
             return Ok(Prepared::Ready { parts, input: Input::Seen(visual) });
         }
     }
-    let picture = florence.picture(bytes, &options(&claim.stop));
+    let picture = florence.picture(bytes, &options(&claim.stop, claimant.attempt.deadline));
     let picture = picture.map_err(|error| Failure::from(&error))?;
     Ok(Prepared::Ready { parts, input: Input::Picture(picture) })
 }
@@ -202,9 +202,11 @@ fn answers(caches: &Caches, parts: &[Part]) -> Option<Vec<Arc<Answer>>> {
     parts.iter().map(|part| caches.answer(&part.keys)).collect()
 }
 
-fn options(stop: &Stop) -> PrepareOptions {
+fn options(stop: &Stop, deadline: Instant) -> PrepareOptions {
     PrepareOptions {
         limits: DecodeLimits {
+            budget: Some(model::work().clone()),
+            deadline: Some(deadline),
             pixels: settings::MAX_IMAGE_PIXELS.get(),
             formats: *settings::IMAGE_FORMATS.get(),
             stop: stop.clone(),
