@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
-        serving load chaos fuzz memcheck asan soak train clean
+        serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -13,7 +13,7 @@ WORK   ?= /tmp/florence-work
 REFERENCE_PYTHON ?= .venv-reference/bin/python
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 setup:  ## install what the build and the demo need (Debian)
 	@tools/setup.sh base
@@ -95,6 +95,16 @@ serving: build  ## throughput, reaction and a long queue through a server of its
 load: build  ## the scenarios of loadtests/scenarios; tables, and target/load.html with plots
 	$(CARGO) build --release --locked -p florence-load
 	@tools/load.sh
+
+neighbour: build  ## what the module costs the other users of a server, beside one without it
+	@tools/setup.sh tests
+	.venv/bin/python tools/neighbour.py
+
+SUITE ?= full
+
+redis-suite: build  ## Redis' own tests without and with the module; SUITE=short for what CI runs
+	@tools/setup.sh suite
+	@tools/redis_suite.sh $(SUITE)
 
 chaos: build  ## 10,000 jobs on servers that are killed every few seconds, then mixed faults; prints what became of them
 	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos

@@ -2,7 +2,8 @@
 # Installs what a Debian machine lacks: `setup.sh base` for the build and the demo,
 # `setup.sh tests` also the servers and client libraries of the integration tests,
 # `setup.sh reference` the fonts of the pictures that tools/scenes.py draws,
-# `setup.sh arm` what builds for 64-bit Arm and runs that.
+# `setup.sh arm` what builds for 64-bit Arm and runs that,
+# `setup.sh suite` what Redis' own tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,6 +54,10 @@ if [ "$1" = tests ]; then
     need npm npm
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
+fi
+if [ "$1" = suite ]; then
+    need tclsh tcl
+    need dpkg-source dpkg-dev
 fi
 install_missing
 [ "$1" = tests ] || exit 0

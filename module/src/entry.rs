@@ -9,6 +9,7 @@ use crate::{
 /// Where each call of the server goes.
 pub(crate) fn handlers() -> Handlers {
     Handlers {
+        hash_changed: sync::hash_changed,
         key_changed: sync::key_changed,
         list_changed: celery::list_changed,
         role_changed: sync::role_changed,

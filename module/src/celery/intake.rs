@@ -335,7 +335,7 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     job.add(FIELD, json!(task).to_string());
     let key = string(ctx, key.as_bytes());
     new::store(ctx, &key, &job);
-    sync::refresh(ctx, &JobKey { db: numbered(celery.db), name: key.as_slice().into() });
+    sync::created(&JobKey { db: numbered(celery.db), name: key.as_slice().into() }, &job);
 }
 
 /// Keeps the latest of what nobody can answer.

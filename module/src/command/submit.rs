@@ -42,7 +42,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     }
     queue().check_room(&user, 1, options.delay.is_some_and(|delay| delay > 0))?;
     new::store(ctx, &key, &new);
-    sync::refresh(ctx, &JobKey { db: server::selected_db(ctx), name: key.as_slice().into() });
+    sync::created(&JobKey { db: server::selected_db(ctx), name: key.as_slice().into() }, &new);
     Ok(name)
 }
 

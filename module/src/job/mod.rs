@@ -25,7 +25,8 @@ pub(crate) mod view;
 
 use std::sync::{Arc, LazyLock};
 
-use indexmap::Equivalent;
+use foldhash::fast::RandomState;
+use indexmap::{Equivalent, IndexMap};
 use redis_module::Context;
 
 use crate::server::{self, Db};
@@ -43,6 +44,9 @@ pub(crate) struct JobKey {
     pub(crate) db: Db,
     pub(crate) name: Arc<[u8]>,
 }
+
+/// Jobs by key. Every event of a hash asks, so it hashes quickly.
+pub(crate) type KeyMap<V> = IndexMap<JobKey, V, RandomState>;
 
 /// A job's key, borrowed: maps are asked with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Fields, limits, record::new_fields};
+use super::{Fields, Job, Seen, limits, record::new_fields};
 use crate::{
     figures,
     model::{self, Model},
@@ -128,6 +128,11 @@ pub(crate) struct New {
 impl New {
     pub(crate) fn digest(&self) -> &[u8] {
         self.digest.as_bytes()
+    }
+
+    /// What the queue is to know.
+    pub(crate) fn seen(&self) -> Seen {
+        Job::new(&self.fields).seen(|_token| false)
     }
 
     /// Adds a field that is not part of the request.

@@ -123,8 +123,27 @@ pub(crate) struct Claimed {
 /// compared when the answer is stored.
 pub(crate) type Content = [u8; 16];
 
-pub(crate) struct Job {
-    hash: Hash,
+/// Where a job's fields are read from.
+pub(crate) trait ReadField {
+    /// What `look` finds in a field's bytes, if there is such a field.
+    fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T>;
+}
+
+impl ReadField for Hash {
+    fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.get(field, look)
+    }
+}
+
+/// Fields that are about to be written.
+impl ReadField for &Fields {
+    fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.iter().find(|(name, _)| *name == field).map(|(_, value)| look(value))
+    }
+}
+
+pub(crate) struct Job<F = Hash> {
+    fields: F,
     pub(crate) state: State,
 }
 
@@ -148,12 +167,27 @@ impl Job {
             return Err(NoJob::Foreign);
         }
         let state = hash.get("state", State::parse).flatten();
-        Ok(Self { state: state.ok_or(NoJob::Foreign)?, hash })
+        Ok(Self { state: state.ok_or(NoJob::Foreign)?, fields: hash })
     }
+
+    /// Whether the picture came with the job, and is gone.
+    pub(crate) fn has_lost_picture(&self) -> bool {
+        self.text("image").is_some_and(|image| is_sent_along(&image)) && !self.fields.has("data")
+    }
+}
+
+impl<'a> Job<&'a Fields> {
+    /// The job that these fields make of a hash.
+    pub(super) fn new(fields: &'a Fields) -> Self {
+        Self { fields, state: State::Queued }
+    }
+}
+
+impl<F: ReadField> Job<F> {
 
     /// What `look` finds in a field's bytes, if there is such a field.
     pub(crate) fn bytes<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        self.hash.get(field, look)
+        self.fields.read(field, look)
     }
 
     /// Whether a field has these bytes; without any it is missing or empty.
@@ -242,9 +276,9 @@ impl Job {
         self.text("image").map(|image| source::without_secrets(&image).into_owned())
     }
 
-    /// A name that this module has given; nothing if it is longer than one can be.
+    /// A name of ours or of a user; nothing if it is longer than one can be.
     fn name(&self, field: &str) -> String {
-        const MOST: usize = 100;
+        const MOST: usize = 255;
         let name = |bytes: &[u8]| {
             let name = bytes.get(..bytes.len().min(MOST + 1)).filter(|name| name.len() <= MOST);
             String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
@@ -292,11 +326,6 @@ impl Job {
         self.state.is_claimed()
             && self.has("owner", Some(owner().as_bytes()))
             && self.has("claim", Some(token.as_str().as_bytes()))
-    }
-
-    /// Whether the picture came with the job, and is gone.
-    pub(crate) fn has_lost_picture(&self) -> bool {
-        self.text("image").is_some_and(|image| is_sent_along(&image)) && !self.hash.has("data")
     }
 
     /// The answer alone, or why there is none.

@@ -54,6 +54,8 @@ pub(crate) struct Queue {
     /// How long the engine takes for a job, lately; in microseconds, 0 before the first answer.
     pace: AtomicU64,
     is_shut: AtomicBool,
+    /// Whether there are no jobs; who only asks that takes no lock.
+    is_empty: AtomicBool,
 }
 
 static QUEUE: LazyLock<Arc<Queue>> = LazyLock::new(|| Arc::new(Queue::new()));
@@ -70,6 +72,7 @@ impl Queue {
             lines: Default::default(),
             pace: AtomicU64::new(0),
             is_shut: AtomicBool::new(false),
+            is_empty: AtomicBool::new(true),
         }
     }
 
@@ -77,10 +80,16 @@ impl Queue {
     fn change<T>(&self, change: impl FnOnce(&mut Scheduler) -> T) -> T {
         let mut scheduler = self.scheduler.lock();
         let result = change(&mut scheduler);
+        self.is_empty.store(scheduler.is_empty(), Ordering::Relaxed);
         for kind in Kind::ALL {
             self.lines[kind as usize].wake_if_wanted(&scheduler, kind);
         }
         result
+    }
+
+    /// Whether a key holds an unfinished job.
+    fn knows(&self, key: KeyRef<'_>) -> bool {
+        !self.is_empty.load(Ordering::Relaxed) && self.scheduler.lock().knows(key)
     }
 
     /// Waits until there is a job for a worker of this kind; `None` at shutdown. Nothing is taken

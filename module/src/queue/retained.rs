@@ -4,12 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use indexmap::IndexMap;
 use parking_lot::Mutex;
 use redis_module::Context;
 
 use crate::{
-    job::{Job, JobKey, KeyRef},
+    job::{Job, JobKey, KeyMap, KeyRef},
     server::{self, Db},
     settings,
 };
@@ -17,7 +16,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Retained {
     /// When a job ended and what it takes.
-    jobs: IndexMap<JobKey, (i64, u64)>,
+    jobs: KeyMap<(i64, u64)>,
     by_age: BTreeSet<(i64, JobKey)>,
     bytes: u64,
 }

@@ -31,7 +31,7 @@ impl Search {
     /// Looks at the next keys; whether there may be more.
     pub(crate) fn step(&mut self, ctx: &Context) -> bool {
         /// About so many keys.
-        const SLICE: usize = 100;
+        const SLICE: usize = 200;
         if self.scan.is_none() {
             let Some(db) = self.left.pop() else { return false };
             self.scan = Some((db, Scan::new(db)));

@@ -17,7 +17,7 @@ use super::{
     waiters,
 };
 use crate::{
-    job::{self, Job, JobKey, KeyRef, Seen, life},
+    job::{self, Job, JobKey, KeyRef, Seen, life, new::New},
     server::{self, Aside, Db},
 };
 
@@ -45,7 +45,20 @@ fn set_data(data: Data) {
     DATA.store(data as u8, Ordering::Relaxed);
 }
 
-/// A key of the selected database has changed.
+/// A hash of the selected database has been written.
+pub(crate) fn hash_changed(ctx: &Context, name: &[u8]) {
+    if is_now(Data::Loading) {
+        return;
+    }
+    let key = KeyRef { db: server::selected_db(ctx), name };
+    if is_known(key) {
+        refresh(ctx, &key.to_key());
+    } else {
+        changes::note(ctx, key);
+    }
+}
+
+/// Something else has happened to a key of the selected database.
 pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
     match event {
         // These leave the fields alone, or are our own.
@@ -73,12 +86,12 @@ fn changed(ctx: &Context, event: &[u8], key: KeyRef<'_>) {
 
 /// Whether a key may hold a job after an event that held none before.
 fn may_bring_job(event: &[u8]) -> bool {
-    event.starts_with(b"h") || matches!(event, b"restore" | b"rename_to" | b"copy_to" | b"move_to")
+    matches!(event, b"restore" | b"rename_to" | b"copy_to" | b"move_to")
 }
 
 /// Whether anybody here cares for a key.
 pub(crate) fn is_known(key: KeyRef<'_>) -> bool {
-    queue().scheduler.lock().knows(key) || waiters::has(key) || retained::has(key)
+    queue().knows(key) || waiters::has(key) || retained::has(key)
 }
 
 /// Takes over a key that a command has come across, unless it is known.
@@ -103,6 +116,11 @@ pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
     } else {
         retained::forget(key.as_ref());
     }
+}
+
+/// Takes over a job that has just been written.
+pub(crate) fn created(key: &JobKey, new: &New) {
+    observe(key, &new.seen(), Death::None);
 }
 
 fn observe(key: &JobKey, seen: &Seen, death: Death) {

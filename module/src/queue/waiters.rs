@@ -4,14 +4,16 @@
 //! them over; this registry lets us wake them for what Redis does not tell: a hash that ends or
 //! vanishes. Touched only under the server's lock.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
-use indexmap::IndexMap;
 use parking_lot::Mutex;
 use redis_module::Context;
 
 use crate::{
-    job::{JobKey, KeyRef},
+    job::{JobKey, KeyMap, KeyRef},
     server::{self, Db},
 };
 
@@ -26,7 +28,7 @@ struct Waiter {
 struct Waiters {
     clients: HashMap<u64, Waiter>,
     /// Which clients wait for a key.
-    by_key: IndexMap<JobKey, HashSet<u64>>,
+    by_key: KeyMap<HashSet<u64>>,
     ids: u64,
     /// Where the next look at the keys begins.
     turn: usize,
@@ -34,8 +36,15 @@ struct Waiters {
 
 static WAITERS: Mutex<Option<Waiters>> = Mutex::new(None);
 
+/// Keys that somebody waits for; who only asks whether there are any takes no lock.
+static KEYS: AtomicUsize = AtomicUsize::new(0);
+
 fn with<T>(f: impl FnOnce(&mut Waiters) -> T) -> T {
-    f(WAITERS.lock().get_or_insert_default())
+    let mut waiters = WAITERS.lock();
+    let waiters = waiters.get_or_insert_default();
+    let result = f(waiters);
+    KEYS.store(waiters.by_key.len(), Ordering::Relaxed);
+    result
 }
 
 /// A number for a client that is about to be blocked.
@@ -72,7 +81,7 @@ pub(crate) fn remove(id: u64) {
 
 /// Whether somebody waits for a key.
 pub(super) fn has(key: KeyRef<'_>) -> bool {
-    with(|waiters| waiters.by_key.contains_key(&key))
+    KEYS.load(Ordering::Relaxed) > 0 && with(|waiters| waiters.by_key.contains_key(&key))
 }
 
 /// Some of the keys that somebody waits for, others at every call.
@@ -100,10 +109,9 @@ pub(super) fn release(key: KeyRef<'_>) {
 /// As [`release`], for all keys of some databases.
 pub(super) fn release_databases(is_gone: impl Fn(Db) -> bool) {
     release_all(|waiters| {
-        let (gone, left) =
+        let (gone, left): (KeyMap<_>, KeyMap<_>) =
             std::mem::take(&mut waiters.by_key).into_iter().partition(|(key, _)| is_gone(key.db));
         waiters.by_key = left;
-        let gone: IndexMap<JobKey, HashSet<u64>> = gone;
         gone.into_values().collect()
     });
 }

@@ -14,7 +14,9 @@ use super::{Db, OK, catch, databases, hash};
 /// What the module does when the server calls. Plain functions, on the main thread or under the
 /// server's lock.
 pub(crate) struct Handlers {
-    /// A key of the selected database has changed: the event's name, the key.
+    /// A hash of the selected database has been written. Others do that often, so it has to be quick.
+    pub(crate) hash_changed: fn(&Context, &[u8]),
+    /// Something else has happened to a key of the selected database: the event's name, the key.
     pub(crate) key_changed: fn(&Context, &[u8], &[u8]),
     /// A list has changed, where [`watch_lists`] was called.
     pub(crate) list_changed: fn(&[u8]),
@@ -135,6 +137,8 @@ extern "C" fn on_command(filter: *mut raw::RedisModuleCommandFilterCtx) {
     });
 }
 
+const HASH: c_int = raw::REDISMODULE_NOTIFY_HASH;
+
 extern "C" fn on_keyspace_event(
     ctx: *mut raw::RedisModuleCtx,
     kind: c_int,
@@ -146,6 +150,10 @@ extern "C" fn on_keyspace_event(
     }
     guard(OK, || {
         let name = RedisString::string_as_slice(key);
+        if kind == HASH {
+            (handlers().hash_changed)(&Context::new(ctx), name);
+            return OK;
+        }
         if kind == raw::REDISMODULE_NOTIFY_LIST {
             (handlers().list_changed)(name);
             return OK;

@@ -3,6 +3,8 @@
 //! SWAPDB changes the numbers by which clients reach two contents. What we know of keys belongs to
 //! the content, so a swap only changes which number leads to which.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use parking_lot::Mutex;
 use redis_module::{Context, raw};
 
@@ -39,14 +41,18 @@ impl Numbers {
     }
 }
 
+/// Whether no database has changed its number yet, as it is nearly everywhere.
+static IS_PLAIN: AtomicBool = AtomicBool::new(true);
+
 /// What a number leads to now.
 pub(crate) fn numbered(number: i32) -> Db {
-    NUMBERS.lock().db(number)
+    if IS_PLAIN.load(Ordering::Relaxed) { Db(number) } else { NUMBERS.lock().db(number) }
 }
 
 /// Two numbers have changed places.
 pub(super) fn swap(first: i32, second: i32) {
     NUMBERS.lock().swap(first, second);
+    IS_PLAIN.store(false, Ordering::Relaxed);
 }
 
 fn selected_number(ctx: &Context) -> i32 {

@@ -26,13 +26,19 @@ pub(super) fn host(uri: &str) -> String {
     }
 }
 
-pub(super) fn record(uri: &str, time: Duration, bytes: Option<usize>) {
+/// Counts a download; one that was refused, by its address or by that of a redirect, is no reason to
+/// remember a host.
+pub(super) fn record(uri: &str, is_refused: bool, time: Duration, bytes: Option<usize>) {
     /// Clients choose the hosts: beyond so many, they share one entry.
-    const MOST: usize = 1000;
+    const MOST: usize = 999;
     let mut hosts = HOSTS.lock();
     let hosts = hosts.get_or_insert_default();
     let mut name = host(uri);
-    if hosts.len() >= MOST && !hosts.contains_key(&name) {
+    let is_known = hosts.contains_key(&name);
+    if is_refused && !is_known {
+        return;
+    }
+    if hosts.len() >= MOST && !is_known {
         "(others)".clone_into(&mut name);
     }
     let figures = hosts.entry(name).or_default();

@@ -120,14 +120,12 @@ pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>,
     };
     let start = Instant::now();
     let fetched = FETCHER.fetch(uri, &limits, stop);
-    // What clients are refused does not show, nor take any memory.
     let is_refused = fetched.as_ref().is_err_and(|error| {
         use FetchError::{BadObject, BadUrl, Denied, DeniedHost};
         matches!(error, BadUrl | BadObject | Denied | DeniedHost)
     });
-    if !is_refused {
-        hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
-    }
+    let bytes = fetched.as_ref().ok().map(Vec::len);
+    hosts::record(uri, is_refused, start.elapsed(), bytes);
     Ok(fetched?)
 }
 

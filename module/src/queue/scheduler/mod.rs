@@ -14,12 +14,11 @@ use std::{
     time::Instant,
 };
 
-use indexmap::IndexMap;
 use indexset::BTreeMap;
 
 use super::lease::Claim;
 use crate::{
-    job::{self, Claimed, Content, JobKey, KeyRef, Origin, Seen, State, Token, Waiting},
+    job::{self, Claimed, Content, JobKey, KeyMap, KeyRef, Origin, Seen, State, Token, Waiting},
     server::Db,
 };
 use downloads::Downloads;
@@ -122,7 +121,7 @@ impl Active {
 
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
-    jobs: IndexMap<JobKey, Slot>,
+    jobs: KeyMap<Slot>,
     /// Jobs by database.
     databases: HashMap<Db, usize>,
     /// Waiting jobs by user.
@@ -537,6 +536,10 @@ impl Scheduler {
     /// Whether a key holds an unfinished job.
     pub(crate) fn knows(&self, key: KeyRef<'_>) -> bool {
         self.jobs.contains_key(&key)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
     }
 
     /// The jobs whose hashes may show claims of this process.
