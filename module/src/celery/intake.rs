@@ -334,8 +334,8 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     let mut job = new::new("", wanted.picture, &[wanted.prompt], &wanted.options);
     job.add(FIELD, json!(task).to_string());
     let key = string(ctx, key.as_bytes());
-    new::store(ctx, &key, &job);
-    sync::created(&JobKey { db: numbered(celery.db), name: key.as_slice().into() }, &job);
+    let seen = new::store(ctx, &key, job);
+    sync::created(&JobKey { db: numbered(celery.db), name: key.as_slice().into() }, &seen);
 }
 
 /// Keeps the latest of what nobody can answer.

@@ -5,8 +5,8 @@
 //! hash says, like a job that comes from a file, a master or a migration.
 
 use redis_module::{
-    CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError, RedisResult,
-    RedisString, RedisValue,
+    AclPermissions, CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError,
+    RedisResult, RedisString, RedisValue,
 };
 
 use super::args::{Args, is_word, utf8};
@@ -16,7 +16,8 @@ use crate::{
         new::{self, Bytes, Options, Picture},
     },
     queue::{queue, sync},
-    server::{self, reply},
+    server::{self, NoString, reply},
+    source,
 };
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
@@ -41,8 +42,8 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
         Err(NoJob::Missing) => {}
     }
     queue().check_room(&user, 1, options.delay.is_some_and(|delay| delay > 0))?;
-    new::store(ctx, &key, &new);
-    sync::created(&JobKey { db: server::selected_db(ctx), name: key.as_slice().into() }, &new);
+    let seen = new::store(ctx, &key, new);
+    sync::created(&JobKey { db: server::selected_db(ctx), name: key.as_slice().into() }, &seen);
     Ok(name)
 }
 
@@ -55,7 +56,7 @@ fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture,
         let key = args.next()?;
         check_slots(ctx, job, &key)?;
         let bytes = string_key(ctx, &key)?;
-        return Picture::sent(format!("KEY {}", key.to_string_lossy()), Bytes::Ours(bytes));
+        return Picture::sent(format!("KEY {}", key.to_string_lossy()), Bytes::Servers(bytes));
     }
     Picture::at(first.as_slice())
 }
@@ -104,15 +105,17 @@ fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<
 }
 
 /// The bytes of a string key, read with the rights of the calling user.
-fn string_key(ctx: &Context, key: &RedisString) -> Result<Vec<u8>, RedisError> {
-    let options = CallOptionsBuilder::new().verify_acl().errors_as_replies().build();
-    let result: CallResult<'_> = ctx.call_ext("GET", &options, &[key.as_slice()][..]);
-    match result {
-        Ok(CallReply::String(bytes)) => Ok(bytes.as_bytes().to_vec()),
-        Ok(_) => Err(reply::error("ERR", "the image key does not exist")),
-        Err(error) if error.as_bytes().starts_with(b"WRONGTYPE") => Err(RedisError::WrongType),
-        Err(_denied) => Err(reply::error("NOPERM", "this user may not read the image key")),
+fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisError> {
+    let user = ctx.get_current_user();
+    if !user.inner.is_null() {
+        let allowed = ctx.acl_check_key_permission(&user, key, &AclPermissions::ACCESS);
+        allowed.map_err(|_| reply::error("NOPERM", "this user may not read the image key"))?;
     }
+    server::string_of(ctx, key, source::check_size).map_err(|problem| match problem {
+        NoString::Missing => reply::error("ERR", "the image key does not exist"),
+        NoString::WrongType => RedisError::WrongType,
+        NoString::Refused(error) => error,
+    })
 }
 
 fn options(args: &mut Args) -> Result<Options, RedisError> {

@@ -179,7 +179,7 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
     let holds = |job: &Job| {
         job.is_claimed_by(&attempt.token)
             && job.content() == attempt.content
-            && job.has("data", attempt.request.data.as_deref())
+            && job.has("data", attempt.request.data.as_ref().map(|data| data.as_slice()))
     };
     let Some(job) = open(ctx, key).ok().filter(holds) else { return Stored::Dropped };
     if !can_write(ctx) {

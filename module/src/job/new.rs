@@ -130,11 +130,6 @@ impl New {
         self.digest.as_bytes()
     }
 
-    /// What the queue is to know.
-    pub(crate) fn seen(&self) -> Seen {
-        Job::new(&self.fields).seen(|_token| false)
-    }
-
     /// Adds a field that is not part of the request.
     pub(crate) fn add(&mut self, name: &'static str, value: impl Into<Vec<u8>>) {
         self.fields.push((name, value.into()));
@@ -196,17 +191,18 @@ fn digest(request: &Fields, data: Option<&[u8]>) -> String {
     BASE64_STANDARD.encode(&digest.finalize()[..16])
 }
 
-/// Stores a new job where the server takes writes: nobody else sees what is in it.
-pub(crate) fn store(ctx: &Context, key: &RedisString, new: &New) {
+/// Stores a new job where the server takes writes: nobody else sees what is in it. Gives what the
+/// queue is to know.
+pub(crate) fn store(ctx: &Context, key: &RedisString, mut new: New) -> Seen {
     let mut fields: Vec<(RedisString, RedisString)> =
         new.fields.iter().map(|(name, value)| server::field(ctx, name, value)).collect();
-    match &new.data {
-        Some(Bytes::Ours(bytes)) => fields.push(server::field(ctx, "data", bytes)),
-        Some(Bytes::Servers(string)) => {
-            fields.push((server::string(ctx, b"data"), string.clone()));
-        }
+    // The bytes are given away: another copy of a large picture takes the main thread too long.
+    match new.data.take() {
+        Some(Bytes::Ours(bytes)) => fields.push(server::field(ctx, "data", &bytes)),
+        Some(Bytes::Servers(string)) => fields.push((server::string(ctx, b"data"), string)),
         None => {}
     }
     server::set_fields(ctx, key, &fields);
     figures::SUBMITTED.add(1);
+    Job::new(&new.fields).seen(|_token| false)
 }

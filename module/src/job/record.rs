@@ -16,7 +16,7 @@ use super::{
     retry,
 };
 use crate::{
-    server::{Hash, Look, NoHash, reply, unix_ms},
+    server::{Hash, Look, NoHash, Value, reply, unix_ms},
     source,
 };
 
@@ -170,6 +170,11 @@ impl Job {
         Ok(Self { state: state.ok_or(NoJob::Foreign)?, fields: hash })
     }
 
+    /// The picture that came with the job.
+    pub(super) fn data(&self) -> Option<Value> {
+        self.fields.take("data")
+    }
+
     /// Whether the picture came with the job, and is gone.
     pub(crate) fn has_lost_picture(&self) -> bool {
         self.text("image").is_some_and(|image| is_sent_along(&image)) && !self.fields.has("data")
@@ -184,7 +189,6 @@ impl<'a> Job<&'a Fields> {
 }
 
 impl<F: ReadField> Job<F> {
-
     /// What `look` finds in a field's bytes, if there is such a field.
     pub(crate) fn bytes<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.fields.read(field, look)

@@ -10,7 +10,7 @@ use super::{
     Code, Failure, Job,
     limits::{self, Limit},
 };
-use crate::{settings, source};
+use crate::{server::Value, settings, source};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -18,7 +18,7 @@ pub(crate) struct Request {
     pub(crate) user: String,
     /// Where the picture comes from, unless it is in `data`.
     pub(crate) image: String,
-    pub(crate) data: Option<Arc<[u8]>>,
+    pub(crate) data: Option<Arc<Value>>,
     pub(crate) prompts: Vec<String>,
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
@@ -78,18 +78,12 @@ impl Request {
 
     /// Takes the picture along, if it came with the job.
     pub(super) fn read_picture(&mut self, job: &Job) -> Result<(), Failure> {
-        let data = job.bytes("data", |bytes| {
-            let is_too_large = bytes.len() as u64 > settings::MAX_IMAGE_BYTES.get();
-            if is_too_large { None } else { Some(Arc::<[u8]>::from(bytes)) }
-        });
-        self.data = match data {
-            Some(None) => {
-                let text = "the job's picture is larger than florence.max-image-bytes";
-                return Err(invalid(text));
-            }
-            Some(data) => data.filter(|data| !data.is_empty()),
-            None => None,
-        };
+        let data = job.data();
+        let length = data.as_ref().map_or(0, |data| data.as_slice().len());
+        if length > settings::MAX_IMAGE_BYTES.size() {
+            return Err(invalid("the job's picture is larger than florence.max-image-bytes"));
+        }
+        self.data = data.filter(|_| length > 0).map(Arc::new);
         let is_missing = self.image.is_empty() || is_sent_along(&self.image);
         if self.data.is_none() && is_missing {
             return Err(invalid("the job has no picture"));

@@ -31,7 +31,7 @@ impl Search {
     /// Looks at the next keys; whether there may be more.
     pub(crate) fn step(&mut self, ctx: &Context) -> bool {
         /// About so many keys.
-        const SLICE: usize = 200;
+        const SLICE: usize = 50;
         if self.scan.is_none() {
             let Some(db) = self.left.pop() else { return false };
             self.scan = Some((db, Scan::new(db)));
@@ -65,7 +65,7 @@ impl Search {
 pub(crate) enum Haste {
     /// A few hundredths, as long as others write much.
     Later,
-    /// A half: jobs are known to be there.
+    /// A third: jobs are known to be there.
     Now,
 }
 

@@ -17,7 +17,7 @@ use super::{
     waiters,
 };
 use crate::{
-    job::{self, Job, JobKey, KeyRef, Seen, life, new::New},
+    job::{self, Job, JobKey, KeyRef, Seen, life},
     server::{self, Aside, Db},
 };
 
@@ -119,8 +119,8 @@ pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
 }
 
 /// Takes over a job that has just been written.
-pub(crate) fn created(key: &JobKey, new: &New) {
-    observe(key, &new.seen(), Death::None);
+pub(crate) fn created(key: &JobKey, seen: &Seen) {
+    observe(key, seen, Death::None);
 }
 
 fn observe(key: &JobKey, seen: &Seen, death: Death) {

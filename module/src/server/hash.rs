@@ -77,17 +77,17 @@ impl Hash {
 
     /// What `look` finds in a field's bytes, if there is such a field.
     pub(crate) fn get<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.take(field).map(|value| look(value.as_slice()))
+    }
+
+    /// A copy of a field's bytes.
+    pub(crate) fn take(&self, field: &str) -> Option<Value> {
         with_name(field, |name| {
             const FLAGS: c_int = raw::REDISMODULE_HASH_CFIELDS as c_int;
             let mut value: *mut raw::RedisModuleString = null_mut();
             let end: *const c_char = std::ptr::null();
             api!(RedisModule_HashGet(self.0, FLAGS, name.as_ptr(), &raw mut value, end));
-            if value.is_null() {
-                return None;
-            }
-            let found = look(RedisString::string_as_slice(value));
-            api!(RedisModule_FreeString(null_mut(), value));
-            Some(found)
+            (!value.is_null()).then_some(Value(value))
         })
     }
 
@@ -107,6 +107,28 @@ impl Hash {
 impl Drop for Hash {
     fn drop(&mut self) {
         api!(RedisModule_CloseKey(self.0));
+    }
+}
+
+/// A copy of a field's bytes that the server has made. Nobody else has it, so it may be read and
+/// dropped without the server's lock.
+#[derive(Debug)]
+pub(crate) struct Value(*mut raw::RedisModuleString);
+
+// SAFETY: nobody else refers to the string, and it is only read.
+unsafe impl Send for Value {}
+// SAFETY: as above.
+unsafe impl Sync for Value {}
+
+impl Value {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        RedisString::string_as_slice(self.0)
+    }
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        api!(RedisModule_FreeString(null_mut(), self.0));
     }
 }
 

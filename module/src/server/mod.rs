@@ -15,6 +15,7 @@
 //! - `hash`: hashes, read and written without commands
 //! - `reply`: errors and maps as clients read them
 //! - `scan`: the keys that are there
+//! - `strings`: the values of string keys
 #![expect(unsafe_code, reason = "the Redis module API")]
 
 use std::{ffi::c_int, thread, time::Duration};
@@ -46,6 +47,7 @@ mod describe;
 mod hash;
 pub(crate) mod reply;
 mod scan;
+mod strings;
 
 pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
 pub(crate) use callbacks::{
@@ -57,8 +59,9 @@ pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
 pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};
-pub(crate) use hash::{Hash, Look, NoHash, expire_in, field, remove_fields, set_fields};
+pub(crate) use hash::{Hash, Look, NoHash, Value, expire_in, field, remove_fields, set_fields};
 pub(crate) use scan::Scan;
+pub(crate) use strings::{NoString, string_of};
 
 macro_rules! require {
     ($($name:ident),* $(,)?) => {
@@ -85,6 +88,7 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_CloseKey,
         RedisModule_KeyType,
         RedisModule_HashGet,
+        RedisModule_StringDMA,
         RedisModule_HashSet,
         RedisModule_FreeString,
         RedisModule_SignalModifiedKey,

@@ -41,7 +41,7 @@ pub(super) fn run() {
                 break;
             }
             // The server's lock is free so many times as long as it is held.
-            let share = if haste == Haste::Later && changes::are_many() { 80 } else { 1 };
+            let share = if haste == Haste::Later && changes::are_many() { 80 } else { 2 };
             thread::sleep(took * share);
         }
         if haste == Haste::Now {

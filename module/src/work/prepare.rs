@@ -167,7 +167,7 @@ fn prepared(
     let read;
     let bytes: &[u8] = match (downloaded, &request.data) {
         (Some(bytes), _) => bytes,
-        (None, Some(data)) => data,
+        (None, Some(data)) => data.as_slice(),
         (None, None) => {
             read = source::read(&request.image, claimant.attempt.deadline, &claim.stop)?;
             &read
