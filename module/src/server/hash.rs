@@ -87,7 +87,7 @@ impl Hash {
             let mut value: *mut raw::RedisModuleString = null_mut();
             let end: *const c_char = std::ptr::null();
             api!(RedisModule_HashGet(self.0, FLAGS, name.as_ptr(), &raw mut value, end));
-            (!value.is_null()).then_some(Value(value))
+            (!value.is_null()).then(|| Value(value))
         })
     }
 
