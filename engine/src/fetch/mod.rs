@@ -86,6 +86,9 @@ pub enum FetchError {
     /// The host's address is not public, nor in a network that is allowed.
     #[error("the host's address is not allowed")]
     Denied,
+    /// A redirect to what is not allowed.
+    #[error(transparent)]
+    DeniedRedirect(Box<FetchError>),
     /// Too many redirects, or one from `https` to `http`.
     #[error("redirected too often, or from https to http")]
     Redirect,
@@ -121,6 +124,7 @@ impl FetchError {
             | Self::Credentials
             | Self::Denied
             | Self::DeniedHost
+            | Self::DeniedRedirect(_)
             | Self::Redirect
             | Self::TooLarge(_) => false,
         }
@@ -186,11 +190,13 @@ impl Fetcher {
             return download.read(response);
         }
         let mut url = parse(url)?;
-        for _ in 0..=limits.redirects {
-            if !self.permits_host(url.host_str().unwrap_or_default()) {
-                return Err(FetchError::DeniedHost);
-            }
-            let response = download.get(&self.agent, &url, None)?;
+        for hop in 0..=limits.redirects {
+            let response = self.get(&download, &url).map_err(|error| match error {
+                FetchError::Denied | FetchError::DeniedHost if hop > 0 => {
+                    FetchError::DeniedRedirect(Box::new(error))
+                }
+                error => error,
+            })?;
             if let Some(next) = redirect(&response, &url)? {
                 url = next;
                 continue;
@@ -198,6 +204,13 @@ impl Fetcher {
             return download.read(response);
         }
         Err(FetchError::Redirect)
+    }
+
+    fn get(&self, download: &Download<'_>, url: &Url) -> Result<Response, FetchError> {
+        if !self.permits_host(url.host_str().unwrap_or_default()) {
+            return Err(FetchError::DeniedHost);
+        }
+        download.get(&self.agent, url, None)
     }
 }
 

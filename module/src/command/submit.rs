@@ -109,7 +109,8 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisErro
     let user = ctx.get_current_user();
     if !user.inner.is_null() {
         let allowed = ctx.acl_check_key_permission(&user, key, &AclPermissions::ACCESS);
-        allowed.map_err(|_| reply::error("NOPERM", "this user may not read the image key"))?;
+        allowed
+            .map_err(|_denied| reply::error("NOPERM", "this user may not read the image key"))?;
     }
     server::string_of(ctx, key, source::check_size).map_err(|problem| match problem {
         NoString::Missing => reply::error("ERR", "the image key does not exist"),

@@ -97,7 +97,8 @@ impl From<&Error> for Failure {
                 FetchError::BadUrl
                 | FetchError::BadObject
                 | FetchError::Denied
-                | FetchError::DeniedHost,
+                | FetchError::DeniedHost
+                | FetchError::DeniedRedirect(_),
             ) => (Code::Denied, false),
             Error::Fetch(fetch) => (Code::Fetch, fetch.is_transient()),
             _ => return Self::internal(),

@@ -162,6 +162,14 @@ pub(crate) fn watched() -> Vec<JobKey> {
     keys
 }
 
+/// A job has ended, and what it needs no more was taken from its hash, of which no event tells us:
+/// it takes less of the budget for ended jobs.
+pub(crate) fn settled(ctx: &Context, key: &JobKey) {
+    if retained::has(key.as_ref()) {
+        refresh(ctx, key);
+    }
+}
+
 /// Finds out whether a key still holds a job.
 pub(crate) fn look(ctx: &Context, key: &JobKey) {
     if job::open(ctx, key).is_err() {

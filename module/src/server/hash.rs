@@ -10,7 +10,7 @@ use std::{
 
 use redis_module::{Context, NotifyEvent, RedisString, raw};
 
-use super::string;
+use super::{has_type, string};
 
 /// Why a key cannot be read as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,18 +60,18 @@ pub(crate) struct Hash(*mut raw::RedisModuleKey);
 
 impl Hash {
     pub(crate) fn open(ctx: &Context, key: &RedisString, look: Look) -> Result<Self, NoHash> {
-        const EMPTY: c_int = raw::REDISMODULE_KEYTYPE_EMPTY as c_int;
-        const HASH: c_int = raw::REDISMODULE_KEYTYPE_HASH as c_int;
         let opened: *mut raw::RedisModuleKey =
             api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, look.mode())).cast();
         if opened.is_null() {
             return Err(NoHash::Missing);
         }
         let hash = Self(opened);
-        match api!(RedisModule_KeyType(opened)) {
-            HASH => Ok(hash),
-            EMPTY => Err(NoHash::Missing),
-            _ => Err(NoHash::WrongType),
+        if has_type(opened, raw::REDISMODULE_KEYTYPE_HASH) {
+            Ok(hash)
+        } else if has_type(opened, raw::REDISMODULE_KEYTYPE_EMPTY) {
+            Err(NoHash::Missing)
+        } else {
+            Err(NoHash::WrongType)
         }
     }
 
@@ -83,7 +83,7 @@ impl Hash {
     /// A copy of a field's bytes.
     pub(crate) fn take(&self, field: &str) -> Option<Value> {
         with_name(field, |name| {
-            const FLAGS: c_int = raw::REDISMODULE_HASH_CFIELDS as c_int;
+            const FLAGS: c_int = raw::REDISMODULE_HASH_CFIELDS.cast_signed();
             let mut value: *mut raw::RedisModuleString = null_mut();
             let end: *const c_char = std::ptr::null();
             api!(RedisModule_HashGet(self.0, FLAGS, name.as_ptr(), &raw mut value, end));
@@ -95,7 +95,7 @@ impl Hash {
     pub(crate) fn has(&self, field: &str) -> bool {
         with_name(field, |name| {
             const FLAGS: c_int =
-                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS) as c_int;
+                (raw::REDISMODULE_HASH_CFIELDS | raw::REDISMODULE_HASH_EXISTS).cast_signed();
             let mut is_there: c_int = 0;
             let end: *const c_char = std::ptr::null();
             api!(RedisModule_HashGet(self.0, FLAGS, name.as_ptr(), &raw mut is_there, end));
@@ -194,7 +194,7 @@ pub(crate) fn expire_in(ctx: &Context, key: &RedisString, time: Duration) {
 }
 
 fn open_to_write(ctx: &Context, key: &RedisString) -> *mut raw::RedisModuleKey {
-    const MODE: c_int = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int;
+    const MODE: c_int = (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE).cast_signed();
     api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, MODE)).cast()
 }
 
@@ -204,7 +204,7 @@ fn set(
     field: &RedisString,
     value: *mut raw::RedisModuleString,
 ) -> c_int {
-    const NO_FLAGS: c_int = raw::REDISMODULE_HASH_NONE as c_int;
+    const NO_FLAGS: c_int = raw::REDISMODULE_HASH_NONE.cast_signed();
     let end: *const c_char = std::ptr::null();
     api!(RedisModule_HashSet(opened, NO_FLAGS, field.inner, value, end))
 }

@@ -123,9 +123,10 @@ pub(crate) fn check() -> Result<(), String> {
 
 pub(crate) fn set_options(ctx: &Context) {
     /// What we open to look at is not changed; [`set_fields`] tells of what is.
-    const TELLS_CHANGES: c_int = raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED as c_int;
+    const TELLS_CHANGES: c_int = raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED.cast_signed();
     /// A replica may go on to answer from its old data while it loads the new.
-    const HANDLES_ASYNC_LOADING: c_int = raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD as c_int;
+    const HANDLES_ASYNC_LOADING: c_int =
+        raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD.cast_signed();
     /// Valkey's atomic slot migration asks modules for this bit; other servers ignore it.
     const HANDLES_SLOT_MIGRATION: c_int = 1 << 5;
     let options = TELLS_CHANGES | HANDLES_ASYNC_LOADING | HANDLES_SLOT_MIGRATION;
@@ -172,6 +173,12 @@ fn are_writes_paused() -> bool {
 }
 
 // Strings, events, the log.
+
+/// Whether an open key is of a type, as the API numbers them; servers may have types that are not
+/// known here.
+fn has_type(key: *mut raw::RedisModuleKey, kind: isize) -> bool {
+    isize::try_from(api!(RedisModule_KeyType(key))) == Ok(kind)
+}
 
 /// A string of the server's, of any bytes.
 pub(crate) fn string(ctx: &Context, bytes: &[u8]) -> RedisString {

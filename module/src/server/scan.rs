@@ -1,10 +1,10 @@
 //! The hashes that are there, slice by slice.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 
 use redis_module::{Context, RedisString, raw};
 
-use super::{Db, callbacks::guard, select_db};
+use super::{Db, callbacks::guard, has_type, select_db};
 
 /// A walk over the hashes of a database.
 ///
@@ -53,9 +53,8 @@ extern "C" fn on_key(
     key: *mut raw::RedisModuleKey,
     found: *mut c_void,
 ) {
-    const HASH: c_int = raw::REDISMODULE_KEYTYPE_HASH as c_int;
     guard((), || {
-        if !key.is_null() && api!(RedisModule_KeyType(key)) != HASH {
+        if !key.is_null() && !has_type(key, raw::REDISMODULE_KEYTYPE_HASH) {
             return;
         }
         // SAFETY: `next` passes its list, and waits.

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use redis_module::{Context, RedisError, RedisString, raw};
 
-use super::string;
+use super::{has_type, string};
 
 /// Why a key gives no string.
 pub(crate) enum NoString {
@@ -20,14 +20,13 @@ pub(crate) fn string_of(
     key: &RedisString,
     accept: impl FnOnce(usize) -> Result<(), RedisError>,
 ) -> Result<RedisString, NoString> {
-    const READ: c_int = raw::REDISMODULE_READ as c_int;
-    const STRING: c_int = raw::REDISMODULE_KEYTYPE_STRING as c_int;
+    const READ: c_int = raw::REDISMODULE_READ.cast_signed();
     let opened: *mut raw::RedisModuleKey =
         api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, READ)).cast();
     if opened.is_null() {
         return Err(NoString::Missing);
     }
-    let value = if api!(RedisModule_KeyType(opened)) == STRING {
+    let value = if has_type(opened, raw::REDISMODULE_KEYTYPE_STRING) {
         let mut length = 0;
         let start = api!(RedisModule_StringDMA(opened, &raw mut length, READ));
         // SAFETY: the server lends so many bytes until the key is closed or written.

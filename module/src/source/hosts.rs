@@ -1,6 +1,10 @@
 //! What was downloaded, by host.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -11,6 +15,18 @@ pub(crate) struct HostFigures {
     pub(crate) failures: u64,
     pub(crate) bytes: u64,
     pub(crate) ms: u64,
+    /// Counts on with every download: the lowest was longest without one.
+    turn: u64,
+}
+
+impl HostFigures {
+    fn add(&mut self, other: Self) {
+        self.downloads += other.downloads;
+        self.failures += other.failures;
+        self.bytes += other.bytes;
+        self.ms += other.ms;
+        self.turn = self.turn.max(other.turn);
+    }
 }
 
 static HOSTS: Mutex<Option<HashMap<String, HostFigures>>> = Mutex::new(None);
@@ -26,26 +42,30 @@ pub(super) fn host(uri: &str) -> String {
     }
 }
 
-/// Counts a download; one that was refused, by its address or by that of a redirect, is no reason to
-/// remember a host.
-pub(super) fn record(uri: &str, is_refused: bool, time: Duration, bytes: Option<usize>) {
-    /// Clients choose the hosts: beyond so many, they share one entry.
-    const MOST: usize = 999;
+/// Counts a download.
+pub(super) fn record(uri: &str, time: Duration, bytes: Option<usize>) {
+    /// Clients choose the hosts: of so many, the one longest without a download makes room.
+    const MOST: usize = 998;
+    /// The entry of those that made room.
+    const OTHERS: &str = "(others)";
+    static TURNS: AtomicU64 = AtomicU64::new(0);
     let mut hosts = HOSTS.lock();
     let hosts = hosts.get_or_insert_default();
-    let mut name = host(uri);
-    let is_known = hosts.contains_key(&name);
-    if is_refused && !is_known {
-        return;
+    let name = host(uri);
+    if hosts.len() > MOST && !hosts.contains_key(&name) {
+        let named = hosts.iter().filter(|(name, _)| *name != OTHERS);
+        let oldest = named.min_by_key(|(_, figures)| figures.turn).map(|(name, _)| name.clone());
+        if let Some(figures) = oldest.and_then(|oldest| hosts.remove(&oldest)) {
+            hosts.entry(OTHERS.to_owned()).or_default().add(figures);
+        }
     }
-    if hosts.len() >= MOST && !is_known {
-        "(others)".clone_into(&mut name);
-    }
-    let figures = hosts.entry(name).or_default();
-    figures.downloads += 1;
-    figures.failures += u64::from(bytes.is_none());
-    figures.bytes += bytes.unwrap_or_default() as u64;
-    figures.ms += u64::try_from(time.as_millis()).unwrap_or_default();
+    hosts.entry(name).or_default().add(HostFigures {
+        downloads: 1,
+        failures: bytes.is_none().into(),
+        bytes: bytes.unwrap_or_default() as u64,
+        ms: u64::try_from(time.as_millis()).unwrap_or_default(),
+        turn: TURNS.fetch_add(1, Ordering::Relaxed),
+    });
 }
 
 /// Downloads by host, the busiest first.

@@ -124,8 +124,10 @@ pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>,
         use FetchError::{BadObject, BadUrl, Denied, DeniedHost};
         matches!(error, BadUrl | BadObject | Denied | DeniedHost)
     });
-    let bytes = fetched.as_ref().ok().map(Vec::len);
-    hosts::record(uri, is_refused, start.elapsed(), bytes);
+    // Nobody was asked: there is nothing to tell of.
+    if !is_refused {
+        hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
+    }
     Ok(fetched?)
 }
 

@@ -110,7 +110,10 @@ fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {
         life::store(ctx, lease.key(), &attempt, &outcome)
     };
     match stored {
-        Stored::Yes => lease.end(),
+        Stored::Yes => {
+            sync::settled(ctx, lease.key());
+            lease.end();
+        }
         Stored::Dropped => {
             figures::DROPPED.add(1);
             sync::refresh(ctx, lease.key());

@@ -159,8 +159,8 @@ impl Downloads {
     }
 
     fn relist_host(&mut self, host: &Arc<str>) {
-        let users = self.hosts.get(host).map(|there| there.users.iter().cloned().collect());
-        for user in users.unwrap_or_else(Vec::new) {
+        let users = self.hosts.get(host).map(|there| there.users.clone());
+        for user in users.unwrap_or_default() {
             self.relist_lane(&user, host);
         }
     }
@@ -244,12 +244,12 @@ mod tests {
     /// Against a plain search through all jobs, at random.
     #[test]
     fn it_agrees_with_a_plain_search() {
-        let mut state = 7_u64;
-        let mut random = |n: u64| {
+        let mut state = 7_u32;
+        let mut random = |n: usize| {
             state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % n
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as usize % n
         };
         let names = ["a", "b", "c"];
         let mut downloads = Downloads::default();
@@ -259,8 +259,9 @@ mod tests {
             downloads.limit(limits);
             match random(4) {
                 0 | 1 => {
-                    let [user, host] = [0, 1].map(|_| names[random(3) as usize]);
-                    let (place, origin) = ((random(50) as i64, step), origin(user, host));
+                    let [user, host] = [0, 1].map(|_| names[random(3)]);
+                    let (place, origin) =
+                        ((i64::try_from(random(50)).unwrap(), step), origin(user, host));
                     downloads.insert(place, &origin);
                     waiting.push((place, origin));
                 }
@@ -274,7 +275,7 @@ mod tests {
                     }
                 }
                 _ if !active.is_empty() => {
-                    let origin = active.swap_remove(random(active.len() as u64) as usize);
+                    let origin = active.swap_remove(random(active.len()));
                     downloads.end(&origin);
                 }
                 _ => {}

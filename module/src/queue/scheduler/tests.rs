@@ -404,7 +404,7 @@ fn what_waits_is_counted_by_user_and_by_state() {
     let mut scheduler = enabled();
     let of = |user: &str, is_retry| {
         let origin = Origin { user: user.into(), host: None };
-        Seen::Waiting(Waiting { origin, is_retry, ..at_rank(0) })
+        Seen::Waiting(Waiting { is_retry, origin, ..at_rank(0) })
     };
     see(&mut scheduler, "a", &of("x", false));
     see(&mut scheduler, "b", &of("x", true));
