@@ -91,7 +91,7 @@ fn one_inner_address_spoils_the_name() {
 #[test]
 fn a_redirect_to_a_name_of_an_inner_address_is_not_followed() {
     let (fetched, asked, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.2"]], "/again");
-    assert!(matches!(fetched, Err(FetchError::Denied)), "{fetched:?}");
+    assert!(matches!(fetched, Err(FetchError::DeniedRedirect(_))), "{fetched:?}");
     assert_eq!((asked, hits), (2, 1));
     let (fetched, _, hits) = fetch(&[&["127.0.0.1"], &["127.0.0.1"]], "/again");
     assert_eq!((fetched.unwrap(), hits), (b"picture".to_vec(), 2));
