@@ -195,6 +195,25 @@ fn the_end_of_a_job_is_published_and_added_to_the_stream() {
 }
 
 #[test]
+fn pictures_that_are_gone_do_not_count_among_ended_jobs() {
+    let module_args = ["retain-bytes", "1gb"].map(str::to_owned).into();
+    let server = Server::with(Settings { module_args, ..Settings::default() });
+    // Larger than the record of the job, and a picture all the same.
+    let mut bytes = std::fs::read(picture("shapes.png")).unwrap();
+    bytes.resize(1 << 20, 0);
+    for i in 0..5 {
+        let mut command = redis::cmd("FLORENCE.SUBMIT");
+        command.arg(format!("j{i}")).arg("DATA").arg(&bytes).arg("<CAPTION>");
+        command.query::<String>(&mut server.connect()).unwrap();
+        assert_eq!(wait(&server, &format!("j{i}"))["state"].as_deref(), Some("done"));
+    }
+    let size = i64::try_from(bytes.len()).unwrap();
+    eventually("only the records count", || {
+        (1..size).contains(&server.stat("retained_bytes")).then_some(())
+    });
+}
+
+#[test]
 fn the_oldest_finished_jobs_make_room() {
     let module_args = ["retain-bytes", "5000"].map(str::to_owned).into();
     let server = Server::with(Settings { module_args, ..Settings::default() });

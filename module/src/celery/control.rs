@@ -20,7 +20,7 @@ use crate::{
         self, Job, JobKey, State,
         life::{self, Data, End},
     },
-    queue::queue,
+    queue::{queue, sync},
     server::{self, can_write, in_db, numbered},
     settings,
 };
@@ -233,6 +233,7 @@ impl Celery {
                 });
             if is_to_end {
                 let _ = life::finish(ctx, &key.name, End::cancelled(Data::Drop));
+                sync::settled(ctx, &key);
             }
         }
         let ids = ids.join(", ");

@@ -12,7 +12,7 @@ use super::{Celery, Task, message::envelope};
 use crate::{
     queue::queue,
     server::{self, can_write},
-    settings,
+    settings, source,
 };
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -45,8 +45,8 @@ pub(super) fn received(ctx: &Context, celery: &Celery, task: &Task) {
     let headers = &task.headers;
     let fields = json!({
         "name": headers.task,
-        "args": headers.argsrepr,
-        "kwargs": headers.kwargsrepr,
+        "args": headers.argsrepr.as_deref().map(without_secrets),
+        "kwargs": headers.kwargsrepr.as_deref().map(without_secrets),
         "root_id": headers.root_id,
         "parent_id": headers.parent_id,
         "retries": headers.retries.unwrap_or_default(),
@@ -54,6 +54,16 @@ pub(super) fn received(ctx: &Context, celery: &Celery, task: &Task) {
         "expires": headers.expires,
     });
     of_task(ctx, celery, "task-received", task, fields);
+}
+
+/// Arguments as Python writes them, without what is secret about the addresses in them.
+fn without_secrets(repr: &str) -> String {
+    const QUOTES: [char; 2] = ['\'', '"'];
+    let part = |part: &str| {
+        let text = part.trim_end_matches(QUOTES);
+        source::without_secrets(text).into_owned() + &part[text.len()..]
+    };
+    repr.split_inclusive(QUOTES).map(part).collect()
 }
 
 /// A task has ended.

@@ -4,7 +4,7 @@
 //! A cancelled job stays as a record. Running work notices through the keyspace event, within one
 //! decoder step.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use redis_module::{Context, RedisError, RedisResult, RedisString, RedisValue};
 
@@ -34,8 +34,12 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
         }
         state => Ok(matches!(state, State::Failed | State::Cancelled | State::Expired)),
     })?;
-    if let Some((user, _)) = keys.first() {
-        queue().check_room(user, keys.len(), false)?;
+    let mut users: HashMap<&str, usize> = HashMap::new();
+    for (user, _) in &keys {
+        *users.entry(user).or_default() += 1;
+    }
+    for (user, jobs) in users {
+        queue().check_room(user, jobs, keys.len(), false)?;
     }
     for (_, key) in &keys {
         life::requeue(ctx, key.as_slice()).map_err(RedisError::String)?;

@@ -38,12 +38,12 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
     let count = usize::try_from(count).unwrap_or_default().min(MOST);
     // Some of them may be hidden from this user, or in another state by now.
     let keys = queue().keys(server::selected_db(ctx), state, 2 * count, |_| true);
-    let user = ctx.get_current_user();
+    let user = server::user(ctx);
     let found = keys.into_iter().filter_map(|key| {
         // Who may not read a key does not learn of it either.
         let name = server::string(ctx, &key.name);
-        if !user.inner.is_null() {
-            ctx.acl_check_key_permission(&user, &name, &AclPermissions::ACCESS).ok()?;
+        if let Some(user) = &user {
+            ctx.acl_check_key_permission(user, &name, &AclPermissions::ACCESS).ok()?;
         }
         let found = queue().state(key.as_ref(), &job::open(ctx, &key).ok()?);
         state.is_none_or(|state| state == found).then(|| {

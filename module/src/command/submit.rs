@@ -27,8 +27,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let options = options(args)?;
     new::check_prompts(&prompts, options.model.as_deref())?;
 
-    let user = ctx.get_current_user();
-    let user = if user.inner.is_null() { String::new() } else { user.to_string_lossy() };
+    let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
     let new = new::new(&user, picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
@@ -41,7 +40,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
         Err(NoJob::Missing) => {}
     }
-    queue().check_room(&user, 1, options.delay.is_some_and(|delay| delay > 0))?;
+    queue().check_room(&user, 1, 1, options.delay.is_some_and(|delay| delay > 0))?;
     let seen = new::store(ctx, &key, new);
     sync::created(&JobKey { db: server::selected_db(ctx), name: key.as_slice().into() }, &seen);
     Ok(name)
@@ -106,8 +105,7 @@ fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<
 
 /// The bytes of a string key, read with the rights of the calling user.
 fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisError> {
-    let user = ctx.get_current_user();
-    if !user.inner.is_null() {
+    if let Some(user) = server::user(ctx) {
         let allowed = ctx.acl_check_key_permission(&user, key, &AclPermissions::ACCESS);
         allowed
             .map_err(|_denied| reply::error("NOPERM", "this user may not read the image key"))?;

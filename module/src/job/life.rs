@@ -17,7 +17,7 @@ use super::{
 use crate::{
     figures::{self, Counter},
     model,
-    server::{self, Refused, can_write, unix_ms},
+    server::{self, Refused, Value, can_write, unix_ms},
 };
 
 /// The fields of a claim.
@@ -76,8 +76,17 @@ pub(crate) enum Claim {
 pub(crate) struct Attempt {
     token: Token,
     content: Content,
+    /// The picture, as long as it is the server's copy.
+    picture: Option<Value>,
     pub(crate) request: Request,
     pub(crate) deadline: Instant,
+}
+
+impl Attempt {
+    /// Copies the picture into our own memory, which takes a while: not under the server's lock.
+    pub(crate) fn take_picture(&mut self) {
+        self.request.data = self.picture.take().map(|picture| picture.as_slice().into());
+    }
 }
 
 /// Takes a job: the attempt is counted before anything is tried.
@@ -114,7 +123,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
             Ok(request)
         }
     });
-    let mut request = match request {
+    let request = match request {
         Ok(request) => request,
         Err(failure) => return instead(End::failed(&failure, Data::Keep)),
     };
@@ -134,13 +143,13 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     }
     // Only now, since it may be large, and a claim may be refused again and again.
     let read = open(ctx, key).map(|job| request.read_picture(&job));
-    match read {
-        Ok(Ok(())) => {}
+    let picture = match read {
+        Ok(Ok(picture)) => picture,
         Ok(Err(failure)) => return instead(End::failed(&failure, Data::Keep)),
         Err(_gone) => return Claim::Over,
-    }
+    };
     let deadline = Instant::now() + request.timeout;
-    Claim::Taken(Box::new(Attempt { token: token.clone(), content, request, deadline }))
+    Claim::Taken(Box::new(Attempt { token: token.clone(), content, picture, request, deadline }))
 }
 
 /// Whether the loaded model has this name.
@@ -179,7 +188,7 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
     let holds = |job: &Job| {
         job.is_claimed_by(&attempt.token)
             && job.content() == attempt.content
-            && job.has("data", attempt.request.data.as_ref().map(|data| data.as_slice()))
+            && job.has("data", attempt.request.data.as_deref())
     };
     let Some(job) = open(ctx, key).ok().filter(holds) else { return Stored::Dropped };
     if !can_write(ctx) {

@@ -127,11 +127,17 @@ pub(crate) type Content = [u8; 16];
 pub(crate) trait ReadField {
     /// What `look` finds in a field's bytes, if there is such a field.
     fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T>;
+
+    fn has(&self, field: &str) -> bool;
 }
 
 impl ReadField for Hash {
     fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.get(field, look)
+    }
+
+    fn has(&self, field: &str) -> bool {
+        Self::has(self, field)
     }
 }
 
@@ -139,6 +145,10 @@ impl ReadField for Hash {
 impl ReadField for &Fields {
     fn read<T>(&self, field: &str, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.iter().find(|(name, _)| *name == field).map(|(_, value)| look(value))
+    }
+
+    fn has(&self, field: &str) -> bool {
+        self.iter().any(|(name, _)| *name == field)
     }
 }
 
@@ -267,7 +277,9 @@ impl<F: ReadField> Job<F> {
 
     fn origin(&self) -> Origin {
         let host = self.bytes("image", |image| source::host_and_port(image).map(Arc::from));
-        Origin { user: self.user().into(), host: host.flatten() }
+        // What came with the job is not downloaded, whatever its address says.
+        let host = host.flatten().filter(|_| !self.fields.has("data"));
+        Origin { user: self.user().into(), host }
     }
 
     /// The user who asked; nobody, if the job did not come from a client's command.

@@ -18,7 +18,7 @@ pub(crate) struct Request {
     pub(crate) user: String,
     /// Where the picture comes from, unless it is in `data`.
     pub(crate) image: String,
-    pub(crate) data: Option<Arc<Value>>,
+    pub(crate) data: Option<Arc<[u8]>>,
     pub(crate) prompts: Vec<String>,
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
@@ -76,19 +76,22 @@ impl Request {
         })
     }
 
-    /// Takes the picture along, if it came with the job.
-    pub(super) fn read_picture(&mut self, job: &Job) -> Result<(), Failure> {
+    /// The picture, if it came with the job; the server's own copy, which counts as its memory.
+    pub(super) fn read_picture(&self, job: &Job) -> Result<Option<Value>, Failure> {
         let data = job.data();
         let length = data.as_ref().map_or(0, |data| data.as_slice().len());
         if length > settings::MAX_IMAGE_BYTES.size() {
             return Err(invalid("the job's picture is larger than florence.max-image-bytes"));
         }
-        self.data = data.filter(|_| length > 0).map(Arc::new);
+        let data = data.filter(|_| length > 0);
         let is_missing = self.image.is_empty() || is_sent_along(&self.image);
-        if self.data.is_none() && is_missing {
+        if data.is_none() && is_missing {
             return Err(invalid("the job has no picture"));
         }
-        Ok(())
+        if data.is_none() && !source::is_address(&self.image) {
+            return Err(invalid("the job's image is no address"));
+        }
+        Ok(data)
     }
 }
 

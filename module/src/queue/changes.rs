@@ -101,7 +101,7 @@ fn look(ctx: &Context) {
     DIGESTS.clear();
     let (noted, has_more) = CHANGES.lock().take();
     for key in noted {
-        sync::refresh(ctx, &key);
+        sync::refresh_guarded(ctx, &key);
     }
     if has_more {
         search::want(Haste::Later);

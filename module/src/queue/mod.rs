@@ -190,10 +190,11 @@ impl Queue {
         settings::MAX_QUEUE.size().saturating_sub(scheduler.waiting() - scheduler.delayed())
     }
 
-    /// Refuses jobs of a user that there is no room for.
+    /// Refuses `jobs`, of which so many are this user's, if there is no room for them.
     pub(crate) fn check_room(
         &self,
         user: &str,
+        of_user: usize,
         jobs: usize,
         is_delayed: bool,
     ) -> Result<(), RedisError> {
@@ -204,7 +205,7 @@ impl Queue {
             "too many delayed jobs"
         } else if !is_delayed && scheduler.waiting() - delayed + jobs > settings::MAX_QUEUE.size() {
             "queue is full"
-        } else if share > 0 && scheduler.waiting_of(user) + jobs > share {
+        } else if share > 0 && scheduler.waiting_of(user) + of_user > share {
             "too many jobs of this user wait"
         } else {
             return Ok(());

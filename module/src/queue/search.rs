@@ -40,7 +40,7 @@ impl Search {
         match scan.next(ctx, SLICE) {
             Some(names) => {
                 for name in names {
-                    sync::refresh(ctx, &JobKey { db: *db, name: name.into() });
+                    sync::refresh_guarded(ctx, &JobKey { db: *db, name: name.into() });
                 }
             }
             None => self.scan = None,

@@ -3,7 +3,7 @@
 //! Nothing is written from a keyspace event, where it is not allowed.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     thread,
     time::Duration,
 };
@@ -101,6 +101,12 @@ pub(crate) fn meet(ctx: &Context, key: KeyRef<'_>) {
     }
 }
 
+/// As [`refresh`]; a key that makes it panic keeps nobody from the next.
+pub(super) fn refresh_guarded(ctx: &Context, key: &JobKey) {
+    let who = || format!("a look at key '{}'", server::printable(&key.name));
+    let _ = server::catch(who, || refresh(ctx, key));
+}
+
 /// Takes over what the key says now.
 pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
     let Ok(job) = job::open(ctx, key) else { return gone(key.as_ref()) };
@@ -139,7 +145,7 @@ fn death(ctx: &Context, owner: &str) -> Death {
         Death::None
     } else if !flags.contains(ContextFlags::MASTER) {
         Death::Unknown
-    } else if !is_now(Data::Adopting) {
+    } else if !is_now(Data::Adopting) || !IS_LINK_LOST.load(Ordering::Relaxed) {
         // It came here from a server that may well live: migrated, restored, written by hand.
         Death::None
     } else {
@@ -224,17 +230,25 @@ pub(crate) fn loading_ended(ctx: &Context) {
 fn adopt(ctx: &Context) {
     const AT_ONCE: Duration = Duration::from_millis(50);
     set_data(Data::Adopting);
+    LOADS.fetch_add(1, Ordering::Relaxed);
     take_role(ctx);
     if Search::new(ctx).run_for(ctx, AT_ONCE) {
         search::want(Haste::Now);
     } else {
-        adopted();
+        adopted(loads());
     }
 }
 
-/// All jobs of the data set are known.
-pub(crate) fn adopted() {
-    if is_now(Data::Adopting) {
+/// Data sets that were loaded.
+static LOADS: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn loads() -> u64 {
+    LOADS.load(Ordering::Relaxed)
+}
+
+/// All jobs of the data set are known, if it is still the one that was loaded then.
+pub(crate) fn adopted(load: u64) {
+    if is_now(Data::Adopting) && load == loads() {
         set_data(Data::Ready);
     }
 }

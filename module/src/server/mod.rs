@@ -105,6 +105,9 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_ReplyWithStringBuffer,
         RedisModule_ReplyWithLongLong,
         RedisModule_GetRandomBytes,
+        RedisModule_GetClientId,
+        RedisModule_GetClientUserNameById,
+        RedisModule_GetCurrentUserName,
         RedisModule_RegisterCommandFilter,
         RedisModule_CommandFilterArgsCount,
         RedisModule_CommandFilterArgGet,
@@ -195,6 +198,19 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     api!(RedisModule_GetRandomBytes(bytes.as_mut_ptr(), bytes.len()));
     bytes
+}
+
+/// The user on whose behalf a command runs; none, if another module runs it on its own.
+pub(crate) fn user(ctx: &Context) -> Option<RedisString> {
+    let raw_ctx = ctx.get_raw();
+    let id = api!(RedisModule_GetClientId(raw_ctx));
+    let name = api!(RedisModule_GetClientUserNameById(raw_ctx, id));
+    if !name.is_null() {
+        return Some(RedisString::from_redis_module_string(std::ptr::null_mut(), name));
+    }
+    // A script's own client has the user of its caller. Of others the server must not be asked: the
+    // client of a module has no user, and it does not look.
+    ctx.get_flags().contains(ContextFlags::LUA).then(|| ctx.get_current_user())
 }
 
 /// A line of the server's log; from any thread, with or without the lock.

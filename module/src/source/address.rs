@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use url::Url;
+
 /// Longest address, in bytes; those of browsers and servers end about there too.
 pub(crate) const MOST_BYTES: usize = 8192;
 /// Longest name of a host, in bytes: DNS knows no longer one.
@@ -16,33 +18,30 @@ pub(super) fn remote(uri: &str) -> Option<(&'static str, &str)> {
     Some((SCHEMES.into_iter().find(|known| *known == scheme)?, rest))
 }
 
-/// User and password, then host and port, then the rest.
-fn parts(rest: &str) -> (&str, &str, &str) {
-    let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-    (user, host, path)
+/// Whether this is an address at all, whatever is allowed.
+pub(crate) fn is_address(uri: &str) -> bool {
+    remote(uri).is_some() || uri.starts_with('/') || uri.starts_with("file://")
+}
+
+/// An address as whoever downloads from it reads it.
+fn parse(uri: &[u8]) -> Option<(&'static str, Url)> {
+    let uri = std::str::from_utf8(uri.get(..uri.len().min(MOST_BYTES))?).ok()?;
+    let (scheme, _) = remote(uri)?;
+    Some((scheme, Url::parse(uri).ok()?))
 }
 
 /// Whether the name of the host is longer than one can be.
 pub(crate) fn has_long_host(uri: &[u8]) -> bool {
-    host_and_port(uri).is_some_and(|host| {
-        let is_port = |port: &&str| port.bytes().all(|byte| byte.is_ascii_digit());
-        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map(|(name, _)| name);
-        name.unwrap_or(&host).len() > MOST_HOST_BYTES
-    })
+    parse(uri).is_some_and(|(_, url)| url.host_str().unwrap_or_default().len() > MOST_HOST_BYTES)
 }
 
 /// Host and port that an address leads to, or the bucket; nothing if it is at hand.
 pub(crate) fn host_and_port(uri: &[u8]) -> Option<String> {
-    let start = &uri[..uri.len().min(MOST_BYTES)];
-    let start = String::from_utf8_lossy(start);
-    let (scheme, rest) = remote(&start)?;
-    let (_, host, _) = parts(rest);
-    let host: String = host.chars().take(2 * MOST_HOST_BYTES).collect::<String>().to_lowercase();
-    Some(match scheme {
-        "http" => host.strip_suffix(":80").unwrap_or(&host).to_owned(),
-        "https" => host.strip_suffix(":443").unwrap_or(&host).to_owned(),
+    let (scheme, url) = parse(uri)?;
+    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
+    Some(match (scheme, url.port()) {
+        ("http" | "https", None) => host.to_owned(),
+        ("http" | "https", Some(port)) => format!("{host}:{port}"),
         _ => format!("{scheme}://{host}"),
     })
 }
@@ -51,21 +50,36 @@ pub(crate) fn host_and_port(uri: &[u8]) -> Option<String> {
 /// that give access.
 pub(crate) fn without_secrets(uri: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = remote(uri) else { return uri.into() };
-    let (user, host, path) = parts(rest);
-    let (path, fragment) = path.split_at(path.find('#').unwrap_or(path.len()));
-    let Some((path, query)) = path.split_once('?') else {
-        return if user.is_empty() {
-            uri.into()
-        } else {
-            format!("{scheme}://{host}{path}{fragment}").into()
-        };
+    let Ok(mut url) = Url::parse(uri) else { return format!("{scheme}://REDACTED").into() };
+    // As it is written, if that is how it is read; else as it is read.
+    let is_plain = url.username().is_empty()
+        && url.password().is_none()
+        && url.host_str().is_some_and(|host| {
+            rest.get(..host.len()).is_some_and(|start| start.eq_ignore_ascii_case(host))
+        });
+    if is_plain {
+        return without_access(uri);
+    }
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    without_access(url.as_str()).into_owned().into()
+}
+
+/// Hides the values of parameters that give access, in the query and in the fragment.
+fn without_access(uri: &str) -> Cow<'_, str> {
+    let Some(start) = uri.find(['?', '#']) else { return uri.into() };
+    let (path, parameters) = uri.split_at(start);
+    let parameter = |parameter: &str| {
+        let end = parameter.trim_end_matches(['?', '&', '#']).len();
+        match parameter[..end].split_once('=') {
+            Some((name, _)) if gives_access(name) => {
+                format!("{name}=REDACTED{}", &parameter[end..])
+            }
+            _ => parameter.to_owned(),
+        }
     };
-    let parameter = |parameter: &str| match parameter.split_once('=') {
-        Some((name, _)) if gives_access(name) => format!("{name}=REDACTED"),
-        _ => parameter.to_owned(),
-    };
-    let query: Vec<String> = query.split('&').map(parameter).collect();
-    format!("{scheme}://{host}{path}?{}{fragment}", query.join("&")).into()
+    let shown: String = parameters.split_inclusive(['?', '&', '#']).map(parameter).collect();
+    format!("{path}{shown}").into()
 }
 
 /// Whether a parameter of this name is a signature, a token or the like.
@@ -91,7 +105,7 @@ mod tests {
         for (address, shown) in [
             ("http://a.example/b.png", "http://a.example/b.png"),
             ("https://user:secret@a.example:8443/b.png", "https://a.example:8443/b.png"),
-            ("http://a@b:c@d.example", "http://d.example"),
+            ("http://a@b:c@d.example", "http://d.example/"),
             (
                 "https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=abc&x-amz-credential=d#f",
                 "https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=REDACTED&x-amz-credential=REDACTED#f",
@@ -108,6 +122,9 @@ mod tests {
                 "http://h/?author=a&tokens=9&authToken=c",
                 "http://h/?author=a&tokens=9&authToken=REDACTED",
             ),
+            ("http:///user:secret@host/x", "http://host/x"),
+            ("http://h/#access_token=a&b=c", "http://h/#access_token=REDACTED&b=c"),
+            ("http://h:x/?token=a", "http://REDACTED"),
             ("http://h/a@b?c=d", "http://h/a@b?c=d"),
             ("/a/b?token=c", "/a/b?token=c"),
             ("DATA", "DATA"),

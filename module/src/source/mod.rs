@@ -23,7 +23,7 @@ use redis_module::RedisError;
 
 use crate::{server::reply, settings};
 
-pub(crate) use address::{MOST_BYTES, has_long_host, host_and_port, without_secrets};
+pub(crate) use address::{MOST_BYTES, has_long_host, host_and_port, is_address, without_secrets};
 pub(crate) use hosts::hosts;
 pub(crate) use inline::inline;
 

@@ -28,6 +28,7 @@ pub(crate) fn look(ctx: &Context) {
 pub(super) fn run() {
     loop {
         let haste = search::next();
+        let load = sync::loads();
         let mut search = with_server(Search::new);
         loop {
             let mut took = Duration::ZERO;
@@ -45,7 +46,7 @@ pub(super) fn run() {
             thread::sleep(took * share);
         }
         if haste == Haste::Now {
-            sync::adopted();
+            sync::adopted(load);
         }
     }
 }

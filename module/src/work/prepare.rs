@@ -69,14 +69,27 @@ pub(super) fn download(
             ahead.is_here();
             claimant.lease.downloaded();
             let bytes = read?;
-            // It waits as long as there is room; the receiver is never gone.
-            has_permit = permits.0.send(()).is_ok();
+            has_permit = wait_for_permit(permits, claimant);
+            if !has_permit {
+                return Err(Failure::timeout());
+            }
             prepared(&loaded, claimant, Some(&bytes))
         });
         if has_permit {
             let _ = permits.1.try_recv();
         }
     }
+}
+
+/// Whether there was a permit before the attempt was out of time, or nobody wanted it any more.
+fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &Claimant) -> bool {
+    const LOOK: Duration = Duration::from_millis(100);
+    while !claimant.lease.is_stopped() && Instant::now() < claimant.attempt.deadline {
+        if permits.0.send_timeout((), LOOK).is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 fn limits() -> Limits {
@@ -102,7 +115,8 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
         claim
     });
     match claim {
-        Claim::Taken(attempt) => {
+        Claim::Taken(mut attempt) => {
+            attempt.take_picture();
             Some(Claimant { lease, attempt, fetch_ms: 0, commits: commits.clone() })
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
@@ -167,7 +181,7 @@ fn prepared(
     let read;
     let bytes: &[u8] = match (downloaded, &request.data) {
         (Some(bytes), _) => bytes,
-        (None, Some(data)) => data.as_slice(),
+        (None, Some(data)) => data,
         (None, None) => {
             read = source::read(&request.image, claimant.attempt.deadline, &claim.stop)?;
             &read
