@@ -358,7 +358,7 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(200));
                     stop.stop();
                 });
-                let got = super::super::interrupt::watching(&stop, || {
+                let got = super::super::interrupt::watching(&stop, 0, || {
                     within(Duration::from_secs(30), |all| cloud.object("gs://mine/a", all))
                 });
                 assert!(matches!(got, Some(Err(FetchError::Interrupted))));

@@ -4,18 +4,19 @@
 //! as long as [`watching`] runs.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use ureq::{
     Error,
     config::Config,
@@ -34,18 +35,22 @@ use crate::Stop;
 /// How often whoever waits looks.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Most look-ups and connections that are waited for, or that nobody waits for any more.
-const APART: usize = 64;
+/// Most look-ups and connections that are waited for, or that nobody waits for any more; of all, and
+/// of one asker.
+const APART: usize = 256;
+const APART_OF_ONE: usize = 64;
 
 thread_local! {
     static STOP: RefCell<Stop> = RefCell::default();
+    static ASKER: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `f`; its downloads end soon after `stop` says so.
-pub(super) fn watching<T>(stop: &Stop, f: impl FnOnce() -> T) -> T {
-    let before = STOP.replace(stop.clone());
+/// Runs `f`; its downloads end soon after `stop` says so, and are counted as this asker's.
+pub(super) fn watching<T>(stop: &Stop, asker: u64, f: impl FnOnce() -> T) -> T {
+    let before = (STOP.replace(stop.clone()), ASKER.replace(asker));
     let result = f();
-    STOP.set(before);
+    STOP.set(before.0);
+    ASKER.set(before.1);
     result
 }
 
@@ -110,25 +115,44 @@ fn apart<T: Send + 'static>(
 }
 
 /// A place among the threads of [`apart`]: whoever asks and cancels all the time must not have
-/// more and more of them.
-struct Place;
+/// more and more of them, nor keep others from theirs.
+struct Place(u64);
 
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
+/// How many places each asker has.
+static TAKEN: Mutex<BTreeMap<u64, usize>> = Mutex::new(BTreeMap::new());
 
 impl Place {
     fn take(wait: Wait) -> Result<Self, Error> {
-        let one_more = |taken| (taken < APART).then_some(taken + 1);
-        while TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+        let asker = ASKER.get();
+        loop {
+            if Self::try_take(&mut TAKEN.lock(), asker) {
+                return Ok(Self(asker));
+            }
             wait.check()?;
             thread::sleep(LOOK);
         }
-        Ok(Self)
+    }
+
+    fn try_take(taken: &mut BTreeMap<u64, usize>, asker: u64) -> bool {
+        let all: usize = taken.values().sum();
+        let own = taken.get(&asker).copied().unwrap_or_default();
+        let has_room = all < APART && own < APART_OF_ONE;
+        if has_room {
+            taken.insert(asker, own + 1);
+        }
+        has_room
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        TAKEN.fetch_sub(1, Ordering::Relaxed);
+        let mut taken = TAKEN.lock();
+        match taken.get_mut(&self.0) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => {
+                taken.remove(&self.0);
+            }
+        }
     }
 }
 
@@ -253,5 +277,20 @@ impl Transport for Tcp {
             io::Result::Ok(peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
         };
         is_silent(&self.stream).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_the_places_of_others() {
+        let mut taken = BTreeMap::new();
+        let mut take =
+            |asker, times: usize| (0..times).filter(|_| Place::try_take(&mut taken, asker)).count();
+        assert_eq!(take(1, 1000), APART_OF_ONE);
+        assert_eq!(take(2, 1), 1);
+        assert_eq!((3..9).map(|asker| take(asker, 1000)).sum::<usize>(), APART - APART_OF_ONE - 1);
     }
 }

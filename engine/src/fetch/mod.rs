@@ -47,6 +47,8 @@ pub struct FetchLimits {
     pub first_byte: Duration,
     /// Least bytes a second, after [`SPEED_GRACE`].
     pub speed: u64,
+    /// Whose download it is: nobody's look-ups keep those of others from theirs.
+    pub asker: u64,
 }
 
 impl Default for FetchLimits {
@@ -58,6 +60,7 @@ impl Default for FetchLimits {
             redirects: 5,
             first_byte: Duration::from_secs(20),
             speed: 1024,
+            asker: 0,
         }
     }
 }
@@ -175,7 +178,7 @@ impl Fetcher {
         limits: &FetchLimits,
         stop: &Stop,
     ) -> Result<Vec<u8>, FetchError> {
-        interrupt::watching(stop, || self.fetch_watched(url, limits))
+        interrupt::watching(stop, limits.asker, || self.fetch_watched(url, limits))
     }
 
     fn fetch_watched(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {

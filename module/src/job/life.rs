@@ -255,12 +255,15 @@ pub(crate) struct End<'a> {
     state: State,
     failure: Option<&'a Failure>,
     data: Data,
+    /// Whether the server has found out that it takes writes, as for a command of a client: then it
+    /// is not asked, and no event tells the queue.
+    is_allowed: bool,
     fields: Fields,
 }
 
 impl<'a> End<'a> {
     fn new(state: State) -> Self {
-        Self { state, failure: None, data: Data::Keep, fields: Vec::new() }
+        Self { state, failure: None, data: Data::Keep, is_allowed: false, fields: Vec::new() }
     }
 
     fn failed(failure: &'a Failure, data: Data) -> Self {
@@ -271,11 +274,16 @@ impl<'a> End<'a> {
     pub(crate) fn cancelled(data: Data) -> Self {
         Self { data, ..Self::new(State::Cancelled) }
     }
+
+    /// By a client's command, which tells the queue itself.
+    pub(crate) fn by_command(self) -> Self {
+        Self { is_allowed: true, ..self }
+    }
 }
 
 /// Ends a job: writes the fields, drops the claim, starts the time to live, tells the followers.
 pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), String> {
-    let End { state, failure, data, mut fields } = end;
+    let End { state, failure, data, is_allowed, mut fields } = end;
     let job = Job::look(ctx, &server::string(ctx, key)).ok();
     let number = |field| job.as_ref().and_then(|job| job.number(field));
     let attempts = number("attempts").unwrap_or_default();
@@ -287,7 +295,12 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     fields.push(("finished_at", unix_ms().to_string().into()));
     fields.push(("state", state.name().into()));
     // The state goes first: to take the claim from unfinished work would stop it.
-    write(ctx, key, &fields)?;
+    if is_allowed {
+        let fields = fields.iter().map(|(field, value)| server::field(ctx, field, value));
+        server::set_fields(ctx, &server::string(ctx, key), &fields.collect::<Vec<_>>());
+    } else {
+        write(ctx, key, &fields)?;
+    }
     let mut gone = vec!["owner", "claim", "retry_at"];
     if data == Data::Drop {
         gone.push("data");
@@ -364,16 +377,18 @@ pub(crate) fn unclaim(ctx: &Context, key: &JobKey, has_crashed: bool) -> Result<
     Ok(())
 }
 
-/// The job as it was when it was submitted, but now, and without its delay.
+/// The job as it was when it was submitted, but now, and without its delay. Only in a command, for
+/// which the server has found out that it takes writes; no event tells the queue.
 pub(crate) fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
     let mut gone =
         vec!["finished_at", "started_at", "crashes", "attempts", "retried", "delay", "queue_ms"];
     gone.extend(ERROR);
-    let fields: Fields = vec![
-        ("submitted_at", unix_ms().to_string().into()),
-        ("state", State::Queued.name().into()),
+    let fields = [
+        server::field(ctx, "submitted_at", unix_ms().to_string().as_bytes()),
+        server::field(ctx, "state", State::Queued.name().as_bytes()),
     ];
-    write(ctx, key, &fields)?;
-    server::remove_fields(ctx, &server::string(ctx, key), &gone);
+    let name = server::string(ctx, key);
+    server::set_fields(ctx, &name, &fields);
+    server::remove_fields(ctx, &name, &gone);
     server::call(ctx, "PERSIST", &[key])
 }

@@ -5,6 +5,7 @@ mod hosts;
 mod inline;
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io::Read,
     path::{Component, Path, PathBuf},
     sync::LazyLock,
@@ -107,8 +108,14 @@ fn below_root<'a>(path: &'a Path, roots: &[PathBuf]) -> Option<(PathBuf, &'a Pat
     Some((root.clone(), rest))
 }
 
-/// The bytes behind a URI, if they come before the deadline, and before `stop` says so.
-pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>, SourceError> {
+/// The bytes behind a URI that a user asks for, if they come before the deadline, and before `stop`
+/// says so.
+pub(crate) fn read(
+    uri: &str,
+    user: &str,
+    deadline: Instant,
+    stop: &Stop,
+) -> Result<Vec<u8>, SourceError> {
     if let Some(path) = local_path(uri) {
         return read_file(&path);
     }
@@ -116,6 +123,7 @@ pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>,
     let limits = FetchLimits {
         bytes: settings::MAX_IMAGE_BYTES.get(),
         total: settings::FETCH_TIMEOUT_MS.milliseconds().min(left),
+        asker: hash_of(user),
         ..FetchLimits::default()
     };
     let start = Instant::now();
@@ -129,6 +137,12 @@ pub(crate) fn read(uri: &str, deadline: Instant, stop: &Stop) -> Result<Vec<u8>,
         hosts::record(uri, start.elapsed(), fetched.as_ref().ok().map(Vec::len));
     }
     Ok(fetched?)
+}
+
+fn hash_of(user: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    user.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Reads a regular file below an allowed directory; no link leads out of it, whatever changes

@@ -61,11 +61,8 @@ pub(super) fn download(
         let mut has_permit = false;
         prepare(claimant, work, |claimant| {
             let request = &claimant.attempt.request;
-            let read = source::read(
-                &request.image,
-                claimant.attempt.deadline,
-                &claimant.lease.claim().stop,
-            );
+            let (deadline, stop) = (claimant.attempt.deadline, &claimant.lease.claim().stop);
+            let read = source::read(&request.image, &request.user, deadline, stop);
             ahead.is_here();
             claimant.lease.downloaded();
             let bytes = read?;
@@ -183,7 +180,8 @@ fn prepared(
         (Some(bytes), _) => bytes,
         (None, Some(data)) => data,
         (None, None) => {
-            read = source::read(&request.image, claimant.attempt.deadline, &claim.stop)?;
+            let deadline = claimant.attempt.deadline;
+            read = source::read(&request.image, &request.user, deadline, &claim.stop)?;
             &read
         }
     };
