@@ -36,7 +36,7 @@ pub enum AnswerKind {
 
 /// Most bytes of a prompt: 16 for each of the 1024 positions that the published models have. What
 /// looks at a text, the tokenizer above all, takes time for all of it, even if it then is too long.
-const MAX_PROMPT: usize = 16 << 10;
+pub const MAX_PROMPT: usize = 16 << 10;
 
 /// A Florence-2 task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -100,15 +100,20 @@ impl Server {
     /// gate `back` is opened.
     pub fn busy(pictures: &Pictures, lines: &[&str]) -> Self {
         const AT_WORK: usize = 16;
-        let server =
-            Self::with(Settings::lines(&[lines, &["florence.prepare-threads 16"]].concat()));
-        server.wait_for_model();
+        let server = Self::ready(&[lines, &["florence.prepare-threads 16"]].concat());
         let url = pictures.url("held/back/sign.png");
         for i in 0..AT_WORK {
             let key = format!("at-work:{i}");
             server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OCR>"]);
             eventually("it is worked on", || (server.state(&key) == "fetching").then_some(()));
         }
+        server
+    }
+
+    /// A server with these configuration lines, whose model is loaded.
+    pub fn ready(lines: &[&str]) -> Self {
+        let server = Self::with(Settings::lines(lines));
+        server.wait_for_model();
         server
     }
 

@@ -11,12 +11,6 @@ use redis::{Cmd, Connection};
 
 type Job = HashMap<String, Option<String>>;
 
-fn ready(lines: &[&str]) -> Server {
-    let server = Server::with(Settings::lines(lines));
-    server.wait_for_model();
-    server
-}
-
 /// A job as a client that knows our hashes writes it.
 fn foreign(key: &str) -> Cmd {
     let bytes = std::fs::read(picture("sign.png")).unwrap();
@@ -60,7 +54,7 @@ fn assert_found_in(server: &Server, db: usize, key: &str, longest: Duration) {
 
 #[test]
 fn jobs_that_others_write_are_found_however_they_come() {
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     let mut connection = server.connect();
     foreign("alone").exec(&mut connection).unwrap();
     assert_found(&server, 0, "alone");
@@ -108,7 +102,7 @@ fn jobs_that_others_write_are_found_however_they_come() {
 fn jobs_that_others_write_are_found_in_a_storm_of_other_keys() {
     const KEYS: usize = 200_000;
     const AT_ONCE: usize = 5000;
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     let mut connection = server.connect();
     for start in (0..KEYS).step_by(AT_ONCE) {
         let mut pipe = redis::pipe();
@@ -146,7 +140,7 @@ fn dumps(server: &Server) -> [(&'static str, Vec<u8>); 2] {
 
 #[test]
 fn looking_at_keys_does_not_make_them_recent() {
-    let server = ready(&["maxmemory-policy allkeys-lru"]);
+    let server = Server::ready(&["maxmemory-policy allkeys-lru"]);
     let idle = |key: &str| server.call::<i64>(&["OBJECT", "IDLETIME", key]);
     for (name, dump) in dumps(&server) {
         let mut restore = redis::cmd("RESTORE");
@@ -164,7 +158,7 @@ fn looking_at_keys_does_not_make_them_recent() {
 
 #[test]
 fn looking_at_keys_does_not_make_them_frequent() {
-    let server = ready(&["maxmemory-policy allkeys-lfu", "lfu-decay-time 0"]);
+    let server = Server::ready(&["maxmemory-policy allkeys-lfu", "lfu-decay-time 0"]);
     let names: Vec<String> = (0..10).map(|i| format!("k{i}")).collect();
     for (kind, dump) in dumps(&server) {
         for (i, name) in names.iter().enumerate() {
@@ -187,7 +181,7 @@ fn looking_at_keys_does_not_make_them_frequent() {
 #[test]
 fn looking_at_keys_is_not_counted_and_expires_none() {
     const KEYS: usize = 100;
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     server.call::<()>(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     let dumps = dumps(&server);
     server.call::<()>(&["CONFIG", "RESETSTAT"]);
@@ -232,7 +226,7 @@ const SHORT: Duration = Duration::from_millis(5);
 /// A server with very many jobs that wait, and clients who wait for some of them.
 fn crowded(pictures: &Pictures) -> (Server, Vec<thread::JoinHandle<Option<Job>>>) {
     const WAITERS: usize = 20;
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     let url = pictures.url("held/back/sign.png");
     for start in (0..WAITING).step_by(5000) {
         let mut pipe = redis::pipe();
@@ -311,7 +305,7 @@ fn flushing_all_databases_full_of_jobs_takes_no_time() {
 
 #[test]
 fn jobs_of_swapped_databases_get_their_own_answers() {
-    let (server, pictures) = (ready(&[]), Pictures::serve());
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
     let mut databases = [server.connect_to(0), server.connect_to(1)];
     let requests = [("sign.png", "<OCR>"), ("shapes.png", "<OD>")];
     for (connection, (name, prompt)) in databases.iter_mut().zip(requests) {

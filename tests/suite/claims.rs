@@ -118,12 +118,7 @@ fn assert_idle(server: &Server) {
 }
 
 fn many_fetchers() -> Server {
-    let server = Server::with(Settings::lines(&[
-        "florence.prepare-threads 40",
-        "florence.max-downloads-per-host 64",
-    ]));
-    server.wait_for_model();
-    server
+    Server::ready(&["florence.prepare-threads 40", "florence.max-downloads-per-host 64"])
 }
 
 #[test]

@@ -10,12 +10,6 @@ use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
 
 type Job = HashMap<String, Option<String>>;
 
-fn ready(lines: &[&str]) -> Server {
-    let server = Server::with(Settings::lines(lines));
-    server.wait_for_model();
-    server
-}
-
 fn submit(server: &Server, key: &str, url: &str, rest: &[&str]) {
     server.call::<()>(&[&["FLORENCE.SUBMIT", key, url, "<OCR>"], rest].concat());
 }
@@ -48,7 +42,7 @@ fn set(server: &Server, name: &str, value: &str) {
 
 #[test]
 fn slow_hosts_do_not_hold_up_pictures_that_are_there() {
-    let (server, pictures) = (ready(&["florence.prepare-threads 1"]), Pictures::serve());
+    let (server, pictures) = (Server::ready(&["florence.prepare-threads 1"]), Pictures::serve());
     let others = [Pictures::serve(), Pictures::serve()];
     for (i, key) in names("slow", 30).iter().enumerate() {
         let host = [&pictures, &others[0], &others[1]][i % 3];
@@ -73,7 +67,7 @@ fn as_strs(names: &[String]) -> Vec<&str> {
 
 #[test]
 fn one_host_gets_few_downloads_at_a_time() {
-    let server = ready(&["florence.max-downloads-per-host 2"]);
+    let server = Server::ready(&["florence.max-downloads-per-host 2"]);
     let (slow, other) = (Pictures::serve(), Pictures::serve());
     let keys = names("j", 8);
     for key in &keys {
@@ -97,7 +91,7 @@ fn one_host_gets_few_downloads_at_a_time() {
 
 #[test]
 fn a_higher_limit_of_hosts_counts_at_once() {
-    let server = ready(&["florence.max-downloads-per-host 1"]);
+    let server = Server::ready(&["florence.max-downloads-per-host 1"]);
     let pictures = Pictures::serve();
     let keys = names("j", 10);
     for key in &keys {
@@ -120,7 +114,7 @@ fn a_higher_limit_of_hosts_counts_at_once() {
 
 #[test]
 fn jobs_that_wait_for_a_host_keep_their_order_and_know_it() {
-    let server = ready(&["florence.max-downloads-per-host 1", "florence.max-batch 1"]);
+    let server = Server::ready(&["florence.max-downloads-per-host 1", "florence.max-batch 1"]);
     let pictures = Pictures::serve();
     submit(&server, "warm", &pictures.url("sign.png"), &[]);
     assert_ends(&server, "warm", "done");
@@ -152,7 +146,7 @@ fn jobs_that_wait_for_a_host_keep_their_order_and_know_it() {
 
 #[test]
 fn jobs_that_wait_for_a_host_can_end_and_change_there() {
-    let server = ready(&["florence.max-downloads-per-host 1"]);
+    let server = Server::ready(&["florence.max-downloads-per-host 1"]);
     let (pictures, other) = (Pictures::serve(), Pictures::serve());
     let url = pictures.url("held/back/sign.png");
     submit(&server, "first", &url, &[]);
@@ -184,7 +178,7 @@ fn jobs_that_wait_for_a_host_can_end_and_change_there() {
 #[test]
 fn a_failed_download_gives_its_place_to_the_next() {
     let lines = ["florence.max-downloads-per-host 1", "florence.retry-delay-ms 600000"];
-    let (server, pictures) = (ready(&lines), Pictures::serve());
+    let (server, pictures) = (Server::ready(&lines), Pictures::serve());
     submit(&server, "later", &pictures.url("status/503"), &[]);
     submit(&server, "never", &pictures.url("status/404"), &[]);
     submit(&server, "late", &pictures.url("slow/60000/x"), &["TIMEOUT", "300", "RETRIES", "0"]);
@@ -199,7 +193,7 @@ fn a_failed_download_gives_its_place_to_the_next() {
 
 #[test]
 fn one_user_gets_few_downloads_at_a_time() {
-    let server = ready(&["florence.max-downloads-per-user 2"]);
+    let server = Server::ready(&["florence.max-downloads-per-user 2"]);
     let hosts: Vec<Pictures> = (0..5).map(|_| Pictures::serve()).collect();
     for user in ["alice", "bob"] {
         server.add_user(user);
@@ -232,7 +226,7 @@ fn one_user_gets_few_downloads_at_a_time() {
 
 #[test]
 fn all_hosts_together_get_as_many_downloads_as_there_are_threads() {
-    let server = ready(&["florence.max-downloads 3"]);
+    let server = Server::ready(&["florence.max-downloads 3"]);
     let hosts: Vec<Pictures> = (0..6).map(|_| Pictures::serve()).collect();
     let keys = names("j", hosts.len());
     for (key, host) in keys.iter().zip(&hosts) {
@@ -255,7 +249,7 @@ fn all_hosts_together_get_as_many_downloads_as_there_are_threads() {
 
 #[test]
 fn downloads_have_limits_by_default() {
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     for (name, value) in [
         ("max-downloads", "64"),
         ("max-downloads-per-host", "16"),
@@ -296,7 +290,7 @@ fn ask_each(server: &Server, numbers: std::ops::Range<usize>, url: impl Fn(usize
 fn a_thousand_hosts_are_remembered_and_not_those_that_are_refused() {
     /// What the allocator may keep, in KiB.
     const NOISE: u64 = 12 << 10;
-    let server = ready(&["florence.publish no"]);
+    let server = Server::ready(&["florence.publish no"]);
     let hosts = || server.call::<Vec<HashMap<String, redis::Value>>>(&["FLORENCE.HOSTS"]);
     let nobody = |i: usize| format!("http://127.1.{}.{}:1/x.png", i / 250, i % 250 + 1);
     let inner = |i: usize| format!("http://10.1.{}.{}:1/x.png", i / 250, i % 250 + 1);

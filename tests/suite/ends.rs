@@ -39,9 +39,7 @@ fn about(log: &str, key: &str) -> Vec<String> {
 }
 
 fn one_fetcher() -> Server {
-    let server = Server::with(Settings::lines(&["florence.max-downloads 1"]));
-    server.wait_for_model();
-    server
+    Server::ready(&["florence.max-downloads 1"])
 }
 
 #[test]

@@ -20,9 +20,7 @@ const KEYS: usize = 1000;
 
 /// A server that nothing leaves: jobs wait for ever.
 fn idle() -> Server {
-    let server = Server::start();
-    server.wait_for_model();
-    server
+    Server::ready(&[])
 }
 
 /// Submits a job that waits for ever.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
+use florence_tests::{Pictures, Server, call, eventually, picture};
 use redis::{Connection, RedisResult};
 
 type Job = HashMap<String, Option<String>>;
@@ -12,12 +12,6 @@ fn with_users<const N: usize>(server: &Server, names: [&str; N]) -> [Connection;
         server.add_user(user);
         server.connect_as(user, "pw")
     })
-}
-
-fn ready(lines: &[&str]) -> Server {
-    let server = Server::with(Settings::lines(lines));
-    server.wait_for_model();
-    server
 }
 
 fn submit(user: &mut Connection, key: &str, url: &str, rest: &[&str]) -> RedisResult<()> {
@@ -51,7 +45,7 @@ fn refusal(reply: RedisResult<()>) -> String {
 
 #[test]
 fn a_job_knows_its_user() {
-    let (server, pictures) = (ready(&[]), Pictures::serve());
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
     let [mut alice] = with_users(&server, ["alice"]);
     submit(&mut alice, "hers", &pictures.url("sign.png"), &[]).unwrap();
     submit(&mut server.connect(), "ours", &pictures.url("sign.png"), &[]).unwrap();
@@ -67,7 +61,7 @@ fn a_job_knows_its_user() {
 
 #[test]
 fn users_do_not_see_by_the_cache_what_others_ask() {
-    let server = ready(&[]);
+    let server = Server::ready(&[]);
     let [mut alice, mut bob, mut carol, mut dave] =
         with_users(&server, ["alice", "bob", "carol", "dave"]);
     let (verdict, text) = ask(&server, &mut alice, "<OD>");
@@ -91,7 +85,7 @@ fn users_do_not_see_by_the_cache_what_others_ask() {
 
 #[test]
 fn a_shared_cache_serves_every_user() {
-    let server = ready(&["florence.shared-cache yes"]);
+    let server = Server::ready(&["florence.shared-cache yes"]);
     let [mut alice, mut bob, mut carol] = with_users(&server, ["alice", "bob", "carol"]);
     let (verdict, text) = ask(&server, &mut alice, "<OD>");
     assert_eq!(verdict, "miss");
@@ -104,7 +98,7 @@ fn requests_of_different_users_in_flight_are_not_joined() {
     // The only compute thread is busy with a long answer while the others come in.
     let lines =
         ["florence.threads 1", "florence.result-cache-bytes 0", "florence.prepare-threads 8"];
-    let (server, pictures) = (ready(&lines), Pictures::serve());
+    let (server, pictures) = (Server::ready(&lines), Pictures::serve());
     let mut users = with_users(&server, ["alice", "bob"]);
     let keys: Vec<[String; 2]> =
         (0..10).map(|i| ["alice", "bob"].map(|user| format!("{user}:{i}"))).collect();
@@ -185,7 +179,7 @@ fn delayed_jobs_take_no_room_in_the_queue() {
 #[test]
 fn delayed_jobs_have_a_bound_of_their_own() {
     let pictures = Pictures::serve();
-    let server = ready(&["florence.max-delayed 3"]);
+    let server = Server::ready(&["florence.max-delayed 3"]);
     let mut us = server.connect();
     let url = pictures.url("sign.png");
     let later = ["DELAY", "600000"];

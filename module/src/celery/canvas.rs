@@ -12,7 +12,7 @@ use super::{
     result::{self, Exception},
 };
 use crate::{
-    server::{self, ask, bytes, call, in_db, numbered},
+    server::{self, ask, bytes, call, in_db},
     settings::{self, Setting},
 };
 
@@ -97,7 +97,7 @@ pub(super) fn part_of_chord(
 ) {
     let (Some(chord), Some(group)) = (&task.embed.chord, &task.headers.group) else { return };
     let part = json!([1, task.id(), status, result]).to_string();
-    let complete = in_db(ctx, numbered(celery.result_db), || {
+    let complete = in_db(ctx, celery.backend_db(), || {
         let keys = Group::new(celery, group);
         keys.add(ctx, task, &part);
         keys.take_if_complete(ctx, chord)

@@ -21,7 +21,7 @@ use crate::{
         life::{self, Data, End},
     },
     queue::{queue, sync},
-    server::{self, can_write, in_db, numbered},
+    server::{self, can_write, in_db},
     settings,
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn control(ctx: &Context, to: &[u8], bytes: &[u8]) {
     if !is_meant {
         return;
     }
-    in_db(ctx, numbered(celery.db), || {
+    in_db(ctx, celery.broker_db(), || {
         let answer = celery.answer(ctx, &request.method, &request.arguments);
         if let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) {
             celery.reply(ctx, reply_to, request.ticket.as_deref(), answer);
@@ -152,7 +152,7 @@ impl Celery {
     /// Tasks with their jobs and where these stand, the next first.
     fn each(&self, ctx: &Context) -> impl Iterator<Item = (Job, State, Task)> {
         let is_ours = |key: &JobKey| key.name.starts_with(JOB_PREFIX.as_bytes());
-        let keys = queue().keys(numbered(self.db), None, MOST, is_ours);
+        let keys = queue().keys(self.broker_db(), None, MOST, is_ours);
         keys.into_iter().filter_map(move |key| {
             let job = job::open(ctx, &key).ok()?;
             let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
@@ -224,7 +224,7 @@ impl Celery {
         for id in &ids {
             self.revoked.lock().insert(id);
             let key = format!("{JOB_PREFIX}{id}");
-            let key = JobKey { db: numbered(self.db), name: key.as_bytes().into() };
+            let key = JobKey { db: self.broker_db(), name: key.as_bytes().into() };
             let is_to_end =
                 job::open(ctx, &key).is_ok_and(|job| match queue().state(key.as_ref(), &job) {
                     State::Queued | State::Retrying => true,

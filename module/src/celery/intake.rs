@@ -28,9 +28,7 @@ use crate::{
     },
     model::{self, Model},
     queue::{queue, sync},
-    server::{
-        self, bytes, call, can_write, integer, numbered, select_db, string, unix_ms, with_server,
-    },
+    server::{self, bytes, call, can_write, integer, select_db, string, unix_ms, with_server},
 };
 
 /// How often a full queue, or a server that takes no writes, is looked at again.
@@ -113,7 +111,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) {
             return None;
         }
-        select_db(ctx, numbered(celery.db));
+        select_db(ctx, celery.broker_db());
         let room = queue().room();
         lists.iter_mut().find_map(|list| {
             let messages = list.peek(ctx, room.min(SLICE));
@@ -127,7 +125,7 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         if !can_write(ctx) {
             return Slice::Refused;
         }
-        select_db(ctx, numbered(celery.db));
+        select_db(ctx, celery.broker_db());
         for (bytes, found) in messages.iter().zip(unpacked) {
             if matches!(found, Found::Foreign) {
                 list.pass(bytes);
@@ -335,7 +333,7 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     job.add(FIELD, json!(task).to_string());
     let key = string(ctx, key.as_bytes());
     let seen = new::store(ctx, &key, job);
-    sync::created(&JobKey { db: numbered(celery.db), name: key.as_slice().into() }, &seen);
+    sync::created(&JobKey { db: celery.broker_db(), name: key.as_slice().into() }, &seen);
 }
 
 /// Keeps the latest of what nobody can answer.

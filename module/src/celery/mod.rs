@@ -40,7 +40,10 @@ pub(crate) use control::control;
 pub(crate) use intake::{list_changed, run};
 pub(crate) use outcome::Tasks;
 
-use crate::{server, settings};
+use crate::{
+    server::{self, Db},
+    settings,
+};
 use message::{Embed, Headers};
 
 /// The field of a job that keeps its task.
@@ -128,10 +131,20 @@ impl Celery {
         }
     }
 
+    /// The broker's database.
+    fn broker_db(&self) -> Db {
+        server::numbered(self.db)
+    }
+
+    /// The result backend's database.
+    fn backend_db(&self) -> Db {
+        server::numbered(self.result_db)
+    }
+
     /// Sends a message to its queue.
     fn send(&self, ctx: &Context, message: &message::Outgoing) -> Result<(), String> {
         let list = self.list(&message.queue, message.priority);
-        server::in_db(ctx, server::numbered(self.db), || {
+        server::in_db(ctx, self.broker_db(), || {
             server::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()])
         })
     }

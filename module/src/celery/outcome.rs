@@ -27,8 +27,7 @@ fn task_of<T>(
     let celery = celery()?;
     let job = Job::look(ctx, &server::string(ctx, key)).ok()?;
     let task: Task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-    let is_own =
-        key == task.key().as_bytes() && server::selected_db(ctx) == server::numbered(celery.db);
+    let is_own = key == task.key().as_bytes() && server::selected_db(ctx) == celery.broker_db();
     is_own.then(|| (celery, task, look(&job)))
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Celery, Task, message};
 use crate::{
-    server::{self, bytes, in_db, numbered},
+    server::{self, bytes, in_db},
     settings,
 };
 
@@ -94,7 +94,7 @@ fn meta(id: &str, status: &str, result: &Value) -> Value {
 fn write(ctx: &Context, celery: &Celery, id: &str, meta: &Value) {
     let key = format!("{}celery-task-meta-{id}", celery.result_prefix);
     let (key, json) = (key.as_bytes(), meta.to_string());
-    in_db(ctx, numbered(celery.result_db), || {
+    in_db(ctx, celery.backend_db(), || {
         // Celery's rule: a success is never written over.
         let known = bytes(ctx, "GET", &[key]);
         let known: Option<Value> = known.and_then(|known| serde_json::from_slice(&known).ok());

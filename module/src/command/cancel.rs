@@ -1,7 +1,7 @@
 //! `FLORENCE.CANCEL key [key ...]` ends jobs that have not ended, `FLORENCE.RETRY key [key ...]`
 //! queues jobs again that ended without an answer; both reply how many.
 //!
-//! A cancelled job stays as a record. Running work notices when the queue is told, within one
+//! A cancelled job stays as a record. Running work notices through the keyspace event, within one
 //! decoder step.
 
 use std::collections::{HashMap, HashSet};
@@ -21,9 +21,8 @@ use crate::{
 pub(super) fn cancel(ctx: &Context, args: &mut Args) -> RedisResult {
     let keys = jobs(ctx, args, |job| Ok(!job.state.is_final()))?;
     for (_, key) in &keys {
-        life::finish(ctx, key.as_slice(), End::cancelled(Data::Keep).by_command())
+        life::finish(ctx, key.as_slice(), End::cancelled(Data::Keep))
             .map_err(RedisError::String)?;
-        refresh(ctx, key);
     }
     Ok(RedisValue::from(keys.len()))
 }
@@ -44,14 +43,9 @@ pub(super) fn retry(ctx: &Context, args: &mut Args) -> RedisResult {
     }
     for (_, key) in &keys {
         life::requeue(ctx, key.as_slice()).map_err(RedisError::String)?;
-        refresh(ctx, key);
+        sync::refresh(ctx, &JobKey { db: server::selected_db(ctx), name: key.as_slice().into() });
     }
     Ok(RedisValue::from(keys.len()))
-}
-
-/// Tells the queue of a job that was written here.
-fn refresh(ctx: &Context, key: &RedisString) {
-    sync::refresh(ctx, &JobKey { db: server::selected_db(ctx), name: key.as_slice().into() });
 }
 
 /// Users and keys of the jobs that `is_meant` accepts; a key without a job is passed over.

@@ -255,15 +255,12 @@ pub(crate) struct End<'a> {
     state: State,
     failure: Option<&'a Failure>,
     data: Data,
-    /// Whether the server has found out that it takes writes, as for a command of a client: then it
-    /// is not asked, and no event tells the queue.
-    is_allowed: bool,
     fields: Fields,
 }
 
 impl<'a> End<'a> {
     fn new(state: State) -> Self {
-        Self { state, failure: None, data: Data::Keep, is_allowed: false, fields: Vec::new() }
+        Self { state, failure: None, data: Data::Keep, fields: Vec::new() }
     }
 
     fn failed(failure: &'a Failure, data: Data) -> Self {
@@ -274,17 +271,13 @@ impl<'a> End<'a> {
     pub(crate) fn cancelled(data: Data) -> Self {
         Self { data, ..Self::new(State::Cancelled) }
     }
-
-    /// By a client's command, which tells the queue itself.
-    pub(crate) fn by_command(self) -> Self {
-        Self { is_allowed: true, ..self }
-    }
 }
 
 /// Ends a job: writes the fields, drops the claim, starts the time to live, tells the followers.
 pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), String> {
-    let End { state, failure, data, is_allowed, mut fields } = end;
-    let job = Job::look(ctx, &server::string(ctx, key)).ok();
+    let End { state, failure, data, mut fields } = end;
+    let name = server::string(ctx, key);
+    let job = Job::look(ctx, &name).ok();
     let number = |field| job.as_ref().and_then(|job| job.number(field));
     let attempts = number("attempts").unwrap_or_default();
     let ttl = job.as_ref().and_then(|job| job.limited("ttl", limits::TTL)).unwrap_or_default();
@@ -295,12 +288,7 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     fields.push(("finished_at", unix_ms().to_string().into()));
     fields.push(("state", state.name().into()));
     // The state goes first: to take the claim from unfinished work would stop it.
-    if is_allowed {
-        let fields = fields.iter().map(|(field, value)| server::field(ctx, field, value));
-        server::set_fields(ctx, &server::string(ctx, key), &fields.collect::<Vec<_>>());
-    } else {
-        write(ctx, key, &fields)?;
-    }
+    write(ctx, key, &fields)?;
     let mut gone = vec!["owner", "claim", "retry_at"];
     if data == Data::Drop {
         gone.push("data");
@@ -309,7 +297,6 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
         // Of earlier attempts.
         gone.extend(ERROR);
     }
-    let name = server::string(ctx, key);
     server::remove_fields(ctx, &name, &gone);
     if ttl > 0 {
         server::expire_in(ctx, &name, Duration::from_secs(ttl.unsigned_abs()));

@@ -35,14 +35,28 @@ pub(crate) fn has_long_host(uri: &[u8]) -> bool {
     parse(uri).is_some_and(|(_, url)| url.host_str().unwrap_or_default().len() > MOST_HOST_BYTES)
 }
 
+/// The host that an address leads to, as a browser sees it, or the bucket; empty if it is at hand.
+pub(super) fn host(uri: &str) -> String {
+    parse(uri.as_bytes()).map(|(scheme, url)| host_of(scheme, &url)).unwrap_or_default()
+}
+
+fn host_of(scheme: &str, url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    if is_web(scheme) { host.to_owned() } else { format!("{scheme}://{host}") }
+}
+
+fn is_web(scheme: &str) -> bool {
+    matches!(scheme, "http" | "https")
+}
+
 /// Host and port that an address leads to, or the bucket; nothing if it is at hand.
 pub(crate) fn host_and_port(uri: &[u8]) -> Option<String> {
     let (scheme, url) = parse(uri)?;
-    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
-    Some(match (scheme, url.port()) {
-        ("http" | "https", None) => host.to_owned(),
-        ("http" | "https", Some(port)) => format!("{host}:{port}"),
-        _ => format!("{scheme}://{host}"),
+    let host = host_of(scheme, &url);
+    let host = host.trim_end_matches('.');
+    Some(match url.port().filter(|_| is_web(scheme)) {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
     })
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::address;
+
 /// What was downloaded from a host.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct HostFigures {
@@ -31,17 +33,6 @@ impl HostFigures {
 
 static HOSTS: Mutex<Option<HashMap<String, HostFigures>>> = Mutex::new(None);
 
-/// The host of a URL as the browser would see it, or the bucket.
-pub(super) fn host(uri: &str) -> String {
-    match url::Url::parse(uri) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => {
-            url.host_str().unwrap_or_default().to_owned()
-        }
-        Ok(url) => format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default()),
-        Err(_) => String::new(),
-    }
-}
-
 /// Counts a download.
 pub(super) fn record(uri: &str, time: Duration, bytes: Option<usize>) {
     /// Clients choose the hosts: of so many, the one longest without a download makes room.
@@ -51,7 +42,7 @@ pub(super) fn record(uri: &str, time: Duration, bytes: Option<usize>) {
     static TURNS: AtomicU64 = AtomicU64::new(0);
     let mut hosts = HOSTS.lock();
     let hosts = hosts.get_or_insert_default();
-    let name = host(uri);
+    let name = address::host(uri);
     if hosts.len() > MOST && !hosts.contains_key(&name) {
         let named = hosts.iter().filter(|(name, _)| *name != OTHERS);
         let oldest = named.min_by_key(|(_, figures)| figures.turn).map(|(name, _)| name.clone());

@@ -6,7 +6,7 @@ use redis_module::RedisError;
 use super::check_size;
 use crate::server::reply;
 
-/// Longest media type and parameters; so long are none that are meant.
+/// Longest media type with its parameters.
 const MOST_HEADER: usize = 1024;
 
 /// Media type and bytes of a `data:` URL; `None` for other URLs.

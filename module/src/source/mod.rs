@@ -62,7 +62,7 @@ pub(crate) fn check(uri: &[u8]) -> Result<&str, RedisError> {
     let uri = std::str::from_utf8(uri)
         .map_err(|_not_text| reply::error("ERR", "the image is not valid UTF-8"))?;
     if address::remote(uri).is_some() {
-        let host = hosts::host(uri);
+        let host = address::host(uri);
         let (length, most) = (host.len(), address::MOST_HOST_BYTES);
         if length > most {
             let text = format!("the host's name has {length} bytes, more than {most}");
