@@ -1,7 +1,7 @@
 # Redis with Florence-2: docker build -t florence . && docker run -p 6379:6379 florence
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libclang-14-dev \
+    && apt-get install -y --no-install-recommends libclang-14-dev cmake nasm \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./

@@ -55,7 +55,7 @@ lint:  ## formatting, clippy, documentation, layers
 	$@/bin/pip install -q -r tools/requirements.txt
 
 fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
-	cd tools && ../$(REFERENCE_PYTHON) make_fixtures.py random && ../$(REFERENCE_PYTHON) make_fixtures.py tiny
+	cd tools && for kind in random tiny jpegs; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
 
 fidelity: .venv-reference build  ## compare with the reference on random checkpoints of base and large shape
 	cd tools && for shape in base large; do \

@@ -34,6 +34,9 @@ install_missing() {
 need redis-server redis-server
 need redis-cli redis-tools
 need cc gcc libc6-dev
+# What libjpeg-turbo is built with.
+need cmake cmake
+need nasm nasm
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
 command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }

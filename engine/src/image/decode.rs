@@ -12,10 +12,12 @@ use std::{
 
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    error::{ParameterError, ParameterErrorKind},
     metadata::Orientation as Turn,
 };
 
 use super::{
+    jpeg::Jpeg,
     memory::{self, Header},
     resize,
     rgb::to_rgb,
@@ -216,13 +218,23 @@ fn decode_all(
     }
     let corrupt = |source| ImageError::Corrupt { format: name, source };
     reader.limits(at_most(memory::METADATA));
-    let mut decoder = reader.into_decoder().map_err(corrupt)?;
+    let mut decoder: Box<dyn ImageDecoder + '_> = match format {
+        ImageFormat::Jpeg => Box::new(Jpeg::new(bytes)?),
+        _ => Box::new(reader.into_decoder().map_err(corrupt)?),
+    };
     let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        let empty = ParameterError::from_kind(ParameterErrorKind::DimensionMismatch);
+        return Err(corrupt(image::ImageError::Parameter(empty)));
+    }
     let bytes_per_pixel = u64::from(decoder.color_type().bytes_per_pixel());
     let plan =
         Plan::new(Header { format, width, height, bytes_per_pixel }, bytes, limits, orientation)?;
     let reserve = |budget: &Budget| budget.reserve(plan.claim, &limits.stop, limits.deadline);
     let mut reserved = limits.budget.as_ref().map(reserve).transpose()?;
+    if limits.stop.is_stopped() {
+        return Err(NoRoom::Stopped.into());
+    }
     decoder.set_limits(at_most(plan.inner)).map_err(corrupt)?;
     let turn = match orientation {
         Orientation::AsStored => None,
@@ -456,6 +468,18 @@ mod tests {
         let corrupt = "the PNG picture is corrupt or truncated";
         for cut in [9, 20, 40] {
             check(&good[..cut], DecodeLimits::default(), corrupt);
+        }
+    }
+
+    #[test]
+    fn a_picture_without_pixels_is_none() {
+        let mut gif = encoded(4, 3, ImageFormat::Gif);
+        gif[6..10].fill(0);
+        let mut png = png(&[1; 6], ExtendedColorType::Rgb8);
+        png[16..20].fill(0);
+        for bytes in [gif, png] {
+            let error = decode(&bytes, &DecodeLimits::default(), Orientation::AsStored);
+            assert!(matches!(error, Err(ImageError::Corrupt { .. })), "{error:?}");
         }
     }
 

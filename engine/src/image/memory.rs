@@ -6,6 +6,8 @@
 
 use image::ImageFormat;
 
+use super::jpeg::Jpeg;
+
 /// What is known of a picture before it is decoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
@@ -47,8 +49,12 @@ pub(super) fn inner(header: Header, file: &[u8]) -> Inner {
     match header.format {
         // Some rows of 16-bit RGBA, before and after they are unfiltered.
         ImageFormat::Png => plain(rows(64) + png_metadata(file)),
-        // A copy of the file, and some rows of blocks at several stages.
-        ImageFormat::Jpeg => plain(rows(512) + length + jpeg_coefficients(file, size)),
+        // A copy of the file, and some rows of at most four components at several stages. Whoever
+        // has this header has read the file's.
+        ImageFormat::Jpeg => {
+            let coefficients = Jpeg::new(file).map_or(0, |jpeg| jpeg.coefficients());
+            plain(rows(192) + length + coefficients)
+        }
         ImageFormat::Bmp => plain(rows(16)),
         // It reads a strip of another decoder into a buffer, and copies that to its output. CMYK
         // takes a third more.
@@ -56,10 +62,6 @@ pub(super) fn inner(header: Header, file: &[u8]) -> Inner {
         ImageFormat::Gif => gif(whole, file, rows(16)),
         _ => webp(header, file, rows(64)),
     }
-}
-
-fn u16_be(file: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(*file.get(at..)?.first_chunk()?))
 }
 
 fn u16_le(file: &[u8], at: usize) -> Option<u16> {
@@ -90,65 +92,6 @@ fn png_metadata(file: &[u8]) -> u64 {
         at = at.saturating_add(length as usize).saturating_add(12);
     }
     bytes.min(METADATA)
-}
-
-/// The coefficients of all blocks, which are kept where one component, or one part of their bits,
-/// comes after the other.
-fn jpeg_coefficients(file: &[u8], size: u64) -> u64 {
-    jpeg_blocks(file).map_or(size.saturating_mul(8), |blocks| blocks.saturating_mul(64 * 2))
-}
-
-/// Blocks of 64 coefficients to keep.
-fn jpeg_blocks(file: &[u8]) -> Option<u64> {
-    let (mut at, mut frames) = (2, Vec::new());
-    loop {
-        // A marker may follow on any number of bytes that mean nothing.
-        at += file.get(at..)?.windows(2).position(|two| {
-            let [first, second] = *two else { return false };
-            first == 0xff && !matches!(second, 0 | 0xff)
-        })?;
-        let marker = *file.get(at + 1)?;
-        at += 2;
-        match marker {
-            0xc0..=0xc2 => frames.push(JpegFrame::read(file, at, marker)?),
-            0xda => {
-                let components = *file.get(at + 2)?;
-                let keeps = |frame: &&JpegFrame| frame.is_progressive || frame.count != components;
-                let blocks = frames.iter().filter(keeps).map(|frame| frame.blocks);
-                return (!frames.is_empty()).then(|| blocks.max().unwrap_or(0));
-            }
-            // These have no length.
-            0x01 | 0xd0..=0xd9 => continue,
-            _ => {}
-        }
-        at += usize::from(u16_be(file, at)?);
-    }
-}
-
-/// A start of frame.
-struct JpegFrame {
-    is_progressive: bool,
-    /// Components.
-    count: u8,
-    /// Blocks of all components.
-    blocks: u64,
-}
-
-impl JpegFrame {
-    fn read(file: &[u8], at: usize, marker: u8) -> Option<Self> {
-        let (height, width) = (u64::from(u16_be(file, at + 3)?), u64::from(u16_be(file, at + 5)?));
-        let count = *file.get(at + 7)?;
-        let components = file.get(at + 8..at + 8 + 3 * usize::from(count))?;
-        let sampling = components.chunks_exact(3).map(|component| {
-            let both = component[1];
-            (u64::from(both >> 4).max(1), u64::from(both & 15).max(1))
-        });
-        let across = sampling.clone().map(|(across, _)| across).max()?;
-        let down = sampling.clone().map(|(_, down)| down).max()?;
-        let units = width.div_ceil(8 * across) * height.div_ceil(8 * down);
-        let blocks = sampling.map(|(across, down)| across * down).sum::<u64>() * units;
-        Some(Self { is_progressive: marker == 0xc2, count, blocks })
-    }
 }
 
 /// The first frame, as palette entries; one that does not fill the screen's width is decoded apart.

@@ -1,6 +1,7 @@
 //! Bytes to RGB to pixel values, in the arithmetic of Pillow and the reference's processor.
 
 mod decode;
+mod jpeg;
 mod memory;
 mod preprocess;
 mod resize;
