@@ -10,7 +10,7 @@ use image::{
 };
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-use super::ImageError;
+use super::{ImageError, memory::Inner};
 
 /// Most scans of a file. Encoders make about ten.
 const MAX_SCANS: u32 = 200;
@@ -60,10 +60,13 @@ impl<'a> Jpeg<'a> {
         Err(bad_header())
     }
 
-    /// Bytes of the coefficients of all blocks, which are kept where one component, or one part of
-    /// their bits, comes after the other.
-    pub(super) fn coefficients(&self) -> u64 {
-        if self.has_scans { self.frame.blocks.saturating_mul(64 * 2) } else { 0 }
+    /// What decoding takes: a copy of the file, some rows of at most four components at several
+    /// stages, and the coefficients of all blocks where one component, or one part of their bits,
+    /// comes after the other.
+    pub(super) fn inner(&self) -> Inner {
+        let coefficients =
+            if self.has_scans { self.frame.blocks.saturating_mul(64 * 2) } else { 0 };
+        Inner::rows(self.dimensions(), 192).and(self.file.len() as u64 + coefficients)
     }
 
     /// Whether the file says where its picture ends.
