@@ -48,6 +48,40 @@ fn every_source_gives_the_same_answer() {
     }
 }
 
+/// A JPEG file that says how to turn it.
+fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let tag = [b"\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation, 0, 0]].concat();
+    let exif = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01", tag.as_slice(), &[0; 4]].concat();
+    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+    [&jpeg[..2], b"\xff\xe1", &length, &exif, &jpeg[2..]].concat()
+}
+
+#[test]
+fn pictures_are_turned_as_phones_mean_them_only_when_asked() {
+    const QUARTER_TURN: u8 = 6;
+    let poster = std::fs::read(picture("poster.jpg")).unwrap();
+    let phone = with_orientation(&poster, QUARTER_TURN);
+    let (server, mut key) = (Server::ready(&[]), 0);
+    let mut ask = |bytes: &[u8], options: &[&str]| {
+        key += 1;
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(key).arg("DATA").arg(bytes).arg("<OD>").arg(options);
+        submit.exec(&mut server.connect()).unwrap();
+        let job: Job = server.call(&["FLORENCE.WAIT", &key.to_string(), "30"]);
+        job["result"].clone().unwrap()
+    };
+    let as_stored = ask(&poster, &[]);
+    let turned = ask(&phone, &["EXIF"]);
+    assert_ne!(as_stored, turned);
+    // The caches keep the two apart.
+    assert_eq!(ask(&phone, &[]), as_stored);
+    assert_eq!(ask(&phone, &["EXIF"]), turned);
+    assert_eq!(ask(&poster, &["EXIF"]), as_stored);
+    server.call::<()>(&["CONFIG", "SET", "florence.exif", "yes"]);
+    assert_eq!(ask(&phone, &[]), turned);
+    assert_eq!(ask(&phone, &["NOEXIF"]), as_stored);
+}
+
 #[test]
 fn files_outside_the_roots_are_denied_even_through_links() {
     let roots = tempfile::tempdir().unwrap();

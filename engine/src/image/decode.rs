@@ -15,6 +15,7 @@ use image::{
     error::{ParameterError, ParameterErrorKind},
     metadata::Orientation as Turn,
 };
+use tiff::tags::Tag;
 
 use super::{
     gif::Gif,
@@ -266,6 +267,9 @@ fn open<'a>(
         ImageFormat::Png => boxed(Png::new(source(), bytes).map_err(failed)?, Png::inner),
         ImageFormat::Gif => boxed(Gif::new(source()).map_err(failed)?, Gif::inner),
         ImageFormat::WebP => boxed(WebP::new(bytes, stop).map_err(failed)?, WebP::inner),
+        ImageFormat::Tiff if has_jpeg_inside(source()) => {
+            return Err(ImageError::UnsupportedKind("TIFF"));
+        }
         _ => {
             let mut reader = ImageReader::with_format(source(), format);
             reader.limits(at_most(memory::METADATA));
@@ -284,6 +288,12 @@ fn open<'a>(
         }
     };
     Ok(opened)
+}
+
+/// Whether a TIFF file keeps its pixels as JPEG, which another decoder than Pillow's would read.
+fn has_jpeg_inside(source: impl Read + Seek) -> bool {
+    let Ok(mut decoder) = tiff::decoder::Decoder::new(source) else { return false };
+    matches!(decoder.find_tag_unsigned::<u16>(Tag::Compression), Ok(Some(6 | 7)))
 }
 
 fn boxed<'a, D: ImageDecoder + 'a>(decoder: D, inner: impl Fn(&D) -> Inner) -> Opened<'a> {

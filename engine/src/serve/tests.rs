@@ -10,6 +10,7 @@ use super::{
     machine::{Machine, RequestId},
     *,
 };
+use crate::image::Orientation;
 
 const MS: Duration = Duration::from_millis(1);
 /// How long the machine takes for a picture, a prompt and a step.
@@ -175,9 +176,10 @@ impl Bench {
         let asker =
             Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
         let options = GenerateOptions::default();
+        let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
         let part = |id: &u32| Part {
             question: Question::made_up(*id),
-            keys: Keys::new("", picture.as_bytes(), &id.to_string(), &options),
+            keys: Keys::new(picture, &id.to_string(), &options),
         };
         let parts = questions.iter().map(part).collect();
         let input = Input::Picture(Picture::made_up());

@@ -143,7 +143,8 @@ pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
     let lines = [
         "FLORENCE.SUBMIT key image prompt|PROMPTS n prompt [prompt ...] [PRIORITY n] [DELAY ms] [EXPIRES ms]",
-        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [NOCACHE]",
+        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [EXIF|NOEXIF]",
+        "    [NOCACHE]",
         "    key: * lets the server choose. image: an http(s), gs, s3 or data URL, an absolute path or",
         "    file:// URL below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, ...",
         "FLORENCE.GET key [RESULT]",

@@ -130,6 +130,8 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "TTL" => options.ttl = args.limited(limits::TTL)?,
             "BEAMS" => options.beams = Some(args.limited(limits::BEAMS)?),
             "MAXTOKENS" => options.max_tokens = Some(args.limited(limits::MAX_TOKENS)?),
+            "EXIF" => options.exif = Some(true),
+            "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
             _ => return Err(reply::syntax()),
         }

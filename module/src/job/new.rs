@@ -73,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) ttl: i64,
     pub(crate) beams: Option<i64>,
     pub(crate) max_tokens: Option<i64>,
+    /// Whether the picture is turned as its EXIF tag says; by default as the setting has it.
+    pub(crate) exif: Option<bool>,
     pub(crate) no_cache: bool,
 }
 
@@ -88,6 +90,7 @@ impl Default for Options {
             ttl: settings::DEFAULT_TTL.signed(),
             beams: None,
             max_tokens: None,
+            exif: None,
             no_cache: false,
         }
     }
@@ -157,6 +160,7 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     };
     number("beams", options.beams);
     number("maxtokens", options.max_tokens);
+    number("exif", options.exif.map(i64::from));
     number("nocache", options.no_cache.then_some(1));
     number("delay", options.delay);
     number("expires", options.expires);

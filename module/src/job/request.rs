@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use florence_engine::GenerateOptions;
+use florence_engine::{GenerateOptions, image::Orientation};
 
 use super::{
     Code, Failure, Job,
@@ -20,6 +20,8 @@ pub(crate) struct Request {
     pub(crate) image: String,
     pub(crate) data: Option<Arc<[u8]>>,
     pub(crate) prompts: Vec<String>,
+    /// How the picture is turned.
+    pub(crate) orientation: Orientation,
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(crate) no_cache: bool,
@@ -51,6 +53,11 @@ impl Request {
             coordinates: *settings::COORDINATES.get(),
             ..GenerateOptions::default()
         };
+        let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
+        let orientation = match turns.unwrap_or_else(|| settings::EXIF.get()) {
+            true => Orientation::Exif,
+            false => Orientation::AsStored,
+        };
         for (field, most) in [
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
@@ -69,6 +76,7 @@ impl Request {
             image: job.text("image").unwrap_or_default(),
             data: None,
             prompts: prompts(job)?,
+            orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
             timeout: Duration::from_millis(timeout),

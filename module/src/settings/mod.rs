@@ -52,6 +52,8 @@ settings! {
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,
         "`float` as in Microsoft's code, `int` as in transformers' own";
+    EXIF: Flag, "exif", "no", AnyTime,
+        "whether pictures are turned as their EXIF tag says, as phones mean them; the reference does not; options `EXIF` and `NOEXIF` of SUBMIT go before it";
     ALLOW_NETWORKS: Parsed<Networks>("networks, such as 10.1.0.0/16 ::1"), "allow-networks", "", AtStart,
         "networks besides the public ones that URLs may reach";
     DENY_NETWORKS: Parsed<Networks>("networks, such as 10.1.0.0/16 ::1"), "deny-networks", "", AtStart,
