@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration arm lint fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -61,6 +61,14 @@ fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (se
 fidelity: .venv-reference build  ## compare with the reference on random checkpoints of base and large shape
 	cd tools && for shape in base large; do \
 	  ../$(REFERENCE_PYTHON) fidelity.py $$shape --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+.venv-pictures:
+	@tools/setup.sh reference
+	python3 -m venv $@
+	$@/bin/pip install -q -r tools/requirements-pictures.txt
+
+jpegs: .venv-pictures build  ## ask about 120 JPEG files and about Pillow's pixels of them: equal tokens
+	cd tools && ../.venv-pictures/bin/python jpeg_ids.py --florence ../$(RELEASE)/florence --work $(WORK)/jpegs
 
 evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, into its model card
 	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --florence ../$(RELEASE)/florence --work $(WORK)
