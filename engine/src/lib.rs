@@ -51,7 +51,7 @@ mod text;
 pub use budget::{Budget, NoRoom, Reservation};
 pub use error::Error;
 pub use florence::{
-    Answer, Batch, Device, Encoded, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
+    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
     Precision, PrepareOptions, Prepared, Question, Timings, Visual,
 };
 pub use kernels::Cpu;

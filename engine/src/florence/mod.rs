@@ -26,7 +26,7 @@ use crate::{
     text::Text,
 };
 
-pub use batch::{Batch, Encoded};
+pub use batch::Batch;
 pub use options::{Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions};
 
 /// A decoded picture as the model's input.
@@ -234,7 +234,7 @@ impl Florence {
     pub fn arithmetic(&self) -> String {
         match self.compute {
             Compute::Kernels(cpu, precision) => format!("{} {}", precision.name(), cpu.name()),
-            Compute::Candle => "candle".to_owned(),
+            Compute::Reference => "candle".to_owned(),
         }
     }
 
@@ -331,7 +331,7 @@ impl Florence {
         for (i, Job { prepared, options }) in jobs.iter().enumerate() {
             if !stopped(i) {
                 let visual = self.visual(&prepared.picture)?;
-                batch.join(i, self.encode(&prepared.question, &visual, options)?);
+                batch.join(i, &prepared.question, &visual, options)?;
             }
         }
         while !batch.is_empty() {

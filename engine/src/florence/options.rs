@@ -110,7 +110,7 @@ impl LoadOptions {
     /// What a model is to compute with.
     pub(super) fn compute(&self) -> Result<Compute, Error> {
         let cpu = match (self.device, self.kernels) {
-            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Candle),
+            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Reference),
             (_, Kernels::Best) => Cpu::detect(),
             (_, Kernels::On(cpu)) => cpu,
         };

@@ -17,9 +17,7 @@ use candle_core::{
 };
 
 use super::{
-    Checkpoint, Shape,
-    compute::Compute,
-    embedded,
+    Checkpoint, Shape, embedded,
     error::LoadError,
     names::canonical,
     packed::{Packed, Place},
@@ -37,7 +35,6 @@ pub(crate) struct Weights {
     files: Vec<(PathBuf, File)>,
     index: HashMap<String, Entry>,
     device: Device,
-    compute: Compute,
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
     packed: Packed,
@@ -62,18 +59,14 @@ struct Entry {
 
 impl Weights {
     /// Opens `model.safetensors` (or its shards) or `pytorch_model.bin`.
-    pub(crate) fn open(
-        checkpoint: Checkpoint<'_>,
-        device: &Device,
-        compute: Compute,
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn open(checkpoint: Checkpoint<'_>, device: &Device) -> Result<Self, LoadError> {
         const SINGLE: &str = "model.safetensors";
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
         let (files, index) = (Vec::new(), HashMap::new());
         let (device, packed) = (device.clone(), Packed::Nowhere);
         let (is_synthetic, bytes) = (false, Cell::default());
-        let mut weights = Self { files, index, device, compute, is_synthetic, packed, bytes };
+        let mut weights = Self { files, index, device, is_synthetic, packed, bytes };
         if let Checkpoint::Synthetic(shape) = checkpoint {
             weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
             weights.is_synthetic = true;
@@ -97,16 +90,19 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Takes packed matrices from a file beside the checkpoint, or leaves them there.
+    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or leaves
+    /// them there.
     ///
     /// # Errors
     ///
     /// There is no such file, and none can be made; the weights are of use all the same.
-    pub(crate) fn keep_packed(&mut self, directory: &Path) -> std::io::Result<()> {
-        if let Compute::Kernels(_, precision) = self.compute {
-            let files = self.files.iter().map(|(path, _)| path.as_path());
-            self.packed = Place::new(directory, files, precision)?.claim()?;
-        }
+    pub(crate) fn keep_packed(
+        &mut self,
+        directory: &Path,
+        precision: Precision,
+    ) -> std::io::Result<()> {
+        let files = self.files.iter().map(|(path, _)| path.as_path());
+        self.packed = Place::new(directory, files, precision)?.claim()?;
         Ok(())
     }
 
@@ -243,11 +239,6 @@ impl Weights {
         if let Packed::Growing(growing) = &self.packed {
             growing.lock().add(name, matrix);
         }
-    }
-
-    /// What layers are to compute with.
-    pub(super) fn compute(&self) -> Compute {
-        self.compute
     }
 }
 

@@ -56,9 +56,7 @@ impl Machine for Decoder<'_> {
         visual: &Visual,
         options: &GenerateOptions,
     ) -> Result<(), Error> {
-        let encoded = self.florence.encode(question, visual, options)?;
-        self.batch.join(id, encoded);
-        Ok(())
+        self.batch.join(id, question, visual, options)
     }
 
     fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error> {

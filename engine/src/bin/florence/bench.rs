@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let start = Instant::now();
             let visual = florence.visual(prepared.picture())?;
             times[1] += milliseconds(start);
-            batch.join(i, florence.encode(prepared.question(), &visual, &options)?);
+            batch.join(i, prepared.question(), &visual, &options)?;
         }
         let (start, mut steps) = (Instant::now(), 0);
         while !batch.is_empty() {
