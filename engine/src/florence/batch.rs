@@ -69,8 +69,8 @@ impl<'a, T> Batch<'a, T> {
         let unfinished = members.iter_mut().map(|member| &mut member.running);
         let unfinished: Vec<_> = unfinished.filter(|running| !running.is_finished()).collect();
         if !unfinished.is_empty() {
-            let (decoding, vocabulary) = (&mut **decoding, florence.model.vocabulary());
-            florence.threads.install(|| generate::step(decoding, unfinished, vocabulary))?;
+            let decoding = &mut **decoding;
+            florence.threads.install(|| generate::step(decoding, unfinished))?;
         }
         let is_finished = |member: &mut Member<T>| member.running.is_finished();
         let finished = members.extract_if(.., is_finished).map(|member| {

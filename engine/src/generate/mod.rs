@@ -15,7 +15,7 @@ use rayon::prelude::*;
 pub use rules::Rules;
 pub use search::{Generated, Search};
 
-use crate::model::{Decoding, JobId, Rows};
+use crate::model::{Decoding, JobId, Logits, Look, Rows};
 
 /// A search, and the job of the decoder that it goes through.
 pub(crate) struct Running {
@@ -38,7 +38,7 @@ impl Running {
     }
 
     /// Takes the logits of the job's rows; which rows go on, unless all do as they are.
-    fn advance(&mut self, logits: Option<&[f32]>) -> Option<Vec<usize>> {
+    fn advance(&mut self, logits: Option<Logits<'_>>) -> Option<Vec<usize>> {
         let parents = self.search.advance(logits);
         let is_unchanged = parents.iter().copied().eq(0..self.search.rows());
         (!is_unchanged && !self.search.is_finished()).then_some(parents)
@@ -53,7 +53,6 @@ impl Running {
 pub(crate) fn step<'a>(
     decoding: &mut dyn Decoding,
     searches: impl IntoIterator<Item = &'a mut Running>,
-    vocabulary: usize,
 ) -> Result<()> {
     let mut searches: Vec<&mut Running> = searches.into_iter().collect();
     let is_forced = searches.iter().all(|running| running.search.is_forced());
@@ -65,30 +64,27 @@ pub(crate) fn step<'a>(
     let mut selected = Vec::new();
     if is_forced {
         decoding.step(&rows, None)?;
-        selected = advance(&mut searches, vocabulary, None);
+        selected = advance(&mut searches, None);
     } else {
-        let mut look = |logits: &[f32]| selected = advance(&mut searches, vocabulary, Some(logits));
-        decoding.step(&rows, Some(&mut look))?;
+        let highest = searches.iter().map(|running| running.search.wanted()).max();
+        let mut at = |logits: Logits<'_>| selected = advance(&mut searches, Some(logits));
+        decoding.step(&rows, Some(Look { highest: highest.unwrap_or(1), at: &mut at }))?;
     }
     selected.iter().try_for_each(|(job, parents)| decoding.select(*job, parents))
 }
 
 /// Hands every search the logits of its rows; the jobs whose rows move, with their parents.
-fn advance(
-    searches: &mut [&mut Running],
-    vocabulary: usize,
-    logits: Option<&[f32]>,
-) -> Vec<(JobId, Vec<usize>)> {
+fn advance(searches: &mut [&mut Running], logits: Option<Logits<'_>>) -> Vec<(JobId, Vec<usize>)> {
     let mut first = 0;
     let shares: Vec<_> = searches
         .iter_mut()
         .map(|running| {
-            let count = running.search.rows() * vocabulary;
+            let count = running.search.rows();
             first += count;
-            (running, logits.map(|all| &all[first - count..first]))
+            (running, logits.map(|all| all.rows(first - count, count)))
         })
         .collect();
-    let advance = |(running, logits): (&mut &mut Running, Option<&[f32]>)| {
+    let advance = |(running, logits): (&mut &mut Running, Option<Logits<'_>>)| {
         running.advance(logits).map(|parents| (running.job, parents))
     };
     shares.into_par_iter().filter_map(advance).collect()

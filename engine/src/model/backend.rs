@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 
 use super::{
     LoadError,
+    network::Look,
     scope::{Scope, Source},
 };
 
@@ -36,9 +37,6 @@ pub(crate) trait Layer: Send + Sync {
 pub(crate) trait Linear: Layer {
     /// `residual + forward(x)`
     fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor>;
-
-    /// Lends the elements of `forward(x)`.
-    fn forward_lent(&self, x: &Tensor, look: &mut dyn FnMut(&[f32])) -> Result<()>;
 }
 
 /// `x + f(x)` of tokens that stand in a grid: `[B, N, C] -> [B, N, C]`.
@@ -123,4 +121,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         qkv: [&Tensor; 3],
         heads: usize,
     ) -> Result<Tensor>;
+
+    /// Lends the logits of hidden states, `[rows, D]`.
+    fn logits(&self, head: &Self::Linear, hidden: &Tensor, look: Look<'_>) -> Result<()>;
 }

@@ -3,8 +3,9 @@
 use candle_core::{D, Device, Result, Storage, Tensor};
 
 use super::{
-    LoadError,
+    LoadError, Logits,
     backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches},
+    network::Look,
     scope::{Scope, Source},
 };
 use crate::kernels::{self, Cpu, Precision, SequenceKeys};
@@ -118,21 +119,22 @@ impl Backend for OnCpu {
     fn attend(&self, q: &Tensor, sequences: &[(&SequenceKeys, usize)]) -> Result<Tensor> {
         let d = q.dim(D::Minus1)?;
         let attended = floats(q, |q| {
-            let mut all = Vec::with_capacity(q.len());
             let mut rest = q;
             // Those with few queries go together.
-            for part in sequences.chunk_by(|(_, a), (_, b)| *a.max(b) < MANY_QUERIES) {
+            let parts = sequences.chunk_by(|(_, a), (_, b)| *a.max(b) < MANY_QUERIES).map(|part| {
                 let rows: usize = part.iter().map(|(_, rows)| rows).sum();
                 let (q, next) = rest.split_at(rows * d);
                 rest = next;
-                all.extend(match part {
+                match part {
                     [(keys, rows)] if *rows >= MANY_QUERIES => {
                         kernels::attend_sequence(self.0, q, keys)
                     }
                     _ => kernels::attend_sequences(self.0, q, part),
-                });
-            }
-            all
+                }
+            });
+            let mut parts: Vec<Vec<f32>> = parts.collect();
+            // One that is all of it need not be copied.
+            if parts.len() == 1 { parts.remove(0) } else { parts.concat() }
         })?;
         like(q, attended, d)
     }
@@ -153,6 +155,12 @@ impl Backend for OnCpu {
             })
         })???;
         like(q, attended, d)
+    }
+
+    fn logits(&self, head: &On<kernels::Matrix>, hidden: &Tensor, look: Look<'_>) -> Result<()> {
+        let On(cpu, matrix) = head;
+        let look = |all: &[f32]| (look.at)(Logits::all(all, matrix.outputs()));
+        floats(hidden, |hidden| kernels::linear_lent(*cpu, matrix, hidden, look))
     }
 }
 
@@ -185,11 +193,6 @@ impl Linear for On<kernels::Matrix> {
         let y =
             floats(x, |x| floats(residual, |add| kernels::linear(*cpu, matrix, x, Some(add))))??;
         like(x, y, matrix.outputs())
-    }
-
-    fn forward_lent(&self, x: &Tensor, look: &mut dyn FnMut(&[f32])) -> Result<()> {
-        let Self(cpu, matrix) = self;
-        floats(x, |x| kernels::linear_lent(*cpu, matrix, x, look))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - `backend`: the seam; `cpu` and `reference` are behind it
 //! - `davit`, `projector`, `bart`: which parts there are, and in which order they work
+//! - `logits`: what a decoder step says of the next tokens
 //! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
 //! - `checkpoint`, `weights`, `names`, `scope`, `packed`, `config`: where weights come from
 //!
@@ -16,6 +17,7 @@ mod config;
 mod cpu;
 mod davit;
 mod error;
+mod logits;
 mod names;
 mod network;
 mod packed;
@@ -31,7 +33,9 @@ pub(crate) use checkpoint::{Checkpoint, embedded};
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
 pub use error::LoadError;
-pub(crate) use network::{Decoding, JobId, Rows};
+pub use logits::Logits;
+pub(crate) use logits::Row;
+pub(crate) use network::{Decoding, JobId, Look, Rows};
 pub use weights::WeightBytes;
 
 use crate::{
@@ -163,10 +167,12 @@ impl Model {
         let encoded = encoded.squeeze(0)?;
         let mut decoding = self.decoding();
         let job = decoding.add(&encoded, &[encoded.dim(0)?])?[0];
-        let mut logits = Vec::new();
+        let mut logits: Vec<f32> = Vec::new();
         for token in tokens {
             let rows = Rows { job, tokens: vec![*token] };
-            decoding.step(&[rows], Some(&mut |all| logits = all.to_vec()))?;
+            let mut look =
+                |all: Logits<'_>| logits = all.each().flat_map(|row| row.values).copied().collect();
+            decoding.step(&[rows], Some(Look { highest: self.vocabulary, at: &mut look }))?;
         }
         Tensor::from_vec(logits, self.vocabulary, &Device::Cpu)
     }

@@ -6,10 +6,11 @@ use candle_core::{Result, Tensor};
 
 use super::{
     LoadError,
-    backend::{Backend, Linear, Loaded},
+    backend::{Backend, Loaded},
     bart::{Decoder, Encoder, Memory, embed},
     config::Config,
     davit::DaVit,
+    logits::Logits,
     projector::Projector,
     scope::{Scope, Source},
     weights::Weights,
@@ -46,14 +47,20 @@ pub(crate) struct Rows {
     pub(crate) tokens: Vec<u32>,
 }
 
+/// Who is lent the logits of all rows of a step.
+pub(crate) struct Look<'a> {
+    /// How many of the highest of each row are enough.
+    pub(crate) highest: usize,
+    pub(crate) at: &'a mut dyn FnMut(Logits<'_>),
+}
+
 /// Jobs that are decoded together, each with its own encoded picture and what its rows have seen.
 pub(crate) trait Decoding: Send {
     /// Takes in sequences of these lengths that were encoded together, `[rows, D]`.
     fn add(&mut self, encoded: &Tensor, lengths: &[usize]) -> Result<Vec<JobId>>;
 
-    /// Feeds the rows of some jobs one token each; `look` is lent the logits of all rows,
-    /// `[rows, V]`, if it is there.
-    fn step(&mut self, rows: &[Rows], look: Option<&mut dyn FnMut(&[f32])>) -> Result<()>;
+    /// Feeds the rows of some jobs one token each, and shows what that says of the next ones.
+    fn step(&mut self, rows: &[Rows], look: Option<Look<'_>>) -> Result<()>;
 
     /// A job's row `i` goes on from what its row `parents[i]` has seen.
     fn select(&mut self, job: JobId, parents: &[usize]) -> Result<()>;
@@ -171,7 +178,7 @@ impl<B: Backend> Decoding for Jobs<'_, B> {
         Ok(added.collect())
     }
 
-    fn step(&mut self, rows: &[Rows], look: Option<&mut dyn FnMut(&[f32])>) -> Result<()> {
+    fn step(&mut self, rows: &[Rows], look: Option<Look<'_>>) -> Result<()> {
         let Net { backend, decoder, shared, lm_head, .. } = self.net;
         let tokens: Vec<u32> = rows.iter().flat_map(|rows| rows.tokens.iter().copied()).collect();
         let mut wanted: BTreeMap<JobId, &mut Memory<B>> =
@@ -182,7 +189,7 @@ impl<B: Backend> Decoding for Jobs<'_, B> {
         });
         let mut jobs = jobs.collect::<Result<Vec<_>>>()?;
         let hidden = decoder.step(backend, &embed(shared, &tokens)?, &mut jobs)?;
-        look.map_or(Ok(()), |look| lm_head.forward_lent(&hidden, look))
+        look.map_or(Ok(()), |look| backend.logits(lm_head, &hidden, look))
     }
 
     fn select(&mut self, job: JobId, parents: &[usize]) -> Result<()> {

@@ -4,8 +4,9 @@
 use candle_core::{D, IndexOp, Module, Result, Tensor};
 
 use super::{
+    Logits,
     backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches},
-    cpu::floats,
+    network::Look,
     scope::{Scope, Source},
 };
 
@@ -165,6 +166,24 @@ impl Backend for Reference {
         }
         Tensor::cat(&parts, 0)
     }
+
+    /// Of each row only as many as are enough, as a device sends them that has all on its side.
+    fn logits(&self, head: &candle_nn::Linear, hidden: &Tensor, look: Look<'_>) -> Result<()> {
+        let logits = Module::forward(head, hidden)?;
+        let log_sums: Vec<f32> = logits.log_sum_exp(D::Minus1)?.to_vec1()?;
+        let (mut values, mut ids) = (Vec::new(), Vec::new());
+        let width = look.highest.min(logits.dim(D::Minus1)?);
+        for row in logits.to_vec2::<f32>()? {
+            let mut highest: Vec<(u32, f32)> = (0..).zip(row).collect();
+            highest.sort_by(|a, b| b.1.total_cmp(&a.1));
+            highest.truncate(width);
+            highest.sort_unstable_by_key(|(token, _)| *token);
+            ids.extend(highest.iter().map(|(token, _)| *token));
+            values.extend(highest.iter().map(|(_, logit)| *logit));
+        }
+        (look.at)(Logits::highest(&values, &ids, &log_sums, width));
+        Ok(())
+    }
 }
 
 impl Reference {
@@ -199,10 +218,6 @@ impl Layer for candle_nn::Linear {
 impl Linear for candle_nn::Linear {
     fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         residual + Module::forward(self, x)?
-    }
-
-    fn forward_lent(&self, x: &Tensor, look: &mut dyn FnMut(&[f32])) -> Result<()> {
-        floats(&Module::forward(self, x)?, look)
     }
 }
 
