@@ -349,16 +349,35 @@ impl Florence {
     ///
     /// [`Error::Compute`].
     pub fn visual(&self, picture: &Picture) -> Result<Visual, Error> {
+        self.visuals(&[picture])?.pop().ok_or(Error::Cancelled)
+    }
+
+    /// The visual tokens of several pictures, encoded together; the order is theirs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn visuals(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
-        let tokens = self.threads.install(|| self.model.visual_tokens(&picture.pixels, seen))?;
-        let timings = Timings {
-            decode: picture.decode_ms,
-            preprocess: picture.preprocess_ms,
-            vision: milliseconds(start),
-            ..Timings::default()
+        let pixels: Vec<&PixelValues> = pictures.iter().map(|picture| &picture.pixels).collect();
+        let tokens = self.threads.install(|| self.model.visual_tokens(&pixels, seen))?;
+        let vision = milliseconds(start) / pictures.len() as f64;
+        let visual = |(i, picture): (usize, &&Picture)| {
+            let timings = Timings {
+                decode: picture.decode_ms,
+                preprocess: picture.preprocess_ms,
+                vision,
+                ..Timings::default()
+            };
+            Ok(Visual { tokens: tokens.narrow(0, i, 1)?, size: picture.size, timings })
         };
-        Ok(Visual { tokens, size: picture.size, timings })
+        pictures.iter().enumerate().map(visual).collect()
+    }
+
+    /// How many pictures are best encoded together.
+    pub fn pictures_at_once(&self) -> usize {
+        self.model.pictures_at_once()
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {

@@ -54,6 +54,9 @@ pub(crate) trait History: Default + Send + Sync {
 }
 
 pub(crate) trait Backend: Send + Sync + 'static {
+    /// Pictures that are best encoded together.
+    const PICTURES: usize;
+
     type Linear: Linear;
     type Norm: Layer;
     type Mlp: Layer;
@@ -110,7 +113,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Attention of queries, `[rows, D]`, over sequences: `sequences` lists, in the order of the
     /// rows, each one and how many rows look at it. Queries are scaled by `K^-0.5`.
-    fn attend(&self, q: &Tensor, sequences: &[(&Self::Keys, usize)]) -> Result<Tensor>;
+    fn attend(
+        &self,
+        q: &Tensor,
+        sequences: &[(&Self::Keys, usize)],
+        heads: usize,
+    ) -> Result<Tensor>;
 
     /// Self-attention of one decoder step: each job's rows over what they have seen in this layer,
     /// and themselves. `qkv` are queries, keys and values, `[rows, D]`, the rows of all jobs.

@@ -92,7 +92,7 @@ impl<B: Backend> Encoder<B> {
             let attention = &layer.attention;
             let keys = attention.keys(backend, &x, lengths)?;
             let keys: Vec<_> = keys.iter().zip(lengths.iter().copied()).collect();
-            let mixed = backend.attend(&attention.q.forward(&x)?, &keys)?;
+            let mixed = backend.attend(&attention.q.forward(&x)?, &keys, attention.heads)?;
             x = layer.attention_norm.forward(&attention.out.forward_add(&mixed, &x)?)?;
             x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
         }
@@ -192,7 +192,8 @@ impl<B: Backend> Decoder<B> {
             x = layer.attention_norm.forward(&out.forward_add(&mixed, &x)?)?;
             let pictures: Vec<_> =
                 jobs.iter().map(|(memory, rows)| (&memory.cross[i], *rows)).collect();
-            let mixed = backend.attend(&layer.cross.q.forward(&x)?, &pictures)?;
+            let mixed =
+                backend.attend(&layer.cross.q.forward(&x)?, &pictures, layer.cross.heads)?;
             x = layer.cross_norm.forward(&layer.cross.out.forward_add(&mixed, &x)?)?;
             x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
         }

@@ -27,6 +27,8 @@ pub(crate) struct Depthwise {
 const MANY_QUERIES: usize = 32;
 
 impl Backend for OnCpu {
+    const PICTURES: usize = 1;
+
     type Linear = On<kernels::Matrix>;
     type Norm = On<kernels::Norm>;
     type Mlp = On<kernels::Mlp>;
@@ -116,7 +118,12 @@ impl Backend for OnCpu {
         floats(k, |k| floats(v, |v| SequenceKeys::pack(k, v, d, heads, self.1)))?
     }
 
-    fn attend(&self, q: &Tensor, sequences: &[(&SequenceKeys, usize)]) -> Result<Tensor> {
+    fn attend(
+        &self,
+        q: &Tensor,
+        sequences: &[(&SequenceKeys, usize)],
+        _heads: usize,
+    ) -> Result<Tensor> {
         let d = q.dim(D::Minus1)?;
         let attended = floats(q, |q| {
             let mut rest = q;

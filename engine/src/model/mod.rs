@@ -141,14 +141,21 @@ impl Model {
         self.network.target_limit()
     }
 
-    /// A picture's visual tokens, `[1, 1 + N, D]`; `seen` is shown the input and every stage.
+    /// Pictures that are best encoded together.
+    pub(crate) fn pictures_at_once(&self) -> usize {
+        self.network.pictures_at_once()
+    }
+
+    /// Visual tokens of pictures, `[B, 1 + N, D]`; `seen` is shown the input and every stage.
     pub fn visual_tokens(
         &self,
-        pixels: &PixelValues,
+        pictures: &[&PixelValues],
         mut seen: impl FnMut(&Tensor),
     ) -> Result<Tensor> {
-        let (side, data) = (pixels.side, pixels.data.as_slice());
-        let pixels = Tensor::from_slice(data, (1, 3, side, side), &self.device)?;
+        let pixels = pictures.iter().map(|PixelValues { side, data }| {
+            Tensor::from_slice(data.as_slice(), (3, *side, *side), &self.device)
+        });
+        let pixels = Tensor::stack(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
         self.network.visual_tokens(&pixels, &mut seen)
     }
 

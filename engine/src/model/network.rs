@@ -22,6 +22,9 @@ pub(crate) trait Network: Send + Sync {
     /// and every stage.
     fn visual_tokens(&self, pixels: &Tensor, seen: &mut dyn FnMut(&Tensor)) -> Result<Tensor>;
 
+    /// Pictures that are best encoded together.
+    fn pictures_at_once(&self) -> usize;
+
     /// Visual tokens, `[1 + N, D]`, with a prompt each through the encoder, one sequence after the
     /// other: `[rows, D]`.
     fn encode(&self, sequences: &[(&Tensor, &[u32])]) -> Result<Tensor>;
@@ -133,6 +136,10 @@ impl<B: Backend> Network for Net<B> {
     fn visual_tokens(&self, pixels: &Tensor, seen: &mut dyn FnMut(&Tensor)) -> Result<Tensor> {
         seen(pixels);
         self.projector.forward(&self.vision.forward(pixels, seen)?)
+    }
+
+    fn pictures_at_once(&self) -> usize {
+        B::PICTURES
     }
 
     fn encode(&self, sequences: &[(&Tensor, &[u32])]) -> Result<Tensor> {

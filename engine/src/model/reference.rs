@@ -66,6 +66,8 @@ pub(crate) struct Seen {
 }
 
 impl Backend for Reference {
+    const PICTURES: usize = 2;
+
     type Linear = candle_nn::Linear;
     type Norm = Norm;
     type Mlp = Mlp;
@@ -133,7 +135,7 @@ impl Backend for Reference {
         Ok(Keys { k: split(k)?, v: split(v)? })
     }
 
-    fn attend(&self, q: &Tensor, sequences: &[(&Keys, usize)]) -> Result<Tensor> {
+    fn attend(&self, q: &Tensor, sequences: &[(&Keys, usize)], _heads: usize) -> Result<Tensor> {
         let mut first = 0;
         let parts = sequences.iter().map(|(Keys { k, v }, rows)| {
             let q = q.narrow(0, first, *rows)?.unsqueeze(0)?; // [1, rows, D]

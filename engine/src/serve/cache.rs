@@ -38,6 +38,11 @@ impl Keys {
         Self { picture, request }
     }
 
+    /// Whether both ask about the same picture.
+    pub(super) fn is_same_picture(&self, other: &Self) -> bool {
+        self.picture == other.picture
+    }
+
     /// Whether both ask the same.
     pub(super) fn is_same_request(&self, other: &Self) -> bool {
         self.request == other.request

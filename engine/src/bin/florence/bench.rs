@@ -117,7 +117,7 @@ fn cosine(args: &Args) -> anyhow::Result<()> {
     let encode = |florence: &Florence| -> anyhow::Result<Vec<Vec<f32>>> {
         let prepared = florence.prepare(PICTURE, &args.prompt, &PrepareOptions::default())?;
         let model = florence.model();
-        let visual = model.visual_tokens(prepared.pixels(), |_| {})?;
+        let visual = model.visual_tokens(&[prepared.pixels()], |_| {})?;
         Ok(model.encode(&visual, prepared.prompt_ids())?.squeeze(0)?.to_vec2()?)
     };
     let florence = args.model.load()?;
