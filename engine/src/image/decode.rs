@@ -5,6 +5,7 @@
 //! is reserved. There is one buffer from the decoder's output to RGB.
 
 use std::{
+    fmt,
     io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom},
     ops::Deref,
     time::Instant,
@@ -27,15 +28,15 @@ use crate::{Budget, NoRoom, Reservation, Stop};
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// None of the formats that are read.
-    #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
-    UnknownFormat,
+    /// None of the formats that are allowed.
+    #[error("not a picture in a known format ({0})")]
+    UnknownFormat(Formats),
     /// A format that the settings leave out.
-    #[error("{0} pictures are not allowed here")]
-    NotAllowed(&'static str),
+    #[error("{0} pictures are not allowed here, convert to {1}")]
+    NotAllowed(&'static str, Formats),
     /// A format that is known, but not read.
-    #[error("{0} pictures are not supported, convert to JPEG, PNG or WebP")]
-    Unsupported(&'static str),
+    #[error("{0} pictures are not supported, convert to {1}")]
+    Unsupported(&'static str, Formats),
     /// Much longer than wide, or the other way: nothing could be seen of it.
     #[error("the picture is {width}x{height}, narrower than 1 to {MAX_ASPECT}")]
     Narrow {
@@ -78,6 +79,16 @@ pub enum ImageError {
         #[source]
         source: image::ImageError,
     },
+}
+
+impl ImageError {
+    /// The same where only some formats are allowed.
+    fn among(self, limits: &DecodeLimits) -> Self {
+        match self {
+            Self::Unsupported(name, _) => Self::Unsupported(name, limits.formats),
+            other => other,
+        }
+    }
 }
 
 /// Most times that a picture is as long as wide.
@@ -132,11 +143,28 @@ impl Default for Formats {
     }
 }
 
+/// `JPEG, PNG or WebP`.
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let allowed = FORMATS.iter().zip(self.0).filter(|(_, allowed)| *allowed);
+        let names: Vec<&str> = allowed.map(|((name, _), _)| *name).collect();
+        match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                write!(f, "{} or {last}", others.join(", "))
+            }
+            _ => f.write_str(&names.concat()),
+        }
+    }
+}
+
 impl std::str::FromStr for Formats {
     type Err = String;
 
     /// Names, separated by spaces: `jpeg png`.
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("no format is named".to_owned());
+        }
         let mut formats = Self([false; FORMATS.len()]);
         for word in text.split_whitespace() {
             let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
@@ -208,18 +236,21 @@ fn decode_all(
     let source = Source { bytes: Cursor::new(bytes), stop: &limits.stop };
     let mut reader = ImageReader::new(source)
         .with_guessed_format()
-        .map_err(|_error| ImageError::UnknownFormat)?;
-    let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
+        .map_err(|_error| ImageError::UnknownFormat(limits.formats))?;
+    let unknown = || match unsupported(bytes) {
+        Some(name) => ImageError::Unsupported(name, limits.formats),
+        None => ImageError::UnknownFormat(limits.formats),
+    };
     let is_it = |(_, format): &(&str, ImageFormat)| reader.format() == Some(*format);
     let found = FORMATS.iter().position(is_it).ok_or_else(unknown)?;
     let (name, format) = FORMATS[found];
     if !limits.formats.0[found] {
-        return Err(ImageError::NotAllowed(name));
+        return Err(ImageError::NotAllowed(name, limits.formats));
     }
     let corrupt = |source| ImageError::Corrupt { format: name, source };
     reader.limits(at_most(memory::METADATA));
     let mut decoder: Box<dyn ImageDecoder + '_> = match format {
-        ImageFormat::Jpeg => Box::new(Jpeg::new(bytes)?),
+        ImageFormat::Jpeg => Box::new(Jpeg::new(bytes).map_err(|error| error.among(limits))?),
         _ => Box::new(reader.into_decoder().map_err(corrupt)?),
     };
     let (width, height) = decoder.dimensions();
@@ -437,6 +468,35 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_formats_that_are_allowed() {
+        let tiff = encoded(4, 3, ImageFormat::Tiff);
+        // A start of frame of a kind that nobody writes.
+        let lossless = b"\xff\xd8\xff\xc3\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0";
+        for (formats, named) in [
+            ("png", "PNG"),
+            ("webp jpeg", "JPEG or WebP"),
+            ("jpeg png webp gif bmp", "JPEG, PNG, WebP, GIF or BMP"),
+        ] {
+            let limits =
+                DecodeLimits { formats: formats.parse().unwrap(), ..DecodeLimits::default() };
+            let check = |bytes: &[u8], expected: String| {
+                let error = decode(bytes, &limits, Orientation::AsStored).unwrap_err().to_string();
+                assert_eq!(error, expected);
+            };
+            check(b"hello", format!("not a picture in a known format ({named})"));
+            check(b"%PDF", format!("PDF pictures are not supported, convert to {named}"));
+            check(&tiff, format!("TIFF pictures are not allowed here, convert to {named}"));
+            if formats.contains("jpeg") {
+                let expected = "Lossless JPEG pictures are not supported, convert to";
+                check(lossless, format!("{expected} {named}"));
+            }
+        }
+        for none in ["", " ", "bmpp", "png,jpeg"] {
+            assert!(none.parse::<Formats>().is_err(), "{none}");
+        }
+    }
+
+    #[test]
     fn exif_turns_a_picture_only_when_asked() {
         // A 2x1 PNG with an eXIf chunk that says "turn by a quarter".
         let pixels = [10, 20, 30, 40, 50, 60];
@@ -461,7 +521,7 @@ mod tests {
             assert_eq!(error, expected);
         };
         let good = png(&[1; 6], ExtendedColorType::Rgb8);
-        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)";
         check(b"", DecodeLimits::default(), unknown);
         check(b"hello", DecodeLimits::default(), unknown);
         check(&good, limits, "the picture is 2x1, more than the limit of 1 pixels");
