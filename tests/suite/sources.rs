@@ -361,7 +361,7 @@ fn formats_that_are_not_read_are_named() {
     let corrupt = submit_bytes(&server, "tiff", tiff);
     assert_eq!(error(&corrupt)["message"], "the TIFF picture is corrupt or truncated");
     let png = submit_bytes(&server, "png", &std::fs::read(picture("shapes.png")).unwrap());
-    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here");
+    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here, convert to TIFF");
 }
 
 #[test]

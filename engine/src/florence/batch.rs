@@ -1,6 +1,6 @@
 //! Continuous batching: jobs join and leave the decoder at any step.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{Answer, Florence, GenerateOptions, Question, Reading, Timings, Visual, milliseconds};
 use crate::{
@@ -48,7 +48,7 @@ impl Florence {
         let since = Instant::now();
         let cross = self.threads.install(|| self.model.cross(&encoded))?;
         let scale = Scale { size: visual.size, coordinates: options.coordinates };
-        let reading = Reading { task: question.task, scale };
+        let reading = Reading { name: Arc::clone(&question.name), answer: question.answer, scale };
         let decoding = Decoding::new(&self.model, cross, self.rules(options));
         Ok(Encoded { decoding, reading, timings, since })
     }
@@ -81,7 +81,7 @@ impl<'a, T> Batch<'a, T> {
         let finished = running.extract_if(.., is_finished).map(|Running { ticket, encoded }| {
             let Encoded { decoding, reading, timings, since } = encoded;
             let timings = Timings { decoder: milliseconds(since), ..timings };
-            (ticket, florence.answer(reading, decoding.finish(), timings))
+            (ticket, florence.answer(&reading, decoding.finish(), timings))
         });
         Ok(finished.collect())
     }

@@ -175,9 +175,10 @@ impl Bench {
         let asker =
             Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
         let options = GenerateOptions::default();
-        let part = |id: &u32| Part {
-            question: Question::made_up(*id),
-            keys: Keys::new("", picture.as_bytes(), &id.to_string(), &options),
+        let part = |id: &u32| {
+            let question = Question::made_up(*id);
+            let keys = Keys::new("", picture.as_bytes(), &question, &options);
+            Part { question, keys }
         };
         let parts = questions.iter().map(part).collect();
         let input = Input::Picture(Picture::made_up());

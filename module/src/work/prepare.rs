@@ -202,9 +202,11 @@ fn prepared(
 
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
     let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
+    let taken = *settings::PROMPTS.get();
     let part = |prompt: &String| {
-        let question = florence.question(prompt)?;
-        Ok(Part { question, keys: Keys::new(scope, bytes, prompt, &request.options) })
+        let question = florence.question(prompt, taken)?;
+        let keys = Keys::new(scope, bytes, &question, &request.options);
+        Ok(Part { question, keys })
     };
     request.prompts.iter().map(part).collect()
 }
