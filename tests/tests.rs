@@ -42,6 +42,8 @@ mod memory; // what pictures take while they are read
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/prompts.rs"]
+mod prompts; // blanks around tasks, other texts than the fifteen tasks
 #[path = "suite/secrets.rs"]
 mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]

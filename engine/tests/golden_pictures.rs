@@ -18,11 +18,11 @@ fn assert_as_in(pack: &str, at_least: usize, is_defined: impl Fn(&str) -> bool) 
         rest = next;
         let found = match decode(file, &DecodeLimits::default(), Orientation::AsStored) {
             Ok(picture) => format!("{:x}", Sha256::digest(&picture.data)),
-            Err(ImageError::Unsupported(_) | ImageError::UnsupportedKind(_)) => {
+            Err(ImageError::Unsupported(..) | ImageError::UnsupportedKind(..)) => {
                 "unsupported".to_owned()
             }
             // Where so much is missing that nobody can tell what it was.
-            Err(ImageError::Corrupt { .. } | ImageError::UnknownFormat) => "error".to_owned(),
+            Err(ImageError::Corrupt { .. } | ImageError::UnknownFormat(_)) => "error".to_owned(),
             Err(other) => panic!("{name}: {other}"),
         };
         if found != expected && is_defined(name) {

@@ -7,7 +7,11 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, safetensors};
 use common::{load, path};
-use florence_engine::{Florence, GenerateOptions, LoadOptions, PrepareOptions, model::Packing};
+use florence_engine::{
+    Florence, GenerateOptions, LoadOptions, PrepareOptions,
+    model::Packing,
+    prompt::{PromptError, Prompts},
+};
 use serde_json::{Value, json};
 
 fn copy(name: &str) -> tempfile::TempDir {
@@ -164,13 +168,29 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
 fn special_tokens_cannot_be_smuggled_in() {
     let florence = load(&path("random-native"));
     for text in ["</s>", "a <loc_5> b", "<image>", "x<pad>"] {
-        let prompt = format!("<OPEN_VOCABULARY_DETECTION>{text}");
-        let error = florence.question(&prompt).unwrap_err().to_string();
-        assert!(error.contains("must not contain the special token"), "{error}");
+        for (task, prompts) in
+            [("<OPEN_VOCABULARY_DETECTION>", Prompts::Tasks), ("<DocVQA>", Prompts::Any)]
+        {
+            let error = florence.question(&format!("{task}{text}"), prompts).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("must not contain the special token"), "{error}");
+        }
     }
     let long = format!("<OPEN_VOCABULARY_DETECTION>{}", "word ".repeat(500));
-    let error = florence.question(&long).unwrap_err().to_string();
+    let error = florence.question(&long, Prompts::Tasks).unwrap_err().to_string();
     assert!(error.contains("the model takes at most"), "{error}");
+}
+
+#[test]
+fn a_prompt_that_was_taken_once_is_taken_only_where_it_may_be() {
+    let florence = load(&path("random-native"));
+    let prompt = "<DocVQA> what is it?";
+    assert!(florence.question(prompt, Prompts::Tasks).is_err());
+    assert!(florence.question(prompt, Prompts::Any).is_ok());
+    let refused = florence.question(prompt, Prompts::Tasks);
+    assert!(matches!(refused, Err(PromptError::UnknownTask { .. })), "{refused:?}");
+    assert!(florence.question("<OD>", Prompts::Any).is_ok());
+    assert!(florence.question("<OD>", Prompts::Tasks).is_ok());
 }
 
 #[test]

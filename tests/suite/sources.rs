@@ -105,7 +105,7 @@ fn damaged_pictures_fail_with_their_format_named() {
     let mut server = Server::start();
     let png = std::fs::read(picture("shapes.png")).unwrap();
     let jpeg = std::fs::read(picture("poster.jpg")).unwrap();
-    let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+    let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF or BMP)";
     for (key, bytes, message) in [
         ("text", &b"hello"[..], unknown),
         ("zeros", &[0; 1000], unknown),
@@ -382,18 +382,20 @@ fn formats_that_are_not_read_are_named() {
         ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         ("jxl", b"\xff\x0a\0\0", "JPEG XL"),
     ] {
-        let message = format!("{name} pictures are not supported, convert to JPEG, PNG or WebP");
+        let message =
+            format!("{name} pictures are not supported, convert to JPEG, PNG, WebP, GIF or BMP");
         assert_eq!(error(&submit_bytes(&server, key, bytes))["message"], message);
     }
     // Read, but only where the operator wants it.
     let tiff = b"II*\0\x08\0\0\0\0\0\0\0\0\0";
     let refused = submit_bytes(&server, "tiff", tiff);
-    assert_eq!(error(&refused)["message"], "TIFF pictures are not allowed here");
+    let message = "TIFF pictures are not allowed here, convert to JPEG, PNG, WebP, GIF or BMP";
+    assert_eq!(error(&refused)["message"], message);
     let server = Server::with(Settings::lines(&["florence.image-formats \"tiff\""]));
     let corrupt = submit_bytes(&server, "tiff", tiff);
     assert_eq!(error(&corrupt)["message"], "the TIFF picture is corrupt or truncated");
     let png = submit_bytes(&server, "png", &std::fs::read(picture("shapes.png")).unwrap());
-    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here");
+    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here, convert to TIFF");
 }
 
 #[test]

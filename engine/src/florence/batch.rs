@@ -1,6 +1,6 @@
 //! Continuous batching: jobs join and leave the decoder at any step.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{Answer, Florence, GenerateOptions, Question, Reading, Timings, Visual, milliseconds};
 use crate::{
@@ -53,7 +53,8 @@ impl<'a, T> Batch<'a, T> {
         let lengths = [encoded.dim(0)?];
         let job = florence.threads.install(|| decoding.add(&encoded, &lengths))?[0];
         let scale = Scale { size: visual.size, coordinates: options.coordinates };
-        let reading = Reading { task: question.task, scale };
+        let name = Arc::clone(&question.name);
+        let reading = Reading { name, answer: question.answer, scale };
         let running = Running::new(job, florence.rules(options));
         members.push(Member { ticket, running, reading, timings, since });
         Ok(())
@@ -77,7 +78,7 @@ impl<'a, T> Batch<'a, T> {
             let Member { ticket, running, reading, timings, since } = member;
             decoding.remove(running.job());
             let timings = Timings { decoder: milliseconds(since), ..timings };
-            (ticket, florence.answer(reading, running.finish(), timings))
+            (ticket, florence.answer(&reading, running.finish(), timings))
         });
         Ok(finished.collect())
     }

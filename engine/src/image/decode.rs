@@ -5,6 +5,7 @@
 //! is reserved. There is one buffer from the decoder's output to RGB.
 
 use std::{
+    fmt,
     io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom},
     ops::Deref,
     time::Instant,
@@ -32,18 +33,18 @@ use crate::{Budget, NoRoom, Reservation, Stop};
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// None of the formats that are read.
-    #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
-    UnknownFormat,
+    /// None of the formats that are allowed.
+    #[error("not a picture in a known format ({0})")]
+    UnknownFormat(Formats),
     /// A format that the settings leave out.
-    #[error("{0} pictures are not allowed here")]
-    NotAllowed(&'static str),
+    #[error("{0} pictures are not allowed here, convert to {1}")]
+    NotAllowed(&'static str, Formats),
     /// A format that is known, but not read.
-    #[error("{0} pictures are not supported, convert to JPEG, PNG or WebP")]
-    Unsupported(&'static str),
+    #[error("{0} pictures are not supported, convert to {1}")]
+    Unsupported(&'static str, Formats),
     /// A kind of a format that is read otherwise.
-    #[error("this kind of {0} picture is not supported, convert to JPEG, PNG or WebP")]
-    UnsupportedKind(&'static str),
+    #[error("this kind of {0} picture is not supported, convert to {1}")]
+    UnsupportedKind(&'static str, Formats),
     /// What servers answer with when they have no picture.
     #[error("this is {0}, not a picture")]
     NotPicture(&'static str),
@@ -89,6 +90,17 @@ pub enum ImageError {
         #[source]
         source: Failure,
     },
+}
+
+impl ImageError {
+    /// The same where only some formats are allowed.
+    fn among(self, formats: Formats) -> Self {
+        match self {
+            Self::Unsupported(name, _) => Self::Unsupported(name, formats),
+            Self::UnsupportedKind(name, _) => Self::UnsupportedKind(name, formats),
+            other => other,
+        }
+    }
 }
 
 /// Most times that a picture is as long as wide.
@@ -143,11 +155,28 @@ impl Default for Formats {
     }
 }
 
+/// `JPEG, PNG or WebP`.
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let allowed = FORMATS.iter().zip(self.0).filter(|(_, allowed)| *allowed);
+        let names: Vec<&str> = allowed.map(|((name, _), _)| *name).collect();
+        match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                write!(f, "{} or {last}", others.join(", "))
+            }
+            _ => f.write_str(&names.concat()),
+        }
+    }
+}
+
 impl std::str::FromStr for Formats {
     type Err = String;
 
     /// Names, separated by spaces: `jpeg png`.
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("no format is named".to_owned());
+        }
         let mut formats = Self([false; FORMATS.len()]);
         for word in text.split_whitespace() {
             let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
@@ -218,16 +247,18 @@ fn decode_all(
 ) -> Result<Decoded, ImageError> {
     let guessed = image::guess_format(bytes).ok();
     let is_it = |(_, format): &(&str, ImageFormat)| guessed == Some(*format);
-    let found = FORMATS.iter().position(is_it).ok_or_else(|| sniff::refuse(bytes))?;
+    let refuse = || sniff::refuse(bytes, limits.formats);
+    let found = FORMATS.iter().position(is_it).ok_or_else(refuse)?;
     let (name, format) = FORMATS[found];
     if !limits.formats.0[found] {
-        return Err(ImageError::NotAllowed(name));
+        return Err(ImageError::NotAllowed(name, limits.formats));
     }
     let failed = |error: Failure| match error {
-        Failure::Unsupported(_) => ImageError::UnsupportedKind(name),
+        Failure::Unsupported(_) => ImageError::UnsupportedKind(name, limits.formats),
         source => ImageError::Corrupt { format: name, source },
     };
-    let (mut decoder, inner) = open(format, bytes, &limits.stop, failed)?;
+    let opened = open(format, bytes, &limits.stop, failed);
+    let (mut decoder, inner) = opened.map_err(|error| error.among(limits.formats))?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         let empty = ParameterError::from_kind(ParameterErrorKind::DimensionMismatch);
@@ -268,7 +299,7 @@ fn open<'a>(
         ImageFormat::Gif => boxed(Gif::new(source()).map_err(failed)?, Gif::inner),
         ImageFormat::WebP => boxed(WebP::new(bytes, stop).map_err(failed)?, WebP::inner),
         ImageFormat::Tiff if has_jpeg_inside(source()) => {
-            return Err(ImageError::UnsupportedKind("TIFF"));
+            return Err(ImageError::UnsupportedKind("TIFF", Formats::default()));
         }
         _ => {
             let mut reader = ImageReader::with_format(source(), format);
@@ -458,6 +489,35 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_formats_that_are_allowed() {
+        let tiff = encoded(4, 3, ImageFormat::Tiff);
+        // A start of frame of a kind that nobody writes.
+        let lossless = b"\xff\xd8\xff\xc3\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0";
+        for (formats, named) in [
+            ("png", "PNG"),
+            ("webp jpeg", "JPEG or WebP"),
+            ("jpeg png webp gif bmp", "JPEG, PNG, WebP, GIF or BMP"),
+        ] {
+            let limits =
+                DecodeLimits { formats: formats.parse().unwrap(), ..DecodeLimits::default() };
+            let check = |bytes: &[u8], expected: String| {
+                let error = decode(bytes, &limits, Orientation::AsStored).unwrap_err().to_string();
+                assert_eq!(error, expected);
+            };
+            check(b"hello", format!("not a picture in a known format ({named})"));
+            check(b"%PDF", format!("PDF pictures are not supported, convert to {named}"));
+            check(&tiff, format!("TIFF pictures are not allowed here, convert to {named}"));
+            if formats.contains("jpeg") {
+                let expected = "Lossless JPEG pictures are not supported, convert to";
+                check(lossless, format!("{expected} {named}"));
+            }
+        }
+        for none in ["", " ", "bmpp", "png,jpeg"] {
+            assert!(none.parse::<Formats>().is_err(), "{none}");
+        }
+    }
+
+    #[test]
     fn exif_turns_a_picture_only_when_asked() {
         // A 2x1 PNG with an eXIf chunk that says "turn by a quarter".
         let pixels = [10, 20, 30, 40, 50, 60];
@@ -482,7 +542,7 @@ mod tests {
             assert_eq!(error, expected);
         };
         let good = png(&[1; 6], ExtendedColorType::Rgb8);
-        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)";
         check(b"", DecodeLimits::default(), unknown);
         check(b"hello", DecodeLimits::default(), unknown);
         check(&good, limits, "the picture is 2x1, more than the limit of 1 pixels");

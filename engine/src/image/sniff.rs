@@ -1,9 +1,9 @@
 //! What bytes are that are no picture which is read, by how they begin.
 
-use super::ImageError;
+use super::{Formats, ImageError};
 
 /// Why these bytes are refused.
-pub(super) fn refuse(bytes: &[u8]) -> ImageError {
+pub(super) fn refuse(bytes: &[u8], formats: Formats) -> ImageError {
     let known: [(&[u8], &str); 5] = [
         (b"\xff\x0a", "JPEG XL"),
         (b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -13,12 +13,12 @@ pub(super) fn refuse(bytes: &[u8]) -> ImageError {
     ];
     let starts = |(start, _): &&(&[u8], &str)| bytes.starts_with(start);
     if let Some(name) = container(bytes).or_else(|| Some(known.iter().find(starts)?.1)) {
-        return ImageError::Unsupported(name);
+        return ImageError::Unsupported(name, formats);
     }
     match text(bytes) {
-        Some("SVG") => ImageError::Unsupported("SVG"),
+        Some("SVG") => ImageError::Unsupported("SVG", formats),
         Some(name) => ImageError::NotPicture(name),
-        None => ImageError::UnknownFormat,
+        None => ImageError::UnknownFormat(formats),
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
         ] {
             assert_eq!(text(bytes.as_bytes()), expected, "{bytes}");
         }
-        let refused = |bytes: &[u8]| refuse(bytes).to_string();
+        let refused = |bytes: &[u8]| refuse(bytes, Formats::default()).to_string();
         assert_eq!(refused(b"<p>no</p>"), "this is HTML, not a picture");
         assert!(refused(b"\0\0\0\x10ftypavif\0\0\0\0mif1").starts_with("AVIF pictures are not"));
         assert!(refused(b"\0\0\0\x10ftypisom\0\0\0\0mp41").starts_with("Video pictures are not"));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use quick_cache::{Weighter, sync::Cache};
 use sha2::{Digest, Sha256};
 
-use crate::{Answer, GenerateOptions, Visual, image::Orientation};
+use crate::{Answer, GenerateOptions, Question, Visual, image::Orientation};
 
 /// A picture: SHA-256 of a scope, of the bytes, and of how they are read.
 #[derive(Debug, Clone, Copy)]
@@ -26,15 +26,19 @@ impl PictureKey {
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
     picture: [u8; 32],
-    /// SHA-256 of the picture's, the options and the prompt.
+    /// SHA-256 of the picture's, the options and the question.
     request: [u8; 32],
 }
 
 impl Keys {
-    /// Of a picture, a prompt and how the answer is generated.
-    pub fn new(picture: PictureKey, prompt: &str, options: &GenerateOptions) -> Self {
+    /// Of a picture, a question and how the answer is generated.
+    pub fn new(picture: PictureKey, question: &Question, options: &GenerateOptions) -> Self {
         let PictureKey(picture) = picture;
-        let request = digest([&picture, format!("{options:?}").as_bytes(), prompt.as_bytes()]);
+        // However the prompt was written: what counts is what the model is asked.
+        let (name, ids) = question.identity();
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let options = format!("{options:?}");
+        let request = digest([&picture, options.as_bytes(), name.as_bytes(), &ids]);
         Self { picture, request }
     }
 
@@ -149,7 +153,7 @@ mod tests {
         let (caches, options) = (Caches::new(1 << 20, 1 << 20), GenerateOptions::default());
         let keys = |scope, picture: &str, orientation| {
             let picture = PictureKey::new(scope, picture.as_bytes(), orientation);
-            Keys::new(picture, "<OD>", &options)
+            Keys::new(picture, &Question::made_up(1), &options)
         };
         let ours = keys("a", "picture", Orientation::AsStored);
         caches.keep_answer(&ours, &Arc::new(Answer::made_up(1)));

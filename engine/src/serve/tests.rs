@@ -190,9 +190,9 @@ impl Bench {
             Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
         let options = GenerateOptions::default();
         let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
-        let part = |id: &u32| Part {
-            question: Question::made_up(*id),
-            keys: Keys::new(picture, &id.to_string(), &options),
+        let part = |id: &u32| {
+            let question = Question::made_up(*id);
+            Part { keys: Keys::new(picture, &question, &options), question }
         };
         let parts = questions.iter().map(part).collect();
         let input = Input::Picture(Picture::made_up());

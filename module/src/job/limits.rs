@@ -33,7 +33,7 @@ pub(crate) const EXIF: Limit = limit("EXIF", 0, 1);
 pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.
-pub(crate) const PROMPT_BYTES: usize = florence_engine::task::MAX_PROMPT;
+pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
 /// Bytes of a model's name.
 pub(crate) const MODEL_BYTES: usize = 253;
 /// Keys of one command.

@@ -2,7 +2,7 @@
 //! as the job's first fields.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use florence_engine::task::Prompt;
+use florence_engine::prompt::Prompt;
 use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
@@ -111,10 +111,11 @@ pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<
         let text = format!("this server's model is {}", florence.name());
         return Err(reply::error("NOMODEL", text));
     }
+    let taken = *settings::PROMPTS.get();
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
-            Some(florence) => florence.question(prompt).map(|_question| ()),
-            None => prompt.parse::<Prompt>().map(|_prompt| ()),
+            Some(florence) => florence.question(prompt, taken).map(|_question| ()),
+            None => Prompt::parse(prompt, taken).map(|_prompt| ()),
         };
         checked.map_err(|problem| reply::bad_prompt(&problem))
     })

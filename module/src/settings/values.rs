@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
+use florence_engine::has_cpu;
+
 /// The value is not allowed; the table says what is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NotAllowed;
@@ -14,18 +16,24 @@ impl FromStr for CpuList {
     type Err = NotAllowed;
 
     fn from_str(text: &str) -> Result<Self, NotAllowed> {
-        /// As many as the kernel's set has room for.
-        const MOST: usize = 1024;
-        let mut cpus = Vec::new();
-        for part in text.split([' ', ',']).filter(|part| !part.is_empty()) {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            match (first.parse::<usize>(), last.parse::<usize>()) {
-                (Ok(first), Ok(last)) if first <= last && last < MOST => cpus.extend(first..=last),
-                _ => return Err(NotAllowed),
-            }
-        }
-        Ok(Self(cpus))
+        let cpus = listed(text).ok_or(NotAllowed)?;
+        if cpus.iter().all(|cpu| has_cpu(*cpu)) { Ok(Self(cpus)) } else { Err(NotAllowed) }
     }
+}
+
+/// The numbers of a list of CPUs.
+fn listed(text: &str) -> Option<Vec<usize>> {
+    /// As many as the kernel's set has room for.
+    const MOST: usize = 1024;
+    let mut cpus = Vec::new();
+    for part in text.split([' ', ',']).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.parse::<usize>(), last.parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < MOST => cpus.extend(first..=last),
+            _ => return None,
+        }
+    }
+    Some(cpus)
 }
 
 /// Directories that pictures may be read from.
@@ -38,7 +46,7 @@ impl FromStr for Roots {
     fn from_str(text: &str) -> Result<Self, NotAllowed> {
         let root = |word: &str| {
             let path = PathBuf::from(word);
-            if path.is_absolute() { Ok(path) } else { Err(NotAllowed) }
+            if path.is_absolute() && path.is_dir() { Ok(path) } else { Err(NotAllowed) }
         };
         text.split_whitespace().map(root).collect::<Result<_, _>>().map(Self)
     }
@@ -90,9 +98,12 @@ mod tests {
 
     #[test]
     fn cpus_are_listed_singly_and_in_ranges() {
-        assert_eq!("1-3 8".parse(), Ok(CpuList(vec![1, 2, 3, 8])));
-        assert_eq!("0,2".parse(), Ok(CpuList(vec![0, 2])));
-        assert_eq!("1024".parse::<CpuList>(), Err(NotAllowed));
+        assert_eq!(listed("1-3 8"), Some(vec![1, 2, 3, 8]));
+        assert_eq!(listed("0,2"), Some(vec![0, 2]));
+        assert_eq!(listed("1024"), None);
+        assert_eq!("".parse(), Ok(CpuList(Vec::new())));
+        // No machine of ours has it.
+        assert_eq!("1023".parse::<CpuList>(), Err(NotAllowed));
     }
 
     #[test]

@@ -198,6 +198,7 @@ fn prepared(
     let options = PrepareOptions {
         limits: decode_limits(&claim.stop, claimant.attempt.deadline),
         orientation: request.orientation,
+        ..PrepareOptions::default()
     };
     let picture = florence.picture(bytes, &options).map_err(|error| Failure::from(&error))?;
     Ok(Prepared::Ready { parts, input: Input::Picture(picture) })
@@ -206,9 +207,10 @@ fn prepared(
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
     let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
     let picture = PictureKey::new(scope, bytes, request.orientation);
+    let taken = *settings::PROMPTS.get();
     let part = |prompt: &String| {
-        let question = florence.question(prompt)?;
-        Ok(Part { question, keys: Keys::new(picture, prompt, &request.options) })
+        let question = florence.question(prompt, taken)?;
+        Ok(Part { keys: Keys::new(picture, &question, &request.options), question })
     };
     request.prompts.iter().map(part).collect()
 }
