@@ -25,7 +25,7 @@ const CHANGEABLE: [Bad; 10] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 14] = [
+const FIXED: [Bad; 15] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
@@ -37,6 +37,7 @@ const FIXED: [Bad; 14] = [
     ("allow-hosts", "a_host/with/path", &["host"]),
     ("image-formats", "bmpp", &["jpeg", "png", "webp", "gif", "bmp", "tiff"]),
     ("buckets", "ftp://x", &["gs://", "s3://"]),
+    ("ca-file", "/nowhere/ca.pem", &["a file of certificates in PEM"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
     ("keep-packed", "perhaps", YES_OR_NO),

@@ -12,7 +12,7 @@ mod values;
 
 use florence_engine::{
     Coordinates, Precision,
-    fetch::{Buckets, Hosts, Networks},
+    fetch::{Authorities, Buckets, Hosts, Networks},
     image::Formats,
 };
 
@@ -60,6 +60,8 @@ settings! {
         "the only hosts that URLs may name; all, if there is none";
     DENY_HOSTS: Parsed<Hosts>("hosts, such as example.com *.example.com"), "deny-hosts", "", AtStart,
         "hosts that they may not name";
+    CA_FILE: Parsed<Authorities>("a file of certificates in PEM"), "ca-file", "", AtStart,
+        "authorities that are trusted besides the system's, or where it has none besides the built-in ones";
     BUCKETS: Parsed<Buckets>("buckets, such as gs://one s3://two"), "buckets", "", AtStart,
         "buckets that are read with the server's credentials (below)";
     FILE_ROOTS: Parsed<Roots>("absolute paths, separated by spaces"), "file-roots", "", AnyTime,
@@ -209,6 +211,7 @@ mod tests {
             ("allow-networks", "nonsense"),
             ("allow-hosts", "a b/c"),
             ("buckets", "http://x"),
+            ("ca-file", "/nowhere/ca.pem"),
             ("file-roots", "relative/path"),
             ("image-formats", "bmpp"),
             ("celery-queues", "nocolon"),
