@@ -267,7 +267,7 @@ impl Pace {
 pub struct Client(Agent);
 
 /// Without a byte for so long, a client of the operator's gives up.
-const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(15);
 
 impl Client {
     /// A client that trusts these authorities too.

@@ -184,6 +184,7 @@ impl Florence {
     }
 
     fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
+        checkpoint.check()?;
         const CONFIG: &str = "config.json";
         const PREPROCESSOR: &str = "preprocessor_config.json";
         const GENERATION: &str = "generation_config.json";

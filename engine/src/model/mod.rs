@@ -15,6 +15,7 @@ mod names;
 mod packed;
 mod projector;
 mod scope;
+mod stand_in;
 mod weights;
 
 use candle_core::{Device, Result, Tensor};
@@ -33,6 +34,7 @@ use davit::DaVit;
 use layers::Linear;
 use projector::Projector;
 use scope::{Scope, Source};
+pub use stand_in::StandIn;
 pub use weights::WeightBytes;
 use weights::Weights;
 
