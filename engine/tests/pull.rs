@@ -151,9 +151,10 @@ fn unsteady(how: impl Fn(usize, &mut TcpStream, &[u8]) + Send + 'static) -> (Str
             let from = range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap());
             log.lock().unwrap().push(format!("{target} {from}"));
             let name = target.rsplit('/').next().unwrap();
-            let body = match target.starts_with("/api/") {
-                true => list(&right_hash()).into_bytes(),
-                false => content(name)[from..].to_vec(),
+            let body = if target.starts_with("/api/") {
+                list(&right_hash()).into_bytes()
+            } else {
+                content(name)[from..].to_vec()
             };
             let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
             let length = body.len();
@@ -261,9 +262,10 @@ fn what_is_not_the_file_is_named() {
         let endpoint = format!("http://{}", server.server_addr().to_ip().unwrap());
         thread::spawn(move || {
             for request in server.incoming_requests() {
-                let body = match request.url().starts_with("/api/") {
-                    true => api.map_or_else(|| list(&right_hash()), str::to_owned),
-                    false => file.to_owned(),
+                let body = if request.url().starts_with("/api/") {
+                    api.map_or_else(|| list(&right_hash()), str::to_owned)
+                } else {
+                    file.to_owned()
                 };
                 request.respond(Response::from_string(body)).unwrap();
             }

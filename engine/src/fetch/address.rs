@@ -21,9 +21,8 @@ pub fn spelling(address: &str) -> Cow<'_, str> {
     if !address.char_indices().any(|(at, c)| is_dropped(at, c)) {
         return address.into();
     }
-    let spelt = address.char_indices().map(|(at, c)| match is_dropped(at, c) {
-        true => format!("%{:02X}", u32::from(c)),
-        false => c.to_string(),
+    let spelt = address.char_indices().map(|(at, c)| {
+        if is_dropped(at, c) { format!("%{:02X}", u32::from(c)) } else { c.to_string() }
     });
     spelt.collect::<String>().into()
 }

@@ -69,19 +69,15 @@ impl AccessRules {
     /// The rule by which a URL's host may not be asked for pictures, as far as its name tells.
     pub(super) fn rule_against(&self, host: &str) -> Option<Rule> {
         let is_allowed = self.allow_hosts.0.is_empty() || self.allow_hosts.contains(host);
-        match self.deny_hosts.contains(host) {
-            true => Some(Rule::DenyHosts),
-            false => (!is_allowed).then_some(Rule::AllowHosts),
-        }
+        let is_denied = self.deny_hosts.contains(host);
+        is_denied.then_some(Rule::DenyHosts).or((!is_allowed).then_some(Rule::AllowHosts))
     }
 
     fn rule_against_address(&self, address: IpAddr) -> Option<Rule> {
         let address = address.to_canonical();
         let is_allowed = self.allow_networks.contains(address) || is_public(address);
-        match self.deny_networks.contains(address) {
-            true => Some(Rule::DenyNetworks),
-            false => (!is_allowed).then_some(Rule::AllowNetworks),
-        }
+        let is_denied = self.deny_networks.contains(address);
+        is_denied.then_some(Rule::DenyNetworks).or((!is_allowed).then_some(Rule::AllowNetworks))
     }
 }
 

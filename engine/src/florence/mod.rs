@@ -184,10 +184,10 @@ impl Florence {
     }
 
     fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
-        checkpoint.check()?;
         const CONFIG: &str = "config.json";
         const PREPROCESSOR: &str = "preprocessor_config.json";
         const GENERATION: &str = "generation_config.json";
+        checkpoint.check()?;
         let inconsistent =
             |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
         let device = match options.device {

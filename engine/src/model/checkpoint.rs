@@ -100,10 +100,8 @@ impl Checkpoint<'_> {
         }
         let is_name = |part| matches!(part, Component::Normal(_));
         let is_of_hub = path.components().count() == 2 && path.components().all(is_name);
-        Err(match is_of_hub {
-            true => LoadError::HubName(path.to_owned()),
-            false => LoadError::NoDirectory(path.to_owned()),
-        })
+        let path = path.to_owned();
+        Err(if is_of_hub { LoadError::HubName(path) } else { LoadError::NoDirectory(path) })
     }
 
     pub(crate) fn has(self, name: &str) -> bool {

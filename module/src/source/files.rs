@@ -87,6 +87,7 @@ fn open_below(root: &Path, rest: &Path) -> Result<File, SourceError> {
     root.open_with(rest, &options).map_err(problem)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as map_err has it")]
 fn problem(error: io::Error) -> SourceError {
     match error.kind() {
         // What the kernel says has a number; the others are links that lead out.

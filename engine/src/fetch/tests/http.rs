@@ -122,9 +122,10 @@ fn redirects_lead_where_requests_follows_them() {
     ] {
         let server = Canned::serve(move |port, target| {
             let text = String::from_utf8_lossy(location);
-            let location = match text.contains("PORT") {
-                true => text.replace("PORT", &port.to_string()).into_bytes(),
-                false => location.to_vec(),
+            let location = if text.contains("PORT") {
+                text.replace("PORT", &port.to_string()).into_bytes()
+            } else {
+                location.to_vec()
             };
             match target {
                 "/dir/start" => answer("302 Found", &[("Location", &location)], b"moved"),
