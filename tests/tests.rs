@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 #![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
+#[path = "suite/addresses.rs"]
+mod addresses; // addresses as clients write them, and what is wrong with where they lead
 #[path = "suite/bystanders.rs"]
 mod bystanders; // keys that are not ours, jobs that others write, crowded databases
 #[path = "suite/celery.rs"]

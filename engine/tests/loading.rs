@@ -146,6 +146,22 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
         &|dir| std::fs::write(dir.join("model.safetensors"), [0; 100]).unwrap(),
         "model.safetensors is damaged",
     );
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    for name in ["model.safetensors", "tokenizer.json"] {
+        check(
+            &|dir| std::fs::write(dir.join(name), pointer).unwrap(),
+            &format!("{name} is a Git LFS pointer and not the file itself"),
+        );
+    }
+    for (name, page) in [
+        ("model.safetensors", "<!DOCTYPE html>\n<html><body>Sign in"),
+        ("config.json", "  <html lang=\"en\"><body>Sign in"),
+    ] {
+        check(
+            &|dir| std::fs::write(dir.join(name), page).unwrap(),
+            &format!("{name} is a web page and not the file itself"),
+        );
+    }
     check(
         &|dir| edit(dir, &|config| config["text_config"]["encoder_layers"] = json!(3)),
         "tensor text.encoder.layers.2.self_attn.q_proj.bias is missing, expected shape [32]",
@@ -162,6 +178,16 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
         &|dir| edit(dir, &|config| config["text_config"]["decoder_attention_heads"] = json!(5)),
         "does not divide into 5 heads",
     );
+}
+
+#[test]
+fn a_directory_that_is_not_there_may_be_a_name_of_the_hub() {
+    let hub = "there is no directory microsoft/Florence-2-base; if it is a name of the Hugging Face \
+        hub, `florence pull microsoft/Florence-2-base` downloads it";
+    assert_eq!(error(Path::new("microsoft/Florence-2-base")), hub);
+    for path in ["/nowhere/model", "./nowhere/model", "../nowhere", "nowhere"] {
+        assert_eq!(error(Path::new(path)), format!("there is no directory {path}"));
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ const CHANGEABLE: [Bad; 15] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 16] = [
+const FIXED: [Bad; 17] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
@@ -45,6 +45,7 @@ const FIXED: [Bad; 16] = [
     ("allow-hosts", "a_host/with/path", &["host"]),
     ("image-formats", "bmpp", &["jpeg", "png", "webp", "gif", "bmp", "tiff"]),
     ("buckets", "ftp://x", &["gs://", "s3://"]),
+    ("ca-file", "/nowhere/ca.pem", &["a file of certificates in PEM"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
     ("keep-packed", "perhaps", YES_OR_NO),

@@ -215,6 +215,7 @@ impl Florence {
         const CONFIG: &str = "config.json";
         const PREPROCESSOR: &str = "preprocessor_config.json";
         const GENERATION: &str = "generation_config.json";
+        checkpoint.check()?;
         let inconsistent =
             |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
         let device = match options.device {

@@ -24,6 +24,7 @@ mod packed;
 mod projector;
 mod reference;
 mod scope;
+mod stand_in;
 mod weights;
 
 use candle_core::{Device, Result, Tensor};
@@ -36,6 +37,7 @@ pub use error::LoadError;
 pub use logits::Logits;
 pub(crate) use logits::Row;
 pub(crate) use network::{Decoding, JobId, Look, Rows};
+pub use stand_in::StandIn;
 pub use weights::WeightBytes;
 
 use crate::{

@@ -7,6 +7,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,7 @@ use candle_core::{
 };
 
 use super::{
-    Checkpoint, Shape, embedded,
+    Checkpoint, Shape, StandIn, embedded,
     error::LoadError,
     names::canonical,
     packed::{Packed, Place},
@@ -55,6 +56,18 @@ struct Entry {
     file: usize,
     name: String,
     shape: Vec<usize>,
+}
+
+/// Finds out whether a file that is there is the file itself.
+fn check_start(path: &Path) -> Result<(), LoadError> {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(StandIn::START as u64).read_to_end(&mut start));
+    read.map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    match StandIn::of(&start) {
+        Some(found) => Err(LoadError::StandIn { path: path.to_owned(), found }),
+        None => Ok(()),
+    }
 }
 
 impl Weights {
@@ -139,6 +152,7 @@ impl Weights {
 
     #[expect(unsafe_code, reason = "mapping a file")]
     fn add_safetensors(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        check_start(&path)?;
         // SAFETY: the mapping is read-only; like every user of mapped weights we rely on the
         // operator not to change a model's files while they are in use.
         let mapped = unsafe { MmapedSafetensors::new(&path) }
@@ -151,6 +165,7 @@ impl Weights {
     }
 
     fn add_pickle(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        check_start(&path)?;
         let tensors = PthTensors::new(&path, None)
             .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
         for (name, info) in tensors.tensor_infos() {

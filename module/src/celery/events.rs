@@ -61,7 +61,7 @@ fn without_secrets(repr: &str) -> String {
     const QUOTES: [char; 2] = ['\'', '"'];
     let part = |part: &str| {
         let text = part.trim_end_matches(QUOTES);
-        source::without_secrets(text).into_owned() + &part[text.len()..]
+        source::without_secrets_within(text).into_owned() + &part[text.len()..]
     };
     repr.split_inclusive(QUOTES).map(part).collect()
 }

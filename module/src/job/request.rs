@@ -121,7 +121,7 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
 
 /// Whether the picture comes with the job: nothing else tells where to find it.
 pub(super) fn is_sent_along(image: &str) -> bool {
-    image == "DATA" || image.starts_with("KEY ") || image.starts_with("data:")
+    image == "DATA" || image.starts_with("KEY ") || source::is_inline(image.as_bytes())
 }
 
 /// One prompt, or with PROMPTS a JSON list of different ones.

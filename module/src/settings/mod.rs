@@ -12,7 +12,7 @@ mod values;
 
 use florence_engine::{
     Coordinates, Decimals, Precision,
-    fetch::{Buckets, Hosts, Networks},
+    fetch::{Authorities, Buckets, Hosts, Networks},
     image::Formats,
     prompt::Prompts,
 };
@@ -67,6 +67,8 @@ settings! {
         "the only hosts that URLs may name; all, if there is none";
     DENY_HOSTS: Parsed<Hosts>("hosts, such as example.com *.example.com"), "deny-hosts", "", AtStart,
         "hosts that they may not name";
+    CA_FILE: Parsed<Authorities>("a file of certificates in PEM"), "ca-file", "", AtStart,
+        "authorities that are trusted besides the system's, or where it has none besides the built-in ones";
     BUCKETS: Parsed<Buckets>("buckets, such as gs://one s3://two"), "buckets", "", AtStart,
         "buckets that are read with the server's credentials (below)";
     FILE_ROOTS: Parsed<Roots>("absolute paths of directories that are there, separated by spaces"), "file-roots", "", AnyTime,
@@ -221,6 +223,7 @@ mod tests {
             ("decimals", "10"),
             ("prompts", "all"),
             ("prompts", ""),
+            ("ca-file", "/nowhere/ca.pem"),
             ("file-roots", "relative/path"),
             ("file-roots", "/nowhere/to/be/found"),
             ("file-roots", "/ /dev/null"),
