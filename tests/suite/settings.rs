@@ -25,7 +25,7 @@ const CHANGEABLE: [Bad; 10] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 14] = [
+const FIXED: [Bad; 15] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
@@ -39,6 +39,7 @@ const FIXED: [Bad; 14] = [
     ("buckets", "ftp://x", &["gs://", "s3://"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
+    ("celery-arguments", "url task_prompt", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
 ];
 

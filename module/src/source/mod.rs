@@ -5,8 +5,10 @@ mod hosts;
 mod inline;
 
 use std::{
+    ffi::OsString,
     hash::{DefaultHasher, Hash, Hasher},
     io::Read,
+    os::unix::ffi::OsStringExt,
     path::{Component, Path, PathBuf},
     sync::LazyLock,
     time::Instant,
@@ -95,9 +97,30 @@ pub(crate) fn check_size(bytes: usize) -> Result<(), RedisError> {
     Err(reply::error("ERR", text))
 }
 
+/// The character that stands for byte 0x80 in the name of a file that is no text; the other bytes
+/// follow. All of a job is text, but clients of Celery have such names.
+pub(crate) const FIRST_BYTE: u32 = 0x10_fc80;
+
+/// The byte of a file's name that a character stands for.
+pub(crate) fn byte_of(letter: char) -> Option<u8> {
+    let distance = u8::try_from(u32::from(letter).checked_sub(FIRST_BYTE)?).ok()?;
+    distance.checked_add(0x80)
+}
+
 fn local_path(uri: &str) -> Option<PathBuf> {
     let path = uri.strip_prefix("file://").unwrap_or(uri);
-    path.starts_with('/').then(|| PathBuf::from(path))
+    path.starts_with('/').then(|| PathBuf::from(OsString::from_vec(name_bytes(path))))
+}
+
+fn name_bytes(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    for letter in path.chars() {
+        match byte_of(letter) {
+            Some(byte) => bytes.push(byte),
+            None => bytes.extend(letter.encode_utf8(&mut [0; 4]).bytes()),
+        }
+    }
+    bytes
 }
 
 /// The first root that a path is below, and the rest of the path.
@@ -168,4 +191,15 @@ fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
     file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     // It may have grown meanwhile.
     if bytes.len() as u64 > limit { Err(SourceError::TooLarge) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_text_are_those_bytes() {
+        let bytes = name_bytes("/a/\u{e9}\u{10fc80}\u{10fcff}\u{10fd00}.png");
+        assert_eq!(bytes, b"/a/\xc3\xa9\x80\xff\xf4\x8f\xb4\x80.png");
+    }
 }
