@@ -8,6 +8,8 @@ mod addresses; // addresses as clients write them, and what is wrong with where 
 mod bystanders; // keys that are not ours, jobs that others write, crowded databases
 #[path = "suite/celery.rs"]
 mod celery; // Celery's clients and Flower
+#[path = "suite/celery_messages.rs"]
+mod celery_messages; // messages of other forms, and what is told of those that are not taken
 #[path = "suite/celery_refusals.rs"]
 mod celery_refusals; // messages while the server refuses to write
 #[path = "suite/chaos.rs"]

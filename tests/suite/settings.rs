@@ -31,7 +31,7 @@ const CHANGEABLE: [Bad; 15] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 17] = [
+const FIXED: [Bad; 18] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
@@ -48,6 +48,7 @@ const FIXED: [Bad; 17] = [
     ("ca-file", "/nowhere/ca.pem", &["a file of certificates in PEM"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
+    ("celery-arguments", "url task_prompt", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
 ];
 

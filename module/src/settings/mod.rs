@@ -19,7 +19,7 @@ use florence_engine::{
 
 pub(crate) use kinds::Setting;
 use kinds::{About, Change, Flag, Number, Parsed};
-pub(crate) use values::{CpuList, Queues, Roots, Steps};
+pub(crate) use values::{CpuList, Parameters, Queues, Roots, Signatures, Steps};
 
 macro_rules! settings {
     ($(
@@ -125,6 +125,8 @@ settings! {
         "entries that it keeps, about";
     CELERY_QUEUES: Parsed<Queues>("queue:task, several separated by spaces"), "celery-queues", "", AtStart,
         "what is taken from which queue; a queue may be named several times";
+    CELERY_ARGUMENTS: Parsed<Signatures>("signatures, such as (image_url, prompt) tasks.ask(question:prompt, path:picture)"), "celery-arguments", "(url, task_prompt)", AtStart,
+        "how the tasks are called (below)";
     CELERY_DB: Number(0, 1_000_000), "celery-db", "0", AtStart, "database of the broker URL";
     CELERY_RESULT_DB: Number(0, 1_000_000), "celery-result-db", "0", AtStart,
         "database of the result backend";
@@ -231,6 +233,7 @@ mod tests {
             ("image-formats", "bmpp"),
             ("celery-queues", "nocolon"),
             ("celery-priority-steps", "0 10"),
+            ("celery-arguments", "url task_prompt"),
         ] {
             let problem = refused(name, value);
             let start = format!("florence.{name}: '{value}' is not ");

@@ -15,6 +15,27 @@ use cap_std::{
 use super::SourceError;
 use crate::settings;
 
+/// The character that stands for byte 0x80 in the name of a file that is no text; the other bytes
+/// follow. All of a job is text, but clients of Celery have such names.
+pub(crate) const FIRST_BYTE: u32 = 0x10_fc80;
+
+/// The byte of a file's name that a character stands for.
+pub(crate) fn byte_of(letter: char) -> Option<u8> {
+    let distance = u8::try_from(u32::from(letter).checked_sub(FIRST_BYTE)?).ok()?;
+    distance.checked_add(0x80)
+}
+
+fn name_bytes(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    for letter in path.chars() {
+        match byte_of(letter) {
+            Some(byte) => bytes.push(byte),
+            None => bytes.extend(letter.encode_utf8(&mut [0; 4]).bytes()),
+        }
+    }
+    bytes
+}
+
 /// The path that an address names: an absolute one as it is, or one of a `file:` URL of this
 /// machine, decoded.
 pub(super) fn path(uri: &str) -> Option<PathBuf> {
@@ -22,7 +43,7 @@ pub(super) fn path(uri: &str) -> Option<PathBuf> {
     let uri = uri.trim_start();
     let rest = uri.split_at_checked(SCHEME.len());
     let Some((_, rest)) = rest.filter(|(start, _)| start.eq_ignore_ascii_case(SCHEME)) else {
-        return uri.starts_with('/').then(|| uri.into());
+        return uri.starts_with('/').then(|| OsString::from_vec(name_bytes(uri)).into());
     };
     let path = match rest.strip_prefix("//") {
         None => rest,
@@ -32,7 +53,7 @@ pub(super) fn path(uri: &str) -> Option<PathBuf> {
             is_here.then_some(path)?
         }
     };
-    let decoded = percent_encoding::percent_decode_str(path).collect();
+    let decoded = percent_encoding::percent_decode(&name_bytes(path)).collect();
     path.starts_with('/').then(|| OsString::from_vec(decoded).into())
 }
 
@@ -102,6 +123,12 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn names_that_are_no_text_are_those_bytes() {
+        let bytes = name_bytes("/a/\u{e9}\u{10fc80}\u{10fcff}\u{10fd00}.png");
+        assert_eq!(bytes, b"/a/\xc3\xa9\x80\xff\xf4\x8f\xb4\x80.png");
+    }
 
     #[test]
     fn files_are_named_by_paths_and_urls() {

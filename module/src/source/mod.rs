@@ -22,6 +22,7 @@ use crate::{server::reply, settings};
 pub(crate) use address::{
     MOST_BYTES, has_long_host, host_and_port, is_address, without_secrets, without_secrets_within,
 };
+pub(crate) use files::{FIRST_BYTE, byte_of};
 pub(crate) use hosts::hosts;
 pub(crate) use inline::{inline, is_inline};
 
