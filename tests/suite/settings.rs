@@ -39,7 +39,7 @@ const FIXED: [Bad; 15] = [
     ("buckets", "ftp://x", &["gs://", "s3://"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
-    ("celery-arguments", "url task_prompt", &["(image_url, prompt)"]),
+    ("celery-arguments", "url", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
 ];
 
