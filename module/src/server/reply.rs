@@ -5,7 +5,7 @@ use std::ffi::CString;
 use florence_engine::prompt::PromptError;
 use redis_module::{Context, RedisError, RedisResult, RedisValue, raw};
 
-use super::printable;
+use super::{one_line, printable};
 
 pub(crate) fn error(code: &str, text: impl std::fmt::Display) -> RedisError {
     RedisError::String(format!("{code} {text}"))
@@ -18,7 +18,7 @@ pub(crate) fn send_error(ctx: &Context, reply: RedisResult) -> RedisResult {
         Err(RedisError::String(text)) => text,
         other => return other,
     };
-    let text = CString::new(text.replace(char::is_control, " ")).unwrap_or_default();
+    let text = CString::new(one_line(&text)).unwrap_or_default();
     api!(RedisModule_ReplyWithError(ctx.get_raw(), text.as_ptr()));
     Ok(RedisValue::NoReply)
 }
