@@ -9,8 +9,10 @@ mod preprocess;
 mod resize;
 mod rgb;
 mod sniff;
+mod thumbnail;
 mod webp;
 
 pub use decode::{DecodeLimits, Decoded, Formats, ImageError, Orientation, Rgb, decode};
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;
+pub use thumbnail::thumbnail;
