@@ -56,10 +56,8 @@ impl Request {
             ..GenerateOptions::default()
         };
         let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
-        let orientation = match turns.unwrap_or_else(|| settings::EXIF.get()) {
-            true => Orientation::Exif,
-            false => Orientation::AsStored,
-        };
+        let turns = turns.unwrap_or_else(|| settings::EXIF.get());
+        let orientation = if turns { Orientation::Exif } else { Orientation::AsStored };
         let thumbnail = number(job, "thumbnail_px", limits::THUMBNAIL)?;
         let thumbnail = thumbnail.map_or(settings::THUMBNAILS.get(), i64::unsigned_abs);
         for (field, most) in [
