@@ -133,6 +133,27 @@ fn a_delay_is_no_part_of_a_latency() {
 }
 
 #[test]
+fn times_that_others_write_spoil_no_latency() {
+    let server = Server::ready(&[]);
+    let bytes = std::fs::read(picture("sign.png")).unwrap();
+    for (key, submitted) in [("a", None), ("b", Some("0")), ("c", Some("-9223372036854775808"))] {
+        let mut write = redis::cmd("HSET");
+        write.arg(key).arg("florence").arg(1).arg("state").arg("queued").arg("prompt").arg("<OCR>");
+        write.arg("image").arg("DATA").arg("data").arg(&bytes).arg("nocache").arg(1);
+        if let Some(submitted) = submitted {
+            write.arg("submitted_at").arg(submitted);
+        }
+        write.exec(&mut server.connect()).unwrap();
+        wait(&server, key);
+    }
+    let told = latencies(&server);
+    let phases: Vec<&str> = told.keys().map(|(phase, _)| phase.as_str()).collect();
+    assert_eq!(phases, ["encode", "generate", "prepare"]);
+    let generate = &told[&("generate".to_owned(), "<OCR>".to_owned())];
+    assert_eq!(generate.count, 3);
+}
+
+#[test]
 fn failed_downloads_take_their_time_and_no_answer_has_no_total() {
     let (server, pictures) = (Server::ready(&["florence.retry-delay-ms 1"]), Pictures::serve());
     let url = pictures.url("slow/60/status/503");
@@ -284,11 +305,10 @@ fn the_documentation_names_what_a_server_tells() {
     };
     let stats: HashMap<String, i64> = server.call(&["FLORENCE.STATS"]);
     assert_eq!(sorted(names("FLORENCE.STATS")), sorted(stats.into_keys().collect()));
-    // INFO has the same under longer names, but for what is in the table of its own.
+    // INFO has the same under longer names, and what is in the table of its own.
     let info = info(&server).into_keys().filter(|name| !name.contains("percentiles"));
-    let only_in_stats = ["uptime_ms".to_owned()];
-    let shared = names("FLORENCE.STATS").into_iter().filter(|name| !only_in_stats.contains(name));
-    let expected = shared.map(|name| format!("florence_{name}")).chain(names("INFO florence"));
+    let shared = names("FLORENCE.STATS").into_iter().map(|name| format!("florence_{name}"));
+    let expected = shared.chain(names("INFO florence"));
     assert_eq!(sorted(info.collect()), sorted(expected.collect()));
     // Every histogram and every count of ends, by the fields of their rows.
     for (command, heading) in

@@ -14,11 +14,7 @@ use crate::{
 
 pub(super) fn run(_ctx: &Context, args: &mut Args) -> RedisResult {
     let reply = match args.option() {
-        None => {
-            let uptime = u64::try_from(figures::uptime().as_millis()).unwrap_or(u64::MAX);
-            let all = figures().into_iter().chain([("uptime_ms", uptime)]);
-            reply::map(all.map(|(name, n)| (name, integer(n))))
-        }
+        None => reply::map(figures().into_iter().map(|(name, n)| (name, integer(n)))),
         Some(word) if is_word(&word, "LATENCY") => latencies(),
         Some(word) if is_word(&word, "JOBS") => ends(),
         Some(word) => return Err(reply::syntax(word.as_slice())),
@@ -34,7 +30,9 @@ pub(super) fn integer(n: u64) -> RedisValue {
 /// The figures that STATS and INFO show.
 pub(super) fn figures() -> Vec<(&'static str, u64)> {
     let (waiting, active) = queue().counts();
+    let uptime = u64::try_from(figures::uptime().as_millis()).unwrap_or(u64::MAX);
     let mut figures = vec![
+        ("uptime_ms", uptime),
         ("paused", settings::PAUSED.get().into()),
         ("model_ready", model::loaded().is_some().into()),
         ("jobs_waiting", waiting as u64),

@@ -80,10 +80,14 @@ pub(crate) fn record(phase: Phase, asked: Asked, time: Duration) {
     HISTOGRAMS[phase as usize][asked.index()].add(time);
 }
 
-/// As [`record`], of milliseconds since 1970.
+/// As [`record`], of milliseconds since 1970, which anybody may have written.
 pub(crate) fn record_between(phase: Phase, asked: Asked, (from, to): (i64, i64)) {
+    /// A year: no job waits as long as that.
+    const MOST: i64 = 31_536_000_000;
     let time = to.saturating_sub(from).max(0);
-    record(phase, asked, Duration::from_millis(time.unsigned_abs()));
+    if time <= MOST {
+        record(phase, asked, Duration::from_millis(time.unsigned_abs()));
+    }
 }
 
 /// A histogram as it is told.

@@ -328,7 +328,7 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
         failure.code.counter().add(1);
     }
     tally::count(state, failure.map(|failure| failure.code), asked);
-    if state == State::Done {
+    if let Some(wanted_at) = wanted_at.filter(|_| state == State::Done) {
         latency::record_between(Phase::Total, asked, (wanted_at, now));
     }
     let ended = Ended { state, failure, attempts };
@@ -344,13 +344,13 @@ struct Ending {
     /// Seconds.
     ttl: i64,
     asked: Asked,
-    wanted_at: i64,
+    wanted_at: Option<i64>,
 }
 
 impl Ending {
     fn of(ctx: &Context, name: &RedisString) -> Self {
         let Ok(job) = Job::look(ctx, name) else {
-            return Self { attempts: 0, ttl: 0, asked: Asked::of_field(b""), wanted_at: 0 };
+            return Self { attempts: 0, ttl: 0, asked: Asked::of_field(b""), wanted_at: None };
         };
         Self {
             attempts: job.number("attempts").unwrap_or_default(),

@@ -305,21 +305,20 @@ impl<F: ReadField> Job<F> {
     /// When a job that waits for a moment may start, in milliseconds since 1970.
     pub(crate) fn due_at(&self) -> Option<i64> {
         match self.state {
-            State::Queued if self.is_new() => self.delay().map(|_| self.wanted_at()),
+            State::Queued if self.is_new() => self.delay().and_then(|_| self.wanted_at()),
             State::Retrying => self.number("retry_at"),
             _ => None,
         }
     }
 
     /// From when on the answer was wanted: the submission, or the end of the delay.
-    pub(super) fn wanted_at(&self) -> i64 {
-        let submitted = self.number("submitted_at").unwrap_or_default();
-        submitted.saturating_add(self.delay().unwrap_or_default())
+    pub(super) fn wanted_at(&self) -> Option<i64> {
+        Some(self.number("submitted_at")?.saturating_add(self.delay().unwrap_or_default()))
     }
 
     /// Since when a job has waited for its turn; not known of one whose attempt was broken off.
     pub(super) fn waits_since(&self) -> Option<i64> {
-        self.due_at().or_else(|| self.is_new().then(|| self.wanted_at()))
+        self.due_at().or_else(|| self.wanted_at().filter(|_| self.is_new()))
     }
 
     /// Whether it was never started.
@@ -342,7 +341,7 @@ impl<F: ReadField> Job<F> {
 
     /// Milliseconds until a new job may start.
     pub(crate) fn starts_in(&self) -> i64 {
-        let left = self.wanted_at().saturating_sub(unix_ms());
+        let left = self.wanted_at().unwrap_or_default().saturating_sub(unix_ms());
         self.delay().map_or(0, |delay| left.clamp(0, delay))
     }
 

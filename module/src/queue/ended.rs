@@ -21,15 +21,17 @@ use crate::{
 /// The states that are ends.
 const ENDS: [State; 4] = [State::Done, State::Failed, State::Cancelled, State::Expired];
 
-/// When a job ended, and its key.
-type Place = (i64, JobKey);
+/// When a job ended, how many were noted before it, and its key.
+type Place = (i64, u64, JobKey);
 
 /// Those of a database.
 #[derive(Default)]
 pub(super) struct Ended {
-    /// Which end a job came to, and when.
-    jobs: KeyMap<(usize, i64)>,
+    /// Which end a job came to, when, and how many were noted before it.
+    jobs: KeyMap<(usize, i64, u64)>,
     by_age: [BTreeSet<Place>; ENDS.len()],
+    /// Several may end in one millisecond.
+    noted: u64,
 }
 
 static ENDED: Mutex<Option<HashMap<Db, Ended, RandomState>>> = Mutex::new(None);
@@ -43,17 +45,20 @@ impl Ended {
     }
 
     fn forget(&mut self, key: KeyRef<'_>) {
-        if let Some((key, (end, at))) = self.jobs.swap_remove_entry(&key) {
-            self.by_age[end].remove(&(at, key));
+        if let Some((key, (end, at, noted))) = self.jobs.swap_remove_entry(&key) {
+            self.by_age[end].remove(&(at, noted, key));
         }
     }
 
     fn note(&mut self, key: &JobKey, (end, at): (usize, i64), most: usize) {
-        self.forget(key.as_ref());
-        self.jobs.insert(key.clone(), (end, at));
-        self.by_age[end].insert((at, key.clone()));
+        if self.jobs.get(key).is_none_or(|known| (known.0, known.1) != (end, at)) {
+            self.forget(key.as_ref());
+            self.noted += 1;
+            self.jobs.insert(key.clone(), (end, at, self.noted));
+            self.by_age[end].insert((at, self.noted, key.clone()));
+        }
         while self.by_age[end].len() > most {
-            let Some((_, oldest)) = self.by_age[end].pop_first() else { return };
+            let Some((.., oldest)) = self.by_age[end].pop_first() else { return };
             self.jobs.swap_remove(&oldest);
         }
     }
@@ -123,7 +128,7 @@ pub(crate) fn newest(db: Db, state: Option<State>) -> impl Iterator<Item = JobKe
             known.next()
         });
         last.clone_from(&next);
-        next.map(|(_, key)| key)
+        next.map(|(.., key)| key)
     })
 }
 
@@ -141,10 +146,10 @@ mod tests {
         JobKey { db: Db(0), name: name.as_bytes().into() }
     }
 
-    fn names(ended: &Ended, ends: &[usize], before: Option<(i64, &str)>) -> Vec<String> {
-        let before = before.map(|(at, name)| (at, key(name)));
+    fn names(ended: &Ended, ends: &[usize], before: Option<i64>) -> Vec<String> {
+        let before = before.map(|at| (at, 0, key("")));
         let found = ended.newest(ends, before.as_ref());
-        found.map(|(_, key)| String::from_utf8_lossy(&key.name).into_owned()).collect()
+        found.map(|(.., key)| String::from_utf8_lossy(&key.name).into_owned()).collect()
     }
 
     const ALL: [usize; 4] = [0, 1, 2, 3];
@@ -156,10 +161,19 @@ mod tests {
             ended.note(&key(name), (end, at), 2);
         }
         assert_eq!(names(&ended, &ALL, None), ["c", "d", "b"]);
-        assert_eq!(names(&ended, &ALL, Some((4, "c"))), ["d", "b"]);
-        assert_eq!(names(&ended, &ALL, Some((2, "a"))), [""; 0]);
+        assert_eq!(names(&ended, &ALL, Some(4)), ["d", "b"]);
+        assert_eq!(names(&ended, &ALL, Some(2)), [""; 0]);
         assert_eq!(names(&ended, &[1], None), ["b"]);
         assert_eq!(ended.len(), 3);
+    }
+
+    #[test]
+    fn of_those_of_one_moment_the_last_that_was_noted_is_the_newest() {
+        let mut ended = Ended::default();
+        for (name, end) in [("b", 0), ("c", 1), ("a", 0), ("b", 0)] {
+            ended.note(&key(name), (end, 7), 9);
+        }
+        assert_eq!(names(&ended, &ALL, None), ["a", "c", "b"]);
     }
 
     #[test]
