@@ -163,3 +163,9 @@ fn other_texts_are_asked_where_any_prompt_is_taken() {
     let special = run(&["--prompts", "any", "--prompt", "<DocVQA></s>x", &shapes]);
     assert!(text(&special.stderr).contains("special token </s>"));
 }
+
+#[test]
+fn the_version_is_told_under_the_programs_name() {
+    let told = Command::new(env!("CARGO_BIN_EXE_florence")).arg("--version").output().unwrap();
+    assert_eq!(text(&told.stdout).trim(), concat!("florence ", env!("CARGO_PKG_VERSION")));
+}

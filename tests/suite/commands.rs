@@ -172,7 +172,9 @@ fn commands_that_only_look_name_what_they_refuse() {
         (&["FLORENCE.WAIT", "j", "-1"], "ERR timeout is negative"),
         (&["FLORENCE.WAIT", "j", "nan"], "ERR timeout is not a float or out of range"),
         (&["FLORENCE.JOBS", "STATE", "odd"], "ERR unknown state 'odd'"),
-        (&["FLORENCE.STATS", "x"], "ERR wrong number of arguments for 'florence.stats' command"),
+        (&["FLORENCE.STATS", "x"], "ERR syntax error near 'x'"),
+        (&["FLORENCE.STATS", "LATENCY", "x"], "ERR syntax error near 'x'"),
+        (&["FLORENCE.HOSTS", "x"], "ERR wrong number of arguments for 'florence.hosts' command"),
     ] {
         let found = server.error(command);
         assert_eq!(found, expected, "{command:?}");

@@ -10,9 +10,11 @@ mod preprocess;
 mod resize;
 mod rgb;
 mod sniff;
+mod thumbnail;
 mod webp;
 
 pub use decode::{DecodeLimits, Decoded, ImageError, Orientation, Rgb, decode};
 pub use formats::Formats;
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;
+pub use thumbnail::thumbnail;
