@@ -19,7 +19,7 @@ setup:  ## install what the build and the demo need (Debian)
 	@tools/setup.sh base
 
 build: setup  ## build the module and the command line
-	$(CARGO) build --release --locked -p florence-module -p florence-engine
+	$(CARGO) build --release --locked -p florence-module -p florence-cli
 
 demo: build  ## start redis-server with the module and ask it about the sample pictures
 	@tools/demo.sh
@@ -32,7 +32,7 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	$(MAKE) --no-print-directory lint unit integration
 
 unit:  ## unit tests, goldens of the reference, documentation tests
-	$(CARGO) test --release --locked -p florence-engine -p florence-module -p florence-load
+	$(CARGO) test --release --locked -p florence-engine -p florence-cli -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests on every server that tools/setup.sh installed

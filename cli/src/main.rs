@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 /// Florence-2 on the command line.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "florence", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
