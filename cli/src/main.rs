@@ -1,4 +1,4 @@
-//! `florence`: the engine on the command line, without Redis.
+//! `florence`: the engine on the command line.
 
 use std::{
     fmt,
