@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration arm lint fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration arm lint screenshots fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -31,7 +31,8 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	@tools/setup.sh tests
 	$(MAKE) --no-print-directory lint unit integration
 
-unit:  ## unit tests, goldens of the reference, documentation tests
+unit:  ## unit tests, goldens of the reference, documentation tests, the command line and its page
+	$(CARGO) build --release --locked -p florence-module
 	$(CARGO) test --release --locked -p florence-engine -p florence-cli -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
@@ -48,6 +49,11 @@ lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
+
+screenshots: setup  ## pictures of the page of `florence web`, into docs
+	@tools/setup.sh tests
+	$(CARGO) build --release --locked -p florence-module
+	FLORENCE_SCREENSHOTS=$(CURDIR)/docs $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
 
 .venv-reference:
 	@tools/setup.sh reference
