@@ -124,6 +124,29 @@ fn jobs_are_retried_and_cancelled_and_deleted_by_hand() {
 }
 
 #[test]
+fn what_has_not_changed_stays_under_the_pointer() {
+    let (server, pictures) = (server(), Pictures::serve());
+    server.call::<()>(&["FLORENCE.SUBMIT", "waits", &pictures.url("held/back/sign.png"), "<OCR>"]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    let asked = |path: &str| {
+        let script = "performance.getEntriesByType('resource').filter((e) => e.name.includes('PATH')).length >= 4";
+        browser.wait(&script.replace("PATH", path));
+    };
+    for (part, css, path) in [
+        ("jobs", ".long-body .long-row .state.fetching", "/api/rows"),
+        ("job?server=0&id=waits", "button[data-action=cancel]", "/api/job?"),
+    ] {
+        browser.go(&address(&page, part));
+        browser.wait(&format!("document.querySelector('{css}')"));
+        browser.js(&format!(
+            "performance.clearResourceTimings(); window.seen = document.querySelector('{css}')"
+        ));
+        asked(path);
+        assert_eq!(browser.js("return window.seen.isConnected"), true, "{css}");
+    }
+}
+
+#[test]
 fn outlines_lie_where_the_answer_says() {
     let server = server();
     let result = json!({ "<OD>": { "bboxes": [[36, 28, 180, 140], [0, 0, 360, 280]],

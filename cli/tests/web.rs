@@ -3,7 +3,12 @@
 
 mod common;
 
-use std::process::Command;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::Command,
+    time::Duration,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use common::{Answer, Page, http, query};
@@ -238,7 +243,10 @@ fn a_picture_is_tried_from_the_page() {
     assert_eq!(bad.status, 409);
     assert!(bad.json()["error"].as_str().unwrap().starts_with("BADPROMPT"), "{}", bad.text());
     assert_eq!(submit(&json!("x"), b"").status, 400);
-    assert_eq!(submit(&json!({ "prompts": ["<OD>"] }), &vec![0; 40 << 20]).status, 413);
+    // Refused by its length, before anything of it is read.
+    let headers = [("X-Florence", "1"), ("Content-Length", "41943040")];
+    let large = http(page.port, "POST /api/submit", &headers, b"");
+    assert_eq!((large.status, large.json()), (413, json!({ "error": "the picture is too large" })));
 }
 
 #[test]
@@ -331,9 +339,19 @@ fn a_password_is_asked_for_everywhere() {
         |password: &str| format!("Basic {}", BASE64_STANDARD.encode(format!("x:{password}")));
     assert_eq!(with(&[("Authorization", &basic("correct horse"))]), 200);
     assert_eq!(with(&[("Authorization", &basic("wrong"))]), 401);
+    let mut live = TcpStream::connect(("127.0.0.1", page.port)).unwrap();
+    let (port, line) = (page.port, "GET /api/live HTTP/1.1");
+    write!(
+        live,
+        "{line}\r\nHost: 127.0.0.1:{port}\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    live.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert!(live.read(&mut [0; 100]).unwrap() > 0);
     let out = http(page.port, "POST /api/logout", &[("Cookie", cookie), ("X-Florence", "1")], b"");
     assert_eq!(out.status, 200);
     assert_eq!(with(&[("Cookie", cookie)]), 401);
+    live.read_to_end(&mut Vec::new()).expect("the stream ends, too");
 }
 
 #[test]
@@ -414,6 +432,7 @@ fn prometheus_can_read_the_figures() {
     let server = server();
     answered(&server, "a", "<OD>");
     failed(&server, "b");
+    server.call::<()>(&["FLORENCE.SUBMIT", "c", &sample("sign.png"), "<OCR>", "DELAY", "3600000"]);
     let page = Page::about(&[&server], &[]);
     let text = eventually("the figures are there", || {
         let text = page.get("/metrics").text();
@@ -438,6 +457,7 @@ fn prometheus_can_read_the_figures() {
     for expected in [
         format!("florence_up{{{named}}} 1"),
         format!("florence_queue_depth{{{named},state=\"waiting\"}} 0"),
+        format!("florence_queue_depth{{{named},state=\"delayed\"}} 1"),
     ] {
         assert!(text.contains(&expected), "{expected}: {text}");
     }
@@ -612,4 +632,81 @@ fn a_server_without_the_module_is_told_of() {
     let told = page.live("", |told| told["servers"][0]["error"].as_str() != Some("not asked yet"));
     let error = told["servers"][0]["error"].as_str().unwrap();
     assert!(error.contains("unknown command"), "{error}");
+}
+
+/// Whether the module tells latencies and ended jobs, keeps thumbnails and can be paused.
+fn is_newer(server: &Server) -> bool {
+    server.try_call::<redis::Value>(&["FLORENCE.STATS", "LATENCY"]).is_ok()
+}
+
+#[test]
+fn latencies_are_told_by_phase_and_task_or_their_absence_is() {
+    let server = server();
+    answered(&server, "a", "<OD>");
+    let page = Page::about(&[&server], &[]);
+    let told = page.live("", |told| !told["servers"][0]["model"]["state"].is_null());
+    let metrics = page.get("/metrics").text();
+    let listed = list(&page, "?state=done");
+    assert_eq!(ids(&listed), ["a"]);
+    if is_newer(&server) {
+        let row = |rows: &str, name: &str| {
+            let rows = told["latency"][rows].as_array().unwrap();
+            rows.iter().find(|row| row["name"] == name).cloned().unwrap()
+        };
+        for (rows, name) in [("phases", "total"), ("phases", "generate"), ("tasks", "<OD>")] {
+            let row = row(rows, name);
+            assert_eq!(row["all"]["count"], 1.0, "{row}");
+            assert!(row["all"]["p95"].as_f64().unwrap() > 0.0, "{row}");
+        }
+        let counted = "phase=\"total\",task=\"<OD>\"} 1";
+        assert!(metrics.contains(counted), "{metrics}");
+        assert!(metrics.contains("state=\"done\",task=\"<OD>\",code=\"\"} 1"), "{metrics}");
+        assert_eq!(listed["notes"], json!([]));
+    } else {
+        assert_eq!(told["latency"], Value::Null);
+        assert_eq!(told["servers"][0]["tells_latency"], false);
+        assert!(!metrics.contains("florence_phase_seconds_count{"));
+        assert!(listed["notes"][0].as_str().unwrap().contains("its module is older"));
+    }
+}
+
+#[test]
+fn a_server_is_paused_and_goes_on() {
+    let server = server();
+    let page = Page::about(&[&server], &[]);
+    let pause = |paused: bool| page.post("/api/pause", &json!({ "server": 0, "paused": paused }));
+    let paused = pause(true);
+    if is_newer(&server) {
+        assert_eq!(paused.json(), json!({ "paused": true }));
+        page.live("", |told| told["servers"][0]["paused"] == true);
+        assert!(page.get("/metrics").text().contains("florence_paused{"));
+        server.call::<()>(&["FLORENCE.SUBMIT", "job", &sample("sign.png"), "<OCR>"]);
+        assert_eq!(server.state("job"), "queued");
+        assert_eq!(pause(false).status, 200);
+        server.call::<redis::Value>(&["FLORENCE.WAIT", "job", "60"]);
+        assert_eq!(server.state("job"), "done");
+        page.live("", |told| told["servers"][0]["paused"] == false);
+    } else {
+        assert_eq!(paused.status, 409);
+        assert!(paused.json()["error"].as_str().unwrap().contains("florence.paused"));
+        page.live("", |told| {
+            told["servers"][0]["is_up"] == true && told["servers"][0]["paused"].is_null()
+        });
+    }
+}
+
+#[test]
+fn what_is_tried_keeps_a_thumbnail_where_the_server_makes_them() {
+    let server = server();
+    let page = Page::about(&[&server], &[]);
+    let body = json!({ "prompts": ["<OD>"], "url": sample("shapes.png") }).to_string() + "\n";
+    let named = http(page.port, "POST /api/submit", &[("X-Florence", "1")], body.as_bytes()).json();
+    let id = named["id"].as_str().unwrap();
+    server.call::<redis::Value>(&["FLORENCE.WAIT", id, "60"]);
+    let shown = page.get(&format!("/api/job?server=0&id={}", query(id))).json();
+    assert_eq!(shown["has_thumbnail"], is_newer(&server));
+    let kept = page.get(&format!("/api/picture?server=0&id={}", query(id)));
+    let expected =
+        if is_newer(&server) { (200, Some("image/jpeg")) } else { (404, Some("application/json")) };
+    assert_eq!((kept.status, kept.header("content-type")), expected);
 }

@@ -116,12 +116,13 @@ impl Marks {
     }
 
     fn give_colours(&mut self) {
-        let mut labels: Vec<&str> = Vec::new();
+        let mut names: Vec<(&str, bool)> = Vec::new();
         for mark in &mut self.marks {
-            let known = labels.iter().position(|label| *label == mark.label);
-            mark.colour = known.unwrap_or(labels.len());
+            let name = (mark.label.as_str(), mark.kind == Kind::Region);
+            let known = names.iter().position(|known| *known == name);
+            mark.colour = known.unwrap_or(names.len());
             if known.is_none() {
-                labels.push(&mark.label);
+                names.push(name);
             }
         }
     }

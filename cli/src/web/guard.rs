@@ -102,7 +102,7 @@ impl Guard {
     }
 
     /// Whether a request shows who it is from.
-    async fn is_known(&self, headers: &HeaderMap) -> bool {
+    pub(super) async fn is_known(&self, headers: &HeaderMap) -> bool {
         if self.password.is_none() || self.has_session(headers) {
             return true;
         }

@@ -68,7 +68,7 @@ const GROUPS: [(&str, &str, &str, &str, &[(&str, &str)]); 4] = [
         "gauge",
         "Unfinished jobs.",
         "state",
-        &[("jobs_waiting", "waiting"), ("jobs_delayed", "delayed"), ("jobs_active", "active")],
+        &[("jobs_in_turn", "waiting"), ("jobs_delayed", "delayed"), ("jobs_active", "active")],
     ),
     (
         "florence_cache_lookups_total",

@@ -5,12 +5,12 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, StatusCode, Uri,
-        header::{CONTENT_DISPOSITION, CONTENT_TYPE, SET_COOKIE},
+        header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE},
     },
-    middleware::{from_fn_with_state, map_response},
+    middleware::{Next, from_fn, from_fn_with_state, map_response},
     response::{
         IntoResponse, Response, Sse,
         sse::{Event, KeepAlive},
@@ -68,7 +68,10 @@ pub(super) fn router(app: &Arc<App>) -> Router {
     let changes = Router::new()
         .route("/api/act", post(act))
         .route("/api/pause", post(pause))
-        .route("/api/submit", post(submitted).layer(DefaultBodyLimit::max(MOST_BYTES)))
+        .route(
+            "/api/submit",
+            post(submitted).layer(DefaultBodyLimit::max(MOST_BYTES)).layer(from_fn(sized)),
+        )
         .route_layer(from_fn_with_state(Arc::clone(app), guard::writable));
     Router::new()
         .route("/api/info", get(info))
@@ -136,14 +139,19 @@ struct One {
 
 async fn live(
     State(app): Shared,
+    headers: HeaderMap,
     Query(one): Query<One>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     const EVERY: Duration = Duration::from_secs(1);
     let events = stream::unfold(true, move |is_first| {
-        let app = Arc::clone(&app);
+        let (app, headers) = (Arc::clone(&app), headers.clone());
         async move {
             if !is_first {
                 tokio::time::sleep(EVERY).await;
+            }
+            // Who has logged out hears no more.
+            if !app.guard.is_known(&headers).await {
+                return None;
             }
             let overview = view::overview(&app.watch, one.server);
             Some((Ok(Event::default().data(overview.to_string())), false))
@@ -220,6 +228,16 @@ async fn pause(State(app): Shared, Json(pause): Json<Pause>) -> Answer {
     command.arg("SET").arg("florence.paused").arg(value);
     app.watch.server(pause.server)?.call::<()>(&command).await?;
     Ok(Json(json!({ "paused": pause.paused })))
+}
+
+/// Refuses what says that it is too large before any of it is read.
+async fn sized(request: Request, next: Next) -> Response {
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > MOST_BYTES) {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
+    next.run(request).await
 }
 
 async fn submitted(State(app): Shared, body: Bytes) -> Answer {

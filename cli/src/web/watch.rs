@@ -29,7 +29,7 @@ const RECENT: usize = 60;
 /// What a server has told.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Told {
-    /// Names and numbers of `FLORENCE.STATS`.
+    /// Names and numbers of `FLORENCE.STATS`, and `jobs_in_turn`, which wait for nothing else.
     pub(super) stats: BTreeMap<String, f64>,
     pub(super) latencies: Option<Latencies>,
     pub(super) ends: Option<Ends>,
@@ -131,7 +131,7 @@ impl Known {
             unix_ms(),
             rate("jobs_done"),
             rate("jobs_failed"),
-            told.stat("jobs_waiting"),
+            told.stat("jobs_in_turn"),
             told.stat("jobs_active"),
             told.stat("jobs_delayed"),
             p50,
@@ -300,7 +300,12 @@ async fn ask(server: &Server, before: Told, is_long_turn: bool) -> RedisResult<T
     server.call::<Value>(&cmd("PING")).await?;
     let ping_ms = start.elapsed().as_secs_f64() * 1e3;
     let stats = entries(server.call(&cmd("FLORENCE.STATS")).await?);
-    let stats = stats.into_iter().map(|(name, value)| (name, number(&value))).collect();
+    let mut stats: BTreeMap<String, f64> =
+        stats.into_iter().map(|(name, value)| (name, number(&value))).collect();
+    // The server counts delayed jobs among those that wait.
+    let figure = |name: &str| stats.get(name).copied().unwrap_or_default();
+    let in_turn = figure("jobs_waiting") - figure("jobs_delayed");
+    stats.insert("jobs_in_turn".to_owned(), in_turn.max(0.0));
     if !is_long_turn {
         return Ok(Told { stats, ping_ms, ..before });
     }

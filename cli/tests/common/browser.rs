@@ -100,22 +100,29 @@ impl Browser {
         }
     }
 
-    fn element(&self, css: &str) -> String {
+    /// Asks something of an element, again if it has been replaced meanwhile.
+    fn on(&self, css: &str, what: &str, body: &Value) {
         self.wait(&format!("document.querySelector({})", json!(css)));
-        let found = self.ask("POST", "/element", &json!({ "using": "css selector", "value": css }));
-        found.as_object().unwrap().values().next().unwrap().as_str().unwrap().to_owned()
+        let find = json!({ "using": "css selector", "value": css });
+        eventually("the element stays", || {
+            let found = self.ask("POST", "/element", &find);
+            let id = found.as_object().unwrap().values().next().unwrap().as_str().unwrap();
+            match self.try_ask("POST", &format!("/element/{id}/{what}"), body) {
+                Err(error) if error["error"] == "stale element reference" => None,
+                Err(error) => panic!("{what} on {css}: {error}"),
+                Ok(_) => Some(()),
+            }
+        });
     }
 
     /// As a user clicks: on what can be seen.
     pub(crate) fn click(&self, css: &str) {
-        let element = self.element(css);
-        self.ask("POST", &format!("/element/{element}/click"), &json!({}));
+        self.on(css, "click", &json!({}));
     }
 
     /// As a user types; `\u{e007}` is the enter key.
     pub(crate) fn write(&self, css: &str, text: &str) {
-        let element = self.element(css);
-        self.ask("POST", &format!("/element/{element}/value"), &json!({ "text": text }));
+        self.on(css, "value", &json!({ "text": text }));
     }
 
     /// Says yes to a question of the page.

@@ -45,8 +45,10 @@ pub(crate) fn http(port: u16, line: &str, headers: &[(&str, &str)], body: &[u8])
     stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let host = format!("127.0.0.1:{port}");
     let named = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
-    let mut head =
-        format!("{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut head = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
+    if !named("content-length") {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
     if !named("host") {
         head += &format!("Host: {host}\r\n");
     }

@@ -137,7 +137,8 @@ async function start() {
   });
   addEventListener("hashchange", () => {
     show();
-    document.getElementById("main").focus();
+    scrollTo(0, 0);
+    document.getElementById("main").focus({ preventScroll: true });
   });
   listen();
   show();

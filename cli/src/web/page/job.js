@@ -10,40 +10,59 @@ const EVERY = 1000;
 
 export function showJob(main, app, parameters, signal) {
   const named = { server: Number(parameters.get("server")), id: parameters.get("id") ?? "" };
-  const body = el("div", { id: "job" }, el("p", { class: "quiet" }, "Looking …"));
-  main.append(el("h1", { class: "key" }, keyText(named.id)), body);
-  let shown = "";
+  const view = jobView(named, app, () => look());
+  const note = el("p", { class: "quiet" }, "Looking …");
+  main.append(el("h1", { class: "key" }, keyText(named.id)), note, view.element);
   let timer;
   async function look() {
+    clearTimeout(timer);
     try {
       const found = await get("/api/job", named, signal);
-      // What has not changed is not built again: somebody may be reading it.
-      const text = JSON.stringify({ ...found, ttl_ms: null });
-      if (text !== shown) put(body, job(found, named, app, look));
-      shown = text;
+      note.hidden = true;
+      view.show(found);
       if (ENDED.includes(found.job.state)) return;
     } catch (error) {
       if (signal.aborted) return;
+      note.hidden = false;
+      note.textContent = error.message;
       if (error.status === 404) {
-        put(body, el("p", { class: "bad" }, error.message));
+        put(view.element);
         return;
       }
-      say(error.message, true);
     }
-    clearTimeout(timer);
     timer = setTimeout(look, EVERY);
   }
   signal.addEventListener("abort", () => clearTimeout(timer));
   look();
 }
 
-/** All of a job; also what the page shows of a picture that is tried. */
-export function job(found, named, app, look) {
+/** All of a job; also what the page shows of a picture that is tried. `look` is called after a change. */
+export function jobView(named, app, look) {
+  const parts = {
+    head: [el("div", { class: "bar" }), ({ job }) => [job.state, job.prompt], head],
+    answer: [el("div", {}), ({ job, marks, options, ...found }) => [marks, job.width, found.has_thumbnail, found.has_data, options.exif, job.state === "done"], answer],
+    rest: [el("div", {}), (found) => ({ ...found, ttl_ms: null }), rest],
+  };
+  const shown = {};
+  function show(found) {
+    for (const [name, [element, matter, build]] of Object.entries(parts)) {
+      // What has not changed stays: somebody may be reading it, or clicking on it.
+      const looks = JSON.stringify(matter(found));
+      if (shown[name] !== looks) put(element, build(found, named, app, look));
+      shown[name] = looks;
+    }
+  }
+  return { element: el("div", { id: "job" }, Object.values(parts).map(([element]) => element)), show };
+}
+
+function head(found, named, app, look) {
+  return [state(found.job.state), el("b", {}, prompts(found.job.prompt)), el("span", { class: "grow" }), buttons(found, named, app, look)];
+}
+
+function rest(found, named) {
   const { job } = found;
   return [
-    el("div", { class: "bar" }, state(job.state), el("b", {}, prompts(job.prompt)), el("span", { class: "grow" }), buttons(found, named, app, look)),
     job.error && job.state !== "done" ? el("p", { class: "bad", id: "error" }, `${job.error.code}: ${job.error.message}${job.error.retryable ? " (may pass)" : ""}`) : null,
-    answer(found, named),
     el("div", { class: "cards" }, timeline(found), facts(found)),
     text(job),
     el("details", { class: "card" }, el("summary", {}, "As redis-cli"), el("pre", { id: "cli" }, command(found, named))),
@@ -82,7 +101,7 @@ function answer(found, named) {
   const source = named.source ?? (hasPicture ? url("/api/picture", named) : null);
   if (named.source) missing.hidden = true;
   if (!job.width || !job.height) {
-    if (!source) return null;
+    if (!source) return [];
     return el("div", { class: "stage" }, el("img", { src: source, alt: "The job's picture", class: options.exif === "1" ? "turned" : null }));
   }
   const shown = overlay({

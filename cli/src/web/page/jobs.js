@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { duration, el, keyText, moment, put, say, state } from "./dom.js";
-import { pauseButton } from "./overview.js";
+import { pauseButtons } from "./overview.js";
 import { LongList } from "./table.js";
 
 const TABS = [
@@ -42,7 +42,7 @@ export function showJobs(main, app, parameters, signal) {
   const selected = new Map();
   const chosen = el("span", { class: "quiet" });
   const actions = el("div", { class: "actions" });
-  const pauses = el("span", { class: "pauses" });
+  const pauses = pauseButtons(app);
   const list = new LongList({
     label: "Jobs",
     columns: [{ name: "Job" }, { name: "State" }, { name: "Asked" }, { name: "Picture", wide: true }, { name: "" }],
@@ -96,7 +96,7 @@ export function showJobs(main, app, parameters, signal) {
     isAll = false;
     chosenText();
   });
-  main.append(el("h1", {}, "Jobs"), el("div", { class: "bar" }, tabs, pauses), el("div", { class: "bar" }, form, actions), note, list.element);
+  main.append(el("h1", {}, "Jobs"), el("div", { class: "bar" }, tabs, el("span", { class: "pauses" }, pauses.buttons)), el("div", { class: "bar" }, form, actions), note, list.element);
   chosenText();
 
   async function look() {
@@ -105,8 +105,7 @@ export function showJobs(main, app, parameters, signal) {
     chosenText();
     await list.set(found.rows, isSearch ? "Nothing is found." : "There are none.");
   }
-  const told = ({ servers }) => put(pauses, servers.map((server, i) =>
-    app.server === undefined || app.server === i ? named(pauseButton(server, i, app), server, servers) : null));
+  const told = ({ servers }) => pauses.told(servers);
   app.live.addEventListener("told", (event) => told(event.detail), { signal });
   if (app.last) told(app.last);
 
@@ -122,11 +121,6 @@ export function showJobs(main, app, parameters, signal) {
   };
   signal.addEventListener("abort", () => clearTimeout(timer));
   again();
-}
-
-function named(button, server, servers) {
-  if (button && servers.length > 1) button.append(` ${server.name}`);
-  return button;
 }
 
 function batches(action, rows) {

@@ -15,7 +15,10 @@ export async function showOverview(main, app, parameters, signal) {
     chart("Redis' own PING", [{ name: "answered in", of: "ping", hue: 1 }], duration),
     chart("Memory of the process", [{ name: "resident", of: "memory", hue: 1 }], bytes),
   ];
-  const servers = el("div", { class: "cards", id: "servers" });
+  const facts = app.info.servers.map(() => el("div", {}));
+  const pauses = pauseButtons(app);
+  const servers = el("div", { class: "cards", id: "servers" }, facts.map((one, i) =>
+    el("section", { class: "card server" }, one, pauses.buttons[i])));
   const numbers = el("dl", { class: "numbers", id: "numbers" });
   const latency = el("section", { class: "card", id: "latency" });
   const ends = el("section", { class: "card", id: "ends" });
@@ -33,7 +36,8 @@ export async function showOverview(main, app, parameters, signal) {
     draw();
   };
   const told = (overview) => {
-    put(servers, overview.servers.map((server, i) => serverCard(server, i, app)));
+    overview.servers.forEach((server, i) => put(facts[i], serverFacts(server)));
+    pauses.told(overview.servers);
     if (!overview.stats) return;
     put(numbers, figures(overview));
     put(latency, latencies(overview.latency));
@@ -50,11 +54,9 @@ export async function showOverview(main, app, parameters, signal) {
   load().catch((error) => signal.aborted || say(error.message, true));
 }
 
-function serverCard(server, index, app) {
+function serverFacts(server) {
   if (!server.is_up) {
-    return el("section", { class: "card server" },
-      el("h2", {}, server.name, el("span", { class: "tag bad" }, "away")),
-      el("p", { class: "bad" }, server.error));
+    return [el("h2", {}, server.name, el("span", { class: "tag bad" }, "away")), el("p", { class: "bad" }, server.error)];
   }
   const { model } = server;
   const rows = [
@@ -65,27 +67,41 @@ function serverCard(server, index, app) {
     ["PING", duration(server.ping_ms)],
     ["Memory", `${bytes(server.memory)}, of which Redis counts ${bytes(server.memory_redis)}`],
   ];
-  return el("section", { class: "card server" },
+  return [
     el("h2", {}, server.name, server.paused ? el("span", { class: "tag bad" }, "paused") : null),
     el("dl", { class: "facts" }, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value || "–")])),
     model.error ? el("p", { class: "bad" }, model.error) : null,
     model.note ? el("p", { class: "quiet" }, model.note) : null,
-    server.tells_latency ? null : el("p", { class: "quiet" }, "An older module: it tells no latencies, and does not list ended jobs by itself."),
-    pauseButton(server, index, app));
+    server.tells_latency ? null : el("p", { class: "quiet" }, "An older module: it tells no latencies, cannot be paused, and does not list ended jobs by itself."),
+  ];
 }
 
-/** Nothing new is started on a paused server. */
-export function pauseButton(server, index, app) {
-  if (server.paused === undefined || server.paused === null || app.info.is_read_only || server.role !== "master") return null;
-  const change = async () => {
+/**
+ * A button for each server, to start nothing new there, and to go on. They stay the same while all
+ * around them is told anew, so that a click cannot fall between.
+ */
+export function pauseButtons(app) {
+  let servers = [];
+  const change = async (i) => {
+    const { name, paused } = servers[i];
     try {
-      await post("/api/pause", { server: index, paused: !server.paused });
-      say(server.paused ? `${server.name} goes on` : `${server.name} is paused`);
+      await post("/api/pause", { server: i, paused: !paused });
+      say(paused ? `${name} goes on` : `${name} is paused`);
     } catch (error) {
       say(error.message, true);
     }
   };
-  return el("button", { type: "button", onclick: change }, server.paused ? "Go on" : "Pause");
+  const buttons = app.info.servers.map((_, i) => el("button", { type: "button", class: "pause", hidden: true, onclick: () => change(i) }));
+  const told = (now) => {
+    servers = now;
+    now.forEach((server, i) => {
+      const can = server.is_up && typeof server.paused === "boolean" && server.role === "master" && !app.info.is_read_only;
+      buttons[i].hidden = !can || (app.server !== undefined && app.server !== i);
+      const of = now.length > 1 ? ` ${server.name}` : "";
+      buttons[i].textContent = (server.paused ? "Go on" : "Pause") + of;
+    });
+  };
+  return { buttons, told };
 }
 
 function figures({ stats, point }) {
@@ -95,7 +111,7 @@ function figures({ stats, point }) {
     ["failed", count(stats.jobs_failed), stats.jobs_failed > 0],
     ["cancelled", count(stats.jobs_cancelled)],
     ["expired", count(stats.jobs_expired)],
-    ["waiting", count(stats.jobs_waiting)],
+    ["waiting", count(stats.jobs_in_turn)],
     ["delayed", count(stats.jobs_delayed)],
     ["at work", count(stats.jobs_active)],
     ["a second", point ? rate(point[1]) : "–"],

@@ -18,6 +18,7 @@ export class LongList {
     Object.assign(this, { cells, details, open, selected, canSelect });
     this.rows = [];
     this.known = new Map();
+    this.drawn = new Map();
     this.asking = null;
     const head = columns.map((column) => el("span", { role: "columnheader", class: column.wide ? "only-wide" : null }, column.name));
     this.wide = columns.map((column) => column.wide);
@@ -53,8 +54,20 @@ export class LongList {
   draw() {
     const [first, end] = this.range();
     const made = [];
-    for (let i = first; i < end; i += 1) made.push(this.row(this.rows[i], i));
-    put(this.body, made);
+    const drawn = new Map();
+    for (let i = first; i < end; i += 1) {
+      const name = nameOf(this.rows[i]);
+      const isChosen = this.canSelect && this.selected.has(name);
+      const looks = JSON.stringify([i, i === this.at, isChosen, this.rows[i], this.known.get(name)]);
+      const old = this.drawn.get(looks);
+      const element = old && !drawn.has(looks) ? old : this.row(this.rows[i], i);
+      drawn.set(looks, element);
+      made.push(element);
+    }
+    this.drawn = drawn;
+    // What has not changed stays where it is: somebody may be clicking on it.
+    const isSame = made.length === this.body.children.length && made.every((element, i) => element === this.body.children[i]);
+    if (!isSame) put(this.body, made);
     if (this.rows.slice(first, end).some((row) => !this.known.has(nameOf(row)))) {
       clearTimeout(this.soon);
       this.soon = setTimeout(() => this.ask(), 80);

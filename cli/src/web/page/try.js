@@ -2,11 +2,12 @@
 
 import { get, submit } from "./api.js";
 import { el, put, say } from "./dom.js";
-import { job } from "./job.js";
+import { jobView } from "./job.js";
 
 const FIRST = ["<CAPTION>", "<OD>"];
 const MOST_PROMPTS = 16;
 const EVERY = 400;
+const MOST_BYTES = 32 * 1024 * 1024;
 
 export function showTry(main, app, parameters, signal) {
   if (app.info.is_read_only) {
@@ -42,6 +43,10 @@ export function showTry(main, app, parameters, signal) {
 
   function take(one) {
     if (!one) return;
+    if (one.size > MOST_BYTES) {
+      say(`${one.name} has more than ${MOST_BYTES / 1024 / 1024} MiB.`, true);
+      return;
+    }
     file = one;
     address.value = "";
     name.textContent = one.name;
@@ -77,11 +82,12 @@ export function showTry(main, app, parameters, signal) {
   }
 
   async function follow(named) {
+    const view = jobView(named, app, () => follow(named));
+    put(result, view.element);
     for (;;) {
       const found = await get("/api/job", { server: named.server, id: named.id }, signal);
-      const isOver = ["done", "failed", "cancelled", "expired"].includes(found.job.state);
-      put(result, job(found, named, app, () => follow(named)));
-      if (isOver) return;
+      view.show(found);
+      if (["done", "failed", "cancelled", "expired"].includes(found.job.state)) return;
       await new Promise((resolve) => { setTimeout(resolve, EVERY); });
     }
   }
