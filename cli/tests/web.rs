@@ -1,5 +1,5 @@
 //! `florence web` against real servers: what it tells, what it changes, and whom it refuses.
-#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 mod common;
 
@@ -662,6 +662,7 @@ fn latencies_are_told_by_phase_and_task_or_their_absence_is() {
         assert!(metrics.contains(counted), "{metrics}");
         assert!(metrics.contains("state=\"done\",task=\"<OD>\",code=\"\"} 1"), "{metrics}");
         assert_eq!(listed["notes"], json!([]));
+        assert_eq!(told["servers"][0]["version"], env!("CARGO_PKG_VERSION"));
     } else {
         assert_eq!(told["latency"], Value::Null);
         assert_eq!(told["servers"][0]["tells_latency"], false);

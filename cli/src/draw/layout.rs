@@ -3,7 +3,7 @@
 
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont};
 
-use super::marks::{Kind, Mark, Marks, Point};
+use super::marks::{Findings, Kind, Mark, Point};
 
 pub(super) const FAMILY: &str = "DejaVu Sans, sans-serif";
 
@@ -163,7 +163,7 @@ impl Type {
 const MOST_LINES: usize = 60;
 
 impl Layout {
-    pub(super) fn new(marks: &Marks, (width, height): (f32, f32)) -> anyhow::Result<Self> {
+    pub(super) fn new(marks: &Findings, (width, height): (f32, f32)) -> anyhow::Result<Self> {
         let font_size = (width.max(height) / 45.0).clamp(11.0, 72.0);
         let letters = Type::new(font_size)?;
         let mut layout = Self {
@@ -207,7 +207,7 @@ impl Layout {
         Some(Label { back, line, colour: colour(mark) })
     }
 
-    fn caption(&mut self, letters: &Type, marks: &Marks, (width, height): (f32, f32)) {
+    fn caption(&mut self, letters: &Type, marks: &Findings, (width, height): (f32, f32)) {
         let (pad, step) = (self.font_size * 0.6, self.font_size * 1.35);
         let mut lines = Vec::new();
         for text in &marks.texts {
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     fn layout(result: &serde_json::Value, size: (f32, f32)) -> Layout {
-        Layout::new(&Marks::read(result, &json!([0.5, 0.25])), size).unwrap()
+        Layout::new(&Findings::read(result, &json!([0.5, 0.25])), size).unwrap()
     }
 
     #[test]

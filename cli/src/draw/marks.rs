@@ -42,14 +42,14 @@ pub(crate) struct Text {
 
 /// All of an answer.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Marks {
+pub(crate) struct Findings {
     /// As the answer names them.
     pub(crate) prompts: Vec<String>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) texts: Vec<Text>,
 }
 
-impl Marks {
+impl Findings {
     /// What `result` says, an object by prompt, with the `scores` that came with it.
     pub(crate) fn read(result: &Value, scores: &Value) -> Self {
         let mut found = Self::default();
@@ -182,7 +182,7 @@ mod tests {
             "bboxes": [[1, 2, 3, 4]], "bboxes_labels": ["cat"],
             "polygons": [[[0, 0, 4, 0, 4, 4], [1, 1, 2, 2]]], "polygons_labels": ["dog"],
         }});
-        let found = Marks::read(&result, &json!([0.5, 0.25]));
+        let found = Findings::read(&result, &json!([0.5, 0.25]));
         assert_eq!(found.marks.len(), 2);
         assert_eq!(found.marks[0].outlines, [[(1.0, 2.0), (3.0, 2.0), (3.0, 4.0), (1.0, 4.0)]]);
         assert_eq!((&*found.marks[0].label, found.marks[0].score), ("cat", Some(0.5)));
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!((&*found.marks[1].label, found.marks[1].score), ("dog", Some(0.25)));
         let quads = json!({ "<OCR_WITH_REGION>": {
             "quad_boxes": [[0, 0, 9, 1, 9, 5, 0, 4]], "labels": ["EXIT"] }});
-        let found = Marks::read(&quads, &Value::Null);
+        let found = Findings::read(&quads, &Value::Null);
         assert_eq!(found.marks[0].outlines[0].len(), 4);
         assert_eq!((&*found.marks[0].label, found.marks[0].score), ("EXIT", None));
     }
@@ -199,7 +199,7 @@ mod tests {
     fn several_prompts_have_scores_of_their_own() {
         let result = json!({ "<OD>": { "bboxes": [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]],
             "labels": ["a", "b", "a"] }, "<CAPTION>": "a scene<loc_1><loc_2>" });
-        let found = Marks::read(&result, &json!([[0.1, 0.2, 0.3], [0.9]]));
+        let found = Findings::read(&result, &json!([[0.1, 0.2, 0.3], [0.9]]));
         let colours: Vec<usize> = found.marks.iter().map(|mark| mark.colour).collect();
         assert_eq!(colours, [0, 1, 0]);
         assert_eq!(found.marks[2].score, Some(0.3));
@@ -215,14 +215,14 @@ mod tests {
             json!({ "<OD>": { "bboxes": [[1, 2], "x", null], "labels": 3 } }),
             json!({ "<OD>": { "polygons": [[[1]], 7] } }),
         ] {
-            let found = Marks::read(&odd, &json!("x"));
+            let found = Findings::read(&odd, &json!("x"));
             assert!(found.marks.is_empty() && found.texts.is_empty(), "{odd}: {found:?}");
         }
     }
 
     #[test]
     fn a_region_that_is_asked_about_is_marked() {
-        let mut found = Marks::default();
+        let mut found = Findings::default();
         let prompt = "<REGION_TO_CATEGORY><loc_0><loc_100><loc_500><loc_999>";
         found.add_region(0, prompt, (1000.0, 100.0));
         let corners = &found.marks[0].outlines[0];

@@ -18,7 +18,7 @@ use image::{
 use redis::cmd;
 use serde_json::Value;
 
-pub(crate) use marks::Marks;
+pub(crate) use marks::Findings;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -72,8 +72,8 @@ impl Answer {
     }
 
     /// What it locates on a picture of this size.
-    fn marks(&self, (width, height): (f64, f64)) -> Marks {
-        let mut marks = Marks::read(&self.result, &self.scores);
+    fn marks(&self, (width, height): (f64, f64)) -> Findings {
+        let mut marks = Findings::read(&self.result, &self.scores);
         let asked = self.size.unwrap_or((width, height));
         marks.add_region(0, &self.prompt, asked);
         marks.scale((width / asked.0, height / asked.1));
@@ -181,7 +181,7 @@ fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
 }
 
 /// The picture with its marks, as a PNG.
-pub(crate) fn png(picture: RgbImage, marks: &Marks) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn png(picture: RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>> {
     let painted = paint::paint(&picture, marks)?;
     drop(picture);
     encode(&painted)

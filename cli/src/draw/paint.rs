@@ -8,7 +8,7 @@ use tiny_skia::{
 
 use super::{
     layout::{Layout, Line, Rect, Type, colour, ink},
-    marks::{Kind, Mark, Marks, Point},
+    marks::{Findings, Kind, Mark, Point},
 };
 
 /// Of what polygons are filled with.
@@ -17,7 +17,7 @@ const PAPER: [u8; 3] = [255; 3];
 const INK: [u8; 3] = [20; 3];
 
 /// The picture with its marks, and with the texts on a strip below it.
-pub(super) fn paint(picture: &RgbImage, marks: &Marks) -> anyhow::Result<RgbImage> {
+pub(super) fn paint(picture: &RgbImage, marks: &Findings) -> anyhow::Result<RgbImage> {
     let (width, height) = picture.dimensions();
     let layout = Layout::new(marks, (width as f32, height as f32))?;
     let letters = Type::new(layout.font_size)?;
@@ -137,7 +137,7 @@ mod tests {
 
     fn painted(result: &serde_json::Value, size: (u32, u32)) -> RgbImage {
         let picture = RgbImage::from_pixel(size.0, size.1, Rgb([255; 3]));
-        paint(&picture, &Marks::read(result, &json!([0.75]))).unwrap()
+        paint(&picture, &Findings::read(result, &json!([0.75]))).unwrap()
     }
 
     #[test]

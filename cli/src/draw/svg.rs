@@ -6,14 +6,14 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use super::{
     layout::{FAMILY, Label, Layout, Line, colour, ink},
-    marks::{Kind, Mark, Marks},
+    marks::{Findings, Kind, Mark},
 };
 
 /// The picture, of this size and kind, with its marks and texts.
 pub(super) fn svg(
     (bytes, kind): (&[u8], &str),
     (width, height): (u32, u32),
-    marks: &Marks,
+    marks: &Findings,
 ) -> anyhow::Result<String> {
     let layout = Layout::new(marks, (width as f32, height as f32))?;
     let whole = height as f32 + layout.caption_height.ceil();
@@ -107,7 +107,8 @@ mod tests {
     fn labels_are_texts_and_nothing_else() {
         let result = json!({ "<OD>": { "bboxes": [[1, 2, 30, 40]],
             "labels": ["<img src=x onerror=\"alert(1)\">&\u{0}"] }});
-        let svg = svg((b"x", "image/png"), (600, 400), &Marks::read(&result, &json!([]))).unwrap();
+        let svg =
+            svg((b"x", "image/png"), (600, 400), &Findings::read(&result, &json!([]))).unwrap();
         assert!(svg.contains("&lt;img src=x onerror=\"alert(1)\"&gt;&amp;</text>"), "{svg}");
         assert!(!svg.contains("<img") && !svg.contains('\u{0}'));
         assert!(svg.contains("d=\"M1.00 2.00L30.00 2.00L30.00 40.00L1.00 40.00Z\""), "{svg}");

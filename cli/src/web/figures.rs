@@ -185,6 +185,7 @@ pub(crate) fn since(now: &Latencies, earlier: &Latencies) -> Latencies {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "counts")]
 mod tests {
     use super::*;
 

@@ -18,7 +18,7 @@ use super::{
     server::{Key, Server, entries, number, text, words},
     watch::Watch,
 };
-use crate::draw::Marks;
+use crate::draw::Findings;
 
 const UNFINISHED: [&str; 4] = ["queued", "retrying", "fetching", "running"];
 const ENDED: [&str; 4] = ["done", "failed", "cancelled", "expired"];
@@ -100,6 +100,7 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
     let states = wanted.states()?;
     let mut list = List { is_complete: true, ..List::default() };
     let is_search = wanted.all || !wanted.q.is_empty();
+    let mut is_sorted = true;
     for index in watch.asked(wanted.server) {
         let Some(server) = watch.servers.get(index) else { continue };
         let tells_ended = watch
@@ -113,6 +114,7 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
             list.notes.push(format!("{} {text}", server.name));
         }
         let found = if is_search || is_older {
+            is_sorted = false;
             search(server, index, wanted, &states, &mut list).await
         } else {
             turns(server, index, &states, &mut list).await
@@ -122,7 +124,7 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
             list.is_complete = false;
         }
     }
-    if is_search {
+    if !is_sorted {
         list.rows.sort_by(|a, b| b.at.total_cmp(&a.at));
     }
     Ok(list)
@@ -380,8 +382,8 @@ pub(super) async fn one(server: &Server, job: &Named) -> Result<serde_json::Valu
 }
 
 /// What a job's answer, and its question, locate.
-pub(super) fn marks(job: &serde_json::Value) -> Marks {
-    let mut marks = Marks::read(&job["result"], &job["scores"]);
+pub(super) fn marks(job: &serde_json::Value) -> Findings {
+    let mut marks = Findings::read(&job["result"], &job["scores"]);
     let size = (&job["width"], &job["height"]);
     if let (Some(width), Some(height)) = (size.0.as_f64(), size.1.as_f64()) {
         let asked = job["prompt"].as_str().unwrap_or_default();

@@ -61,42 +61,60 @@ const COUNTERS: [(&str, &str, &str); 12] = [
     ),
 ];
 
-/// Groups of figures of STATS: the metric, what it says, its label, and names with the label's value.
-const GROUPS: [(&str, &str, &str, &str, &[(&str, &str)]); 4] = [
-    (
-        "florence_queue_depth",
-        "gauge",
-        "Unfinished jobs.",
-        "state",
-        &[("jobs_in_turn", "waiting"), ("jobs_delayed", "delayed"), ("jobs_active", "active")],
-    ),
-    (
-        "florence_cache_lookups_total",
-        "counter",
-        "Jobs by what the caches spared them.",
-        "verdict",
-        &[("cache_results", "result"), ("cache_features", "features"), ("cache_misses", "miss")],
-    ),
-    (
-        "florence_cache_bytes",
-        "gauge",
-        "What the caches hold.",
-        "cache",
-        &[("cache_result_bytes", "results"), ("cache_feature_bytes", "features")],
-    ),
-    (
-        "florence_engine_memory_bytes",
-        "gauge",
-        "What the engine holds beside the server's own memory.",
-        "kind",
-        &[
+/// Figures of STATS that are one metric.
+struct Group {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    /// What tells them apart.
+    label: &'static str,
+    /// Names in STATS, with the label's values.
+    figures: &'static [(&'static str, &'static str)],
+}
+
+const GROUPS: [Group; 4] = [
+    Group {
+        name: "florence_queue_depth",
+        kind: "gauge",
+        help: "Unfinished jobs.",
+        label: "state",
+        figures: &[
+            ("jobs_in_turn", "waiting"),
+            ("jobs_delayed", "delayed"),
+            ("jobs_active", "active"),
+        ],
+    },
+    Group {
+        name: "florence_cache_lookups_total",
+        kind: "counter",
+        help: "Jobs by what the caches spared them.",
+        label: "verdict",
+        figures: &[
+            ("cache_results", "result"),
+            ("cache_features", "features"),
+            ("cache_misses", "miss"),
+        ],
+    },
+    Group {
+        name: "florence_cache_bytes",
+        kind: "gauge",
+        help: "What the caches hold.",
+        label: "cache",
+        figures: &[("cache_result_bytes", "results"), ("cache_feature_bytes", "features")],
+    },
+    Group {
+        name: "florence_engine_memory_bytes",
+        kind: "gauge",
+        help: "What the engine holds beside the server's own memory.",
+        label: "kind",
+        figures: &[
             ("memory_weights_mapped", "weights_mapped"),
             ("memory_weights_packed", "weights_packed"),
             ("memory_caches", "caches"),
             ("memory_work", "work"),
             ("memory_work_peak", "work_peak"),
         ],
-    ),
+    },
 ];
 
 /// The text that Prometheus reads.
@@ -175,12 +193,13 @@ impl Page {
         for (stat, name, help) in COUNTERS {
             self.one(servers, (name, "counter", help), |told| told.stats.get(stat).copied());
         }
-        for (name, kind, help, label, stats) in GROUPS {
-            self.head(name, kind, help);
+        for group in &GROUPS {
+            self.head(group.name, group.kind, group.help);
             for of in servers {
-                for (stat, value) in stats {
+                for (stat, value) in group.figures {
                     if let Some(figure) = of.told.stats.get(*stat) {
-                        self.sample(name, &[("server", of.server), (label, value)], *figure);
+                        let labels = [("server", of.server), (group.label, value)];
+                        self.sample(group.name, &labels, *figure);
                     }
                 }
             }
@@ -249,6 +268,7 @@ fn escaped(value: &str) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "counts")]
 mod tests {
     use super::*;
 

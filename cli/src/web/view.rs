@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     figures::{Histogram, Latencies, of_phase},
     metrics,
-    watch::{POINT, Told, Watch},
+    watch::{POINT, Watch},
 };
 
 /// The phases in the order in which a job goes through them.
@@ -28,13 +28,7 @@ pub(super) fn overview(watch: &Watch, one: Option<usize>) -> Value {
             json!({ "state": state, "task": task, "code": code, "count": count })
         })
         .collect();
-    let hosts = told.hosts.as_ref().map(|hosts| {
-        let rows = hosts.iter().take(MOST_HOSTS).map(|(host, [downloads, failures, bytes, ms])| {
-            json!({ "host": host, "downloads": downloads, "failures": failures,
-                "bytes": bytes, "ms": ms })
-        });
-        rows.collect::<Vec<Value>>()
-    });
+    let hosts = told.hosts.as_ref().map(|hosts| &hosts[..hosts.len().min(MOST_HOSTS)]);
     json!({
         "servers": servers,
         "stats": told.stats,
@@ -66,7 +60,7 @@ fn server(watch: &Watch, index: usize) -> Value {
         "role": if told.is_replica() { "replica" } else { "master" },
         "redis": info("valkey_version").map(|it| format!("Valkey {it}"))
             .or_else(|| info("redis_version").map(|it| format!("Redis {it}"))),
-        "version": version(told),
+        "version": info("florence_version"),
         "uptime_ms": told.stats.get("uptime_ms").copied().or(seconds.map(|it| it * 1e3)),
         // Absent where the server cannot be paused.
         "paused": told.stats.get("paused").map(|paused| *paused != 0.0),
@@ -82,11 +76,6 @@ fn server(watch: &Watch, index: usize) -> Value {
             "error": model("error"), "note": model("note"),
         },
     })
-}
-
-/// The module's version, which is a field of INFO under its own name or the module's.
-fn version(told: &Told) -> Option<&String> {
-    told.info.get("florence_version")
 }
 
 fn phases(all: &Latencies, recent: Option<&Latencies>) -> Vec<Value> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use redis::{RedisResult, Value, cmd};
+use serde::Serialize;
 
 use super::{
     figures::{self, Ends, Latencies},
@@ -35,11 +36,30 @@ pub(super) struct Told {
     pub(super) ends: Option<Ends>,
     /// Of `FLORENCE.MODEL`.
     pub(super) model: BTreeMap<String, String>,
-    /// Of `FLORENCE.HOSTS`: host, downloads, failures, bytes, milliseconds.
-    pub(super) hosts: Option<Vec<(String, [f64; 4])>>,
+    /// Of `FLORENCE.HOSTS`.
+    pub(super) hosts: Option<Vec<Host>>,
     /// Of `INFO`.
     pub(super) info: BTreeMap<String, String>,
     pub(super) ping_ms: f64,
+}
+
+/// Downloads from a host.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Host {
+    host: String,
+    downloads: f64,
+    failures: f64,
+    bytes: f64,
+    ms: f64,
+}
+
+impl Host {
+    fn add(&mut self, other: &Self) {
+        self.downloads += other.downloads;
+        self.failures += other.failures;
+        self.bytes += other.bytes;
+        self.ms += other.ms;
+    }
 }
 
 impl Told {
@@ -67,11 +87,11 @@ impl Told {
         for (key, count) in other.ends.iter().flatten() {
             *self.ends.get_or_insert_default().entry(key.clone()).or_default() += count;
         }
-        for (host, figures) in other.hosts.iter().flatten() {
+        for host in other.hosts.iter().flatten() {
             let hosts = self.hosts.get_or_insert_default();
-            match hosts.iter_mut().find(|(name, _)| name == host) {
-                Some((_, sum)) => sum.iter_mut().zip(figures).for_each(|(sum, n)| *sum += n),
-                None => hosts.push((host.clone(), *figures)),
+            match hosts.iter_mut().find(|known| known.host == host.host) {
+                Some(known) => known.add(host),
+                None => hosts.push(host.clone()),
             }
         }
         self.ping_ms = self.ping_ms.max(other.ping_ms);
@@ -314,12 +334,15 @@ async fn ask(server: &Server, before: Told, is_long_turn: bool) -> RedisResult<T
         command.arg(arg);
         command
     };
+    // Sections of modules are told to who names them.
+    let mut info = cmd("INFO");
+    info.arg(&["server", "memory", "replication", "florence"]);
     let commands = [
         named("FLORENCE.STATS", "LATENCY"),
         named("FLORENCE.STATS", "JOBS"),
         cmd("FLORENCE.MODEL"),
         cmd("FLORENCE.HOSTS"),
-        cmd("INFO"),
+        info,
     ];
     let mut replies = server.each::<Value>(&commands).await?.into_iter();
     let mut next = || replies.next().and_then(Result::ok);
@@ -334,17 +357,17 @@ async fn ask(server: &Server, before: Told, is_long_turn: bool) -> RedisResult<T
     Ok(Told { stats, latencies, ends, model, hosts, info, ping_ms })
 }
 
-fn hosts(reply: Value) -> Vec<(String, [f64; 4])> {
+fn hosts(reply: Value) -> Vec<Host> {
     let Value::Array(rows) = reply else { return Vec::new() };
     let host = |row: Value| {
-        let mut host = (String::new(), [0.0; 4]);
+        let mut host = Host::default();
         for (name, value) in entries(row) {
             match name.as_str() {
-                "host" => host.0 = text(&value),
-                "downloads" => host.1[0] = number(&value),
-                "failures" => host.1[1] = number(&value),
-                "bytes" => host.1[2] = number(&value),
-                "ms_total" => host.1[3] = number(&value),
+                "host" => host.host = text(&value),
+                "downloads" => host.downloads = number(&value),
+                "failures" => host.failures = number(&value),
+                "bytes" => host.bytes = number(&value),
+                "ms_total" => host.ms = number(&value),
                 _ => {}
             }
         }
@@ -354,6 +377,7 @@ fn hosts(reply: Value) -> Vec<(String, [f64; 4])> {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "counts")]
 mod tests {
     use super::*;
 

@@ -17,7 +17,8 @@ pub(crate) struct Browser {
     driver: Child,
     port: u16,
     session: String,
-    _profile: TempDir,
+    /// Where it keeps what it keeps.
+    profile: TempDir,
 }
 
 impl Browser {
@@ -33,11 +34,11 @@ impl Browser {
             .unwrap_or_else(|error| {
                 panic!("chromedriver does not start ({error}): install chromium-driver, or run `make test`")
             });
-        let mut browser = Self { driver, port, session: String::new(), _profile: profile };
+        let mut browser = Self { driver, port, session: String::new(), profile };
         eventually("the driver is ready", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
-        let profile = browser._profile.path().display().to_string();
+        let profile = browser.profile.path().display().to_string();
         let args = [
             "--headless=new".to_owned(),
             // Tests run in containers, and as root.

@@ -1,10 +1,11 @@
 //! `florence web` as a process, and HTTP as bytes: tests say every header themselves.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "test helpers")]
 #![allow(dead_code, clippy::allow_attributes, reason = "not every test needs every helper")]
 
 pub(crate) mod browser;
 
 use std::{
+    fmt::Write as _,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     process::{Child, Command, Stdio},
@@ -47,13 +48,13 @@ pub(crate) fn http(port: u16, line: &str, headers: &[(&str, &str)], body: &[u8])
     let named = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
     let mut head = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
     if !named("content-length") {
-        head += &format!("Content-Length: {}\r\n", body.len());
+        let _ = write!(head, "Content-Length: {}\r\n", body.len());
     }
     if !named("host") {
-        head += &format!("Host: {host}\r\n");
+        let _ = write!(head, "Host: {host}\r\n");
     }
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).unwrap();
     let mut reader = BufReader::new(stream);
