@@ -71,14 +71,18 @@ fn every_spelling_of_an_address_is_the_same_address() {
 
 #[test]
 fn rules_and_secrets_hold_in_every_spelling() {
-    let lines = ["florence.deny-hosts \"bad.example\"", "florence.file-roots /srv/pictures"];
-    let server = Server::ready(&lines);
+    let pictures = tempfile::tempdir().unwrap();
+    let root = pictures.path().display();
+    let roots = format!("florence.file-roots {root}");
+    let server = Server::ready(&["florence.deny-hosts \"bad.example\"", &roots]);
     for scheme in ["http", "HTTP", " Http", "\nhttps", "HTTPS"] {
         let image = format!("{scheme}://BAD.example/x.png");
         let refused = server.error(&["FLORENCE.SUBMIT", "x", &image, "<OD>"]);
         assert_eq!(refused, "DENIED the host is in florence.deny-hosts", "{image:?}");
     }
-    for path in ["/etc/passwd", "/srv/pictures%2F..%2F..%2Fetc/passwd", "/srv/pictures/%2e%2e/x"] {
+    let paths =
+        ["/etc/passwd", &format!("{root}%2F..%2F..%2Fetc/passwd"), &format!("{root}/%2e%2e/x")];
+    for path in paths {
         for start in ["file://", "FILE://", " file://localhost"] {
             let image = format!("{start}{path}");
             let refused = server.error(&["FLORENCE.SUBMIT", "x", &image, "<OD>"]);

@@ -100,7 +100,7 @@ fn what_stays_in_a_list_is_told_and_counted() {
         }
     }
     let no_tasks: [(&[u8], &str); 4] = [
-        (b"no message", "no JSON object"),
+        (b"no message", "it is no JSON: "),
         (b"{\"headers\": {\"task\": \"tasks.inference_task\"}}", "no id"),
         (b"{\"body\": \"e30=\", \"properties\": {}}", "name no task"),
         (b"{\"headers\": {\"id\": \"\xff\"}}", "name no task"),
@@ -144,7 +144,7 @@ fn what_is_set_aside_is_told_and_counted() {
     push(&server, celery_message("x", "app.other", &["\u{e9}"]).as_bytes());
     assert_eq!(result(&server, "x")["result"]["exc_type"], "NotRegistered");
     assert_eq!((server.stat("celery_rejected"), server.stat("celery_refused")), (1, 1));
-    assert_eq!(lines_with(&server, "is in florence:celery-rejected: it is no JSON object"), 1);
+    assert_eq!(lines_with(&server, "is in florence:celery-rejected: it is no JSON: "), 1);
     assert_eq!(server.stat("celery_left"), 0);
 }
 

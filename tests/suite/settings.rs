@@ -48,7 +48,7 @@ const FIXED: [Bad; 18] = [
     ("ca-file", "/nowhere/ca.pem", &["a file of certificates in PEM"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
-    ("celery-arguments", "url task_prompt", &["(image_url, prompt)"]),
+    ("celery-arguments", "url", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
 ];
 

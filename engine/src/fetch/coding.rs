@@ -14,6 +14,10 @@ pub(super) const ACCEPTED: &str = "gzip, deflate";
 /// More of them are no accident.
 const MOST_CODINGS: usize = 5;
 
+/// Most members of gzip, each of which takes its time, however small: those of a large picture in
+/// blocks of 64 KiB.
+const MOST_MEMBERS: u32 = 10_000;
+
 enum Coding {
     Gzip,
     Deflate,
@@ -40,7 +44,9 @@ pub(super) fn decoded<'r>(
     // The last one that was applied comes off first.
     Ok(codings.into_iter().rev().fold(bounded(Box::new(body)), |body, coding| {
         bounded(match coding {
-            Coding::Gzip => Box::new(Gzip { member: None, rest: Some(BufReader::new(body)) }),
+            Coding::Gzip => {
+                Box::new(Gzip { member: None, rest: Some(BufReader::new(body)), members: 0 })
+            }
             Coding::Deflate => {
                 Box::new(Deflate { body: BufReader::new(body), state: None, is_over: false })
             }
@@ -71,26 +77,29 @@ struct Gzip<R: Read> {
     member: Option<GzDecoder<BufReader<R>>>,
     /// What no member has begun with.
     rest: Option<BufReader<R>>,
+    members: u32,
 }
 
 impl<R: Read> Read for Gzip<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         const FIRST_BYTE: u8 = 0x1f;
-        let mut is_first = true;
         loop {
             if let Some(member) = &mut self.member {
                 let count = member.read(to)?;
                 if count > 0 || to.is_empty() {
                     return Ok(count);
                 }
-                is_first = false;
                 self.rest = self.member.take().map(GzDecoder::into_inner);
             }
             let Some(rest) = &mut self.rest else { return Ok(0) };
             let next = rest.fill_buf()?;
-            if next.is_empty() || (!is_first && next[0] != FIRST_BYTE) {
+            if next.is_empty() || (self.members > 0 && next[0] != FIRST_BYTE) {
                 self.rest = None;
                 return Ok(0);
+            }
+            self.members += 1;
+            if self.members > MOST_MEMBERS {
+                return Err(ErrorKind::InvalidData.into());
             }
             self.member = self.rest.take().map(GzDecoder::new);
         }
