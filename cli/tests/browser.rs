@@ -305,6 +305,25 @@ fn a_picture_is_dropped_and_its_answers_are_drawn() {
 }
 
 #[test]
+fn one_of_several_servers_is_chosen() {
+    let (one, other) = (server(), server());
+    answered(&one, "of:one", &sample("shapes.png"), "<OD>");
+    answered(&other, "of:other", &sample("shapes.png"), "<OD>");
+    let (page, browser) = (Page::about(&[&one, &other], &[]), window());
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelectorAll('#servers .server').length === 2");
+    browser.wait("document.querySelector('#numbers dd')?.innerText === '2'");
+    browser.go(&address(&page, "jobs?state=done"));
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 2");
+    browser.click("#server option:nth-of-type(3)");
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 1");
+    browser.wait("document.querySelector('.long-body').innerText.includes('of:other')");
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelector('#numbers dd')?.innerText === '1'");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
 fn a_password_opens_the_page_and_leaving_closes_it() {
     let (server, directory) = (server(), tempfile::tempdir().unwrap());
     let file = directory.path().join("password");

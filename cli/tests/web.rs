@@ -12,7 +12,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use common::{Answer, Page, http, query};
-use florence_tests::{Pictures, Server, Settings, celery_message, eventually, picture};
+use florence_tests::{Cluster, Pictures, Server, Settings, celery_message, eventually, picture};
 use serde_json::{Value, json};
 
 /// A server with the sample pictures, whose model is loaded.
@@ -710,4 +710,46 @@ fn what_is_tried_keeps_a_thumbnail_where_the_server_makes_them() {
     let expected =
         if is_newer(&server) { (200, Some("image/jpeg")) } else { (404, Some("application/json")) };
     assert_eq!((kept.status, kept.header("content-type")), expected);
+}
+
+#[test]
+fn a_clusters_nodes_are_one_page() {
+    const JOBS: usize = 9;
+    let cluster = Cluster::start();
+    let nodes: Vec<&Server> = cluster.nodes.iter().collect();
+    let mut connection = cluster.connect();
+    for i in 0..JOBS {
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(format!("late:{i}")).arg("http://127.0.0.1:9/x.png").arg("<OD>");
+        submit.arg("DELAY").arg(3_600_000).exec(&mut connection).unwrap();
+    }
+    let page = Page::about(&nodes, &[]);
+    let told = page.live("", |told| {
+        let servers = told["servers"].as_array().unwrap();
+        servers.iter().filter(|server| server["role"] == "replica").count() == 3
+            && told["stats"]["jobs_delayed"] == 9.0
+    });
+    assert_eq!(told["servers"].as_array().unwrap().len(), 6);
+    let found = list(&page, "?all=true");
+    assert_eq!(ids(&found).len(), JOBS);
+    // Each at the master that has it.
+    let jobs: Vec<Value> = found["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| json!({ "server": row["server"], "id": row["id"] }))
+        .collect();
+    let masters: std::collections::HashSet<u64> =
+        jobs.iter().map(|job| job["server"].as_u64().unwrap()).collect();
+    assert!(masters.len() > 1 && masters.iter().all(|master| *master < 3), "{masters:?}");
+    let rows = page.post("/api/rows", &json!({ "jobs": jobs })).json();
+    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] == "queued"), "{rows}");
+    assert_eq!(act(&page, &json!({ "action": "cancel", "jobs": jobs }))["changed"], JOBS);
+    // What is tried goes to the node that has its slot.
+    let body = b"{\"prompts\":[\"<OD>\"],\"url\":\"http://127.0.0.1:9/x\"}\n";
+    let tried = http(page.port, "POST /api/submit", &[("X-Florence", "1")], body);
+    assert_eq!(tried.status, 200, "{}", tried.text());
+    let (server, id) = (tried.json()["server"].clone(), tried.json()["id"].clone());
+    let shown = page.get(&format!("/api/job?server={server}&id={}", query(id.as_str().unwrap())));
+    assert_eq!(shown.status, 200, "{}", shown.text());
 }

@@ -34,7 +34,7 @@ pub(crate) struct Mark {
 
 /// A text that answers a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Text {
+pub(crate) struct Caption {
     pub(crate) prompt: usize,
     pub(crate) text: String,
     pub(crate) score: Option<f64>,
@@ -46,7 +46,7 @@ pub(crate) struct Findings {
     /// As the answer names them.
     pub(crate) prompts: Vec<String>,
     pub(crate) marks: Vec<Mark>,
-    pub(crate) texts: Vec<Text>,
+    pub(crate) texts: Vec<Caption>,
 }
 
 impl Findings {
@@ -72,7 +72,7 @@ impl Findings {
     ) {
         let mut next = || scores.next().flatten();
         if let Some(text) = answer.as_str() {
-            self.texts.push(Text { prompt, text: without_locations(text), score: next() });
+            self.texts.push(Caption { prompt, text: without_locations(text), score: next() });
             return;
         }
         let lists =
@@ -203,7 +203,7 @@ mod tests {
         let colours: Vec<usize> = found.marks.iter().map(|mark| mark.colour).collect();
         assert_eq!(colours, [0, 1, 0]);
         assert_eq!(found.marks[2].score, Some(0.3));
-        let expected = Text { prompt: 1, text: "a scene".into(), score: Some(0.9) };
+        let expected = Caption { prompt: 1, text: "a scene".into(), score: Some(0.9) };
         assert_eq!(found.texts, [expected]);
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Told {
 /// Downloads from a host.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Host {
-    host: String,
+    name: String,
     downloads: f64,
     failures: f64,
     bytes: f64,
@@ -89,7 +89,7 @@ impl Told {
         }
         for host in other.hosts.iter().flatten() {
             let hosts = self.hosts.get_or_insert_default();
-            match hosts.iter_mut().find(|known| known.host == host.host) {
+            match hosts.iter_mut().find(|known| known.name == host.name) {
                 Some(known) => known.add(host),
                 None => hosts.push(host.clone()),
             }
@@ -363,7 +363,7 @@ fn hosts(reply: Value) -> Vec<Host> {
         let mut host = Host::default();
         for (name, value) in entries(row) {
             match name.as_str() {
-                "host" => host.host = text(&value),
+                "host" => host.name = text(&value),
                 "downloads" => host.downloads = number(&value),
                 "failures" => host.failures = number(&value),
                 "bytes" => host.bytes = number(&value),

@@ -1,4 +1,4 @@
-//! Chromium, driven over the WebDriver protocol.
+//! Chromium without a screen, driven by its driver, as the W3C has it.
 
 use std::{
     process::{Child, Command, Stdio},

@@ -176,7 +176,7 @@ function hostRows(hosts) {
   return [el("h2", {}, "Downloads by host"), el("table", {},
     el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, hosts.map((host) => el("tr", {},
-      el("th", { scope: "row" }, host.host), el("td", {}, count(host.downloads)),
+      el("th", { scope: "row" }, host.name), el("td", {}, count(host.downloads)),
       el("td", { class: host.failures > 0 ? "bad" : null }, count(host.failures)),
       el("td", {}, bytes(host.bytes)), el("td", {}, duration(host.ms / Math.max(1, host.downloads)))))))];
 }
