@@ -384,8 +384,18 @@ fn pictures_of_the_page_can_be_taken() {
         let is_enough = history["points"].as_array().unwrap().len() >= points;
         (is_enough && server.stat("jobs_done") >= 12).then_some(())
     });
-    let result: String = server.call(&["FLORENCE.GET", "photo:0000", "RESULT"]);
-    forged(&server, "shapes", &serde_json::from_str(&result).unwrap());
+    let asked =
+        ["<OD>", "<DETAILED_CAPTION>", "<REFERRING_EXPRESSION_SEGMENTATION>a black triangle"];
+    let submit = ["FLORENCE.SUBMIT", "shapes", &sample("shapes.png"), "PROMPTS", "3"];
+    server.call::<()>(&[&submit[..], &asked, &["NOCACHE"]].concat());
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "shapes", "60"]);
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    redis::cmd("HSET")
+        .arg("shapes")
+        .arg("thumbnail")
+        .arg(bytes)
+        .exec(&mut server.connect())
+        .unwrap();
     for (name, part, is_there) in [
         ("overview", "overview", "document.querySelector('#ends meter')"),
         (

@@ -13,7 +13,7 @@ export function overlay({ marks, width, height, source, isTurned, onMissing }) {
   const drawing = svg("svg", { class: "marks", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-label": "What was found" });
   const stage = el("div", { class: "stage" });
   stage.style.aspectRatio = `${width} / ${height}`;
-  stage.style.maxWidth = `min(100%, ${Math.max(width, 480)}px, ${(75 * width / height).toFixed(1)}vh)`;
+  stage.style.maxWidth = `min(100%, ${Math.max(width, 760)}px, ${(75 * width / height).toFixed(1)}vh)`;
   if (source) {
     const picture = el("img", { src: source, alt: "The job's picture", class: isTurned ? "turned" : null });
     picture.addEventListener("error", () => {
