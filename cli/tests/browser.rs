@@ -386,7 +386,8 @@ fn pictures_of_the_page_can_be_taken() {
     });
     let asked =
         ["<OD>", "<DETAILED_CAPTION>", "<REFERRING_EXPRESSION_SEGMENTATION>a black triangle"];
-    let submit = ["FLORENCE.SUBMIT", "shapes", &sample("shapes.png"), "PROMPTS", "3"];
+    let url = pictures.url("shapes.png");
+    let submit = ["FLORENCE.SUBMIT", "shapes", &url, "PROMPTS", "3"];
     server.call::<()>(&[&submit[..], &asked, &["NOCACHE"]].concat());
     server.call::<redis::Value>(&["FLORENCE.WAIT", "shapes", "60"]);
     let bytes = std::fs::read(picture("shapes.png")).unwrap();

@@ -92,8 +92,24 @@ impl Findings {
         }
     }
 
-    /// Adds the region that a prompt asks about, in a picture of this size.
-    pub(crate) fn add_region(&mut self, prompt: usize, text: &str, (width, height): (f64, f64)) {
+    /// Adds what the prompts say: the regions that they ask about, in a picture of this size, and
+    /// names for what was found and has none.
+    pub(crate) fn ask(&mut self, prompts: &[String], size: (f64, f64)) {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let asked = prompt.split_once('>').map_or("", |(_, text)| text.trim());
+            if asked.starts_with('<') {
+                self.add_region(i, asked, size);
+                continue;
+            }
+            let nameless = |mark: &&mut Mark| mark.prompt == i && mark.label.is_empty();
+            for mark in self.marks.iter_mut().filter(nameless) {
+                asked.clone_into(&mut mark.label);
+            }
+        }
+        self.give_colours();
+    }
+
+    fn add_region(&mut self, prompt: usize, text: &str, (width, height): (f64, f64)) {
         let places: Vec<f64> = text
             .split("<loc_")
             .skip(1)
@@ -111,7 +127,6 @@ impl Findings {
                 prompt,
             };
             self.marks.insert(0, mark);
-            self.give_colours();
         }
     }
 
@@ -221,16 +236,20 @@ mod tests {
     }
 
     #[test]
-    fn a_region_that_is_asked_about_is_marked() {
+    fn prompts_add_regions_and_names() {
+        let result = json!({ "<REFERRING_EXPRESSION_SEGMENTATION>":
+            { "polygons": [[[1, 1, 2, 2, 3, 1]]], "labels": [""] } });
+        let mut found = Findings::read(&result, &Value::Null);
+        found.ask(&["<REFERRING_EXPRESSION_SEGMENTATION> a cat".to_owned()], (9.0, 9.0));
+        assert_eq!((found.marks.len(), &*found.marks[0].label), (1, "a cat"));
         let mut found = Findings::default();
         let prompt = "<REGION_TO_CATEGORY><loc_0><loc_100><loc_500><loc_999>";
-        found.add_region(0, prompt, (1000.0, 100.0));
+        found.ask(&["<OD>".to_owned(), prompt.to_owned()], (1000.0, 100.0));
+        assert_eq!((found.marks.len(), found.marks[0].prompt), (1, 1));
         let corners = &found.marks[0].outlines[0];
         for (found, expected) in [(corners[0], (0.5, 10.05)), (corners[2], (500.5, 99.95))] {
             assert!((found.0 - expected.0).abs() < 1e-9, "{found:?}");
             assert!((found.1 - expected.1).abs() < 1e-9, "{found:?}");
         }
-        found.add_region(0, "<OD>", (10.0, 10.0));
-        assert_eq!(found.marks.len(), 1);
     }
 }

@@ -75,10 +75,15 @@ impl Answer {
     fn marks(&self, (width, height): (f64, f64)) -> Findings {
         let mut marks = Findings::read(&self.result, &self.scores);
         let asked = self.size.unwrap_or((width, height));
-        marks.add_region(0, &self.prompt, asked);
+        marks.ask(&prompts(&self.prompt), asked);
         marks.scale((width / asked.0, height / asked.1));
         marks
     }
+}
+
+/// The prompts of a job or a line, which are a list in JSON if there are several.
+pub(crate) fn prompts(prompt: &str) -> Vec<String> {
+    serde_json::from_str(prompt).unwrap_or_else(|_one| vec![prompt.to_owned()])
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use super::{
     server::{Key, Server, entries, number, text, words},
     watch::Watch,
 };
-use crate::draw::Findings;
+use crate::draw::{self, Findings};
 
 const UNFINISHED: [&str; 4] = ["queued", "retrying", "fetching", "running"];
 const ENDED: [&str; 4] = ["done", "failed", "cancelled", "expired"];
@@ -386,11 +386,8 @@ pub(super) fn marks(job: &serde_json::Value) -> Findings {
     let mut marks = Findings::read(&job["result"], &job["scores"]);
     let size = (&job["width"], &job["height"]);
     if let (Some(width), Some(height)) = (size.0.as_f64(), size.1.as_f64()) {
-        let asked = job["prompt"].as_str().unwrap_or_default();
-        let several: Option<Vec<String>> = serde_json::from_str(asked).ok();
-        for (i, prompt) in several.unwrap_or_else(|| vec![asked.to_owned()]).iter().enumerate() {
-            marks.add_region(i, prompt, (width, height));
-        }
+        let prompts = draw::prompts(job["prompt"].as_str().unwrap_or_default());
+        marks.ask(&prompts, (width, height));
     }
     marks
 }
