@@ -47,7 +47,7 @@ arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cli
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 screenshots: setup  ## pictures of the page of `florence web`, into docs

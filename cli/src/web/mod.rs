@@ -8,7 +8,7 @@
 //!
 //! - [`server`]: a connection to a server; [`figures`]: histograms and counts
 //! - [`watch`]: what servers tell of themselves; [`view`] and [`metrics`] show it
-//! - [`jobs`], [`celery`], [`picture`], [`submit`]: what is asked about jobs
+//! - [`list`], [`jobs`], [`celery`], [`picture`], [`submit`]: what is asked about jobs
 //! - [`guard`]: who may ask; [`routes`]: what can be asked for; [`assets`]: the page
 
 mod assets;
@@ -16,6 +16,7 @@ mod celery;
 mod figures;
 mod guard;
 mod jobs;
+mod list;
 mod metrics;
 mod picture;
 mod routes;

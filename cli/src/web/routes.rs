@@ -25,7 +25,8 @@ use serde_json::{Value, json};
 
 use super::{
     App, assets, celery, guard,
-    jobs::{self, MOST_NAMED, Named, Order, Wanted},
+    jobs::{self, MOST_NAMED, Named, Order},
+    list::{self, List, Wanted},
     metrics, picture, submit, view,
 };
 
@@ -77,7 +78,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .route("/api/info", get(info))
         .route("/api/live", get(live))
         .route("/api/history", get(history))
-        .route("/api/jobs", get(list))
+        .route("/api/jobs", get(listed))
         .route("/api/job", get(job))
         .route("/api/picture", get(shown_picture))
         .route("/api/annotated", get(annotated))
@@ -164,11 +165,8 @@ async fn history(State(app): Shared, Query(one): Query<One>) -> Json<Value> {
     Json(view::history(&app.watch, one.server))
 }
 
-async fn list(
-    State(app): Shared,
-    Query(wanted): Query<Wanted>,
-) -> Result<Json<jobs::List>, Refusal> {
-    Ok(Json(jobs::list(&app.watch, &wanted).await?))
+async fn listed(State(app): Shared, Query(wanted): Query<Wanted>) -> Result<Json<List>, Refusal> {
+    Ok(Json(list::list(&app.watch, &wanted).await?))
 }
 
 async fn job(State(app): Shared, Query(named): Query<Named>) -> Answer {
