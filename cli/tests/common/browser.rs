@@ -148,10 +148,10 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        if !self.session.is_empty() {
-            let _ = self.try_ask("DELETE", "", &Value::Null);
-        }
+        // Without this the browser would outlive its driver.
+        let ended = self.try_ask("DELETE", "", &json!({}));
         let _ = self.driver.kill();
         let _ = self.driver.wait();
+        assert!(ended.is_ok() || std::thread::panicking(), "the browser stays: {ended:?}");
     }
 }
