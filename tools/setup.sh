@@ -58,6 +58,9 @@ if [ "$1" = tests ]; then
     # The browser of cli/tests/browser.rs.
     need chromium chromium
     need chromedriver chromium-driver
+    # Of cli/tests/prometheus.rs, and of top.rs.
+    need prometheus prometheus
+    need script bsdutils
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi
