@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
-    /// What is asked then: THEN, EACH or CROP and a prompt, as in 'EACH <REGION_TO_OCR>'; up to three
+    /// What is asked then: THEN, EACH or CROP and a prompt, as in `EACH <REGION_TO_OCR>`; up to three
     #[arg(long = "step", value_name = "STEP")]
     steps: Vec<Step>,
     /// How much more than a region CROP cuts out on each side, in percent of its size

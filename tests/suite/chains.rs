@@ -29,9 +29,10 @@ fn ask(server: &Server, key: &str, url: &str, rest: &[&str]) -> Value {
 /// Left, top, right, bottom as the location tokens that the model would be asked with.
 fn place(region: &Value, (width, height): (f64, f64)) -> String {
     let edges = region.as_array().unwrap().iter().zip([width, height, width, height]);
-    edges
-        .map(|(edge, size)| format!("<loc_{}>", (edge.as_f64().unwrap() * 1000.0 / size).floor()))
-        .collect()
+    let place = |(edge, size): (&Value, f64)| {
+        format!("<loc_{}>", (edge.as_f64().unwrap() * 1000.0 / size).floor())
+    };
+    edges.map(place).collect::<Vec<_>>().concat()
 }
 
 #[test]

@@ -35,7 +35,7 @@ const CHANGEABLE: [Bad; 19] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 19] = [
+const FIXED: [Bad; 18] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),

@@ -176,9 +176,11 @@ impl Step {
         let asks_region = Task::of(&self.prompt).is_some_and(|task| task.input() == Input::Region);
         if self.link == Link::Each && asks_region {
             let place = locations(region.edges, size);
-            return match self.prompt.contains(PLACE) {
-                true => self.prompt.replace(PLACE, &place),
-                false => format!("{}{place}", self.prompt.trim_end()),
+            let has_place = self.prompt.contains(PLACE);
+            return if has_place {
+                self.prompt.replace(PLACE, &place)
+            } else {
+                format!("{}{place}", self.prompt.trim_end())
             };
         }
         self.prompt.replace(PLACE, &region.label)

@@ -36,6 +36,7 @@ impl Area {
 
 impl Rgb {
     /// A copy of a part of the picture.
+    #[must_use]
     pub fn part(&self, area: Area) -> Self {
         let Area { left, top, width, height } = area;
         let row = |y: usize| &self.data[3 * ((top + y) * self.width + left)..][..3 * width];
