@@ -54,6 +54,8 @@ mod mixed; // everything at once, at random: keys that change, servers that die 
 mod module; // loading, settings, documentation, models that cannot be loaded
 #[path = "suite/prompts.rs"]
 mod prompts; // blanks around tasks, other texts than the fifteen tasks
+#[path = "suite/sampling.rs"]
+mod sampling; // answers that are drawn by chance, options of the search
 #[path = "suite/secrets.rs"]
 mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]
