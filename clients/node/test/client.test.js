@@ -1,0 +1,279 @@
+/** What the client does on one server. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { join } from "node:path";
+import { after, afterEach, before, beforeEach, test } from "node:test";
+import { createClient } from "redis";
+
+import * as f from "../index.js";
+import { ROOT, SHAPES, SIGN, SIZE, Server, eventually, sleep } from "./harness.js";
+
+const { Florence, tasks } = f;
+const SQUARE = [100, 100, 340, 410];
+
+let server, client, florence;
+before(async () => (server = await Server.start()));
+after(() => server.close());
+beforeEach(async () => {
+  await server.call("FLUSHALL");
+  client = await createClient({ url: server.url }).on("error", () => {}).connect();
+  florence = new Florence(client);
+});
+afterEach(async () => {
+  await florence.close();
+  client.destroy();
+});
+
+const near = (box, ...expected) =>
+  box.forEach((found, i) => assert(Math.abs(found - expected[i]) < 5, `${box} ${expected}`));
+
+for (const RESP of [2, 3]) {
+  test(`fifteen tasks have typed answers, RESP${RESP}`, async () => {
+    const client = await createClient({ url: server.url, RESP }).connect();
+    const florence = new Florence(client);
+    assert.equal(await florence.caption(SHAPES), "a blue circle, a red square and a black triangle");
+    assert.match(await florence.detailedCaption(SIGN), /^The image shows a medium red square/);
+    assert.match(await florence.moreDetailedCaption(SIGN), /one shape and one word/);
+    assert.equal(await florence.ocr(SIGN), "EXIT");
+
+    const found = await florence.detect(SHAPES);
+    assert.deepEqual(found.labels, ["circle", "square", "triangle"]);
+    near(found.bboxes[1], 36, 28, 121, 113);
+    assert.equal((await florence.denseRegionCaption(SHAPES)).labels[2], "large black triangle");
+    assert.equal((await florence.regionProposal(SHAPES)).bboxes.length, 3);
+    const phrase = "a black triangle";
+    assert.deepEqual((await florence.phraseGrounding(SHAPES, phrase)).labels, [phrase]);
+
+    const words = await florence.ocrWithRegion(SIGN);
+    assert.deepEqual(words.labels, ["EXIT"]);
+    assert.equal(words.quadBoxes[0].length, 4);
+    near(words.quadBoxes[0][0], 72, 225);
+
+    const triangle = await florence.openVocabularyDetection(SHAPES, "black triangle");
+    assert.deepEqual([triangle.bboxesLabels, triangle.polygons], [["black triangle"], []]);
+    const shape = await florence.referringExpressionSegmentation(SHAPES, phrase);
+    assert.deepEqual(shape.polygons[0].map((part) => part.length), [3]);
+    assert.equal((await florence.regionToSegmentation(SHAPES, SQUARE)).polygons.length, 1);
+
+    assert.equal(await florence.regionToCategory(SHAPES, SQUARE), "square");
+    assert.equal(await florence.regionToDescription(SHAPES, SQUARE), "a medium red square");
+    const word = f.regionOf((await florence.detect(SIGN)).bboxes[1], SIZE);
+    assert.equal(await florence.regionToOcr(SIGN, word), "EXIT");
+    await florence.close();
+    client.destroy();
+  });
+}
+
+test("several questions about one picture have a list of answers", async () => {
+  const questions = f.several(tasks.ocr, tasks.detect, tasks.phraseGrounding("a red square"));
+  const [text, found, grounded] = await florence.ask(SIGN, questions);
+  assert.equal(text, "EXIT");
+  assert.deepEqual(found.labels, ["square", "word"]);
+  assert.deepEqual(grounded.labels, ["a red square"]);
+});
+
+test("a job tells what became of it", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, { key: "job:1", priority: 9 });
+  const job = await florence.wait(key);
+  assert.deepEqual([job.key, job.state, job.image, job.attempts], ["job:1", "done", "DATA", 1]);
+  assert.deepEqual([job.prompts, job.answer, job.texts], [["<OCR>"], "EXIT", ["</s><s>EXIT</s>"]]);
+  assert(job.submittedAt <= job.startedAt && job.startedAt <= job.finishedAt && job.hasEnded);
+  assert.deepEqual([job.result, job.model], [{ "<OCR>": "EXIT" }, "tiny"]);
+  assert.deepEqual(await florence.get(key), job);
+});
+
+test("pictures are bytes, keys and addresses", async () => {
+  const pictures = createServer((_, reply) => reply.end(SIGN));
+  await new Promise((resolve) => pictures.listen(0, "127.0.0.1", resolve));
+  await server.call("SET", "page", SIGN);
+  const url = new URL(`http://127.0.0.1:${pictures.address().port}/sign.png`);
+  const longer = new Uint8Array(SIGN.length + 3);
+  longer.set(SIGN, 3);
+  try {
+    for (const image of [SIGN, longer.subarray(3), { key: "page" }, url, url.href]) {
+      assert.equal(await florence.ocr(image), "EXIT");
+    }
+  } finally {
+    pictures.closeAllConnections();
+    pictures.close();
+  }
+});
+
+test("options name their units", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, {
+    priority: 3,
+    delayMs: 60_000,
+    expiresMs: 90_500,
+    model: "tiny",
+    attemptTimeoutMs: 250,
+    retries: 2,
+    ttlSeconds: 7,
+    beams: 1,
+    maxTokens: 12,
+    noCache: true,
+  });
+  const names = "priority delay expires wants timeout retries ttl beams maxtokens nocache".split(" ");
+  const expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1"];
+  assert.deepEqual(await server.call("HMGET", key, ...names), expected);
+  await assert.rejects(florence.submit(SIGN, tasks.ocr, { speed: 1 }), /no option speed/);
+});
+
+const refuses = async (Kind, promise) => {
+  const error = await promise.then(assert.fail, (error) => error);
+  assert.equal(error.constructor, Kind, String(error));
+  assert.equal(error.job, undefined);
+  return error;
+};
+
+test("commands that are refused reject by code", async () => {
+  await refuses(f.BadPromptError, florence.ask(SIGN, { prompts: ["nonsense"] }));
+  await refuses(f.DeniedError, florence.ocr("/etc/hostname"));
+  await refuses(f.NoModelError, florence.ocr(SIGN, { model: "large" }));
+  await florence.submit(SIGN, tasks.ocr, { key: "job:1" });
+  await refuses(f.JobExistsError, florence.submit(SIGN, tasks.detect, { key: "job:1" }));
+  await server.call("SET", "text", "x");
+  await server.call("HSET", "hash", "x", "y");
+  await refuses(f.WrongTypeError, florence.get("text"));
+  await refuses(f.NotAJobError, florence.get("hash"));
+  await refuses(f.NotAJobError, florence.wait("hash"));
+  assert.match((await refuses(f.NoJobError, florence.wait("missing"))).message, /missing/);
+  assert.equal(await florence.get("missing"), undefined);
+  await server.call("CONFIG", "SET", "florence.max-delayed", 1);
+  try {
+    await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+    const busy = await refuses(f.BusyError, florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 }));
+    assert.deepEqual([busy.retryable, busy.retryAfterMs], [true, 1000]);
+  } finally {
+    await server.call("CONFIG", "SET", "florence.max-delayed", 100_000);
+  }
+});
+
+test("errors of the server itself stay those of node-redis", async () => {
+  const error = await florence.ocr(SIGN, { priority: 10 }).then(assert.fail, (error) => error);
+  assert.match(error.message, /PRIORITY is not an integer/);
+  assert(!(error instanceof f.FlorenceError));
+});
+
+const ends = async (Kind, key) => {
+  const job = await florence.wait(key);
+  assert.throws(
+    () => job.answer,
+    (error) => error.constructor === Kind && error.job === job,
+  );
+  return job;
+};
+
+test("jobs without an answer throw by code", async () => {
+  const url = "http://127.0.0.1:9/";
+  const fetch = await ends(f.FetchError, await florence.submit(url, tasks.ocr, { retries: 0 }));
+  assert.equal(fetch.error.retryable, true);
+  await ends(f.ImageError, await florence.submit(Buffer.from("no picture"), tasks.ocr));
+  const late = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  const job = await florence.get(late);
+  assert.throws(() => job.answer, f.NotEndedError);
+  assert.equal(await florence.cancel(late, "missing"), 1);
+  await ends(f.JobCancelledError, late);
+  const expires = { delayMs: 200, expiresMs: 100 };
+  await ends(f.JobExpiredError, await florence.submit(SIGN, tasks.ocr, expires));
+  await server.call("FLORENCE.SUBMIT", "forged", "DATA", "no picture", "<OCR>");
+  await eventually("it has failed", () => server.call("HGET", "forged", "error_code"));
+  await server.call("HSET", "forged", "error_code", "TIMEOUT");
+  await ends(f.AttemptTimeoutError, "forged");
+});
+
+test("every code of the documentation has a class", () => {
+  const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
+  const [table] = text.split("| code | meaning | retried |")[1].split("\n\n");
+  const [line] = text.split("Errors, with nothing stored: ")[1].split("\n");
+  const codes = [...table.matchAll(/^\| `(\w+)`/gm), ...line.matchAll(/`(\w+)`/g)].map(([, code]) => code);
+  assert(codes.length > 12);
+  for (const code of codes) assert(code === "ERR" || code === "NOPERM" || f.ERRORS.has(code), code);
+});
+
+test("a wait ends when its time is over, and the job goes on", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 1000 });
+  const start = Date.now();
+  const error = await florence.wait(key, { timeoutMs: 300 }).then(assert.fail, (error) => error);
+  assert(error instanceof f.WaitTimeoutError);
+  assert.deepEqual(error.keys, [key]);
+  assert(Date.now() - start < 900);
+  assert.equal((await florence.wait(key, { timeoutMs: 10_000 })).answer, "EXIT");
+});
+
+test("a wait ends when its signal says so", async () => {
+  const controller = new AbortController();
+  const asking = florence.ocr(SIGN, { delayMs: 60_000, signal: controller.signal });
+  setTimeout(() => controller.abort(new Error("enough")), 100);
+  await assert.rejects(asking, /enough/);
+  await assert.rejects(florence.ocr(SIGN, { signal: controller.signal }), /enough/);
+  assert.equal(await florence.ocr(SIGN, { signal: new AbortController().signal }), "EXIT");
+});
+
+test("waitMany keeps the order, and asCompleted that of the ends", async () => {
+  const delays = [900, 100, 500, 300, 700];
+  const submit = (delayMs) => florence.submit(SIGN, tasks.ocr, { delayMs });
+  const keys = await Promise.all(delays.map(submit));
+  const ended = [];
+  for await (const job of florence.asCompleted(keys, { timeoutMs: 10_000 })) ended.push(job.key);
+  assert.deepEqual(ended, [1, 3, 2, 4, 0].map((i) => keys[i]));
+  const jobs = await florence.waitMany([...keys, keys[0]]);
+  assert.deepEqual(jobs.map(({ key }) => key), [...keys, keys[0]]);
+  assert.deepEqual(await florence.waitMany([]), []);
+});
+
+test("asCompleted gives what ended in time", async () => {
+  const submit = (delayMs) => florence.submit(SIGN, tasks.ocr, { delayMs });
+  const keys = await Promise.all([100, 60_000].map(submit));
+  const ended = [];
+  await assert.rejects(async () => {
+    for await (const job of florence.asCompleted(keys, { timeoutMs: 800 })) ended.push(job.key);
+  }, f.WaitTimeoutError);
+  assert.deepEqual(ended, keys.slice(0, 1));
+});
+
+test("more keys than a command takes are waited for and cancelled", async () => {
+  const names = Array.from({ length: 1003 }, (_, i) => `job:${i}`);
+  const submit = (key) => florence.submit(Buffer.from("no picture"), tasks.ocr, { key });
+  const keys = await Promise.all(names.map(submit));
+  assert.equal((await florence.waitMany(keys, { timeoutMs: 60_000 })).length, 1003);
+  assert.equal(await florence.cancel(...keys), 0);
+  assert.equal(await florence.cancel(), 0);
+});
+
+test("a job that is deleted meanwhile is told of last", async () => {
+  const submit = (delayMs) => florence.submit(SIGN, tasks.ocr, { delayMs });
+  const keys = await Promise.all([60_000, 200, 600].map(submit));
+  const jobs = florence.asCompleted(keys, { timeoutMs: 10_000 });
+  assert.equal((await jobs.next()).value.key, keys[1]);
+  await server.call("DEL", keys[0]);
+  assert.equal((await jobs.next()).value.key, keys[2]);
+  await assert.rejects(jobs.next(), f.NoJobError);
+});
+
+test("a job is cancelled and queued again, and who waits is woken", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  assert.deepEqual(await florence.jobs({ state: "queued", count: 10 }), [{ key, state: "queued" }]);
+  const waiting = florence.wait(key);
+  await sleep(100);
+  assert.equal(await florence.cancel(key), 1);
+  assert.equal((await waiting).state, "cancelled");
+  assert.deepEqual(await florence.jobs(), []);
+  assert.equal(await florence.retry(key), 1);
+  assert.equal((await florence.wait(key, { timeoutMs: 10_000 })).answer, "EXIT");
+});
+
+test("the same request under the same key is one job", async () => {
+  const [before] = await florence.stats();
+  const submit = () => florence.submit(SIGN, tasks.ocr, { key: "invoice:7" });
+  assert.deepEqual(await Promise.all([submit(), submit()]), ["invoice:7", "invoice:7"]);
+  const [after] = await florence.stats();
+  assert.equal(after.jobs_submitted, before.jobs_submitted + 1);
+  assert.deepEqual([(await florence.model())[0].name, after.panics], ["tiny", 0]);
+});
+
+test("made up keys can be told apart by a prefix", async () => {
+  const key = await new Florence(client, { prefix: "shop:" }).submit(SIGN, tasks.ocr);
+  assert.match(key, /^shop:[0-9A-Z]{26}$/);
+});
