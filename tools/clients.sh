@@ -13,10 +13,10 @@ rm -rf clients/python/dist
 
 node_log=$(mktemp)
 trap 'rm -f "$node_log"' EXIT
-(cd clients/node && npm test --silent) > "$node_log" 2>&1 &
+(cd clients/node && timeout 300 npm test --silent) > "$node_log" 2>&1 &
 node=$!
 failed=0
-(cd clients/python && "$python" -m pytest -q -p no:cacheprovider tests) || failed=1
+(cd clients/python && timeout 300 "$python" -m pytest -q -p no:cacheprovider tests) || failed=1
 wait $node || failed=1
 cat "$node_log"
 exit $failed

@@ -79,12 +79,15 @@ export class Florence {
   #isCluster;
   #slice;
   #mostConnections;
-  /** Connections that wait, and those that could. */
+  /** All connections of its own, how many of them wait, and those that could. @type {Set<any>} */
+  #connections = new Set();
   #waiting = 0;
   /** @type {any[]} */
   #idle = [];
   /** Jobs that no connection waits for yet, and who is to be told. @type {Map<string, Set<Wanted>>} */
   #wanted = new Map();
+  /** Everyone who is to be told. @type {Set<Wanted>} */
+  #callers = new Set();
   #isClosed = false;
 
   /**
@@ -105,7 +108,7 @@ export class Florence {
   /** Closes the connections that wait. The client that it was made with stays open. */
   async close() {
     this.#isClosed = true;
-    for (const connection of this.#idle.splice(0)) if (connection.isOpen) connection.destroy();
+    for (const connection of this.#connections) if (connection.isOpen) connection.destroy();
     this.#tellClosed();
   }
 
@@ -346,12 +349,26 @@ export class Florence {
   #want(key, tell) {
     /** @type {Wanted} */
     const wanted = { tell };
+    this.#callers.add(wanted);
     this.#wanted.set(key, (this.#wanted.get(key) ?? new Set()).add(wanted));
     if (this.#isClosed) queueMicrotask(() => this.#tellClosed());
     else if (this.#waiting < this.#mostConnections) this.#wait();
-    return () => {
-      wanted.tell = undefined;
-    };
+    return () => this.#take(wanted);
+  }
+
+  /**
+   * Takes from the callers one who is told, or wants to know no more.
+   * @param {Wanted} wanted
+   */
+  #take(wanted) {
+    const { tell } = wanted;
+    wanted.tell = undefined;
+    this.#callers.delete(wanted);
+    return tell;
+  }
+
+  #tellClosed() {
+    for (const wanted of this.#callers) this.#take(wanted)?.(new Error("the client was closed"));
   }
 
   /** Takes a connection, and waits for all jobs that no other waits for, as long as there are any. */
@@ -368,7 +385,10 @@ export class Florence {
       /** @type {Map<string, Job<any> | Error>} */
       let ends = new Map();
       try {
-        if (!connection?.isOpen) connection = await this.#connect();
+        if (!connection?.isOpen) {
+          this.#connections.delete(connection);
+          connection = await this.#connect();
+        }
         ends = await this.#look(keys, connection);
         losses = 0;
       } catch (error) {
@@ -377,7 +397,7 @@ export class Florence {
         else ends = new Map(keys.map((key) => [key, /** @type {Error} */ (error)]));
       }
       for (const [key, end] of ends) {
-        for (const { tell } of waited.get(key) ?? []) tell?.(end);
+        for (const wanted of waited.get(key) ?? []) this.#take(wanted)?.(end);
         waited.delete(key);
       }
       // With those that came meanwhile.
@@ -386,19 +406,7 @@ export class Florence {
       }
     }
     this.#waiting -= 1;
-    if (!this.#isClosed) {
-      if (connection) this.#idle.push(connection);
-      return;
-    }
-    if (connection?.isOpen) connection.destroy();
-    this.#tellClosed();
-  }
-
-  #tellClosed() {
-    const wanted = this.#wanted;
-    this.#wanted = new Map();
-    const closed = new Error("the client was closed");
-    for (const all of wanted.values()) for (const { tell } of all) tell?.(closed);
+    if (connection) this.#idle.push(connection);
   }
 
   async #connect() {
@@ -406,8 +414,13 @@ export class Florence {
     const connection = this.#client.duplicate(this.#isCluster ? { minimizeConnections: true } : {});
     // What goes wrong is told by the commands.
     connection.on("error", () => {});
-    await connection.connect();
-    return connection;
+    this.#connections.add(connection);
+    try {
+      return await connection.connect();
+    } catch (error) {
+      this.#connections.delete(connection);
+      throw error;
+    }
   }
 
   /**
@@ -464,7 +477,9 @@ export class Florence {
   async #everywhere(args) {
     const client = /** @type {any} */ (this.#client);
     if (!this.#isCluster) return [await this.#send(args)];
-    const nodes = await Promise.all(client.masters.map((/** @type {any} */ node) => client.nodeClient(node)));
+    const nodes = await Promise.all(
+      client.masters.map((/** @type {any} */ node) => client.nodeClient(node)),
+    );
     return Promise.all(nodes.map((node) => node.sendCommand(args)));
   }
 

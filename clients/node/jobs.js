@@ -158,7 +158,8 @@ export class Job {
   /** @param {Record<string, any>} got the map of FLORENCE.GET */
   constructor(got) {
     const time = (/** @type {number | null} */ at) => (at === null ? undefined : new Date(at));
-    const json = (/** @type {string | null} */ text) => (text === null ? undefined : JSON.parse(text));
+    const json = (/** @type {string | null} */ text) =>
+      text === null ? undefined : JSON.parse(text);
     /** @type {JobKey<T>} */
     this.key = got.id;
     /** @type {State} */
@@ -172,7 +173,8 @@ export class Job {
     /** The answer's JSON, as the module gives it. @type {Record<string, any> | undefined} */
     this.result = json(got.result);
     /** What the model has written, for each prompt. @type {readonly string[]} */
-    this.texts = got.text === null ? [] : this.prompts.length > 1 ? JSON.parse(got.text) : [got.text];
+    this.texts =
+      got.text === null ? [] : this.prompts.length > 1 ? JSON.parse(got.text) : [got.text];
     /** @type {Failure | undefined} */
     this.error = json(got.error);
     /** @type {string | undefined} */

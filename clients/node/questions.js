@@ -90,8 +90,7 @@ export const several = (...questions) => ({
  */
 export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
   /** @type {(pixels: number, whole: number) => number} */
-  const place = (pixels, whole) =>
-    Math.min(999, Math.max(0, Math.trunc((pixels * 1000) / whole)));
+  const place = (pixels, whole) => Math.min(999, Math.max(0, Math.trunc((pixels * 1000) / whole)));
   return [place(x1, width), place(y1, height), place(x2, width), place(y2, height)];
 };
 

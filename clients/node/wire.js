@@ -72,7 +72,8 @@ export const imageArguments = (image) => {
 };
 
 /** @param {unknown} value */
-export const plain = (value) => (value instanceof Uint8Array ? Buffer.from(value).toString() : value);
+export const plain = (value) =>
+  value instanceof Uint8Array ? Buffer.from(value).toString() : value;
 
 /** RESP3 gives a map, RESP2 a flat list. @param {any} reply @returns {Record<string, any>} */
 export const asMap = (reply) => {

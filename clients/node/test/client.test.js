@@ -18,7 +18,9 @@ before(async () => (server = await Server.start()));
 after(() => server.close());
 beforeEach(async () => {
   await server.call("FLUSHALL");
-  client = await createClient({ url: server.url }).on("error", () => {}).connect();
+  client = await createClient({ url: server.url })
+    .on("error", () => {})
+    .connect();
   florence = new Florence(client);
 });
 afterEach(async () => {
@@ -33,7 +35,10 @@ for (const RESP of [2, 3]) {
   test(`fifteen tasks have typed answers, RESP${RESP}`, async () => {
     const client = await createClient({ url: server.url, RESP }).connect();
     const florence = new Florence(client);
-    assert.equal(await florence.caption(SHAPES), "a blue circle, a red square and a black triangle");
+    assert.equal(
+      await florence.caption(SHAPES),
+      "a blue circle, a red square and a black triangle",
+    );
     assert.match(await florence.detailedCaption(SIGN), /^The image shows a medium red square/);
     assert.match(await florence.moreDetailedCaption(SIGN), /one shape and one word/);
     assert.equal(await florence.ocr(SIGN), "EXIT");
@@ -54,7 +59,10 @@ for (const RESP of [2, 3]) {
     const triangle = await florence.openVocabularyDetection(SHAPES, "black triangle");
     assert.deepEqual([triangle.bboxesLabels, triangle.polygons], [["black triangle"], []]);
     const shape = await florence.referringExpressionSegmentation(SHAPES, phrase);
-    assert.deepEqual(shape.polygons[0].map((part) => part.length), [3]);
+    assert.deepEqual(
+      shape.polygons[0].map((part) => part.length),
+      [3],
+    );
     assert.equal((await florence.regionToSegmentation(SHAPES, SQUARE)).polygons.length, 1);
 
     assert.equal(await florence.regionToCategory(SHAPES, SQUARE), "square");
@@ -114,7 +122,9 @@ test("options name their units", async () => {
     maxTokens: 12,
     noCache: true,
   });
-  const names = "priority delay expires wants timeout retries ttl beams maxtokens nocache".split(" ");
+  const names = "priority delay expires wants timeout retries ttl beams maxtokens nocache".split(
+    " ",
+  );
   const expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1"];
   assert.deepEqual(await server.call("HMGET", key, ...names), expected);
   await assert.rejects(florence.submit(SIGN, tasks.ocr, { speed: 1 }), /no option speed/);
@@ -187,7 +197,9 @@ test("every code of the documentation has a class", () => {
   const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
   const [table] = text.split("| code | meaning | retried |")[1].split("\n\n");
   const [line] = text.split("Errors, with nothing stored: ")[1].split("\n");
-  const codes = [...table.matchAll(/^\| `(\w+)`/gm), ...line.matchAll(/`(\w+)`/g)].map(([, code]) => code);
+  const codes = [...table.matchAll(/^\| `(\w+)`/gm), ...line.matchAll(/`(\w+)`/g)].map(
+    ([, code]) => code,
+  );
   assert(codes.length > 12);
   for (const code of codes) assert(code === "ERR" || code === "NOPERM" || f.ERRORS.has(code), code);
 });
@@ -217,9 +229,15 @@ test("waitMany keeps the order, and asCompleted that of the ends", async () => {
   const keys = await Promise.all(delays.map(submit));
   const ended = [];
   for await (const job of florence.asCompleted(keys, { timeoutMs: 10_000 })) ended.push(job.key);
-  assert.deepEqual(ended, [1, 3, 2, 4, 0].map((i) => keys[i]));
+  assert.deepEqual(
+    ended,
+    [1, 3, 2, 4, 0].map((i) => keys[i]),
+  );
   const jobs = await florence.waitMany([...keys, keys[0]]);
-  assert.deepEqual(jobs.map(({ key }) => key), [...keys, keys[0]]);
+  assert.deepEqual(
+    jobs.map(({ key }) => key),
+    [...keys, keys[0]],
+  );
   assert.deepEqual(await florence.waitMany([]), []);
 });
 

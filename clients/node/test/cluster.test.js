@@ -28,14 +28,20 @@ test("jobs are spread over all nodes", async () => {
   const jobs = await florence.waitMany(keys, { timeoutMs: 30_000 });
   assert.deepEqual(new Set(jobs.map(({ answer }) => answer)), new Set(["EXIT"]));
   const shares = await Promise.all(cluster.nodes.map((node) => node.call("DBSIZE")));
-  assert(shares.every((share) => share >= 6), String(shares));
+  assert(
+    shares.every((share) => share >= 6),
+    String(shares),
+  );
 });
 
 test("the first to end comes first, on any node", async () => {
   const keys = await Promise.all([1200, 100, 700, 400, 1000].map(submit));
   const ended = [];
   for await (const job of florence.asCompleted(keys, { timeoutMs: 10_000 })) ended.push(job.key);
-  assert.deepEqual(ended, [1, 3, 2, 4, 0].map((i) => keys[i]));
+  assert.deepEqual(
+    ended,
+    [1, 3, 2, 4, 0].map((i) => keys[i]),
+  );
 });
 
 test("jobs of many nodes are cancelled and queued again", async () => {
@@ -64,6 +70,12 @@ test("errors come from any node", async () => {
 });
 
 test("every node tells of its model and its counters", async () => {
-  assert.deepEqual((await florence.model()).map(({ name }) => name), ["tiny", "tiny", "tiny"]);
-  assert.deepEqual((await florence.stats()).map(({ panics }) => panics), [0, 0, 0]);
+  assert.deepEqual(
+    (await florence.model()).map(({ name }) => name),
+    ["tiny", "tiny", "tiny"],
+  );
+  assert.deepEqual(
+    (await florence.stats()).map(({ panics }) => panics),
+    [0, 0, 0],
+  );
 });

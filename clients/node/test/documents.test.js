@@ -35,13 +35,18 @@ test("every example prints what the readme says", async () => {
   assert.equal(blocks.length, text.split("```js").length - 1);
   const server = await Server.start();
   const mark = "-- next --\n";
-  const code = blocks.map(([, code]) => code).join(`console.log(${JSON.stringify(mark.trim())});\n`);
+  const code = blocks
+    .map(([, code]) => code)
+    .join(`console.log(${JSON.stringify(mark.trim())});\n`);
   const example = code
     .replace("redis://localhost:6379", server.url)
     .replace("readFileSync(name)", `readFileSync(${JSON.stringify(`${SAMPLES}/`)} + name)`);
   writeFileSync(join(project, "example.mjs"), example);
   const printed = run(process.execPath, ["example.mjs"], project).split(mark);
-  assert.deepEqual(printed, blocks.map(([, , expected]) => expected));
+  assert.deepEqual(
+    printed,
+    blocks.map(([, , expected]) => expected),
+  );
   await server.close();
 });
 

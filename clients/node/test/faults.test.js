@@ -17,13 +17,16 @@ beforeEach(() => server.call("FLUSHALL"));
 
 let opened = [];
 const connect = async (options = {}) => {
-  const client = await createClient({ url: server.url, ...options }).on("error", () => {}).connect();
+  const client = await createClient({ url: server.url, ...options })
+    .on("error", () => {})
+    .connect();
   const florence = new Florence(client);
   opened.push(florence, client);
   return { client, florence };
 };
 afterEach(async () => {
-  for (const one of opened) await (one instanceof Florence ? one.close() : one.isOpen && one.destroy());
+  for (const one of opened)
+    await (one instanceof Florence ? one.close() : one.isOpen && one.destroy());
   opened = [];
   await eventually("all are closed", async () => (await server.clients()).length === 0);
 });
@@ -100,7 +103,10 @@ test("a hundred at once take few connections, and a quick one does not wait for 
 test("who leaves asCompleted early leaves nothing behind", async () => {
   const { florence } = await connect();
   for (let i = 0; i < 10; i += 1) {
-    const keys = [await florence.submit(SIGN, tasks.ocr), await florence.submit(SIGN, tasks.caption)];
+    const keys = [
+      await florence.submit(SIGN, tasks.ocr),
+      await florence.submit(SIGN, tasks.caption),
+    ];
     for await (const job of florence.asCompleted(keys)) {
       assert(job.hasEnded);
       break;
@@ -118,6 +124,18 @@ test("who waits is told that the client was closed", async () => {
   await assert.rejects(florence.wait("job"), /closed/);
 });
 
+test("closing does not wait for a server that is away", async () => {
+  const { client, florence } = await connect();
+  const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  await server.kill();
+  const waiting = florence.wait(key).then(assert.fail, (error) => error.message);
+  await sleep(200);
+  await florence.close();
+  assert.match((await Promise.race([waiting, sleep(1000)])) ?? "nothing", /closed/);
+  client.destroy();
+  await server.spawn();
+});
+
 test("one job that cannot be told of does not disturb others", async () => {
   const { florence } = await connect();
   await server.call("HSET", "hash", "x", "y");
@@ -128,5 +146,8 @@ test("one job that cannot be told of does not disturb others", async () => {
     ends.slice(0, 2).map(({ reason }) => reason.constructor),
     [f.NotAJobError, f.NoJobError],
   );
-  assert.deepEqual(ends.slice(2).map(({ value }) => value.answer), ["EXIT", "EXIT"]);
+  assert.deepEqual(
+    ends.slice(2).map(({ value }) => value.answer),
+    ["EXIT", "EXIT"],
+  );
 });

@@ -222,11 +222,15 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     clients: list[Any] = []
     loop = asyncio.new_event_loop()
 
+    async def in_loop(url: str, settings: dict[str, Any]) -> florence_redis.AsyncFlorence:
+        # Before Python 3.10 redis-py's clients belong to the loop in which they are made.
+        return florence_redis.AsyncFlorence.from_url(url, **settings)
+
     def connect(url: str, **settings: Any) -> Any:
         if request.param == "blocking":
             client: Any = florence_redis.Florence.from_url(url, **settings)
         else:
-            client = Blocking(florence_redis.AsyncFlorence.from_url(url, **settings), loop)
+            client = Blocking(loop.run_until_complete(in_loop(url, settings)), loop)
         clients.append(client)
         return client
 

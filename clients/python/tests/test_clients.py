@@ -290,6 +290,21 @@ def test_made_up_keys_can_be_told_apart_by_a_prefix(connect: Connect, server: Se
     assert key.startswith("shop:") and len(key) == 5 + 26
 
 
+def test_rights_to_the_own_prefix_and_the_commands_are_enough(
+    connect: Connect, server: Server
+) -> None:
+    commands = ["submit", "get", "wait", "cancel", "retry"]
+    rights = [f"+florence.{command}" for command in commands]
+    server.admin.execute_command(
+        "ACL", "SETUSER", "shop", "on", ">secret", "~florence:*", "&florence:*", *rights
+    )
+    florence = connect(f"redis://shop:secret@127.0.0.1:{server.port}")
+    assert florence.ocr(SIGN) == "EXIT"
+    assert [job.answer for job in florence.as_completed([florence.submit(SIGN, tasks.ocr)])]
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        florence.submit(SIGN, tasks.ocr, key="other")
+
+
 def test_answers_go_to_supervision(florence: Any) -> None:
     supervision = importlib.import_module("supervision")
 

@@ -225,6 +225,21 @@ def test_who_waits_is_told_that_the_client_was_closed(server: Server) -> None:
     run(server, body)
 
 
+def test_closing_does_not_wait_for_a_server_that_is_away(own_server: Server) -> None:
+    async def body(florence: AsyncFlorence) -> None:
+        key = await florence.submit(SIGN, tasks.ocr, delay=60)
+        own_server.kill()
+        waiting = asyncio.create_task(florence.wait(key))
+        await asyncio.sleep(0.2)
+        start = time.monotonic()
+        await florence.aclose()
+        with pytest.raises(redis.ConnectionError, match="closed"):
+            await waiting
+        assert time.monotonic() - start < 1
+
+    run(own_server, body)
+
+
 def test_one_job_that_cannot_be_told_of_does_not_disturb_others(server: Server) -> None:
     async def body(florence: AsyncFlorence) -> None:
         server.admin.hset("hash", "x", "y")

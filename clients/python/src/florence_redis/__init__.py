@@ -185,13 +185,8 @@ class Florence(_Client):
     def _send(self, commands: Commands) -> list[Any]:
         client = self._client
         if commands.everywhere and self._is_cluster:
-            return [
-                [
-                    client.execute_command(*command, target_nodes=node)
-                    for node in client.get_primaries()
-                ]
-                for command in commands.all
-            ]
+            (command,), nodes = commands.all, client.get_primaries()
+            return [[client.execute_command(*command, target_nodes=node) for node in nodes]]
         if len(commands.all) > 1:
             pipeline = client.pipeline() if self._is_cluster else client.pipeline(False)
             with pipeline:
@@ -416,13 +411,8 @@ class AsyncFlorence(_Client):
         client = self._client
         if commands.everywhere and self._is_cluster:
             await client.initialize()
-            return [
-                [
-                    await client.execute_command(*command, target_nodes=node)
-                    for node in client.get_primaries()
-                ]
-                for command in commands.all
-            ]
+            (command,), nodes = commands.all, client.get_primaries()
+            return [[await client.execute_command(*command, target_nodes=node) for node in nodes]]
         if len(commands.all) > 1:
             pipeline = client.pipeline() if self._is_cluster else client.pipeline(False)
             async with pipeline:

@@ -393,7 +393,7 @@ class Commands:
     """Commands that can be sent together."""
 
     all: Sequence[Sequence[Any]]
-    #: To every master of a cluster: each reply is then a list, of one from each.
+    #: A single one, to every master of a cluster: the reply is then a list, of one from each.
     everywhere: bool = False
 
 
