@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration clients arm lint fixtures fidelity evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration clients arm lint fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -45,7 +45,7 @@ clients: build  ## build and test the typed clients on FLORENCE_SERVER (default:
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
-	@tools/arm.sh --lib --test golden_parts --test golden_random --test golden_jpeg
+	@tools/arm.sh --lib --test golden_parts --test golden_random --test golden_pictures
 
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
@@ -59,11 +59,20 @@ lint:  ## formatting, clippy, documentation, layers
 	$@/bin/pip install -q -r tools/requirements.txt
 
 fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
-	cd tools && for kind in random tiny jpegs; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
+	cd tools && for kind in random tiny; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
+	$(REFERENCE_PYTHON) tools/pictures.py
 
 fidelity: .venv-reference build  ## compare with the reference on random checkpoints of base and large shape
 	cd tools && for shape in base large; do \
 	  ../$(REFERENCE_PYTHON) fidelity.py $$shape --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+.venv-pictures:
+	@tools/setup.sh reference
+	python3 -m venv $@
+	$@/bin/pip install -q -r tools/requirements-pictures.txt
+
+jpegs: .venv-pictures build  ## ask about 120 JPEG files and about Pillow's pixels of them: equal tokens
+	cd tools && ../.venv-pictures/bin/python jpeg_ids.py --florence ../$(RELEASE)/florence --work $(WORK)/jpegs
 
 evaluate: .venv-reference build  ## score models/tiny on 500 held-out pictures, into its model card
 	cd tools && ../$(REFERENCE_PYTHON) evaluate.py --florence ../$(RELEASE)/florence --work $(WORK)

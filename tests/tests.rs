@@ -2,10 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 #![expect(clippy::print_stdout, reason = "figures of `make chaos`, `fuzz` and `soak`")]
 
+#[path = "suite/addresses.rs"]
+mod addresses; // addresses as clients write them, and what is wrong with where they lead
 #[path = "suite/bystanders.rs"]
 mod bystanders; // keys that are not ours, jobs that others write, crowded databases
 #[path = "suite/celery.rs"]
 mod celery; // Celery's clients and Flower
+#[path = "suite/celery_messages.rs"]
+mod celery_messages; // messages of other forms, and what is told of those that are not taken
 #[path = "suite/celery_refusals.rs"]
 mod celery_refusals; // messages while the server refuses to write
 #[path = "suite/chaos.rs"]
@@ -42,6 +46,8 @@ mod memory; // what pictures take while they are read
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/prompts.rs"]
+mod prompts; // blanks around tasks, other texts than the fifteen tasks
 #[path = "suite/secrets.rs"]
 mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]

@@ -2,7 +2,6 @@
 
     python tools/make_fixtures.py random      tiny random checkpoints, every stage, ids
     python tools/make_fixtures.py tiny        models/tiny: pictures, prompts, ids, JSON
-    python tools/make_fixtures.py jpegs       JPEG files, what Pillow decodes them to
 """
 
 import json
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 from transformers import Florence2Config
 
-import jpegs
 import reference
 import scenes
 
@@ -104,13 +102,5 @@ def tiny_fixtures():
     print(len(out["cases"]), "cases,", len({c["prompt"].split(">")[0] for c in out["cases"]}), "tasks")
 
 
-def jpeg_fixtures():
-    jpegs.write(FIXTURES)
-
-
-def provenance():
-    return {"made_by": "tools/make_fixtures.py", "float": "float32, eager attention"} | reference.versions()
-
-
 if __name__ == "__main__":
-    {"random": random_fixtures, "tiny": tiny_fixtures, "jpegs": jpeg_fixtures}[sys.argv[1]]()
+    {"random": random_fixtures, "tiny": tiny_fixtures}[sys.argv[1]]()

@@ -1,6 +1,6 @@
 //! The crate's error: which stage failed, with that stage's own error as the source.
 
-use crate::{fetch::FetchError, image::ImageError, model::LoadError, task::PromptError};
+use crate::{fetch::FetchError, image::ImageError, model::LoadError, prompt::PromptError};
 
 /// Why a picture got no answer, or a model could not be loaded.
 #[derive(Debug, thiserror::Error)]

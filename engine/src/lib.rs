@@ -5,7 +5,8 @@
 //!
 //! # Layout
 //!
-//! - [`task`]: the fifteen tasks and their prompt sentences
+//! - [`task`]: the fifteen tasks and their sentences
+//! - [`prompt`]: what the model can be asked
 //! - [`image`]: bytes to RGB to pixel values, Pillow's arithmetic to the last bit
 //! - `text`: prompt sentences to token ids and back
 //! - `kernels`: what the network computes on the CPU
@@ -43,6 +44,7 @@ mod kernels;
 pub mod model;
 mod panics;
 mod postprocess;
+pub mod prompt;
 pub mod serve;
 mod stop;
 pub mod task;
@@ -51,15 +53,15 @@ mod text;
 pub use budget::{Budget, NoRoom, Reservation};
 pub use error::Error;
 pub use florence::{
-    Answer, Batch, Device, Encoded, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
-    Precision, PrepareOptions, Prepared, Question, Timings, Visual,
+    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
+    Precision, PrepareOptions, Prepared, Question, Timings, Visual, has_cpu,
 };
 pub use kernels::Cpu;
 /// The kernels one by one, for benchmarks.
 #[cfg(feature = "bench")]
 pub use kernels::bench;
 pub use panics::catch_panic;
-pub use postprocess::{Coordinates, UnknownCoordinates};
+pub use postprocess::{Coordinates, Decimals, UnknownCoordinates, UnknownDecimals};
 pub use stop::Stop;
 
 /// Says that a test did not run; the print macros are captured, this is not.

@@ -2,8 +2,6 @@
 //!
 //! A checklist to add a task: a variant, its row in [`Task::spec`], its token in [`Task::ALL`].
 
-use std::str::FromStr;
-
 /// What a task's prompt carries besides the task token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
@@ -33,10 +31,6 @@ pub enum AnswerKind {
     /// Labelled boxes, or labelled polygons if any `<poly>` appears.
     BoxesOrPolygons,
 }
-
-/// Most bytes of a prompt: 16 for each of the 1024 positions that the published models have. What
-/// looks at a text, the tokenizer above all, takes time for all of it, even if it then is too long.
-pub const MAX_PROMPT: usize = 16 << 10;
 
 /// A Florence-2 task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,6 +111,11 @@ impl Task {
         }
     }
 
+    /// What the model is asked, `{input}` standing for the text or region.
+    pub const fn sentence(self) -> &'static str {
+        self.spec().sentence
+    }
+
     /// The task's token, such as `<OD>`; also the key of the answer's JSON.
     pub const fn token(self) -> &'static str {
         self.spec().token
@@ -131,143 +130,23 @@ impl Task {
     pub const fn answer(self) -> AnswerKind {
         self.spec().answer
     }
-}
 
-/// Why a prompt is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PromptError {
-    /// The prompt does not begin with a task token.
-    #[error("unknown task: a prompt begins with a task token such as <CAPTION> or <OD>")]
-    UnknownTask,
-    /// The task takes no text.
-    #[error("{0} takes no text")]
-    NoInputAllowed(&'static str),
-    /// The task needs text or a region.
-    #[error("{0} needs text after the token")]
-    InputNeeded(&'static str),
-    /// The region is not four location tokens.
-    #[error("{0} needs a region <loc_x1><loc_y1><loc_x2><loc_y2> with numbers from 0 to 999")]
-    BadRegion(&'static str),
-    /// The text contains a string that the tokenizer would read as a special token.
-    #[error("the text of {0} must not contain the special token {1}")]
-    SpecialToken(&'static str, String),
-    /// The prompt is longer than any that a model takes; nothing looks at its text.
-    #[error("the prompt has {0} bytes, at most {MAX_PROMPT} are read")]
-    TooManyBytes(usize),
-    /// The sentence has more tokens than the model has positions for.
-    #[error("the prompt has {found} tokens, the model takes at most {limit}")]
-    TooLong {
-        /// Tokens of the prompt.
-        found: usize,
-        /// Tokens that fit beside the picture.
-        limit: usize,
-    },
-}
-
-/// A validated prompt.
-///
-/// ```
-/// use florence_engine::task::{Prompt, Task};
-///
-/// let prompt: Prompt = "<CAPTION_TO_PHRASE_GROUNDING> a green car".parse().unwrap();
-/// assert_eq!(prompt.task, Task::CaptionToPhraseGrounding);
-/// assert_eq!(prompt.sentence(), "Locate the phrases in the caption: a green car");
-/// assert!("<OD> cats".parse::<Prompt>().is_err());
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// The task asked for.
-    pub task: Task,
-    /// The text or region after the token, trimmed; empty where the task takes none.
-    pub input: String,
-}
-
-impl Prompt {
-    /// The sentence that the model is given in place of the task token.
-    pub fn sentence(&self) -> String {
-        self.task.spec().sentence.replace("{input}", &self.input)
-    }
-}
-
-impl FromStr for Prompt {
-    type Err = PromptError;
-
-    fn from_str(prompt: &str) -> Result<Self, PromptError> {
-        if prompt.len() > MAX_PROMPT {
-            return Err(PromptError::TooManyBytes(prompt.len()));
-        }
-        let task = Task::ALL
-            .into_iter()
-            .find(|task| prompt.starts_with(task.token()))
-            .ok_or(PromptError::UnknownTask)?;
-        let token = task.token();
-        // The reference removes every occurrence of the token, then trims.
-        let rest = prompt.replace(token, "");
-        let input = rest.trim();
-        match task.input() {
-            Input::None if prompt != token => return Err(PromptError::NoInputAllowed(token)),
-            Input::Text | Input::Region if input.is_empty() => {
-                return Err(PromptError::InputNeeded(token));
+    /// The task that answers alike and takes a text, or a region, where this one takes nothing.
+    pub(crate) const fn with_input(self, is_region: bool) -> Option<Self> {
+        match (self, is_region) {
+            (Self::Od | Self::DenseRegionCaption | Self::RegionProposal, false) => {
+                Some(Self::CaptionToPhraseGrounding)
             }
-            Input::Region if !is_region(input) => return Err(PromptError::BadRegion(token)),
-            _ => {}
-        }
-        Ok(Self { task, input: input.to_owned() })
-    }
-}
-
-/// Whether `text` is exactly four tokens `<loc_0>` to `<loc_999>`.
-fn is_region(text: &str) -> bool {
-    let mut rest = text;
-    for _ in 0..4 {
-        let Some((number, tail)) = rest.strip_prefix("<loc_").and_then(|tail| tail.split_once('>'))
-        else {
-            return false;
-        };
-        let canonical = number.parse::<u16>().is_ok_and(|n| n < 1000 && n.to_string() == number);
-        if !canonical {
-            return false;
-        }
-        rest = tail;
-    }
-    rest.is_empty()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(prompt: &str, expected: Result<&str, PromptError>) {
-        let found = prompt.parse::<Prompt>().map(|p| p.sentence());
-        assert_eq!(found, expected.map(str::to_owned), "{prompt}");
-    }
-
-    #[test]
-    fn prompts_become_sentences_or_clear_errors() {
-        check("<OD>", Ok("Locate the objects with category name in the image."));
-        check("<OD> ", Err(PromptError::NoInputAllowed("<OD>")));
-        check("<OCR_WITH_REGION>", Ok("What is the text in the image, with regions?"));
-        check("hello", Err(PromptError::UnknownTask));
-        check("", Err(PromptError::UnknownTask));
-        check("<OPEN_VOCABULARY_DETECTION>wheels", Ok("Locate wheels in the image."));
-        check(
-            "<OPEN_VOCABULARY_DETECTION> ",
-            Err(PromptError::InputNeeded("<OPEN_VOCABULARY_DETECTION>")),
-        );
-        check(
-            "<REGION_TO_CATEGORY><loc_52><loc_332><loc_932><loc_774>",
-            Ok("What is the region <loc_52><loc_332><loc_932><loc_774>?"),
-        );
-        let longest = format!("<CAPTION_TO_PHRASE_GROUNDING>{}", "a".repeat(MAX_PROMPT - 29));
-        check(
-            &longest,
-            Ok(&longest
-                .replace("<CAPTION_TO_PHRASE_GROUNDING>", "Locate the phrases in the caption: ")),
-        );
-        check(&format!("{longest}b"), Err(PromptError::TooManyBytes(MAX_PROMPT + 1)));
-        for bad in ["<loc_52>", "<loc_1><loc_2><loc_3><loc_1000>", "<loc_1><loc_2><loc_3><loc_04>"]
-        {
-            check(&format!("<REGION_TO_OCR>{bad}"), Err(PromptError::BadRegion("<REGION_TO_OCR>")));
+            (Self::Od, true) => Some(Self::RegionToCategory),
+            (Self::Ocr | Self::OcrWithRegion, true) => Some(Self::RegionToOcr),
+            (
+                Self::Caption
+                | Self::DetailedCaption
+                | Self::MoreDetailedCaption
+                | Self::DenseRegionCaption,
+                true,
+            ) => Some(Self::RegionToDescription),
+            _ => None,
         }
     }
 }

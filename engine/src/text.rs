@@ -7,7 +7,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{
     model::{Checkpoint, LoadError},
-    task::{Input, Prompt, PromptError},
+    prompt::{Prompt, PromptError},
 };
 
 /// Prompt sentences to token ids and back.
@@ -48,18 +48,17 @@ impl Text {
 
     /// The ids of a prompt's sentence, between `<s>` and `</s>`.
     ///
-    /// User text must not smuggle in special tokens: where a task takes text, any string that the
-    /// tokenizer reads as one is refused. A region has been checked to be four locations.
+    /// User text must not smuggle in special tokens: any string in it that the tokenizer reads as
+    /// one is refused. A region has been checked to be four locations.
     pub(crate) fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
-        if prompt.task.input() == Input::Text
-            && let Some(found) = self.special.iter().find(|s| prompt.input.contains(s.as_str()))
-        {
-            return Err(PromptError::SpecialToken(prompt.task.token(), found.clone()));
+        let text = prompt.text();
+        if let Some(found) = self.special.iter().find(|special| text.contains(special.as_str())) {
+            return Err(PromptError::SpecialToken(found.clone()));
         }
         let encoding = self
             .tokenizer
-            .encode_fast(prompt.sentence(), true)
-            .map_err(|_unencodable| PromptError::InputNeeded(prompt.task.token()))?;
+            .encode_fast(&*prompt.sentence(), true)
+            .map_err(|_unencodable| PromptError::Unreadable)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -108,6 +107,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::prompt::Prompts;
 
     #[derive(serde::Deserialize)]
     struct Case {
@@ -138,17 +138,37 @@ mod tests {
     #[test]
     fn every_sentence_of_the_embedded_model_survives_a_round() {
         let text = Text::load(Checkpoint::Embedded).unwrap();
+        let read = |prompt: &str| Prompt::parse(prompt, Prompts::Any).unwrap();
         for prompt in [
             "<OD>",
             "<OPEN_VOCABULARY_DETECTION> a b",
             "<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>",
+            "<DocVQA> What's \u{fc}ber 50 %?\n",
+            " a plain sentence ",
         ] {
-            let prompt: Prompt = prompt.parse().unwrap();
+            let prompt = read(prompt);
             let ids = text.encode(&prompt).unwrap();
             assert_eq!(text.decode(&ids), format!("<s>{}</s>", prompt.sentence()));
         }
-        let region: Prompt = "<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>".parse().unwrap();
-        let ids = text.encode(&region).unwrap();
+        let ids = text.encode(&read("<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>")).unwrap();
         assert_eq!(ids.iter().filter(|id| text.is_location(**id)).count(), 4);
+    }
+
+    #[test]
+    fn no_text_of_a_user_becomes_a_special_token() {
+        let text = Text::load(Checkpoint::Embedded).unwrap();
+        for special in &text.special {
+            for prompt in [
+                format!("<OPEN_VOCABULARY_DETECTION>a {special}"),
+                format!("<DocVQA>a {special}"),
+                format!("a{special}"),
+                special.clone(),
+            ] {
+                let prompt = Prompt::parse(&prompt, Prompts::Any).unwrap();
+                let refused = text.encode(&prompt).unwrap_err();
+                assert!(matches!(refused, PromptError::SpecialToken(_)), "{prompt:?}: {refused}");
+            }
+        }
+        assert!(text.special.len() > 1024);
     }
 }

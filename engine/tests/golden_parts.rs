@@ -7,6 +7,7 @@ use common::fixture;
 use florence_engine::{
     generate::{Rules, Search},
     image::{Rgb, resize_bicubic},
+    model::Logits,
 };
 use sha2::{Digest, Sha256};
 
@@ -76,8 +77,7 @@ fn searches_equal_the_references() {
         while !search.is_finished() {
             let logits: Vec<f32> =
                 search.sequences().flat_map(|sequence| toy_logits(sequence, seed)).collect();
-            let logits = (!search.is_forced()).then_some(logits);
-            search.advance(logits.as_deref());
+            search.advance((!search.is_forced()).then(|| Logits::all(&logits, VOCABULARY)));
         }
         let found = search.finish();
         assert_eq!(serde_json::json!(found.ids), case["sequence"], "{case}");

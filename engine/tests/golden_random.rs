@@ -23,7 +23,7 @@ fn every_stage_equals_the_references() {
         let mut stages = Vec::new();
         let visual = florence
             .model()
-            .visual_tokens(prepared.pixels(), |stage| stages.push(stage.clone()))
+            .visual_tokens(&[prepared.pixels()], |stage| stages.push(stage.clone()))
             .unwrap();
         let encoded = florence.model().encode(&visual, prepared.prompt_ids()).unwrap();
         stages.push(visual);

@@ -56,6 +56,11 @@ fn ids_and_json_equal_the_references() {
         assert_eq!(answer.text, case["text"].as_str().unwrap(), "{what}");
         assert_eq!(answer.json, case["answer"], "{what}");
         assert!(answer.scores.iter().all(|score| (0.0..=1.0).contains(score)), "{what}");
+        if answer.json.as_object().unwrap().values().all(Value::is_string) {
+            // That of the sequence, by which the search ranks it.
+            let [score] = answer.scores[..] else { panic!("{what}: {:?}", answer.scores) };
+            assert!((score - answer.score.exp()).abs() < 1e-5, "{what}: {score}");
+        }
         all.push((prepared, options, answer));
     }
     assert!(pictures.len() >= 60, "{} pictures", pictures.len());

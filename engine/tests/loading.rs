@@ -7,7 +7,11 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, safetensors};
 use common::{load, path};
-use florence_engine::{Florence, GenerateOptions, LoadOptions, PrepareOptions, model::Packing};
+use florence_engine::{
+    Florence, GenerateOptions, LoadOptions, PrepareOptions,
+    model::Packing,
+    prompt::{PromptError, Prompts},
+};
 use serde_json::{Value, json};
 
 fn copy(name: &str) -> tempfile::TempDir {
@@ -142,6 +146,22 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
         &|dir| std::fs::write(dir.join("model.safetensors"), [0; 100]).unwrap(),
         "model.safetensors is damaged",
     );
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    for name in ["model.safetensors", "tokenizer.json"] {
+        check(
+            &|dir| std::fs::write(dir.join(name), pointer).unwrap(),
+            &format!("{name} is a Git LFS pointer and not the file itself"),
+        );
+    }
+    for (name, page) in [
+        ("model.safetensors", "<!DOCTYPE html>\n<html><body>Sign in"),
+        ("config.json", "  <html lang=\"en\"><body>Sign in"),
+    ] {
+        check(
+            &|dir| std::fs::write(dir.join(name), page).unwrap(),
+            &format!("{name} is a web page and not the file itself"),
+        );
+    }
     check(
         &|dir| edit(dir, &|config| config["text_config"]["encoder_layers"] = json!(3)),
         "tensor text.encoder.layers.2.self_attn.q_proj.bias is missing, expected shape [32]",
@@ -161,16 +181,42 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
 }
 
 #[test]
+fn a_directory_that_is_not_there_may_be_a_name_of_the_hub() {
+    let hub = "there is no directory microsoft/Florence-2-base; if it is a name of the Hugging Face \
+        hub, `florence pull microsoft/Florence-2-base` downloads it";
+    assert_eq!(error(Path::new("microsoft/Florence-2-base")), hub);
+    for path in ["/nowhere/model", "./nowhere/model", "../nowhere", "nowhere"] {
+        assert_eq!(error(Path::new(path)), format!("there is no directory {path}"));
+    }
+}
+
+#[test]
 fn special_tokens_cannot_be_smuggled_in() {
     let florence = load(&path("random-native"));
     for text in ["</s>", "a <loc_5> b", "<image>", "x<pad>"] {
-        let prompt = format!("<OPEN_VOCABULARY_DETECTION>{text}");
-        let error = florence.question(&prompt).unwrap_err().to_string();
-        assert!(error.contains("must not contain the special token"), "{error}");
+        for (task, prompts) in
+            [("<OPEN_VOCABULARY_DETECTION>", Prompts::Tasks), ("<DocVQA>", Prompts::Any)]
+        {
+            let error = florence.question(&format!("{task}{text}"), prompts).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("must not contain the special token"), "{error}");
+        }
     }
     let long = format!("<OPEN_VOCABULARY_DETECTION>{}", "word ".repeat(500));
-    let error = florence.question(&long).unwrap_err().to_string();
+    let error = florence.question(&long, Prompts::Tasks).unwrap_err().to_string();
     assert!(error.contains("the model takes at most"), "{error}");
+}
+
+#[test]
+fn a_prompt_that_was_taken_once_is_taken_only_where_it_may_be() {
+    let florence = load(&path("random-native"));
+    let prompt = "<DocVQA> what is it?";
+    assert!(florence.question(prompt, Prompts::Tasks).is_err());
+    assert!(florence.question(prompt, Prompts::Any).is_ok());
+    let refused = florence.question(prompt, Prompts::Tasks);
+    assert!(matches!(refused, Err(PromptError::UnknownTask { .. })), "{refused:?}");
+    assert!(florence.question("<OD>", Prompts::Any).is_ok());
+    assert!(florence.question("<OD>", Prompts::Tasks).is_ok());
 }
 
 #[test]

@@ -2,10 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 use std::{
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Output},
     sync::{Arc, Mutex},
     thread,
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -41,6 +44,17 @@ fn hub(sha256: String) -> (String, Log) {
     (endpoint, kept)
 }
 
+/// What the hub tells of the repository's files.
+fn list(sha256: &str) -> String {
+    let files = ["config.json", "preprocessor_config.json", "tokenizer.json", WEIGHTS, "notes.txt"];
+    let siblings = files.map(|name| match name {
+        WEIGHTS => serde_json::json!({ "rfilename": name,
+            "lfs": { "sha256": sha256, "size": content(name).len() } }),
+        _ => serde_json::json!({ "rfilename": name, "size": content(name).len() }),
+    });
+    serde_json::json!({ "sha": "abc", "siblings": siblings }).to_string()
+}
+
 fn answer(request: Request, base: &str, sha256: &str) {
     let url = request.url().to_owned();
     let name = url.rsplit('/').next().unwrap();
@@ -48,17 +62,8 @@ fn answer(request: Request, base: &str, sha256: &str) {
         let from = h.value.as_str().trim_start_matches("bytes=").trim_end_matches('-');
         from.parse::<usize>().unwrap()
     });
-    let files = ["config.json", "preprocessor_config.json", "tokenizer.json", WEIGHTS, "notes.txt"];
     let response = if url.starts_with("/api/models/org/model/revision/main") {
-        let siblings: Vec<_> = files
-            .iter()
-            .map(|name| match *name {
-                WEIGHTS => serde_json::json!({ "rfilename": name,
-                    "lfs": { "sha256": sha256, "size": content(name).len() } }),
-                _ => serde_json::json!({ "rfilename": name, "size": content(name).len() }),
-            })
-            .collect();
-        Response::from_string(serde_json::json!({ "sha": "abc", "siblings": siblings }).to_string())
+        Response::from_string(list(sha256))
     } else if url == format!("/org/model/resolve/abc/{WEIGHTS}") {
         let location = Header::from_bytes("Location", format!("{base}/storage/{WEIGHTS}")).unwrap();
         Response::from_string("").with_status_code(302).with_header(location)
@@ -124,4 +129,165 @@ fn a_wrong_hash_and_a_missing_repository_are_errors() {
     let output = pull(&endpoint, directory.path(), "org/other");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("the hub answers 404"), "{error}");
+}
+
+/// A hub of one large file that sends it in pieces: `how` says what becomes of each request.
+fn unsteady(how: impl Fn(usize, &mut TcpStream, &[u8]) + Send + 'static) -> (String, Log) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let log = Log::default();
+    let noted = Arc::clone(&log);
+    thread::spawn(move || {
+        let mut requests = 0;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while !head.ends_with("\r\n\r\n") {
+                reader.read_line(&mut head).unwrap();
+            }
+            let target = head.split(' ').nth(1).unwrap();
+            let range = head.lines().find_map(|line| line.strip_prefix("range: bytes="));
+            let from = range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap());
+            log.lock().unwrap().push(format!("{target} {from}"));
+            let name = target.rsplit('/').next().unwrap();
+            let body = if target.starts_with("/api/") {
+                list(&right_hash()).into_bytes()
+            } else {
+                content(name)[from..].to_vec()
+            };
+            let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            if name == WEIGHTS {
+                how(requests, &mut stream, &body);
+                requests += 1;
+            } else {
+                stream.write_all(&body).unwrap();
+            }
+        }
+    });
+    (endpoint, noted)
+}
+
+#[test]
+fn a_download_that_breaks_off_or_stalls_goes_on_by_itself() {
+    let (endpoint, log) = unsteady(|request, stream, body| match request {
+        0 => stream.write_all(&body[..100_000]).unwrap(),
+        // Nothing more comes, and the connection stays.
+        1 => {
+            stream.write_all(&body[..50_000]).unwrap();
+            let stream = stream.try_clone().unwrap();
+            thread::spawn(move || {
+                thread::sleep(Duration::from_mins(2));
+                drop(stream);
+            });
+        }
+        // A byte now and then.
+        2 => {
+            let mut stream = stream.try_clone().unwrap();
+            let body = body.to_vec();
+            thread::spawn(move || {
+                body.iter().all(|byte| {
+                    thread::sleep(Duration::from_millis(100));
+                    stream.write_all(&[*byte]).is_ok()
+                });
+            });
+        }
+        _ => stream.write_all(body).unwrap(),
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let output = pull(&endpoint, directory.path(), "org/model");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read(directory.path().join(WEIGHTS)).unwrap(), content(WEIGHTS));
+    assert!(start.elapsed() < Duration::from_mins(1), "{:?}", start.elapsed());
+    let asked: Vec<String> = log.lock().unwrap().clone();
+    let asked: Vec<u64> = asked
+        .iter()
+        .filter(|line| line.contains(WEIGHTS))
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(asked[..3], [0, 100_000, 150_000], "{asked:?}");
+    assert!(asked.len() == 4 && (150_001..160_000).contains(&asked[3]), "{asked:?}");
+}
+
+#[test]
+fn a_download_that_never_gets_on_ends() {
+    let (endpoint, log) = unsteady(|_, _, _| {});
+    let directory = tempfile::tempdir().unwrap();
+    let output = pull(&endpoint, directory.path(), "org/model");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("the download broke off before its end"), "{error}");
+    assert!(error.contains("run the command again to go on"), "{error}");
+    let asked = log.lock().unwrap().iter().filter(|line| line.contains(WEIGHTS)).count();
+    assert_eq!(asked, 5);
+}
+
+#[test]
+fn a_hub_that_is_not_there_is_named_with_what_to_do() {
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (endpoint, host, why) in [
+        (format!("http://{unused}"), unused.to_string(), "the server refused the connection"),
+        (
+            "http://hub.invalid".to_owned(),
+            "hub.invalid".to_owned(),
+            "the host's name cannot be resolved",
+        ),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let output = pull(&endpoint, directory.path(), "org/model");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        for part in [&*host, why, "HF_ENDPOINT", "copy the checkpoint's files"] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_the_file_is_named() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    const PAGE: &str = "<!DOCTYPE html>\n<html><body>Sign in to the network</body></html>";
+    for (api, file, expected) in [
+        (None, POINTER, "config.json is a Git LFS pointer and not the file itself"),
+        (None, PAGE, "config.json is a web page and not the file itself"),
+        (Some(PAGE), "", "the list of files is a web page and not the file itself"),
+    ] {
+        let server = Server::http("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", server.server_addr().to_ip().unwrap());
+        thread::spawn(move || {
+            for request in server.incoming_requests() {
+                let body = if request.url().starts_with("/api/") {
+                    api.map_or_else(|| list(&right_hash()), str::to_owned)
+                } else {
+                    file.to_owned()
+                };
+                request.respond(Response::from_string(body)).unwrap();
+            }
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let output = pull(&endpoint, directory.path(), "org/model");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(expected), "{error}");
+        let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn models_are_named_in_commands() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_florence")).args(args).output().unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = run(&["pull"]);
+    assert!(error.contains("florence pull microsoft/Florence-2-base-ft"), "{error}");
+    let error = run(&["run", "--model", "microsoft/Florence-2-base", "--prompt", "<OD>", "x.png"]);
+    assert!(error.contains("`florence pull microsoft/Florence-2-base` downloads it"), "{error}");
 }

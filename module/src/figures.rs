@@ -58,6 +58,12 @@ counters! {
     PANICS = "panics";
     /// Threads that had ended and were started again; 0, unless something is wrong.
     THREADS_RESTARTED = "threads_restarted";
+    /// Messages of Celery's that stay in their lists.
+    CELERY_LEFT = "celery_left";
+    /// Those that were answered with an error before they became a job.
+    CELERY_REFUSED = "celery_refused";
+    /// Those that were moved to the list of rejected ones.
+    CELERY_REJECTED = "celery_rejected";
     CACHE_RESULTS = "cache_results";
     CACHE_FEATURES = "cache_features";
     CACHE_MISSES = "cache_misses";

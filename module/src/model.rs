@@ -44,6 +44,12 @@ pub(crate) fn work() -> &'static Budget {
     &WORK
 }
 
+/// What users of the model have to know.
+pub(crate) fn note(florence: &Florence) -> Option<String> {
+    let note = florence.note()?;
+    Some(format!("{note} --to DIRECTORY, then florence.model DIRECTORY"))
+}
+
 pub(crate) fn set(model: Model) {
     *MODEL.write() = model;
 }

@@ -9,8 +9,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+import uuid
+from datetime import datetime, timedelta
 from pathlib import Path
 
 url, pictures, goldens, directory = sys.argv[1:]
@@ -20,7 +23,7 @@ import celery
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.result import AsyncResult
-from celery_app import app, count, echo, inference_task, labels, note
+from celery_app import app, ask, count, echo, inference_task, labels, note
 
 picture = pictures + "shapes.png"
 redis = app.backend.client
@@ -119,6 +122,7 @@ def errors():
     fails(inference_task.delay("/etc/passwd", "<OD>"), "PermissionError", "DENIED")
     fails(inference_task.delay(picture, "<NOPE>"), "ValueError", "BADPROMPT")
     fails(app.send_task("tasks.inference_task", (picture,)), "TypeError", "task_prompt")
+    fails(app.send_task("tasks.inference_task"), "TypeError", "2 required positional arguments: 'url' and 'task_prompt'")
     fails(app.send_task("tasks.inference_task", (picture, "<OD>", 3)), "TypeError", "2 positional")
     fails(inference_task.apply_async((picture, "<OD>"), serializer="pickle"), "ContentDisallowed", "python-serialize")
     fails(inference_task.apply_async((pictures + "slow/20000/shapes.png", "<OD>"), time_limit=1, retry=False),
@@ -160,11 +164,36 @@ def courses():
     fails(stuck, "TaskRevokedError", "revoked")
 
 
+def signatures():
+    """A task of another signature, as `celery-arguments` tells of it."""
+    for asked in (ask.delay("<OCR>", picture), ask.delay(image_url=picture, question="<OCR>"),
+                  ask.delay("<OCR>", picture, user=7), ask.delay("<OCR>", picture, [7])):
+        assert asked.get(timeout=60) == {"<OCR>": ""}
+    fails(app.send_task("tasks.ask", ("<OCR>",)), "TypeError", "ask() missing 1 required positional argument: 'image_url'")
+    fails(app.send_task("tasks.ask", ("<OCR>", picture, 1, 2)), "TypeError",
+          "ask() takes from 2 to 3 positional arguments but 4 were given")
+
+
+def names_that_are_no_text():
+    """Names of files by `os.fsdecode` hold halves of surrogate pairs."""
+    with tempfile.TemporaryDirectory() as directory:
+        redis.config_set("florence.file-roots", directory)
+        path = os.fsencode(directory) + b"/no text \x80\xff \xc3\xa9.png"
+        with urllib.request.urlopen(picture) as response:
+            Path(os.fsdecode(path)).write_bytes(response.read())
+        assert inference_task.delay(os.fsdecode(path), "<OCR>").get(timeout=60) == {"<OCR>": ""}
+        assert inference_task.delay("file://" + os.fsdecode(path), "<OCR>").get(timeout=60) == {"<OCR>": ""}
+        fails(inference_task.delay(os.fsdecode(path), "<OCR>\udc80"), "ValueError", "task_prompt is no valid text")
+        fails(inference_task.delay(picture + "?\udc80", "<OCR>"), "ValueError", "url is no valid text")
+        fails(inference_task.delay(directory + "/\ud800.png", "<OCR>"), "ValueError", "url is no valid text")
+        redis.config_set("florence.file-roots", "")
+
+
 def remote_control():
     [name] = eventually("the worker is there", lambda: [
         name for name in app.control.inspect().ping() or {} if name.startswith("florence@")])
     assert told("ping", name) == {"ok": "pong"}
-    assert told("registered", name) == ["tasks.inference_task"]
+    assert told("registered", name) == ["tasks.ask", "tasks.inference_task"]
     assert told("stats", name)["total"]["tasks.inference_task"] > 30
     assert [queue["name"] for queue in told("active_queues", name)] == ["celery"]
     assert told("reserved", name) == [] and isinstance(told("revoked", name), list)
@@ -203,6 +232,8 @@ def what_follows():
         assert chord(asked)(count.s().set(**there)).get(timeout=60) == 3
         mixed = [echo.s("first").set(**there), inference_task.s(picture, "<OCR>"), echo.s("last").set(**there)]
         assert chord(mixed)(echo.s().set(**there)).get(timeout=60) == ["first", {"<OCR>": ""}, "last"]
+        odd = [echo.s(float("inf")).set(**there), inference_task.s(picture, "<OCR>"), echo.s("\udc80").set(**there)]
+        assert chord(odd)(echo.s().set(**there)).get(timeout=60) == [float("inf"), {"<OCR>": ""}, "\udc80"]
         broken = chord([inference_task.s(picture, "<OCR>"), inference_task.s(picture, "<NOPE>")])(
             count.s().set(**there))
         fails(AsyncResult(broken.id, app=app), "ChordError", "BADPROMPT")
@@ -212,6 +243,118 @@ def what_follows():
         fails(AsyncResult(broken.id, app=app), "ChordError", "BADPROMPT")
         fails(inference_task.apply_async((picture, "<OCR>"), link=group(echo.s(), echo.s())),
               "NotImplementedError", "plain")
+
+
+def shape(children):
+    """Children as they are stored, without their ids."""
+    return [["task" if members is None else shape(members), parent] for (_, parent), members in children]
+
+
+def children():
+    """A result lists what followed its task as that of a Python worker does."""
+    there = {"queue": "python"}
+    known = lambda result: json.loads(redis.get(f"celery-task-meta-{result.id}"))["children"]
+    with worker("python"):
+        def sent(head):
+            one, two = head(), head()
+            one.link(echo.s().set(**there))
+            two.link(echo.s().set(**there))
+            two.link(echo.si("\udc80").set(**there))
+            three = chain(head(), echo.s().set(**there), echo.s().set(**there))
+            four = head()
+            four.link(echo.s().set(**there))
+            four = chain(four, echo.s().set(**there))
+            return [one.apply_async(), two.apply_async(), three.apply_async().parent.parent,
+                    four.apply_async().parent, head().apply_async()]
+
+        ours = sent(lambda: inference_task.s(picture, "<OCR>"))
+        theirs = sent(lambda: echo.s({"<OCR>": ""}).set(**there))
+        for result in ours + theirs:
+            assert result.get(timeout=60) == {"<OCR>": ""}
+        assert [shape(known(result)) for result in ours] == [shape(known(result)) for result in theirs]
+
+        def collected(result):
+            """All results of what followed, once they are there."""
+            try:
+                return [value for _, value in AsyncResult(result.id, app=app).collect()]
+            except celery.exceptions.IncompleteStream:
+                return None
+
+        answer = {"<OCR>": ""}
+        expected = [[answer, answer], [answer, [answer, "\udc80"], answer, "\udc80"], [answer] * 3, [answer] * 3, [answer]]
+        for results in (ours, theirs):
+            assert [eventually("all is there", lambda: collected(result)) for result in results] == expected
+            graphs = [AsyncResult(result.id, app=app).graph for result in results]
+            assert [len(list(graph)) for graph in graphs] == [2, 4, 3, 3, 1], graphs
+        assert ours[0].children[0].parent is None and ours[4].children == []
+        failed = inference_task.apply_async((picture, "<NOPE>"), link=echo.s().set(**there))
+        fails(failed, "ValueError", "BADPROMPT")
+        assert failed.children == []
+
+
+def times_without_a_zone():
+    """They are in UTC, whatever the project's zone is, here as in a worker."""
+    there = {"queue": "python"}
+    with worker("python"):
+        for task, args, options in ((inference_task, (picture, "<OCR>"), {}), (echo, (1,), there)):
+            start = datetime.utcnow()
+            in_time = task.apply_async(args, eta=start + timedelta(seconds=2), expires=start + timedelta(minutes=30), **options)
+            passed = task.apply_async(args, expires=start - timedelta(minutes=30), **options)
+            fails(passed, "TaskRevokedError", "expired")
+            in_time.get(timeout=60)
+            took = in_time.date_done.timestamp() - (start - datetime(1970, 1, 1)).total_seconds()
+            assert 1.9 < took < 30, took
+
+
+def forms():
+    """Messages in other forms than clients write them, to the module and to a Python worker."""
+    def message(task, args):
+        task.apply_async(args, queue="held")
+        return json.loads(redis.rpop("held"))
+
+    def header(**fields):
+        return lambda message: message["headers"].update(fields)
+
+    def no_embed(message):
+        message["body"] = base64.b64encode(json.dumps(
+            [*json.loads(base64.b64decode(message["body"]))[:2], None]).encode()).decode()
+
+    changes = {
+        "as it is": header(), "retries": header(retries=0.0), "no retries": header(retries=None),
+        "limits": header(timelimit=None), "no limits": header(timelimit=[]), "a limit": header(timelimit=[60.5, None]),
+        "shadow": header(shadow="\udc80"), "repr": header(argsrepr="('/a\udc80',)"),
+        "root": header(root_id=None), "parent": header(parent_id=5), "group": header(group_index=1.0),
+        "result": header(ignore_result=0), "more": header(more=float("nan")), "embed": no_embed,
+        "priority": lambda message: message["properties"].update(priority=0.0),
+    }
+    sent = []
+    with worker("python"):
+        for task, args, queue in ((inference_task, (picture, "<OCR>"), "celery"), (echo, (1,), "python")):
+            for name, change in changes.items():
+                raw = message(task, args)
+                change(raw)
+                redis.lpush(queue, json.dumps(raw))
+                sent.append((queue, name, raw["headers"]["id"]))
+            raw = message(task, args)
+            raw["headers"]["id"] = queue[0] * 300
+            redis.lpush(queue, json.dumps(raw))
+            sent.append((queue, "a long id", raw["headers"]["id"]))
+            raw = message(task, args)
+            redis.lpush(queue, json.dumps(raw).replace("{", '{"x": "\xff", ', 1).encode("latin-1"))
+            sent.append((queue, "no UTF-8", raw["headers"]["id"]))
+        for queue, name, id in sent:
+            eventually(f"{name} from {queue}", lambda: AsyncResult(id, app=app).state == "SUCCESS")
+
+
+def ids_of_other_kinds():
+    """Current clients take a UUID for an id."""
+    if celery.VERSION >= (5, 7):
+        result = inference_task.apply_async((picture, "<OCR>"), task_id=uuid.uuid4())
+        assert result.get(timeout=60) == {"<OCR>": ""}
+        waiting = inference_task.apply_async((picture, "<OCR>"), task_id=uuid.uuid4(), countdown=60)
+        eventually("the task is scheduled", lambda: shows("scheduled", str(waiting.id)))
+        waiting.revoke()
+        fails(waiting, "TaskRevokedError", "revoked")
 
 
 def tasks_of_others():
@@ -231,7 +374,13 @@ results()
 answers_of_the_reference()
 errors()
 courses()
+signatures()
+names_that_are_no_text()
+times_without_a_zone()
+forms()
+ids_of_other_kinds()
 remote_control()
 what_follows()
+children()
 tasks_of_others()
 print("all right, celery", celery.__version__)

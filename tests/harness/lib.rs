@@ -5,6 +5,7 @@ mod celery;
 mod clock;
 mod cluster;
 mod pictures;
+mod secure;
 mod sentinel;
 mod server;
 
@@ -12,6 +13,7 @@ pub use celery::celery_message;
 pub use clock::Clock;
 pub use cluster::Cluster;
 pub use pictures::{Asked, Pictures, blank_png, picture};
+pub use secure::{Authority, Validity};
 pub use sentinel::Sentinel;
 pub use server::{Server, Settings, call, free_port};
 

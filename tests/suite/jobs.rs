@@ -44,22 +44,119 @@ fn several_prompts_take_one_download_and_give_one_result() {
     let job = wait(&server, "many");
     assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
     assert_eq!(pictures.hits(), 1);
-    let json = |text: &Option<String>| -> serde_json::Value {
-        serde_json::from_str(text.as_deref().unwrap()).unwrap()
-    };
-    let result = json(&job["result"]);
-    assert_eq!(json(&job["prompt"]), serde_json::json!(prompts));
-    assert_eq!(json(&job["text"]).as_array().unwrap().len(), 3);
+    let result = json(&job, "result");
+    assert_eq!(json(&job, "prompt"), serde_json::json!(prompts));
+    assert_eq!(json(&job, "text").as_array().unwrap().len(), 3);
     for prompt in prompts {
         submit(&server, prompt, &pictures.url("shapes.png"), &[prompt]);
-        let alone = json(&wait(&server, prompt)["result"]);
+        let alone = json(&wait(&server, prompt), "result");
         let task = prompt.split_inclusive('>').next().unwrap();
         assert_eq!(result[prompt], alone[task], "{prompt}");
     }
     let twice = &["FLORENCE.SUBMIT", "j", "http://h/x", "PROMPTS", "2", "<OD>", "<OD>"];
-    assert_eq!(server.error(twice), "BADPROMPT a prompt is given twice");
+    assert_eq!(server.error(twice), "BADPROMPT the prompt <OD> is given twice");
     let none = &["FLORENCE.SUBMIT", "j", "http://h/x", "PROMPTS", "0"];
     assert_eq!(server.error(none), "ERR PROMPTS is not an integer from 1 to 16");
+}
+
+fn json(job: &Map, field: &str) -> serde_json::Value {
+    serde_json::from_str(job[field].as_deref().unwrap()).unwrap()
+}
+
+#[test]
+fn an_answer_has_scores_and_the_pictures_size_wherever_it_is_told() {
+    let (server, pictures, replica) = (Server::start(), Pictures::serve(), Server::start());
+    replica.follow(&server);
+    let mut connection = server.connect();
+    let mut subscriber = connection.as_pubsub();
+    subscriber.psubscribe("florence:*").unwrap();
+    subscriber.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let shown = |job: &Map| (job["scores"].clone(), job["width"].clone(), job["height"].clone());
+    let size = image_size("shapes.png");
+    for (key, prompt, labels) in [
+        ("boxes", "<OD>", Some("labels")),
+        ("words", "<OCR_WITH_REGION>", Some("labels")),
+        ("polygons", "<REFERRING_EXPRESSION_SEGMENTATION> red circle", Some("labels")),
+        ("text", "<CAPTION>", None),
+    ] {
+        submit(&server, key, &pictures.url("shapes.png"), &[prompt]);
+        let job = wait(&server, key);
+        let scores: Vec<f64> = serde_json::from_value(json(&job, "scores")).unwrap();
+        let result = json(&job, "result");
+        let answer = result.as_object().unwrap().values().next().unwrap();
+        let count = labels.map_or(1, |labels| answer[labels].as_array().unwrap().len());
+        assert_eq!(scores.len(), count, "{job:?}");
+        assert!(scores.iter().all(|score| *score > 0.0 && *score <= 1.0), "{job:?}");
+        assert_eq!((number(&job, "width"), number(&job, "height")), size);
+        let published: String = subscriber.get_message().unwrap().get_payload().unwrap();
+        let published: serde_json::Value = serde_json::from_str(&published).unwrap();
+        assert_eq!(published["scores"], json(&job, "scores"));
+        assert_eq!((&published["width"], &published["height"]), (&size.0.into(), &size.1.into()));
+        // From the cache, on a replica and after a restart it is the same.
+        submit(&server, "again", &pictures.url("shapes.png"), &[prompt]);
+        let again = wait(&server, "again");
+        assert_eq!((again["cache"].as_deref(), shown(&again)), (Some("result"), shown(&job)));
+        subscriber.get_message().unwrap();
+        server.call::<()>(&["DEL", "again"]);
+        let copy = eventually("the replica has it", || {
+            let copy: Map = replica.call::<Option<Map>>(&["FLORENCE.GET", key])?;
+            (copy["state"].as_deref() == Some("done")).then_some(copy)
+        });
+        assert_eq!(shown(&copy), shown(&job));
+        server.call::<()>(&["DEBUG", "RELOAD"]);
+        assert_eq!(shown(&server.job(key)), shown(&job));
+    }
+    submit(&server, "failed", &pictures.url("status/404"), &["<OD>"]);
+    assert_eq!(shown(&wait(&server, "failed")), (None, None, None));
+    // A list for each of several prompts.
+    let prompts = ["PROMPTS", "3", "<CAPTION>", "<OD>", "<OCR>"];
+    submit(&server, "several", &pictures.url("shapes.png"), &prompts);
+    let several = json(&wait(&server, "several"), "scores");
+    assert_eq!(several[1], json(&server.job("boxes"), "scores"));
+    assert_eq!(several[0], json(&server.job("text"), "scores"));
+    assert_eq!(several.as_array().unwrap().len(), 3);
+}
+
+/// Width and height of a sample, by the header of its PNG.
+fn image_size(name: &str) -> (i64, i64) {
+    let bytes = std::fs::read(picture(name)).unwrap();
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()).into();
+    (number(16), number(20))
+}
+
+#[test]
+fn coordinates_have_as_many_decimals_as_the_setting_says_now() {
+    let (server, pictures) = (Server::start(), Pictures::serve());
+    let set = |decimals: &str| {
+        server.call::<()>(&["CONFIG", "SET", "florence.decimals", decimals]);
+    };
+    let boxes = |key: &str, prompts: &[&str]| -> (Vec<f64>, Option<String>) {
+        submit(&server, key, &pictures.url("shapes.png"), prompts);
+        let job = wait(&server, key);
+        let boxes = json(&job, "result")["<OD>"]["bboxes"].clone();
+        let boxes: Vec<Vec<f64>> = serde_json::from_value(boxes).unwrap();
+        (boxes.concat(), job["cache"].clone())
+    };
+    let (all, cache) = boxes("all", &["<OD>"]);
+    assert_eq!(cache.as_deref(), Some("miss"));
+    for (decimals, unit) in [("2", 100.0), ("0", 1.0)] {
+        set(decimals);
+        let rounded: Vec<f64> = all.iter().map(|number| (number * unit).round() / unit).collect();
+        assert_ne!(rounded, all);
+        let alone = boxes(&format!("alone {decimals}"), &["<OD>"]);
+        assert_eq!(alone, (rounded.clone(), Some("result".to_owned())));
+        let several = ["PROMPTS", "2", "<OD>", "<CAPTION>"];
+        assert_eq!(boxes(&format!("several {decimals}"), &several).0, rounded);
+    }
+    // An answer that was computed while they were rounded is not rounded for good.
+    submit(&server, "sign", &pictures.url("sign.png"), &["<OCR_WITH_REGION>"]);
+    let rounded = wait(&server, "sign")["result"].clone();
+    set("all");
+    submit(&server, "sign again", &pictures.url("sign.png"), &["<OCR_WITH_REGION>"]);
+    let again = wait(&server, "sign again");
+    assert_eq!(again["cache"].as_deref(), Some("result"));
+    assert_ne!(again["result"], rounded);
+    assert_eq!(boxes("all again", &["<OD>"]).0, all);
 }
 
 #[test]

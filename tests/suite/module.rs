@@ -51,6 +51,27 @@ fn commands_are_documented() {
 }
 
 #[test]
+fn the_embedded_model_says_what_it_knows() {
+    let server = Server::start();
+    server.wait_for_model();
+    let note = "the embedded tiny model knows coloured shapes and short words; photographs need \
+                real weights: florence pull microsoft/Florence-2-base-ft --to DIRECTORY, then \
+                florence.model DIRECTORY";
+    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    assert_eq!(model["note"].as_deref(), Some(note));
+    assert_eq!(server.log().matches(note).count(), 1, "{}", server.log());
+    // A checkpoint of the operator's choice needs no such note.
+    let model = tempfile::tempdir().unwrap();
+    copy_model(model.path());
+    let line = format!("florence.model {}", model.path().display());
+    let server = Server::with(Settings::lines(&[&line]));
+    server.wait_for_model();
+    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    assert_eq!(model["note"], None);
+    assert!(!server.log().contains("photographs"), "{}", server.log());
+}
+
+#[test]
 fn info_shows_the_counters() {
     let server = Server::start();
     server.wait_for_model();

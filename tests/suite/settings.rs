@@ -8,10 +8,11 @@ use florence_tests::{Server, Settings};
 type Bad = (&'static str, &'static str, &'static [&'static str]);
 
 const NUMBER: &[&str] = &["is not a whole number from 1 to 64"];
+const DIRECTORIES: &[&str] = &["absolute paths of directories that are there"];
 const YES_OR_NO: &[&str] = &["yes", "no"];
 
 /// These may be changed while the server runs.
-const CHANGEABLE: [Bad; 10] = [
+const CHANGEABLE: [Bad; 15] = [
     ("max-batch", "0", NUMBER),
     ("max-batch", "65", NUMBER),
     ("max-batch", "abc", NUMBER),
@@ -21,24 +22,33 @@ const CHANGEABLE: [Bad; 10] = [
     ("max-image-bytes", "1", &["is not a whole number from 1024 to 536870912"]),
     ("publish", "maybe", YES_OR_NO),
     ("publish", "1", YES_OR_NO),
-    ("file-roots", "relative/path", &["absolute"]),
+    ("file-roots", "relative/path", DIRECTORIES),
+    ("file-roots", "/nowhere/to/be/found", DIRECTORIES),
+    ("file-roots", "/dev/null", DIRECTORIES),
+    ("decimals", "10", &["all", "from 0 to 9"]),
+    ("decimals", "-1", &["all", "from 0 to 9"]),
+    ("prompts", "all", &["tasks or any"]),
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 14] = [
+const FIXED: [Bad; 18] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
     ("coordinates", "both", &["float", "int"]),
     ("cpus", "x", &["CPU"]),
     ("cpus", "3-1", &["CPU"]),
+    ("cpus", "1023", &["CPUs of this machine"]),
+    ("cpus", "0-1023", &["CPUs of this machine"]),
     ("allow-networks", "nonsense", &["network"]),
     ("deny-networks", "10.0.0.0/99", &["network"]),
     ("allow-hosts", "a_host/with/path", &["host"]),
     ("image-formats", "bmpp", &["jpeg", "png", "webp", "gif", "bmp", "tiff"]),
     ("buckets", "ftp://x", &["gs://", "s3://"]),
+    ("ca-file", "/nowhere/ca.pem", &["a file of certificates in PEM"]),
     ("celery-queues", "nocolon", &["queue:task"]),
     ("celery-priority-steps", "12", &["0 to 9"]),
+    ("celery-arguments", "url", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
 ];
 
@@ -122,7 +132,10 @@ fn config_set_takes_good_values() {
         ("max-image-bytes", "1024", "1024"),
         ("publish", "no", "no"),
         ("publish", "YES", "yes"),
-        ("file-roots", "/srv/a /srv/b", "/srv/a /srv/b"),
+        ("file-roots", "/usr /tmp", "/usr /tmp"),
+        ("decimals", "3", "3"),
+        ("decimals", "all", "all"),
+        ("prompts", "any", "any"),
         ("file-roots", "", ""),
         ("stream", "ended", "ended"),
     ] {

@@ -48,6 +48,40 @@ fn every_source_gives_the_same_answer() {
     }
 }
 
+/// A JPEG file that says how to turn it.
+fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let tag = [b"\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation, 0, 0]].concat();
+    let exif = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01", tag.as_slice(), &[0; 4]].concat();
+    let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
+    [&jpeg[..2], b"\xff\xe1", &length, &exif, &jpeg[2..]].concat()
+}
+
+#[test]
+fn pictures_are_turned_as_phones_mean_them_only_when_asked() {
+    const QUARTER_TURN: u8 = 6;
+    let poster = std::fs::read(picture("poster.jpg")).unwrap();
+    let phone = with_orientation(&poster, QUARTER_TURN);
+    let (server, mut key) = (Server::ready(&[]), 0);
+    let mut ask = |bytes: &[u8], options: &[&str]| {
+        key += 1;
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(key).arg("DATA").arg(bytes).arg("<OD>").arg(options);
+        submit.exec(&mut server.connect()).unwrap();
+        let job: Job = server.call(&["FLORENCE.WAIT", &key.to_string(), "30"]);
+        job["result"].clone().unwrap()
+    };
+    let as_stored = ask(&poster, &[]);
+    let turned = ask(&phone, &["EXIF"]);
+    assert_ne!(as_stored, turned);
+    // The caches keep the two apart.
+    assert_eq!(ask(&phone, &[]), as_stored);
+    assert_eq!(ask(&phone, &["EXIF"]), turned);
+    assert_eq!(ask(&poster, &["EXIF"]), as_stored);
+    server.call::<()>(&["CONFIG", "SET", "florence.exif", "yes"]);
+    assert_eq!(ask(&phone, &[]), turned);
+    assert_eq!(ask(&phone, &["NOEXIF"]), as_stored);
+}
+
 #[test]
 fn files_outside_the_roots_are_denied_even_through_links() {
     let roots = tempfile::tempdir().unwrap();
@@ -71,7 +105,7 @@ fn damaged_pictures_fail_with_their_format_named() {
     let mut server = Server::start();
     let png = std::fs::read(picture("shapes.png")).unwrap();
     let jpeg = std::fs::read(picture("poster.jpg")).unwrap();
-    let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+    let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF or BMP)";
     for (key, bytes, message) in [
         ("text", &b"hello"[..], unknown),
         ("zeros", &[0; 1000], unknown),
@@ -136,7 +170,7 @@ fn http_errors_are_told_and_only_transient_ones_are_retried() {
     assert_eq!(error(&large)["message"], "the picture is larger than the limit of 20000 bytes");
 
     let nobody = run("nobody", "http://127.0.0.1:1/secret?token=abc", "0");
-    assert_eq!(error(&nobody)["message"], "the server cannot be reached or broke off");
+    assert_eq!(error(&nobody)["message"], "the server refused the connection");
 }
 
 #[test]
@@ -289,11 +323,19 @@ fn hosts_and_networks_can_be_denied_and_only_some_allowed() {
     for host in ["example.com", "bad.example.com", "example.org", "localhost", "[::1]"] {
         let url = format!("http://{host}/x.png");
         let error = server.error(&["FLORENCE.SUBMIT", "j", &url, "<OD>"]);
-        assert_eq!(error, "DENIED the host is not allowed", "{host}");
+        let list = if host == "bad.example.com" {
+            "is in florence.deny-hosts"
+        } else {
+            "is not in florence.allow-hosts"
+        };
+        assert_eq!(error, format!("DENIED the host {list}"), "{host}");
     }
     server.call::<()>(&["FLORENCE.SUBMIT", "j", &pictures.url("away/localhost/x"), "<OD>"]);
     let job: Job = server.call(&["FLORENCE.WAIT", "j", "30"]);
-    assert_eq!(error(&job)["message"], "the host is not allowed");
+    assert_eq!(
+        error(&job)["message"],
+        "the host is not in florence.allow-hosts (after a redirect)"
+    );
     server.call::<()>(&["FLORENCE.SUBMIT", "good", &pictures.url("shapes.png"), "<OD>"]);
     let job: Job = server.call(&["FLORENCE.WAIT", "good", "30"]);
     assert_eq!(job["state"].as_deref(), Some("done"));
@@ -348,18 +390,20 @@ fn formats_that_are_not_read_are_named() {
         ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         ("jxl", b"\xff\x0a\0\0", "JPEG XL"),
     ] {
-        let message = format!("{name} pictures are not supported, convert to JPEG, PNG or WebP");
+        let message =
+            format!("{name} pictures are not supported, convert to JPEG, PNG, WebP, GIF or BMP");
         assert_eq!(error(&submit_bytes(&server, key, bytes))["message"], message);
     }
     // Read, but only where the operator wants it.
     let tiff = b"II*\0\x08\0\0\0\0\0\0\0\0\0";
     let refused = submit_bytes(&server, "tiff", tiff);
-    assert_eq!(error(&refused)["message"], "TIFF pictures are not allowed here");
+    let message = "TIFF pictures are not allowed here, convert to JPEG, PNG, WebP, GIF or BMP";
+    assert_eq!(error(&refused)["message"], message);
     let server = Server::with(Settings::lines(&["florence.image-formats \"tiff\""]));
     let corrupt = submit_bytes(&server, "tiff", tiff);
     assert_eq!(error(&corrupt)["message"], "the TIFF picture is corrupt or truncated");
     let png = submit_bytes(&server, "png", &std::fs::read(picture("shapes.png")).unwrap());
-    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here");
+    assert_eq!(error(&png)["message"], "PNG pictures are not allowed here, convert to TIFF");
 }
 
 #[test]

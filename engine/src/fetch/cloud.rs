@@ -25,14 +25,16 @@ impl std::str::FromStr for Buckets {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_bucket = |word: &&str| {
-            let name = word.strip_prefix("gs://").or_else(|| word.strip_prefix("s3://"));
-            name.is_some_and(|name| !name.is_empty() && !name.contains('/'))
+        let bucket = |word: &str| {
+            let (scheme, name) = word.split_once("://")?;
+            let scheme = scheme.to_ascii_lowercase();
+            let is_bucket = ["gs", "s3"].contains(&scheme.as_str()) && !name.is_empty();
+            (is_bucket && !name.contains('/')).then(|| format!("{scheme}://{name}"))
         };
-        match text.split_whitespace().find(|word| !is_bucket(word)) {
-            Some(word) => Err(format!("'{word}' is no bucket: gs://NAME or s3://NAME")),
-            None => Ok(Self(text.split_whitespace().map(str::to_owned).collect())),
-        }
+        let bucket = |word| {
+            bucket(word).ok_or_else(|| format!("'{word}' is no bucket: gs://NAME or s3://NAME"))
+        };
+        text.split_whitespace().map(bucket).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -115,19 +117,19 @@ impl Cloud {
         url: &str,
         download: &Download<'_>,
     ) -> Option<Result<Object, FetchError>> {
-        let (scheme, rest) = url.split_once("://")?;
+        let (scheme, rest) = url.trim_start().split_once("://")?;
+        let scheme = ["gs", "s3"].into_iter().find(|it| it.eq_ignore_ascii_case(scheme))?;
         let parts = rest.split_once('/').filter(|(bucket, object)| {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             // In a URL's path, such parts would lead out of the bucket.
             let is_below = !object.split('/').any(|part| matches!(part, "." | ".."));
             !bucket.is_empty() && bucket.chars().all(is_plain) && !object.is_empty() && is_below
         });
-        match (scheme, parts) {
-            ("gs", Some((bucket, object))) => Some(self.gs(bucket, object, download)),
-            ("s3", Some((bucket, object))) => Some(self.s3(bucket, object)),
-            ("gs" | "s3", None) => Some(Err(FetchError::BadObject)),
-            _ => None,
-        }
+        Some(match parts {
+            Some((bucket, object)) if scheme == "gs" => self.gs(bucket, object, download),
+            Some((bucket, object)) => self.s3(bucket, object),
+            None => Err(FetchError::BadObject),
+        })
     }
 
     fn gs(
@@ -192,7 +194,7 @@ impl Cloud {
             .map_err(|_error| FetchError::Credentials)?;
         let form = [("grant_type", GRANT), ("assertion", &signed)];
         let request = download.bounded(self.agent.post(&account.token_uri))?;
-        read_token(request.send_form(form), download)
+        read_token(request.send_form(form))
     }
 
     /// What a machine or pod in Google's cloud may do.
@@ -200,7 +202,7 @@ impl Cloud {
         let host = self.gs_metadata.as_deref().unwrap_or("metadata.google.internal");
         let path = "computeMetadata/v1/instance/service-accounts/default/token";
         let request = download.bounded(self.agent.get(format!("http://{host}/{path}")))?;
-        read_token(request.header("Metadata-Flavor", "Google").call(), download)
+        read_token(request.header("Metadata-Flavor", "Google").call())
     }
 
     /// A signed URL for listed buckets, a plain one for others. Buckets on an endpoint of the
@@ -226,10 +228,7 @@ impl Cloud {
 }
 
 /// Who is refused stays refused; all else may pass.
-fn read_token(
-    answer: Result<Response, ureq::Error>,
-    download: &Download<'_>,
-) -> Result<Token, FetchError> {
+fn read_token(answer: Result<Response, ureq::Error>) -> Result<Token, FetchError> {
     const MOST: u64 = 64 << 10;
     let read = answer.and_then(|mut answer| {
         if !answer.status().is_success() {
@@ -237,7 +236,7 @@ fn read_token(
         }
         answer.body_mut().with_config().limit(MOST).read_json()
     });
-    read.map_err(|error| match download.explain(error) {
+    read.map_err(|error| match FetchError::of(error) {
         FetchError::Interrupted => FetchError::Interrupted,
         problem @ FetchError::Status(_) if !problem.is_transient() => FetchError::Credentials,
         problem => FetchError::NoToken(Box::new(problem)),
@@ -248,7 +247,7 @@ fn read_token(
 mod tests {
     use super::{
         super::{
-            FetchLimits,
+            Authorities, FetchLimits,
             tests::{answers, stalls},
         },
         *,
@@ -319,7 +318,7 @@ mod tests {
         cloud.gs_metadata = Some(format!("127.0.0.1:{port}"));
         cloud.agent = Agent::with_parts(
             super::super::config(),
-            super::super::interrupt::connector(),
+            super::super::connector(&Authorities::default()),
             ureq::unversioned::resolver::DefaultResolver::default(),
         );
         cloud

@@ -20,6 +20,8 @@ use ureq::{
 };
 use url::Host;
 
+use super::Rule;
+
 /// IPv4 networks that are not for the public (IANA's special-purpose registry, multicast).
 const NOT_PUBLIC_V4: [([u8; 4], u8); 15] = [
     ([0, 0, 0, 0], 8),
@@ -64,16 +66,18 @@ pub struct AccessRules {
 }
 
 impl AccessRules {
-    /// Whether a URL's host may be asked for pictures, as far as its name tells.
-    pub(super) fn permit_host(&self, host: &str) -> bool {
+    /// The rule by which a URL's host may not be asked for pictures, as far as its name tells.
+    pub(super) fn rule_against(&self, host: &str) -> Option<Rule> {
         let is_allowed = self.allow_hosts.0.is_empty() || self.allow_hosts.contains(host);
-        is_allowed && !self.deny_hosts.contains(host)
+        let is_denied = self.deny_hosts.contains(host);
+        is_denied.then_some(Rule::DenyHosts).or((!is_allowed).then_some(Rule::AllowHosts))
     }
 
-    fn permit(&self, address: IpAddr) -> bool {
+    fn rule_against_address(&self, address: IpAddr) -> Option<Rule> {
         let address = address.to_canonical();
         let is_allowed = self.allow_networks.contains(address) || is_public(address);
-        is_allowed && !self.deny_networks.contains(address)
+        let is_denied = self.deny_networks.contains(address);
+        is_denied.then_some(Rule::DenyNetworks).or((!is_allowed).then_some(Rule::AllowNetworks))
     }
 }
 
@@ -151,8 +155,8 @@ pub(super) struct GuardedResolver<R> {
 
 /// An address that pictures may not come from.
 #[derive(Debug, thiserror::Error)]
-#[error("the address is not public")]
-pub(super) struct NotPublic;
+#[error("{0}")]
+pub(super) struct Forbidden(pub(super) Rule);
 
 impl<R: Resolver> Resolver for GuardedResolver<R> {
     fn resolve(
@@ -163,10 +167,10 @@ impl<R: Resolver> Resolver for GuardedResolver<R> {
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let addresses = self.system.resolve(uri, config, timeout)?;
         // One inner address among public ones is a trap as well.
-        if addresses.iter().map(SocketAddr::ip).all(|address| self.rules.permit(address)) {
-            Ok(addresses)
-        } else {
-            Err(ureq::Error::Other(Box::new(NotPublic)))
+        let mut ips = addresses.iter().map(SocketAddr::ip);
+        match ips.find_map(|address| self.rules.rule_against_address(address)) {
+            Some(rule) => Err(ureq::Error::Other(Box::new(Forbidden(rule)))),
+            None => Ok(addresses),
         }
     }
 }
@@ -190,26 +194,27 @@ mod tests {
             2002:a9fe:a9fe::1 3fff::1 5f00::1 fc00::1 fd00:ec2::254 fe80::1 fec0::1 ff02::1";
         let none = AccessRules::default();
         for address in public.split_whitespace() {
-            assert!(none.permit(address.parse().unwrap()), "{address}");
+            assert_eq!(none.rule_against_address(address.parse().unwrap()), None, "{address}");
         }
         for address in inner.split_whitespace() {
-            assert!(!none.permit(address.parse().unwrap()), "{address}");
+            let rule = none.rule_against_address(address.parse().unwrap());
+            assert_eq!(rule, Some(Rule::AllowNetworks), "{address}");
         }
         let some = AccessRules {
             allow_networks: "10.1.0.0/16 ::1".parse().unwrap(),
             deny_networks: "10.1.9.0/24 8.8.8.8".parse().unwrap(),
             ..AccessRules::default()
         };
-        for (address, permitted) in [
-            ("10.1.2.3", true),
-            ("::ffff:10.1.2.3", true),
-            ("10.1.9.1", false),
-            ("::ffff:8.8.8.8", false),
-            ("8.8.4.4", true),
-            ("10.2.0.1", false),
-            ("::1", true),
+        for (address, rule) in [
+            ("10.1.2.3", None),
+            ("::ffff:10.1.2.3", None),
+            ("10.1.9.1", Some(Rule::DenyNetworks)),
+            ("::ffff:8.8.8.8", Some(Rule::DenyNetworks)),
+            ("8.8.4.4", None),
+            ("10.2.0.1", Some(Rule::AllowNetworks)),
+            ("::1", None),
         ] {
-            assert_eq!(some.permit(address.parse().unwrap()), permitted, "{address}");
+            assert_eq!(some.rule_against_address(address.parse().unwrap()), rule, "{address}");
         }
         assert!("10.0.0.0/33".parse::<Networks>().is_err());
         assert!("localhost".parse::<Networks>().is_err());
@@ -238,8 +243,10 @@ mod tests {
             ("", "127.0.0.1 [::1]", "[::1]", false),
             ("bücher.example", "", "xn--bcher-kva.example", true),
         ] {
-            let is_permitted = rules(allow, deny).permit_host(host);
-            assert_eq!(is_permitted, permitted, "{allow} | {deny} | {host}");
+            let rule = rules(allow, deny).rule_against(host);
+            assert_eq!(rule.is_none(), permitted, "{allow} | {deny} | {host}");
+            let expected = if deny.is_empty() { Rule::AllowHosts } else { Rule::DenyHosts };
+            assert!(rule.is_none_or(|rule| rule == expected), "{rule:?}");
         }
         assert!("a b/c".parse::<Hosts>().is_err());
     }

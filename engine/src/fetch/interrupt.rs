@@ -1,7 +1,8 @@
 //! Connections and look-ups of names that look for a [`Stop`] while they wait, and end in time.
 //!
 //! Transports are kept for later downloads, so the flag is not theirs: it belongs to the thread, for
-//! as long as [`watching`] runs.
+//! as long as [`watching`] runs. So does what a download waits for, and whether it has made a
+//! connection of its own.
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,12 +25,13 @@ use ureq::{
     unversioned::{
         resolver::{ResolvedSocketAddrs, Resolver},
         transport::{
-            Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, RustlsConnector,
-            Transport, time,
+            Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+            time,
         },
     },
 };
 
+use super::Phase;
 use crate::Stop;
 
 /// How often whoever waits looks.
@@ -43,6 +45,8 @@ const APART_OF_ONE: usize = 64;
 thread_local! {
     static STOP: RefCell<Stop> = RefCell::default();
     static ASKER: Cell<u64> = const { Cell::new(0) };
+    static PHASE: Cell<Phase> = const { Cell::new(Phase::Name) };
+    static HAS_CONNECTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `f`; its downloads end soon after `stop` says so, and are counted as this asker's.
@@ -54,15 +58,37 @@ pub(super) fn watching<T>(stop: &Stop, asker: u64, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// TCP, watched, then TLS: a handshake is interrupted too.
-pub(super) fn connector() -> impl Connector<()> {
-    Connect.chain(RustlsConnector::default())
+/// A request of this thread's begins.
+pub(super) fn begin() {
+    enter(Phase::Name);
+    HAS_CONNECTED.set(false);
+}
+
+/// This thread's download waits for something else.
+pub(super) fn enter(phase: Phase) {
+    PHASE.set(phase);
+}
+
+/// What this thread's download waits for.
+pub(super) fn phase() -> Phase {
+    PHASE.get()
+}
+
+/// Whether a connection was made since the request began; else it goes over one that was kept.
+pub(super) fn has_connected() -> bool {
+    HAS_CONNECTED.get()
 }
 
 /// A download was told to end.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(super) struct Interrupted;
+
+/// The other side has broken the connection off. The HTTP client would take it for the end of a body
+/// of unknown length.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was reset")]
+pub(super) struct BrokenOff;
 
 /// How long something may take.
 #[derive(Debug, Clone, Copy)]
@@ -176,21 +202,32 @@ impl<R: Resolver> Resolver for Watched<R> {
         let (resolver, uri, config) = (Arc::clone(&self.0), uri.clone(), config.clone());
         // With a timeout, it would start a thread as well.
         let none = NextTimeout { after: time::Duration::NotHappening, ..timeout };
-        apart(Wait::new(timeout), move || resolver.resolve(&uri, &config, none))?
+        enter(Phase::Name);
+        let resolved = apart(Wait::new(timeout), move || resolver.resolve(&uri, &config, none))?;
+        enter(Phase::Connection);
+        match resolved {
+            Err(Error::Io(_look_up)) => Err(Error::HostNotFound),
+            resolved => resolved,
+        }
     }
 }
 
+/// Makes connections, unless there is one by a proxy.
 #[derive(Debug)]
-struct Connect;
+pub(super) struct Connect;
 
 impl<In: Transport> Connector<In> for Connect {
-    type Out = Tcp;
+    type Out = Either<In, Tcp>;
 
     fn connect(
         &self,
         details: &ConnectionDetails<'_>,
-        _chained: Option<In>,
-    ) -> Result<Option<Tcp>, Error> {
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        HAS_CONNECTED.set(true);
+        if let Some(transport) = chained {
+            return Ok(Some(Either::A(transport)));
+        }
         let (wait, addresses) = (Wait::new(details.timeout), details.addrs.to_vec());
         let stream =
             apart(wait, move || connect(&addresses, wait))?.map_err(|error| {
@@ -204,7 +241,7 @@ impl<In: Transport> Connector<In> for Connect {
         stream.set_write_timeout(Some(LOOK))?;
         let (input, output) =
             (details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Tcp { stream, buffers: LazyBuffers::new(input, output) }))
+        Ok(Some(Either::B(Tcp { stream, buffers: LazyBuffers::new(input, output) })))
     }
 }
 
@@ -224,7 +261,7 @@ fn connect(addresses: &[SocketAddr], wait: Wait) -> io::Result<TcpStream> {
 
 /// A connection; its socket gives up after [`LOOK`], and is asked again.
 #[derive(Debug)]
-struct Tcp {
+pub(super) struct Tcp {
     stream: TcpStream,
     buffers: LazyBuffers,
 }
@@ -254,7 +291,7 @@ impl Transport for Tcp {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let wait = Wait::new(timeout);
+        let wait = Wait::new(timeout.for_read());
         loop {
             wait.check()?;
             match self.stream.read(self.buffers.input_append_buf()) {
@@ -263,6 +300,9 @@ impl Transport for Tcp {
                     return Ok(count > 0);
                 }
                 Err(error) if is_pause(&error) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    return Err(Error::Other(Box::new(BrokenOff)));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

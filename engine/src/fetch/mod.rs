@@ -1,12 +1,24 @@
 //! Bytes of a picture from `http(s)`, `gs` and `s3` URLs, with bounds on time, speed and size.
 //!
 //! Error texts carry no query string, credential or address: they end up in replies.
+//!
+//! - `address`: how a URL is read, and where redirects lead
+//! - `guard`: which hosts and addresses may be asked
+//! - `interrupt`: connections that end when told to
+//! - `tls`: whom secure connections trust
+//! - `coding`: what servers do to a body's bytes
+//! - `cloud`: buckets
+//! - `error`: why there are no bytes
 
+mod address;
 mod cloud;
+mod coding;
+mod error;
 mod guard;
 mod interrupt;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     io::Read,
@@ -14,23 +26,29 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ureq::{
-    Agent, RequestBuilder,
-    http::{StatusCode, header::LOCATION},
-    unversioned::resolver::{DefaultResolver, Resolver},
+    Agent, Proxy, RequestBuilder,
+    http::StatusCode,
+    unversioned::{
+        resolver::{DefaultResolver, Resolver},
+        transport::{ConnectProxyConnector, Connector, Transport},
+    },
 };
 use url::Url;
 
+pub use address::spelling;
+use address::{credentials, parse, redirect, target};
 pub use cloud::Buckets;
 use cloud::Cloud;
+pub use error::{FetchError, Phase, Rule};
+use guard::GuardedResolver;
 pub use guard::{AccessRules, Hosts, Networks};
-use guard::{GuardedResolver, NotPublic};
-use interrupt::{Interrupted, Watched};
+use interrupt::Watched;
+use tls::Secure;
+pub use tls::{Authorities, TlsFault};
 
 use crate::Stop;
-
-/// Longest URL, of redirects too.
-const MAX_URL: usize = 8192;
 
 /// What a download may use.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +63,7 @@ pub struct FetchLimits {
     pub redirects: u32,
     /// Time to the first byte of an answer.
     pub first_byte: Duration,
-    /// Least bytes a second, after [`SPEED_GRACE`].
+    /// Least bytes a second, after a few.
     pub speed: u64,
     /// Whose download it is: nobody's look-ups keep those of others from theirs.
     pub asker: u64,
@@ -57,85 +75,13 @@ impl Default for FetchLimits {
             bytes: 32 << 20,
             connect: Duration::from_secs(10),
             total: Duration::from_secs(30),
-            redirects: 5,
+            redirects: 30,
             first_byte: Duration::from_secs(20),
             speed: 1024,
             asker: 0,
         }
     }
 }
-
-/// Why there are no bytes.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Neither `http` nor `https`, no host, or too long.
-    #[error("not an http or https URL")]
-    BadUrl,
-    /// A host that the settings deny.
-    #[error("the host is not allowed")]
-    DeniedHost,
-    /// A bucket's name or object is malformed.
-    #[error("not a URL of a bucket's object")]
-    BadObject,
-    /// There are no credentials, or the token server refused them.
-    #[error("the server has no valid credentials for the bucket")]
-    Credentials,
-    /// No access token for the bucket, for now.
-    #[error("the server that gives access to the bucket does not answer as it should")]
-    NoToken(#[source] Box<FetchError>),
-    /// Slower than allowed.
-    #[error("the server sent too slowly")]
-    TooSlow,
-    /// The host's address is not public, nor in a network that is allowed.
-    #[error("the host's address is not allowed")]
-    Denied,
-    /// A redirect to what is not allowed.
-    #[error(transparent)]
-    DeniedRedirect(Box<FetchError>),
-    /// Too many redirects, or one from `https` to `http`.
-    #[error("redirected too often, or from https to http")]
-    Redirect,
-    /// The server answered with an error.
-    #[error("the server answered {0}")]
-    Status(u16),
-    /// The body is larger than allowed.
-    #[error("the picture is larger than the limit of {0} bytes")]
-    TooLarge(u64),
-    /// No answer in time.
-    #[error("the server did not answer in time")]
-    Timeout,
-    /// The caller asked for the download to stop.
-    #[error("the download was interrupted")]
-    Interrupted,
-    /// No connection, or a broken one.
-    #[error("the server cannot be reached or broke off")]
-    Transport(#[source] Box<ureq::Error>),
-}
-
-impl FetchError {
-    /// Whether another attempt may succeed.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Status(status) => matches!(status, 408 | 429 | 500..),
-            Self::Timeout
-            | Self::Transport(_)
-            | Self::TooSlow
-            | Self::NoToken(_)
-            | Self::Interrupted => true,
-            Self::BadUrl
-            | Self::BadObject
-            | Self::Credentials
-            | Self::Denied
-            | Self::DeniedHost
-            | Self::DeniedRedirect(_)
-            | Self::Redirect
-            | Self::TooLarge(_) => false,
-        }
-    }
-}
-
-/// Time before the speed of a download counts.
-const SPEED_GRACE: Duration = Duration::from_secs(5);
 
 /// A client that keeps connections for the next picture.
 pub struct Fetcher {
@@ -146,25 +92,30 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// A client with these rules, which reads these buckets with the credentials that
-    /// the environment names.
-    pub fn new(rules: AccessRules, buckets: Buckets) -> Self {
-        Self::with_resolver(rules, buckets, DefaultResolver::default())
+    /// the environment names, and trusts these authorities too.
+    pub fn new(rules: AccessRules, buckets: Buckets, authorities: &Authorities) -> Self {
+        Self::with_resolver(rules, buckets, authorities, DefaultResolver::default())
     }
 
-    fn with_resolver(rules: AccessRules, buckets: Buckets, resolver: impl Resolver) -> Self {
+    fn with_resolver(
+        rules: AccessRules,
+        buckets: Buckets,
+        authorities: &Authorities,
+        resolver: impl Resolver,
+    ) -> Self {
         let rules = Arc::new(rules);
         let resolver =
             GuardedResolver { system: Watched::new(resolver), rules: Arc::clone(&rules) };
-        let agent = Agent::with_parts(config(), interrupt::connector(), resolver);
+        let agent = Agent::with_parts(config(), connector(authorities), resolver);
         // Where the operator's own environment points to may be anywhere.
         let resolver = Watched::new(DefaultResolver::default());
-        let trusted = Agent::with_parts(config(), interrupt::connector(), resolver);
+        let trusted = Agent::with_parts(config(), connector(authorities), resolver);
         Self { agent, rules, cloud: Cloud::from_env(buckets, trusted) }
     }
 
-    /// Whether a host may be asked for pictures, as far as its name tells.
-    pub fn permits_host(&self, host: &str) -> bool {
-        self.rules.permit_host(host)
+    /// The rule by which a host may not be asked for pictures, as far as its name tells.
+    pub fn rule_against(&self, host: &str) -> Option<Rule> {
+        self.rules.rule_against(host)
     }
 
     /// Downloads a URL, unless it is told to stop.
@@ -195,9 +146,7 @@ impl Fetcher {
         let mut url = parse(url)?;
         for hop in 0..=limits.redirects {
             let response = self.get(&download, &url).map_err(|error| match error {
-                FetchError::Denied | FetchError::DeniedHost if hop > 0 => {
-                    FetchError::DeniedRedirect(Box::new(error))
-                }
+                FetchError::Denied(_) if hop > 0 => FetchError::DeniedRedirect(Box::new(error)),
                 error => error,
             })?;
             if let Some(next) = redirect(&response, &url)? {
@@ -206,14 +155,14 @@ impl Fetcher {
             }
             return download.read(response);
         }
-        Err(FetchError::Redirect)
+        Err(FetchError::Redirects(limits.redirects))
     }
 
     fn get(&self, download: &Download<'_>, url: &Url) -> Result<Response, FetchError> {
-        if !self.permits_host(url.host_str().unwrap_or_default()) {
-            return Err(FetchError::DeniedHost);
+        match self.rule_against(url.host_str().unwrap_or_default()) {
+            Some(rule) => Err(FetchError::Denied(rule)),
+            None => download.get(&self.agent, url, None),
         }
-        download.get(&self.agent, url, None)
     }
 }
 
@@ -224,19 +173,31 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
+    /// Asks for a URL. A kept connection that the server has closed meanwhile is no answer: then a
+    /// new one is made.
     fn get(&self, agent: &Agent, url: &Url, token: Option<&str>) -> Result<Response, FetchError> {
-        let mut request = self.bounded(agent.get(url.as_str()))?;
-        if let Some(token) = token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+        let basic = || credentials(url).map(|it| format!("Basic {}", BASE64_STANDARD.encode(it)));
+        let authorization = token.map(|token| format!("Bearer {token}")).or_else(basic);
+        let request = || {
+            let request = self.bounded(agent.get(target(url).as_str()))?;
+            Ok(match &authorization {
+                Some(authorization) => request.header("Authorization", authorization),
+                None => request,
+            })
+        };
+        interrupt::begin();
+        let mut answer = request()?.call();
+        if answer.as_ref().is_err_and(error::is_closed) && !interrupt::has_connected() {
+            answer = request()?.config().max_idle_age(Duration::ZERO).build().call();
         }
-        request.call().map_err(|error| self.explain(error))
+        answer.map_err(FetchError::of)
     }
 
     /// A request that ends with the download's time, its body included.
     fn bounded<B>(&self, request: RequestBuilder<B>) -> Result<RequestBuilder<B>, FetchError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(FetchError::Timeout);
+            return Err(FetchError::Timeout(interrupt::phase()));
         }
         Ok(request
             .config()
@@ -246,46 +207,108 @@ impl Download<'_> {
             .build())
     }
 
-    fn read(&self, mut response: Response) -> Result<Vec<u8>, FetchError> {
-        let limit = self.limits.bytes;
-        // One byte more tells a body that is too large from one that just fits.
-        let mut body = response.body_mut().with_config().limit(limit + 1).reader();
-        let (start, mut bytes, mut chunk) = (Instant::now(), Vec::new(), vec![0; 64 << 10]);
+    fn read(&self, response: Response) -> Result<Vec<u8>, FetchError> {
+        let (head, body) = response.into_parts();
+        interrupt::enter(Phase::Body);
+        let mut body = coding::decoded(&head.headers, body.into_reader(), self.limits.bytes)
+            .map_err(|error| FetchError::of(error.into()))?;
+        let (mut pace, mut bytes) = (Pace::new(self.limits.speed), Vec::new());
+        let mut chunk = vec![0; 64 << 10];
         loop {
-            let count = body.read(&mut chunk).map_err(|error| self.explain(error.into()))?;
-            if count == 0 {
-                return Ok(bytes);
-            }
+            let count = receive(&mut *body, &mut chunk)?;
             bytes.extend_from_slice(&chunk[..count]);
-            if bytes.len() as u64 > limit {
-                return Err(FetchError::TooLarge(limit));
+            match count {
+                // What has no body has no picture; an error was told of before.
+                0 if bytes.is_empty() && head.status != StatusCode::OK => {
+                    return Err(FetchError::Status(head.status.as_u16()));
+                }
+                0 => return Ok(bytes),
+                _ if pace.is_too_slow(count) => return Err(FetchError::TooSlow),
+                _ => {}
             }
-            let time = start.elapsed();
-            if time > SPEED_GRACE && (bytes.len() as u64) < self.limits.speed * time.as_secs() {
-                return Err(FetchError::TooSlow);
-            }
-        }
-    }
-
-    fn explain(&self, error: ureq::Error) -> FetchError {
-        match error {
-            ureq::Error::StatusCode(status) => FetchError::Status(status),
-            // What reading a body meets comes wrapped.
-            ureq::Error::Io(error) if is_wrapped(&error) => match error.downcast() {
-                Ok(inner) => self.explain(inner),
-                Err(error) => FetchError::Transport(Box::new(error.into())),
-            },
-            ureq::Error::BodyExceedsLimit(_) => FetchError::TooLarge(self.limits.bytes),
-            ureq::Error::Timeout(_) => FetchError::Timeout,
-            ureq::Error::Other(other) if other.is::<NotPublic>() => FetchError::Denied,
-            ureq::Error::Other(other) if other.is::<Interrupted>() => FetchError::Interrupted,
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => FetchError::BadUrl,
-            other => FetchError::Transport(Box::new(other)),
         }
     }
 }
 
-type Response = ureq::http::Response<ureq::Body>;
+/// Reads some of a body, as `Read` does.
+///
+/// # Errors
+///
+/// See [`FetchError`].
+pub fn receive(body: &mut dyn Read, chunk: &mut [u8]) -> Result<usize, FetchError> {
+    interrupt::enter(Phase::Body);
+    body.read(chunk).map_err(|error| FetchError::of(error.into()))
+}
+
+/// Whether bytes come as fast as they must, on average; at first they may be slow.
+pub struct Pace {
+    start: Instant,
+    least: u64,
+    bytes: u64,
+}
+
+impl Pace {
+    /// So many bytes a second, from now on.
+    pub fn new(least: u64) -> Self {
+        Self { start: Instant::now(), least, bytes: 0 }
+    }
+
+    /// Counts bytes that have come.
+    pub fn is_too_slow(&mut self, count: usize) -> bool {
+        /// Time before the speed counts.
+        const GRACE: Duration = Duration::from_secs(5);
+        self.bytes += count as u64;
+        let time = self.start.elapsed();
+        time > GRACE && self.bytes < self.least * time.as_secs()
+    }
+}
+
+/// A client for what the operator asks for: any host, by the proxies of the environment.
+pub struct Client(Agent);
+
+/// Without a byte for so long, a client of the operator's gives up.
+const SILENCE: Duration = Duration::from_secs(15);
+
+impl Client {
+    /// A client that trusts these authorities too.
+    pub fn new(authorities: &Authorities) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(Proxy::try_from_env())
+            .timeout_resolve(Some(SILENCE))
+            .timeout_connect(Some(SILENCE))
+            .timeout_recv_response(Some(SILENCE))
+            .timeout_per_read(Some(SILENCE))
+            .accept_encoding("identity")
+            .user_agent(USER_AGENT)
+            .build();
+        let connector = ConnectProxyConnector::default().chain(connector(authorities));
+        Self(Agent::with_parts(config, connector, Watched::new(DefaultResolver::default())))
+    }
+
+    /// Asks for a URL; an answer that tells of an error is an answer.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response, FetchError> {
+        interrupt::begin();
+        let request = headers
+            .iter()
+            .fold(self.0.get(url), |request, (name, value)| request.header(*name, *value));
+        request.call().map_err(FetchError::of)
+    }
+}
+
+/// An answer's head, and its body to read.
+pub type Response = ureq::http::Response<ureq::Body>;
+
+const USER_AGENT: &str = concat!("florence/", env!("CARGO_PKG_VERSION"));
+
+/// TCP, watched, then TLS.
+fn connector<In: Transport>(authorities: &Authorities) -> impl Connector<In> + use<In> {
+    interrupt::Connect.chain(Secure::new(authorities.clone()))
+}
 
 fn config() -> ureq::config::Config {
     Agent::config_builder()
@@ -294,40 +317,7 @@ fn config() -> ureq::config::Config {
         .max_redirects_will_error(false)
         // A proxy would resolve names itself, past the check.
         .proxy(None)
-        .user_agent(concat!("florence/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding(coding::ACCEPTED)
+        .user_agent(USER_AGENT)
         .build()
-}
-
-fn is_wrapped(error: &std::io::Error) -> bool {
-    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<ureq::Error>)
-}
-
-/// A URL in the one spelling that hosts and addresses have for the WHATWG: what is checked is what
-/// is connected to.
-fn parse(text: &str) -> Result<Url, FetchError> {
-    let url = Url::parse(text).ok().filter(|_| text.len() <= MAX_URL);
-    let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
-    url.filter(is_http).ok_or(FetchError::BadUrl)
-}
-
-/// Where a response sends us on to. Credentials of the URL go to its own host only.
-fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, FetchError> {
-    const MOVED: [StatusCode; 5] = [
-        StatusCode::MOVED_PERMANENTLY,
-        StatusCode::FOUND,
-        StatusCode::SEE_OTHER,
-        StatusCode::TEMPORARY_REDIRECT,
-        StatusCode::PERMANENT_REDIRECT,
-    ];
-    if !MOVED.contains(&response.status()) {
-        return Ok(None);
-    }
-    let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-    let joined =
-        location.and_then(|location| from.join(location).ok()).ok_or(FetchError::BadUrl)?;
-    let next = parse(joined.as_str())?;
-    if from.scheme() == "https" && next.scheme() == "http" {
-        return Err(FetchError::Redirect);
-    }
-    Ok(Some(next))
 }

@@ -1,11 +1,12 @@
 //! Continuous batching: jobs join and leave the decoder at any step.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{Answer, Florence, GenerateOptions, Question, Reading, Timings, Visual, milliseconds};
 use crate::{
     Error,
-    generate::{self, Decoding},
+    generate::{self, Running},
+    model::Decoding,
     postprocess::Scale,
 };
 
@@ -13,56 +14,50 @@ use crate::{
 /// leaves when its answer is complete. Answers do not depend on who else is in the batch.
 pub struct Batch<'a, T> {
     florence: &'a Florence,
-    running: Vec<Running<T>>,
+    decoding: Box<dyn Decoding + 'a>,
+    members: Vec<Member<T>>,
 }
 
-struct Running<T> {
+struct Member<T> {
     ticket: T,
-    encoded: Encoded,
-}
-
-/// A picture and a prompt, encoded: ready to be decoded.
-pub struct Encoded {
-    decoding: Decoding,
+    running: Running,
     reading: Reading,
     timings: Timings,
     since: Instant,
 }
 
-impl Florence {
-    /// Encodes a picture with a prompt.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Compute`].
-    pub fn encode(
-        &self,
-        question: &Question,
-        visual: &Visual,
-        options: &GenerateOptions,
-    ) -> Result<Encoded, Error> {
-        let start = Instant::now();
-        let encode = || self.model.encode(&visual.tokens, &question.ids);
-        let encoded = self.threads.install(encode)?;
-        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
-        let since = Instant::now();
-        let cross = self.threads.install(|| self.model.cross(&encoded))?;
-        let scale = Scale { size: visual.size, coordinates: options.coordinates };
-        let reading = Reading { task: question.task, scale };
-        let decoding = Decoding::new(&self.model, cross, self.rules(options));
-        Ok(Encoded { decoding, reading, timings, since })
-    }
-}
-
 impl<'a, T> Batch<'a, T> {
     /// An empty batch.
     pub fn new(florence: &'a Florence) -> Self {
-        Self { florence, running: Vec::new() }
+        Self { florence, decoding: florence.model.decoding(), members: Vec::new() }
     }
 
-    /// Takes a job in; `ticket` comes back with its answer.
-    pub fn join(&mut self, ticket: T, encoded: Encoded) {
-        self.running.push(Running { ticket, encoded });
+    /// Encodes a picture with a prompt and takes the job in; `ticket` comes back with its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`]; the job is not in the batch then.
+    pub fn join(
+        &mut self,
+        ticket: T,
+        question: &Question,
+        visual: &Visual,
+        options: &GenerateOptions,
+    ) -> Result<(), Error> {
+        let Self { florence, decoding, members } = self;
+        let start = Instant::now();
+        let encode = || florence.model.encode(&visual.tokens, &question.ids);
+        let encoded = florence.threads.install(encode)?.squeeze(0)?;
+        let timings = Timings { encoder: milliseconds(start), ..visual.timings };
+        let since = Instant::now();
+        let lengths = [encoded.dim(0)?];
+        let job = florence.threads.install(|| decoding.add(&encoded, &lengths))?[0];
+        let scale = Scale { size: visual.size, coordinates: options.coordinates };
+        let name = Arc::clone(&question.name);
+        let reading = Reading { name, answer: question.answer, scale };
+        let running = Running::new(job, florence.rules(options));
+        members.push(Member { ticket, running, reading, timings, since });
+        Ok(())
     }
 
     /// One token for every job; returns the answers that are complete now.
@@ -71,33 +66,37 @@ impl<'a, T> Batch<'a, T> {
     ///
     /// [`Error::Compute`]; the jobs are then in no state to go on.
     pub fn step(&mut self) -> Result<Vec<(T, Answer)>, Error> {
-        let (florence, running) = (self.florence, &mut self.running);
-        let unfinished = running.iter_mut().map(|job| &mut job.encoded.decoding);
-        let unfinished: Vec<_> = unfinished.filter(|job| !job.is_finished()).collect();
+        let Self { florence, decoding, members } = self;
+        let unfinished = members.iter_mut().map(|member| &mut member.running);
+        let unfinished: Vec<_> = unfinished.filter(|running| !running.is_finished()).collect();
         if !unfinished.is_empty() {
-            florence.threads.install(|| generate::step(&florence.model, unfinished))?;
+            let decoding = &mut **decoding;
+            florence.threads.install(|| generate::step(decoding, unfinished))?;
         }
-        let is_finished = |job: &mut Running<T>| job.encoded.decoding.is_finished();
-        let finished = running.extract_if(.., is_finished).map(|Running { ticket, encoded }| {
-            let Encoded { decoding, reading, timings, since } = encoded;
+        let is_finished = |member: &mut Member<T>| member.running.is_finished();
+        let finished = members.extract_if(.., is_finished).map(|member| {
+            let Member { ticket, running, reading, timings, since } = member;
+            decoding.remove(running.job());
             let timings = Timings { decoder: milliseconds(since), ..timings };
-            (ticket, florence.answer(reading, decoding.finish(), timings))
+            (ticket, florence.answer(&reading, running.finish(), timings))
         });
         Ok(finished.collect())
     }
 
     /// Drops the jobs that `keep` refuses.
     pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        self.running.retain(|job| keep(&job.ticket));
+        for dropped in self.members.extract_if(.., |member| !keep(&member.ticket)) {
+            self.decoding.remove(dropped.running.job());
+        }
     }
 
     /// Number of jobs that are being decoded.
     pub fn len(&self) -> usize {
-        self.running.len()
+        self.members.len()
     }
 
     /// Whether there is no job left.
     pub fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.members.is_empty()
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Answer, Picture, Question, Timings, Visual};
-use crate::{image::PixelValues, task::Task};
+use crate::{image::PixelValues, task::AnswerKind};
 
 impl Visual {
     pub(crate) fn made_up() -> Self {
@@ -25,7 +25,7 @@ impl Picture {
 
 impl Question {
     pub(crate) fn made_up(id: u32) -> Self {
-        Self { task: Task::Caption, ids: vec![id] }
+        Self { name: "<CAPTION>".into(), answer: AnswerKind::Text, is_task: true, ids: vec![id] }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -40,6 +40,7 @@ impl Answer {
             token_ids: vec![id],
             json: Value::Null,
             scores: Vec::new(),
+            size: (1, 1),
             score: 0.0,
             timings: Timings::default(),
         }

@@ -8,7 +8,7 @@ mod batch;
 mod made_up;
 mod options;
 
-use std::{path::Path, time::Instant};
+use std::{ops::Range, path::Path, sync::Arc, time::Instant};
 
 use quick_cache::sync::Cache;
 use serde_json::Value;
@@ -21,13 +21,16 @@ use crate::{
         Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
         Target,
     },
-    postprocess::{Scale, post_process},
-    task::{Prompt, PromptError, Task},
+    postprocess::{Decimals, Parsed, Scale, Scored, post_process},
+    prompt::{Prompt, PromptError, Prompts},
+    task::AnswerKind,
     text::Text,
 };
 
-pub use batch::{Batch, Encoded};
-pub use options::{Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions};
+pub use batch::Batch;
+pub use options::{
+    Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, has_cpu,
+};
 
 /// A decoded picture as the model's input.
 #[derive(Debug, Clone)]
@@ -41,8 +44,19 @@ pub struct Picture {
 /// A checked and tokenized prompt.
 #[derive(Debug, Clone)]
 pub struct Question {
-    task: Task,
+    /// The key of the answer's JSON.
+    name: Arc<str>,
+    answer: AnswerKind,
+    /// Whether it is one of the fifteen.
+    is_task: bool,
     ids: Vec<u32>,
+}
+
+impl Question {
+    /// All that the answer depends on, but for the picture: the tokens, and how the text is read.
+    pub(crate) fn identity(&self) -> (&str, &[u32]) {
+        (&self.name, &self.ids)
+    }
 }
 
 /// A picture and a prompt, ready for the model.
@@ -115,13 +129,22 @@ pub struct Answer {
     pub token_ids: Vec<u32>,
     /// The reference's JSON: `{"<OD>": {"bboxes": .., "labels": ..}}`.
     pub json: Value,
-    /// For tasks with boxes, one score a box: the geometric mean of the probabilities of its four
-    /// location tokens. Empty for other tasks.
+    /// One score a label (a box without one counts as labelled), or one for a text: the geometric
+    /// mean of the probabilities of its location tokens, or of all the text's tokens.
     pub scores: Vec<f32>,
+    /// Width and height of the picture, to which coordinates refer.
+    pub size: (usize, usize),
     /// Mean log-probability of the tokens, as the search ranks it.
     pub score: f32,
     /// Where the time went.
     pub timings: Timings,
+}
+
+impl Answer {
+    /// The JSON with coordinates of so many decimals.
+    pub fn rounded(&self, decimals: Decimals) -> Value {
+        decimals.round(&self.json)
+    }
 }
 
 /// Milliseconds per stage.
@@ -139,6 +162,7 @@ pub struct Timings {
 /// A loaded checkpoint with all that surrounds the network.
 pub struct Florence {
     name: String,
+    is_embedded: bool,
     model: Model,
     text: Text,
     preprocessor: Preprocessor,
@@ -148,6 +172,10 @@ pub struct Florence {
     /// Prompts that were asked lately: most servers see the same few all day.
     questions: Cache<String, Question>,
 }
+
+/// What whoever asks the embedded model has to know.
+const EMBEDDED_NOTE: &str = "the embedded tiny model knows coloured shapes and short words; \
+    photographs need real weights: florence pull microsoft/Florence-2-base-ft";
 
 /// Prompts that are kept.
 const QUESTIONS: usize = 1024;
@@ -187,6 +215,7 @@ impl Florence {
         const CONFIG: &str = "config.json";
         const PREPROCESSOR: &str = "preprocessor_config.json";
         const GENERATION: &str = "generation_config.json";
+        checkpoint.check()?;
         let inconsistent =
             |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
         let device = match options.device {
@@ -217,12 +246,28 @@ impl Florence {
         let generation = config.generation(generation);
         let name = checkpoint.name();
         let questions = Cache::new(QUESTIONS);
-        Ok(Self { name, model, text, preprocessor, generation, compute, threads, questions })
+        let is_embedded = matches!(checkpoint, Checkpoint::Embedded);
+        Ok(Self {
+            name,
+            is_embedded,
+            model,
+            text,
+            preprocessor,
+            generation,
+            compute,
+            threads,
+            questions,
+        })
     }
 
     /// Name of the checkpoint's directory.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its users have to know of the model.
+    pub fn note(&self) -> Option<&'static str> {
+        self.is_embedded.then_some(EMBEDDED_NOTE)
     }
 
     /// The network itself; for tests and tools.
@@ -234,7 +279,7 @@ impl Florence {
     pub fn arithmetic(&self) -> String {
         match self.compute {
             Compute::Kernels(cpu, precision) => format!("{} {}", precision.name(), cpu.name()),
-            Compute::Candle => "candle".to_owned(),
+            Compute::Reference => "candle".to_owned(),
         }
     }
 
@@ -248,23 +293,26 @@ impl Florence {
     /// # Errors
     ///
     /// [`PromptError`] says what is wrong with it.
-    pub fn question(&self, prompt: &str) -> Result<Question, PromptError> {
-        if let Some(question) = self.questions.get(prompt) {
+    pub fn question(&self, prompt: &str, taken: Prompts) -> Result<Question, PromptError> {
+        // What is taken may have changed since.
+        let is_taken = |question: &Question| question.is_task || taken == Prompts::Any;
+        if let Some(question) = self.questions.get(prompt).filter(is_taken) {
             return Ok(question);
         }
-        let question = self.new_question(prompt)?;
+        let question = self.new_question(prompt, taken)?;
         self.questions.insert(prompt.to_owned(), question.clone());
         Ok(question)
     }
 
-    fn new_question(&self, prompt: &str) -> Result<Question, PromptError> {
-        let prompt: Prompt = prompt.parse()?;
+    fn new_question(&self, prompt: &str, taken: Prompts) -> Result<Question, PromptError> {
+        let prompt = Prompt::parse(prompt, taken)?;
         let ids = self.text.encode(&prompt)?;
         let limit = self.model.source_limit().saturating_sub(self.model.visual_length());
         if ids.len() > limit {
             return Err(PromptError::TooLong { found: ids.len(), limit });
         }
-        Ok(Question { task: prompt.task, ids })
+        let is_task = matches!(prompt, Prompt::Task { .. });
+        Ok(Question { name: prompt.name().into(), answer: prompt.answer(), is_task, ids })
     }
 
     /// Decodes and preprocesses a picture.
@@ -293,7 +341,7 @@ impl Florence {
         prompt: &str,
         options: &PrepareOptions,
     ) -> Result<Prepared, Error> {
-        let question = self.question(prompt)?;
+        let question = self.question(prompt, options.prompts)?;
         Ok(Prepared { picture: self.picture(picture, options)?, question })
     }
 
@@ -331,7 +379,7 @@ impl Florence {
         for (i, Job { prepared, options }) in jobs.iter().enumerate() {
             if !stopped(i) {
                 let visual = self.visual(&prepared.picture)?;
-                batch.join(i, self.encode(&prepared.question, &visual, options)?);
+                batch.join(i, &prepared.question, &visual, options)?;
             }
         }
         while !batch.is_empty() {
@@ -349,16 +397,35 @@ impl Florence {
     ///
     /// [`Error::Compute`].
     pub fn visual(&self, picture: &Picture) -> Result<Visual, Error> {
+        self.visuals(&[picture])?.pop().ok_or(Error::Cancelled)
+    }
+
+    /// The visual tokens of several pictures, encoded together; the order is theirs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`].
+    pub fn visuals(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
-        let tokens = self.threads.install(|| self.model.visual_tokens(&picture.pixels, seen))?;
-        let timings = Timings {
-            decode: picture.decode_ms,
-            preprocess: picture.preprocess_ms,
-            vision: milliseconds(start),
-            ..Timings::default()
+        let pixels: Vec<&PixelValues> = pictures.iter().map(|picture| &picture.pixels).collect();
+        let tokens = self.threads.install(|| self.model.visual_tokens(&pixels, seen))?;
+        let vision = milliseconds(start) / pictures.len() as f64;
+        let visual = |(i, picture): (usize, &&Picture)| {
+            let timings = Timings {
+                decode: picture.decode_ms,
+                preprocess: picture.preprocess_ms,
+                vision,
+                ..Timings::default()
+            };
+            Ok(Visual { tokens: tokens.narrow(0, i, 1)?, size: picture.size, timings })
         };
-        Ok(Visual { tokens, size: picture.size, timings })
+        pictures.iter().enumerate().map(visual).collect()
+    }
+
+    /// How many pictures are best encoded together.
+    pub fn pictures_at_once(&self) -> usize {
+        self.model.pictures_at_once()
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {
@@ -374,39 +441,49 @@ impl Florence {
         Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
     }
 
-    fn answer(&self, reading: Reading, generated: Generated, timings: Timings) -> Answer {
+    fn answer(&self, reading: &Reading, generated: Generated, timings: Timings) -> Answer {
         let start = Instant::now();
         let text = self.text.decode(&generated.ids);
-        let parsed = post_process(reading.task, &text, reading.scale);
-        let scores = self.box_scores(&generated, &parsed.boxes);
+        let Parsed { json, scored } = post_process(reading.answer, &text, reading.scale);
         Answer {
             text,
-            json: parsed.json,
-            scores,
+            json: serde_json::json!({ &*reading.name: json }),
+            scores: self.scores(&generated, &scored),
+            size: reading.scale.size,
             score: generated.score,
             token_ids: generated.ids,
             timings: Timings { postprocess: milliseconds(start), ..timings },
         }
     }
 
-    /// A box's score: `exp` of the mean log-probability of its four location tokens.
-    fn box_scores(&self, generated: &Generated, boxes: &[usize]) -> Vec<f32> {
-        let locations: Vec<f32> = generated.ids[1..]
-            .iter()
-            .zip(&generated.token_scores)
-            .filter(|(id, _)| self.text.is_location(**id))
-            .map(|(_, score)| *score)
-            .collect();
-        let four = |first: &usize| locations.get(*first..first + 4);
-        let score = |four: &[f32]| (four.iter().sum::<f32>() / 4.0).exp();
-        boxes.iter().filter_map(four).map(score).collect()
+    /// The geometric means of the probabilities of tokens.
+    fn scores(&self, generated: &Generated, scored: &Scored) -> Vec<f32> {
+        let all = &generated.token_scores;
+        match scored {
+            Scored::Text => vec![mean(all)],
+            Scored::Locations(ranges) => {
+                let tokens = generated.ids[1..].iter().zip(all);
+                let is_location = |(id, _): &(&u32, &f32)| self.text.is_location(**id);
+                let locations: Vec<f32> = tokens.filter(is_location).map(|(_, s)| *s).collect();
+                let score = |range: &Range<usize>| locations.get(range.clone()).map_or(0.0, mean);
+                ranges.iter().map(score).collect()
+            }
+        }
     }
 }
 
+/// `exp` of the mean of log-probabilities; nothing has no probability.
+fn mean(scores: &[f32]) -> f32 {
+    if scores.is_empty() {
+        return 0.0;
+    }
+    (scores.iter().sum::<f32>() / scores.len() as f32).exp()
+}
+
 /// How the answer's text is to be read.
-#[derive(Clone, Copy)]
 struct Reading {
-    task: Task,
+    name: Arc<str>,
+    answer: AnswerKind,
     scale: Scale,
 }
 

@@ -9,6 +9,7 @@ use crate::{
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
     model::Compute,
+    prompt::Prompts,
 };
 
 /// Where the model runs.
@@ -82,13 +83,29 @@ pub struct LoadOptions {
     pub keep_packed: bool,
 }
 
-/// How a picture is read.
+/// How a picture and a prompt are read.
 #[derive(Debug, Clone, Default)]
 pub struct PrepareOptions {
+    /// Which prompts are taken.
+    pub prompts: Prompts,
     /// What the decoder may use.
     pub limits: DecodeLimits,
     /// Whether the EXIF orientation is applied.
     pub orientation: Orientation,
+}
+
+/// Whether compute threads can be pinned to a CPU.
+pub fn has_cpu(cpu: usize) -> bool {
+    // Asked of a thread of its own, since the answer is given by doing it.
+    let pin = move || cpu < CpuSet::MAX_CPU && pin_to(cpu).is_ok();
+    std::thread::scope(|scope| scope.spawn(pin).join()).unwrap_or(false)
+}
+
+/// Pins the calling thread.
+fn pin_to(cpu: usize) -> rustix::io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
 }
 
 /// How an answer is generated; `None` takes the checkpoint's default.
@@ -110,7 +127,7 @@ impl LoadOptions {
     /// What a model is to compute with.
     pub(super) fn compute(&self) -> Result<Compute, Error> {
         let cpu = match (self.device, self.kernels) {
-            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Candle),
+            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Reference),
             (_, Kernels::Best) => Cpu::detect(),
             (_, Kernels::On(cpu)) => cpu,
         };
@@ -132,10 +149,8 @@ impl LoadOptions {
             // Best effort: without the permission the threads just run at normal priority.
             let _ = rustix::process::setpriority_process(None, nice);
             if let Some(cpu) = cpus.get(i % cpus.len().max(1)) {
-                let mut set = CpuSet::new();
-                set.set(*cpu);
                 // A CPU that is not there leaves the thread free.
-                let _ = rustix::thread::sched_setaffinity(None, &set);
+                let _ = pin_to(*cpu);
             }
         };
         Ok(rayon::ThreadPoolBuilder::new()

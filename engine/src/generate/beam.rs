@@ -9,6 +9,7 @@ use super::{
     path::Path,
     rules::{Rules, Scores, log_sum},
 };
+use crate::model::Logits;
 
 const IMPOSSIBLE: f32 = -1e9;
 
@@ -65,7 +66,7 @@ impl Beams {
         self.is_over
     }
 
-    pub(super) fn advance(&mut self, rules: &Rules, logits: &[f32]) -> Vec<usize> {
+    pub(super) fn advance(&mut self, rules: &Rules, logits: Logits<'_>) -> Vec<usize> {
         let candidates = self.candidates(rules, logits);
         let length = self.running[0].ids.len() + 1;
         let ends: Vec<bool> = candidates.iter().map(|c| rules.ends(c.token, length)).collect();
@@ -91,11 +92,16 @@ impl Beams {
         parents
     }
 
-    /// The best `2 * beams` extensions, best first, lower flat index first among equals.
-    fn candidates(&self, rules: &Rules, logits: &[f32]) -> Vec<Candidate> {
-        let wanted = 2 * self.running.len();
+    /// Extensions that are looked at in a step.
+    pub(super) fn wanted(&self) -> usize {
+        2 * self.running.len()
+    }
+
+    /// The best extensions, best first, lower flat index first among equals.
+    fn candidates(&self, rules: &Rules, logits: Logits<'_>) -> Vec<Candidate> {
+        let wanted = self.wanted();
         let mut best: Vec<Candidate> = Vec::with_capacity(wanted + 1);
-        let rows = logits.chunks_exact(rules.vocabulary).cycle();
+        let rows = logits.each().cycle();
         for (parent, (row, base)) in rows.zip(&self.running_scores).enumerate() {
             let scores = Scores::new(rules, &self.running[parent].ids, log_sum(row));
             for (bound, block) in scores.blocks(row) {
@@ -180,6 +186,11 @@ fn generated_divisor(length: usize, penalty: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::{self, Cpu};
+
+    fn log_sum_exp(row: &[f32]) -> f32 {
+        kernels::log_sum_exp(Cpu::detect(), row)
+    }
 
     #[test]
     fn blocks_that_are_passed_over_hold_no_candidate() {
@@ -213,13 +224,27 @@ mod tests {
                 .collect();
             let mut all = Vec::new();
             for (parent, row) in logits.chunks(VOCABULARY).enumerate() {
-                let log_sum = log_sum(row);
+                let log_sum = log_sum_exp(row);
                 let totals = row.iter().map(|x| (x - log_sum) + beams.running_scores[parent]);
                 let allowed = (0..).zip(totals).filter(|(token, _)| *token != 500u32);
                 all.extend(allowed.map(|(token, total)| (total, parent, token)));
             }
             all.sort_by(|a, b| b.0.total_cmp(&a.0));
-            let found = beams.candidates(&rules, &logits);
+            let found = beams.candidates(&rules, Logits::all(&logits, VOCABULARY));
+            let found: Vec<_> = found.iter().map(|c| (c.total, c.parent, c.token)).collect();
+            assert_eq!(found, all[..6]);
+            // The highest seven of each row have them all, the banned one among them.
+            let (mut values, mut ids, mut log_sums) = (Vec::new(), Vec::new(), Vec::new());
+            for row in logits.chunks(VOCABULARY) {
+                let mut order: Vec<u32> = (0..1000).collect();
+                order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
+                order.truncate(7);
+                order.sort_unstable();
+                values.extend(order.iter().map(|id| row[*id as usize]));
+                ids.extend(order);
+                log_sums.push(log_sum_exp(row));
+            }
+            let found = beams.candidates(&rules, Logits::highest(&values, &ids, &log_sums, 7));
             let found: Vec<_> = found.iter().map(|c| (c.total, c.parent, c.token)).collect();
             assert_eq!(found, all[..6]);
         }
@@ -240,9 +265,10 @@ mod tests {
             forced_eos: None,
         };
         let mut beams = Beams::new(3, &Path::new(2));
-        assert_eq!(beams.advance(&rules, &[0.0; 4]), [0]);
+        assert_eq!(beams.advance(&rules, Logits::all(&[0.0; 4], 4)), [0]);
         assert_eq!(beams.rows().len(), 1);
-        assert_eq!(beams.advance(&rules, &[3.0, 2.0, 0.0, 1.0]), [0, 0, 0]);
+        let logits = Logits::all(&[3.0, 2.0, 0.0, 1.0], 4);
+        assert_eq!(beams.advance(&rules, logits), [0, 0, 0]);
         let tokens: Vec<_> = beams.rows().iter().map(|path| path.ids[2]).collect();
         assert_eq!(tokens, [0, 1, 3]);
     }

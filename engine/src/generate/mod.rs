@@ -15,20 +15,21 @@ use rayon::prelude::*;
 pub use rules::Rules;
 pub use search::{Generated, Search};
 
-use crate::model::{CrossCache, Model, SelfCache, StepRows};
+use crate::model::{Decoding, JobId, Logits, Look, Rows};
 
-/// A job that is being decoded.
-pub(crate) struct Decoding {
-    cross: CrossCache,
-    cache: SelfCache,
+/// A search, and the job of the decoder that it goes through.
+pub(crate) struct Running {
+    job: JobId,
     search: Search,
-    /// Steps so far.
-    position: usize,
 }
 
-impl Decoding {
-    pub(crate) fn new(model: &Model, cross: CrossCache, rules: Rules) -> Self {
-        Self { cross, cache: model.cache(), search: Search::new(rules), position: 0 }
+impl Running {
+    pub(crate) fn new(job: JobId, rules: Rules) -> Self {
+        Self { job, search: Search::new(rules) }
+    }
+
+    pub(crate) fn job(&self) -> JobId {
+        self.job
     }
 
     /// Whether the answer is complete.
@@ -36,15 +37,11 @@ impl Decoding {
         self.search.is_finished()
     }
 
-    /// Takes the logits of the job's rows.
-    fn advance(&mut self, logits: Option<&[f32]>) -> Result<()> {
+    /// Takes the logits of the job's rows; which rows go on, unless all do as they are.
+    fn advance(&mut self, logits: Option<Logits<'_>>) -> Option<Vec<usize>> {
         let parents = self.search.advance(logits);
-        self.position += 1;
         let is_unchanged = parents.iter().copied().eq(0..self.search.rows());
-        if is_unchanged || self.search.is_finished() {
-            return Ok(());
-        }
-        self.cache.select(&parents)
+        (!is_unchanged && !self.search.is_finished()).then_some(parents)
     }
 
     pub(crate) fn finish(self) -> Generated {
@@ -52,40 +49,44 @@ impl Decoding {
     }
 }
 
-/// One decoder step of all jobs together; none of them may be finished.
+/// One decoder step of all searches together; none of them may be finished.
 pub(crate) fn step<'a>(
-    model: &Model,
-    jobs: impl IntoIterator<Item = &'a mut Decoding>,
+    decoding: &mut dyn Decoding,
+    searches: impl IntoIterator<Item = &'a mut Running>,
 ) -> Result<()> {
-    let mut jobs: Vec<&mut Decoding> = jobs.into_iter().collect();
-    let tokens: Vec<u32> = jobs.iter().flat_map(|job| job.search.last_tokens()).collect();
-    let is_forced = jobs.iter().all(|job| job.search.is_forced());
-    let mut rows: Vec<StepRows<'_>> = jobs
-        .iter_mut()
-        .map(|job| StepRows {
-            position: job.position,
-            rows: job.search.rows(),
-            cross: &job.cross,
-            cache: &mut job.cache,
-        })
-        .collect();
-    let hidden = model.decode_step(&tokens, &mut rows)?;
+    let mut searches: Vec<&mut Running> = searches.into_iter().collect();
+    let is_forced = searches.iter().all(|running| running.search.is_forced());
+    let rows = |running: &&mut Running| Rows {
+        job: running.job,
+        tokens: running.search.last_tokens().collect(),
+    };
+    let rows: Vec<Rows> = searches.iter().map(rows).collect();
+    let mut selected = Vec::new();
     if is_forced {
-        return advance(jobs, model.vocabulary(), None);
+        decoding.step(&rows, None)?;
+        selected = advance(&mut searches, None);
+    } else {
+        let highest = searches.iter().map(|running| running.search.wanted()).max();
+        let mut at = |logits: Logits<'_>| selected = advance(&mut searches, Some(logits));
+        decoding.step(&rows, Some(Look { highest: highest.unwrap_or(1), at: &mut at }))?;
     }
-    model.logits(&hidden, |logits| advance(jobs, model.vocabulary(), Some(logits)))?
+    selected.iter().try_for_each(|(job, parents)| decoding.select(*job, parents))
 }
 
-/// Hands every job the logits of its rows.
-fn advance(jobs: Vec<&mut Decoding>, vocabulary: usize, logits: Option<&[f32]>) -> Result<()> {
+/// Hands every search the logits of its rows; the jobs whose rows move, with their parents.
+fn advance(searches: &mut [&mut Running], logits: Option<Logits<'_>>) -> Vec<(JobId, Vec<usize>)> {
     let mut first = 0;
-    let shares: Vec<_> = jobs
-        .into_iter()
-        .map(|job| {
-            let count = job.search.rows() * vocabulary;
+    let shares: Vec<_> = searches
+        .iter_mut()
+        .map(|running| &mut **running)
+        .map(|running| {
+            let count = running.search.rows();
             first += count;
-            (job, logits.map(|all| &all[first - count..first]))
+            (running, logits.map(|all| all.rows(first - count, count)))
         })
         .collect();
-    shares.into_par_iter().try_for_each(|(job, logits)| job.advance(logits))
+    let advance = |(running, logits): (&mut Running, Option<Logits<'_>>)| {
+        running.advance(logits).map(|parents| (running.job, parents))
+    };
+    shares.into_par_iter().filter_map(advance).collect()
 }

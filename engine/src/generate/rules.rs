@@ -2,7 +2,7 @@
 
 use crate::{
     kernels::{Cpu, log_sum_exp},
-    model::GenerationDefaults,
+    model::{GenerationDefaults, Row},
 };
 
 /// Rules of one search.
@@ -60,7 +60,7 @@ impl Rules {
     }
 
     /// Tokens that may not follow `sequence`, because an n-gram would occur twice.
-    fn banned(&self, sequence: &[u32]) -> Vec<u32> {
+    pub(super) fn banned(&self, sequence: &[u32]) -> Vec<u32> {
         let n = self.no_repeat_ngram;
         if n == 0 || sequence.len() < n {
             return Vec::new();
@@ -94,12 +94,15 @@ impl Scores {
     /// Blocks of a row: what no score of a block exceeds, and its tokens with their scores.
     pub(super) fn blocks<'a>(
         &'a self,
-        logits: &'a [f32],
+        row: Row<'a>,
     ) -> impl Iterator<Item = (f32, impl Iterator<Item = (u32, f32)> + 'a)> + 'a {
         /// Logits that are looked at together.
         const BLOCK: usize = 64;
-        (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)).map(|(first, block)| {
-            let scores = (first..).zip(block).map(|(token, logit)| (token, self.of(token, *logit)));
+        (0..).step_by(BLOCK).zip(row.values.chunks(BLOCK)).map(move |(first, block)| {
+            let scores = (first..).zip(block).map(move |(index, logit)| {
+                let token = row.token(index);
+                (token, self.of(token, *logit))
+            });
             (self.most(highest(block)), scores)
         })
     }
@@ -121,8 +124,8 @@ impl Scores {
 }
 
 /// What makes log-probabilities of logits, when it is taken from them.
-pub(super) fn log_sum(logits: &[f32]) -> f32 {
-    log_sum_exp(Cpu::detect(), logits)
+pub(super) fn log_sum(row: Row<'_>) -> f32 {
+    row.log_sum.unwrap_or_else(|| log_sum_exp(Cpu::detect(), row.values))
 }
 
 /// The highest of some logits.

@@ -5,6 +5,7 @@ use super::{
     path::Path,
     rules::{Rules, Scores, log_sum},
 };
+use crate::model::Logits;
 
 /// A finished sequence.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,15 +68,26 @@ impl Search {
         self.sequences().next().is_some_and(|ids| self.rules.forced(ids.len()).is_some())
     }
 
+    /// How many of the highest logits of a row are enough for the next step, whichever are not
+    /// allowed.
+    pub(super) fn wanted(&self) -> usize {
+        let wanted = match &self.state {
+            State::Greedy { .. } => 1,
+            State::Beams(beams) => beams.wanted(),
+        };
+        let banned = self.sequences().map(|ids| self.rules.banned(ids).len());
+        wanted + banned.max().unwrap_or_default()
+    }
+
     /// Takes the logits of every row, one after the other; returns, for every row of the next
     /// step, the row that it continues. `None` serves where the next token is forced.
-    pub fn advance(&mut self, logits: Option<&[f32]>) -> Vec<usize> {
+    pub fn advance(&mut self, logits: Option<Logits<'_>>) -> Vec<usize> {
         let zeros;
-        let logits = if let Some(logits) = logits {
+        let logits = if let Some(logits) = logits.filter(|_| !self.is_forced()) {
             logits
         } else {
             zeros = vec![0.0; self.rows() * self.rules.vocabulary];
-            &zeros
+            Logits::all(&zeros, self.rules.vocabulary)
         };
         match &mut self.state {
             State::Greedy { path, is_finished } => {
@@ -109,11 +121,12 @@ impl Search {
 }
 
 /// Appends the most likely allowed token, the lowest id among equals.
-fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
+fn greedy(rules: &Rules, path: &mut Path, logits: Logits<'_>) -> u32 {
     // As the reference, by the logits themselves: log-probabilities may be equal where these are not.
     let scores = Scores::new(rules, &path.ids, 0.0);
     let (mut best, mut most) = (0, f32::NEG_INFINITY);
-    for (bound, block) in scores.blocks(logits) {
+    let Some(row) = logits.each().next() else { return best };
+    for (bound, block) in scores.blocks(row) {
         if bound <= most {
             continue;
         }
@@ -125,7 +138,7 @@ fn greedy(rules: &Rules, path: &mut Path, logits: &[f32]) -> u32 {
     }
     let score = match rules.forced(path.ids.len()) {
         Some(_) => 0.0,
-        None => logits[best as usize] - log_sum(logits),
+        None => most - log_sum(row),
     };
     path.push(best, score);
     best

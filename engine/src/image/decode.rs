@@ -5,37 +5,49 @@
 //! is reserved. There is one buffer from the decoder's output to RGB.
 
 use std::{
+    fmt,
     io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom},
     ops::Deref,
     time::Instant,
 };
 
 use image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    DynamicImage, ImageDecoder, ImageError as Failure, ImageFormat, ImageReader, Limits, RgbImage,
     error::{ParameterError, ParameterErrorKind},
     metadata::Orientation as Turn,
 };
+use tiff::tags::Tag;
 
 use super::{
+    gif::Gif,
     jpeg::Jpeg,
-    memory::{self, Header},
+    memory::{self, Inner},
+    png::Png,
     resize,
     rgb::to_rgb,
+    sniff,
+    webp::WebP,
 };
 use crate::{Budget, NoRoom, Reservation, Stop};
 
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// None of the formats that are read.
-    #[error("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
-    UnknownFormat,
+    /// None of the formats that are allowed.
+    #[error("not a picture in a known format ({0})")]
+    UnknownFormat(Formats),
     /// A format that the settings leave out.
-    #[error("{0} pictures are not allowed here")]
-    NotAllowed(&'static str),
+    #[error("{0} pictures are not allowed here, convert to {1}")]
+    NotAllowed(&'static str, Formats),
     /// A format that is known, but not read.
-    #[error("{0} pictures are not supported, convert to JPEG, PNG or WebP")]
-    Unsupported(&'static str),
+    #[error("{0} pictures are not supported, convert to {1}")]
+    Unsupported(&'static str, Formats),
+    /// A kind of a format that is read otherwise.
+    #[error("this kind of {0} picture is not supported, convert to {1}")]
+    UnsupportedKind(&'static str, Formats),
+    /// What servers answer with when they have no picture.
+    #[error("this is {0}, not a picture")]
+    NotPicture(&'static str),
     /// Much longer than wide, or the other way: nothing could be seen of it.
     #[error("the picture is {width}x{height}, narrower than 1 to {MAX_ASPECT}")]
     Narrow {
@@ -76,8 +88,19 @@ pub enum ImageError {
         format: &'static str,
         /// The decoder's own error.
         #[source]
-        source: image::ImageError,
+        source: Failure,
     },
+}
+
+impl ImageError {
+    /// The same where only some formats are allowed.
+    fn among(self, formats: Formats) -> Self {
+        match self {
+            Self::Unsupported(name, _) => Self::Unsupported(name, formats),
+            Self::UnsupportedKind(name, _) => Self::UnsupportedKind(name, formats),
+            other => other,
+        }
+    }
 }
 
 /// Most times that a picture is as long as wide.
@@ -132,11 +155,28 @@ impl Default for Formats {
     }
 }
 
+/// `JPEG, PNG or WebP`.
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let allowed = FORMATS.iter().zip(self.0).filter(|(_, allowed)| *allowed);
+        let names: Vec<&str> = allowed.map(|((name, _), _)| *name).collect();
+        match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                write!(f, "{} or {last}", others.join(", "))
+            }
+            _ => f.write_str(&names.concat()),
+        }
+    }
+}
+
 impl std::str::FromStr for Formats {
     type Err = String;
 
     /// Names, separated by spaces: `jpeg png`.
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("no format is named".to_owned());
+        }
         let mut formats = Self([false; FORMATS.len()]);
         for word in text.split_whitespace() {
             let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
@@ -205,46 +245,91 @@ fn decode_all(
     limits: &DecodeLimits,
     orientation: Orientation,
 ) -> Result<Decoded, ImageError> {
-    let source = Source { bytes: Cursor::new(bytes), stop: &limits.stop };
-    let mut reader = ImageReader::new(source)
-        .with_guessed_format()
-        .map_err(|_error| ImageError::UnknownFormat)?;
-    let unknown = || unsupported(bytes).map_or(ImageError::UnknownFormat, ImageError::Unsupported);
-    let is_it = |(_, format): &(&str, ImageFormat)| reader.format() == Some(*format);
-    let found = FORMATS.iter().position(is_it).ok_or_else(unknown)?;
+    let guessed = image::guess_format(bytes).ok();
+    let is_it = |(_, format): &(&str, ImageFormat)| guessed == Some(*format);
+    let refuse = || sniff::refuse(bytes, limits.formats);
+    let found = FORMATS.iter().position(is_it).ok_or_else(refuse)?;
     let (name, format) = FORMATS[found];
     if !limits.formats.0[found] {
-        return Err(ImageError::NotAllowed(name));
+        return Err(ImageError::NotAllowed(name, limits.formats));
     }
-    let corrupt = |source| ImageError::Corrupt { format: name, source };
-    reader.limits(at_most(memory::METADATA));
-    let mut decoder: Box<dyn ImageDecoder + '_> = match format {
-        ImageFormat::Jpeg => Box::new(Jpeg::new(bytes)?),
-        _ => Box::new(reader.into_decoder().map_err(corrupt)?),
+    let failed = |error: Failure| match error {
+        Failure::Unsupported(_) => ImageError::UnsupportedKind(name, limits.formats),
+        source => ImageError::Corrupt { format: name, source },
     };
+    let opened = open(format, bytes, &limits.stop, failed);
+    let (mut decoder, inner) = opened.map_err(|error| error.among(limits.formats))?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         let empty = ParameterError::from_kind(ParameterErrorKind::DimensionMismatch);
-        return Err(corrupt(image::ImageError::Parameter(empty)));
+        return Err(failed(Failure::Parameter(empty)));
     }
-    let bytes_per_pixel = u64::from(decoder.color_type().bytes_per_pixel());
-    let plan =
-        Plan::new(Header { format, width, height, bytes_per_pixel }, bytes, limits, orientation)?;
+    let bytes_per_pixel = decoder.color_type().bytes_per_pixel().into();
+    let plan = Plan::new((width, height), bytes_per_pixel, inner, limits, orientation)?;
     let reserve = |budget: &Budget| budget.reserve(plan.claim, &limits.stop, limits.deadline);
     let mut reserved = limits.budget.as_ref().map(reserve).transpose()?;
     if limits.stop.is_stopped() {
         return Err(NoRoom::Stopped.into());
     }
-    decoder.set_limits(at_most(plan.inner)).map_err(corrupt)?;
+    decoder.set_limits(at_most(plan.inner)).map_err(failed)?;
     let turn = match orientation {
         Orientation::AsStored => None,
         Orientation::Exif => decoder.orientation().ok(),
     };
-    let rgb = turned(read(decoder, &plan).map_err(corrupt)?, turn);
+    let rgb = turned(read(decoder, &plan).map_err(failed)?, turn);
     if let Some(reserved) = &mut reserved {
         reserved.shrink_to(plan.rest);
     }
     Ok(Decoded { rgb, _reserved: reserved })
+}
+
+type Opened<'a> = (Box<dyn ImageDecoder + 'a>, Inner);
+
+/// Reads a header: who decodes the picture, and what that takes.
+fn open<'a>(
+    format: ImageFormat,
+    bytes: &'a [u8],
+    stop: &'a Stop,
+    failed: impl Fn(Failure) -> ImageError,
+) -> Result<Opened<'a>, ImageError> {
+    let source = || Source { bytes: Cursor::new(bytes), stop };
+    let opened = match format {
+        ImageFormat::Jpeg => boxed(Jpeg::new(bytes)?, Jpeg::inner),
+        ImageFormat::Png => boxed(Png::new(source(), bytes).map_err(failed)?, Png::inner),
+        ImageFormat::Gif => boxed(Gif::new(source()).map_err(failed)?, Gif::inner),
+        ImageFormat::WebP => boxed(WebP::new(bytes, stop).map_err(failed)?, WebP::inner),
+        ImageFormat::Tiff if has_jpeg_inside(source()) => {
+            return Err(ImageError::UnsupportedKind("TIFF", Formats::default()));
+        }
+        _ => {
+            let mut reader = ImageReader::with_format(source(), format);
+            reader.limits(at_most(memory::METADATA));
+            let decoder = reader.into_decoder().map_err(failed)?;
+            boxed(decoder, |decoder| {
+                let size = decoder.dimensions();
+                if format == ImageFormat::Bmp {
+                    return Inner::rows(size, 16);
+                }
+                // It reads a strip of another decoder into a buffer, and copies that to its output.
+                // CMYK takes a third more.
+                let output =
+                    Inner::pixels(size) * u64::from(decoder.color_type().bytes_per_pixel());
+                Inner::rows(size, 64).and(bytes.len() as u64 + output * 3)
+            })
+        }
+    };
+    Ok(opened)
+}
+
+/// Whether a TIFF file keeps its pixels as JPEG, which another decoder than Pillow's would read.
+fn has_jpeg_inside(source: impl Read + Seek) -> bool {
+    let Ok(mut decoder) = tiff::decoder::Decoder::new(source) else { return false };
+    matches!(decoder.find_tag_unsigned::<u16>(Tag::Compression), Ok(Some(6 | 7)))
+}
+
+fn boxed<'a, D: ImageDecoder + 'a>(decoder: D, inner: impl Fn(&D) -> Inner) -> Opened<'a> {
+    let inner = inner(&decoder);
+    (Box::new(decoder), inner)
 }
 
 /// What decoding a picture takes.
@@ -263,22 +348,21 @@ struct Plan {
 impl Plan {
     /// Checks the sizes that the header announces.
     fn new(
-        header: Header,
-        bytes: &[u8],
+        (width, height): (u32, u32),
+        bytes_per_pixel: u64,
+        inner: Inner,
         limits: &DecodeLimits,
         orientation: Orientation,
     ) -> Result<Self, ImageError> {
-        let inner = memory::inner(header, bytes);
-        for (width, height) in [(header.width, header.height), inner.frame] {
-            if u64::from(width) * u64::from(height) > limits.pixels {
+        for (width, height) in [(width, height), inner.frame] {
+            if Inner::pixels((width, height)) > limits.pixels {
                 return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
             }
         }
-        let Header { width, height, bytes_per_pixel, .. } = header;
         if width.max(height) / MAX_ASPECT > width.min(height) {
             return Err(ImageError::Narrow { width, height });
         }
-        let pixels = u64::from(width) * u64::from(height);
+        let pixels = Inner::pixels((width, height));
         let output = pixels * bytes_per_pixel.max(3);
         let turning = match orientation {
             Orientation::AsStored => 0,
@@ -305,7 +389,7 @@ fn at_most(bytes: u64) -> Limits {
 }
 
 /// The decoder's picture as RGB, in the buffer that it was decoded to.
-fn read(decoder: impl ImageDecoder, plan: &Plan) -> Result<RgbImage, image::ImageError> {
+fn read(decoder: impl ImageDecoder, plan: &Plan) -> Result<RgbImage, Failure> {
     let ((width, height), color) = (decoder.dimensions(), decoder.color_type());
     let mut data = vec![0; plan.output];
     decoder.read_image(&mut data[..plan.pixels * usize::from(color.bytes_per_pixel())])?;
@@ -325,26 +409,26 @@ fn turned(mut picture: RgbImage, turn: Option<Turn>) -> Rgb {
     Rgb { width, height, data: picture.into_raw() }
 }
 
-/// The bytes, for as long as nobody says stop: decoders read little by little.
-struct Source<'a> {
-    bytes: Cursor<&'a [u8]>,
-    stop: &'a Stop,
+/// Bytes, for as long as nobody says stop: decoders read little by little.
+pub(super) struct Source<'a, T> {
+    pub(super) bytes: Cursor<T>,
+    pub(super) stop: &'a Stop,
 }
 
-impl Source<'_> {
+impl<T> Source<'_, T> {
     fn check(&self) -> Result<(), IoError> {
         if self.stop.is_stopped() { Err(IoError::other("interrupted")) } else { Ok(()) }
     }
 }
 
-impl Read for Source<'_> {
+impl<T: AsRef<[u8]>> Read for Source<'_, T> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, IoError> {
         self.check()?;
         self.bytes.read(buffer)
     }
 }
 
-impl BufRead for Source<'_> {
+impl<T: AsRef<[u8]>> BufRead for Source<'_, T> {
     fn fill_buf(&mut self) -> Result<&[u8], IoError> {
         self.check()?;
         self.bytes.fill_buf()
@@ -355,41 +439,9 @@ impl BufRead for Source<'_> {
     }
 }
 
-impl Seek for Source<'_> {
+impl<T: AsRef<[u8]>> Seek for Source<'_, T> {
     fn seek(&mut self, to: SeekFrom) -> Result<u64, IoError> {
         self.bytes.seek(to)
-    }
-}
-
-/// Formats that people have and that no decoder here reads, by their first bytes.
-fn unsupported(bytes: &[u8]) -> Option<&'static str> {
-    if let Some(name) = container(bytes) {
-        return Some(name);
-    }
-    let known: [(&[u8], &str); 7] = [
-        (b"\xff\x0a", "JPEG XL"),
-        (b"\0\0\0\x0cJXL ", "JPEG XL"),
-        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-        (b"%PDF", "PDF"),
-        (b"<svg", "SVG"),
-        (b"<?xml", "SVG"),
-        (b"8BPS", "Photoshop"),
-    ];
-    known.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
-}
-
-/// The format of an ISO media file, by the brands of its first box: AVIF and HEIC share one.
-fn container(bytes: &[u8]) -> Option<&'static str> {
-    let (size, rest) = bytes.split_first_chunk::<4>()?;
-    let size = usize::try_from(u32::from_be_bytes(*size)).ok()?.min(bytes.len());
-    let brands = rest.get(..size.checked_sub(4)?)?.strip_prefix(b"ftyp")?;
-    let has = |names: &[&[u8]]| brands.chunks_exact(4).any(|brand| names.contains(&brand));
-    if has(&[b"avif", b"avis"]) {
-        Some("AVIF")
-    } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"]) {
-        Some("HEIC")
-    } else {
-        Some("Video")
     }
 }
 
@@ -437,6 +489,35 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_formats_that_are_allowed() {
+        let tiff = encoded(4, 3, ImageFormat::Tiff);
+        // A start of frame of a kind that nobody writes.
+        let lossless = b"\xff\xd8\xff\xc3\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0";
+        for (formats, named) in [
+            ("png", "PNG"),
+            ("webp jpeg", "JPEG or WebP"),
+            ("jpeg png webp gif bmp", "JPEG, PNG, WebP, GIF or BMP"),
+        ] {
+            let limits =
+                DecodeLimits { formats: formats.parse().unwrap(), ..DecodeLimits::default() };
+            let check = |bytes: &[u8], expected: String| {
+                let error = decode(bytes, &limits, Orientation::AsStored).unwrap_err().to_string();
+                assert_eq!(error, expected);
+            };
+            check(b"hello", format!("not a picture in a known format ({named})"));
+            check(b"%PDF", format!("PDF pictures are not supported, convert to {named}"));
+            check(&tiff, format!("TIFF pictures are not allowed here, convert to {named}"));
+            if formats.contains("jpeg") {
+                let expected = "Lossless JPEG pictures are not supported, convert to";
+                check(lossless, format!("{expected} {named}"));
+            }
+        }
+        for none in ["", " ", "bmpp", "png,jpeg"] {
+            assert!(none.parse::<Formats>().is_err(), "{none}");
+        }
+    }
+
+    #[test]
     fn exif_turns_a_picture_only_when_asked() {
         // A 2x1 PNG with an eXIf chunk that says "turn by a quarter".
         let pixels = [10, 20, 30, 40, 50, 60];
@@ -461,7 +542,7 @@ mod tests {
             assert_eq!(error, expected);
         };
         let good = png(&[1; 6], ExtendedColorType::Rgb8);
-        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)";
+        let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)";
         check(b"", DecodeLimits::default(), unknown);
         check(b"hello", DecodeLimits::default(), unknown);
         check(&good, limits, "the picture is 2x1, more than the limit of 1 pixels");
@@ -473,14 +554,19 @@ mod tests {
 
     #[test]
     fn a_picture_without_pixels_is_none() {
-        let mut gif = encoded(4, 3, ImageFormat::Gif);
-        gif[6..10].fill(0);
-        let mut png = png(&[1; 6], ExtendedColorType::Rgb8);
-        png[16..20].fill(0);
-        for bytes in [gif, png] {
-            let error = decode(&bytes, &DecodeLimits::default(), Orientation::AsStored);
+        let whole = png(&[1; 6], ExtendedColorType::Rgb8);
+        for side in [16, 20] {
+            let mut png = whole.clone();
+            png[side..side + 4].fill(0);
+            let sum = crc32fast::hash(&png[12..29]);
+            png[29..33].copy_from_slice(&sum.to_be_bytes());
+            let error = decode(&png, &DecodeLimits::default(), Orientation::AsStored);
             assert!(matches!(error, Err(ImageError::Corrupt { .. })), "{error:?}");
         }
+        // A frame is something on a screen that is nothing.
+        let mut gif = encoded(4, 3, ImageFormat::Gif);
+        gif[6..10].fill(0);
+        assert_eq!(decoded(&gif).len(), 4 * 3 * 3);
     }
 
     fn encoded(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
@@ -500,17 +586,23 @@ mod tests {
         };
         let png = encoded(400, 300, ImageFormat::Png);
         check(&png, 120_000, 360_000, "the picture is 400x300 and needs ");
-        // A frame may be larger than the whole that is announced.
+        // A frame may be larger than the screen.
         let mut gif = encoded(400, 300, ImageFormat::Gif);
         gif[6..10].copy_from_slice(&[10, 0, 10, 0]);
         check(&gif, 119_999, 1 << 30, "the picture is 400x300, more than the limit");
-        let frame = b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f";
         let chunk = |name: &[u8], data: &[u8]| {
             [name, &u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat()
         };
-        let chunks = [chunk(b"VP8X", &[0; 10]), chunk(b"VP8 ", frame)].concat();
-        let webp = chunk(b"RIFF", &[b"WEBP", chunks.as_slice()].concat());
-        check(&webp, 100_000_000, 1 << 30, "the picture is 16383x16383, more than the limit");
+        let picture = chunk(b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f");
+        let canvas = chunk(b"VP8X", b"\x02\0\0\0\xff\xff\xff\xff\xff\xff");
+        let frame = chunk(b"ANMF", &[[0; 16].as_slice(), &picture].concat());
+        for (chunks, size) in
+            [(picture, "16383x16383"), ([canvas, frame].concat(), "16777216x16777216")]
+        {
+            let webp = chunk(b"RIFF", &[b"WEBP", chunks.as_slice()].concat());
+            let expected = format!("the picture is {size}, more than the limit");
+            check(&webp, 100_000_000, 1 << 30, &expected);
+        }
         assert_eq!(budget.peak(), 0);
     }
 

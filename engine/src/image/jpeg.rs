@@ -10,7 +10,7 @@ use image::{
 };
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-use super::ImageError;
+use super::{ImageError, decode::Formats, memory::Inner};
 
 /// Most scans of a file. Encoders make about ten.
 const MAX_SCANS: u32 = 200;
@@ -43,11 +43,9 @@ impl<'a> Jpeg<'a> {
             match marker {
                 0xc0..=0xc2 if frame.is_none() => frame = Some(Frame::read(marker, content)?),
                 0xc0..=0xc2 => break,
-                0xc3 => return Err(ImageError::Unsupported("Lossless JPEG")),
-                0xc5..=0xc7 => return Err(ImageError::Unsupported("Hierarchical JPEG")),
-                0xc9..=0xcb | 0xcd..=0xcf => {
-                    return Err(ImageError::Unsupported("Arithmetic-coded JPEG"));
-                }
+                0xc3 => return Err(unsupported("Lossless JPEG")),
+                0xc5..=0xc7 => return Err(unsupported("Hierarchical JPEG")),
+                0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported("Arithmetic-coded JPEG")),
                 APP1 => exif = exif.or_else(|| content.strip_prefix(b"Exif\0\0")),
                 0xda => {
                     let frame = frame.ok_or_else(bad_header)?;
@@ -60,10 +58,13 @@ impl<'a> Jpeg<'a> {
         Err(bad_header())
     }
 
-    /// Bytes of the coefficients of all blocks, which are kept where one component, or one part of
-    /// their bits, comes after the other.
-    pub(super) fn coefficients(&self) -> u64 {
-        if self.has_scans { self.frame.blocks.saturating_mul(64 * 2) } else { 0 }
+    /// What decoding takes: a copy of the file, some rows of at most four components at several
+    /// stages, and the coefficients of all blocks where one component, or one part of their bits,
+    /// comes after the other.
+    pub(super) fn inner(&self) -> Inner {
+        let coefficients =
+            if self.has_scans { self.frame.blocks.saturating_mul(64 * 2) } else { 0 };
+        Inner::rows(self.dimensions(), 192).and(self.file.len() as u64 + coefficients)
     }
 
     /// Whether the file says where its picture ends.
@@ -199,6 +200,10 @@ fn corrupt(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failu
     Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), source))
 }
 
+fn unsupported(name: &'static str) -> ImageError {
+    ImageError::Unsupported(name, Formats::default())
+}
+
 fn bad_header() -> ImageError {
     ImageError::Corrupt { format: "JPEG", source: corrupt("the header is damaged") }
 }
@@ -220,7 +225,7 @@ impl Frame {
         let [bits, h1, h2, w1, w2, count] = *head;
         match (bits, count) {
             (8, 1 | 3 | 4) => {}
-            (12, _) => return Err(ImageError::Unsupported("12-bit JPEG")),
+            (12, _) => return Err(unsupported("12-bit JPEG")),
             _ => return Err(bad_header()),
         }
         let components = components.as_chunks::<3>().0.get(..usize::from(count));

@@ -1,11 +1,15 @@
 //! Bytes to RGB to pixel values, in the arithmetic of Pillow and the reference's processor.
 
 mod decode;
+mod gif;
 mod jpeg;
 mod memory;
+mod png;
 mod preprocess;
 mod resize;
 mod rgb;
+mod sniff;
+mod webp;
 
 pub use decode::{DecodeLimits, Decoded, Formats, ImageError, Orientation, Rgb, decode};
 pub use preprocess::{PixelValues, Preprocessor};

@@ -1,19 +1,24 @@
 //! Pixels of every kind that decoders give, as 8-bit RGB, without a second buffer.
+//!
+//! Of 16 bits the upper 8 are kept, but 16-bit grey is cut off at 255: so Pillow has it.
 
 use image::ColorType;
 
-/// Makes pixels of a colour type RGB where they are. Rounds as [`image::DynamicImage::into_rgb8`] does.
+/// Makes pixels of a colour type RGB where they are.
 pub(super) fn to_rgb(data: &mut [u8], pixels: usize, color: ColorType) {
     let half = |a, b| {
-        let value = (u32::from(u16::from_ne_bytes([a, b])) + 128) / 257;
-        u8::try_from(value).unwrap_or(u8::MAX)
+        let [upper, _] = u16::from_ne_bytes([a, b]).to_be_bytes();
+        upper
     };
     match color {
         ColorType::L8 => repack(data, pixels, |[grey]| [grey; 3]),
         ColorType::La8 => repack(data, pixels, |[grey, _]| [grey; 3]),
         ColorType::Rgb8 => {}
         ColorType::Rgba8 => repack(data, pixels, |[r, g, b, _]| [r, g, b]),
-        ColorType::L16 => repack(data, pixels, |[a, b]| [half(a, b); 3]),
+        ColorType::L16 => repack(data, pixels, |[a, b]| {
+            let value = u16::from_ne_bytes([a, b]);
+            [u8::try_from(value).unwrap_or(u8::MAX); 3]
+        }),
         ColorType::La16 => repack(data, pixels, |[a, b, _, _]| [half(a, b); 3]),
         ColorType::Rgb16 => {
             repack(data, pixels, |[a, b, c, d, e, f]| [half(a, b), half(c, d), half(e, f)]);
@@ -55,36 +60,57 @@ mod tests {
 
     use super::*;
 
+    const PIXELS: usize = 16 * 4097;
+
+    /// What becomes of samples where they are.
+    fn in_place<T: bytemuck::Pod>(samples: &[T], color: ColorType) -> Vec<u8> {
+        let mut data = bytemuck::cast_slice(samples).to_vec();
+        data.resize(data.len().max(3 * PIXELS), 0);
+        to_rgb(&mut data, PIXELS, color);
+        data.truncate(3 * PIXELS);
+        data
+    }
+
     #[test]
     fn pixels_of_every_kind_become_rgb_where_they_are_as_with_a_copy() {
-        let (width, height) = (16, 4097);
-        let pixels = (width * height) as usize;
-        let bytes = |size: usize| (0..=u8::MAX).chain(3..=200).cycle().take(pixels * size);
-        let words: Vec<u16> = (0..=u16::MAX).cycle().take(pixels * 4).collect();
+        let bytes = |size: usize| (0..=u8::MAX).chain(3..=200).cycle().take(PIXELS * size);
         let floats = |count: usize| {
             let odd = [f32::NAN, -1.0, 0.0, 1.0, 1.5, f32::INFINITY, 0.5, 127.5 / 255.0];
-            (0..pixels * count).map(move |i| if i < 8 { odd[i] } else { i as f32 / 250_000.0 })
+            (0..PIXELS * count).map(move |i| if i < 8 { odd[i] } else { i as f32 / 250_000.0 })
         };
         macro_rules! check {
             ($color:ident, $variant:ident, $samples:expr) => {
                 let samples: Vec<_> = $samples;
-                let mut data: Vec<u8> = samples.iter().flat_map(|s| s.to_ne_bytes()).collect();
-                let picture = image::ImageBuffer::from_raw(width, height, samples).unwrap();
+                let found = in_place(&samples, ColorType::$color);
+                let picture = image::ImageBuffer::from_raw(16, 4097, samples).unwrap();
                 let expected = DynamicImage::$variant(picture).into_rgb8().into_raw();
-                data.resize(data.len().max(3 * pixels), 0);
-                to_rgb(&mut data, pixels, ColorType::$color);
-                assert!(data[..3 * pixels] == expected, "{}", stringify!($color));
+                assert!(found == expected, "{}", stringify!($color));
             };
         }
         check!(L8, ImageLuma8, bytes(1).collect());
         check!(La8, ImageLumaA8, bytes(2).collect());
         check!(Rgb8, ImageRgb8, bytes(3).collect());
         check!(Rgba8, ImageRgba8, bytes(4).collect());
-        check!(L16, ImageLuma16, words[..pixels].to_vec());
-        check!(La16, ImageLumaA16, words[..2 * pixels].to_vec());
-        check!(Rgb16, ImageRgb16, words[..3 * pixels].to_vec());
-        check!(Rgba16, ImageRgba16, words.clone());
         check!(Rgb32F, ImageRgb32F, floats(3).collect());
         check!(Rgba32F, ImageRgba32F, floats(4).collect());
+    }
+
+    #[test]
+    fn of_sixteen_bits_the_upper_are_kept_and_grey_is_cut_off() {
+        let words: Vec<u16> = (0..=u16::MAX).cycle().take(PIXELS * 4).collect();
+        let upper = |value: u16| u8::try_from(value >> 8).unwrap();
+        for (color, channels) in
+            [(ColorType::La16, 2), (ColorType::Rgb16, 3), (ColorType::Rgba16, 4)]
+        {
+            let pixels = words[..channels * PIXELS].chunks(channels);
+            let expected: Vec<u8> = pixels
+                .flat_map(|p| if channels == 2 { [p[0]; 3] } else { [p[0], p[1], p[2]] })
+                .map(upper)
+                .collect();
+            assert!(in_place(&words[..channels * PIXELS], color) == expected, "{color:?}");
+        }
+        let grey = in_place(&words[..PIXELS], ColorType::L16);
+        let expected = words[..PIXELS].iter().flat_map(|value| [(*value).min(255) as u8; 3]);
+        assert!(grey.into_iter().eq(expected));
     }
 }

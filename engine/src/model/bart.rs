@@ -1,37 +1,34 @@
 //! BART, the language model: an encoder over visual tokens and prompt, a decoder with caches.
 //!
-//! Layers are post-norm. A decoder step takes one token per row; rows of several jobs stand side
-//! by side, each job with its own encoded picture.
+//! Layers are post-norm. Rows of several sequences stand one after the other: in the encoder all
+//! tokens of each, in a decoder step one token of each row, each job with its own encoded picture.
 
-use candle_core::{D, DType, IndexOp, Result, Tensor};
+use candle_core::{DType, IndexOp, Result, Tensor};
 
 use super::{
-    LoadError,
-    compute::{Compute, floats, like},
+    backend::{Backend, History, Layer, Linear, Loaded},
     config::TextConfig,
-    layers::{LayerNorm, Linear, Mlp, attend},
-    scope::Scope,
+    scope::{Scope, Source},
 };
-use crate::kernels::{self, Cpu, History, SequenceKeys};
 
 /// Rows that BART's position tables hold before position 0.
 const POSITION_OFFSET: usize = 2;
 
 /// What both sides begin with: positions added to the embeddings, then a norm.
-struct Entry {
+struct Entry<B: Backend> {
     positions: Tensor,
-    norm: LayerNorm,
+    norm: B::Norm,
 }
 
-impl Entry {
+impl<B: Backend> Entry<B> {
     /// The table's length is the checkpoint's own: 1024 positions in most, 4096 in the newer large.
-    fn load(scope: &Scope<'_>, d_model: usize) -> std::result::Result<Self, LoadError> {
+    fn load(backend: &B, scope: &Scope<'_>, d_model: usize) -> Loaded<Self> {
         let name = "embed_positions.weight";
         let rows = scope.shape(name).and_then(|shape| shape.first().copied());
         let rows = rows.filter(|rows| *rows > POSITION_OFFSET).unwrap_or(1026);
         Ok(Self {
             positions: scope.get(name, &[rows, d_model])?,
-            norm: LayerNorm::load(&scope.pp("layernorm_embedding"), d_model)?,
+            norm: backend.norm(&scope.pp("layernorm_embedding"), d_model)?,
         })
     }
 
@@ -40,14 +37,8 @@ impl Entry {
         self.positions.dims()[0] - POSITION_OFFSET
     }
 
-    /// `[1, S, D] -> [1, S, D]`, tokens standing at the positions 0, 1, ...
-    fn sequence(&self, x: &Tensor) -> Result<Tensor> {
-        let positions = self.positions.narrow(0, POSITION_OFFSET, x.dim(1)?)?;
-        self.norm.forward(&x.broadcast_add(&positions)?)
-    }
-
     /// `[rows, D] -> [rows, D]`, every row standing at a position of its own.
-    fn rows(&self, x: &Tensor, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
         #[expect(clippy::cast_possible_truncation, reason = "below the table's length")]
         let rows: Vec<u32> = positions.map(|at| (POSITION_OFFSET + at) as u32).collect();
         self.norm.forward(&(x + embed(&self.positions, &rows)?)?)
@@ -58,38 +49,35 @@ impl Entry {
 fn load_layers<T>(
     scope: &Scope<'_>,
     count: usize,
-    load: impl Fn(&Scope<'_>) -> std::result::Result<T, LoadError>,
-) -> std::result::Result<Vec<T>, LoadError> {
+    load: impl Fn(&Scope<'_>) -> Loaded<T>,
+) -> Loaded<Vec<T>> {
     (0..count).map(|i| load(&scope.pp(format_args!("layers.{i}")))).collect()
 }
 
-pub(crate) struct Encoder {
-    entry: Entry,
-    layers: Vec<EncoderLayer>,
+pub(crate) struct Encoder<B: Backend> {
+    entry: Entry<B>,
+    layers: Vec<EncoderLayer<B>>,
 }
 
-struct EncoderLayer {
-    attention: Attention,
-    attention_norm: LayerNorm,
-    mlp: Mlp,
-    norm: LayerNorm,
+struct EncoderLayer<B: Backend> {
+    attention: Attention<B>,
+    attention_norm: B::Norm,
+    mlp: B::Mlp,
+    norm: B::Norm,
 }
 
-impl Encoder {
-    pub(crate) fn load(
-        scope: &Scope<'_>,
-        config: &TextConfig,
-    ) -> std::result::Result<Self, LoadError> {
+impl<B: Backend> Encoder<B> {
+    pub(crate) fn load(backend: &B, scope: &Scope<'_>, config: &TextConfig) -> Loaded<Self> {
         let (d, heads) = (config.d_model, config.encoder_attention_heads);
         let layers = load_layers(scope, config.encoder_layers, |scope| {
             Ok(EncoderLayer {
-                attention: Attention::load(&scope.pp("self_attn"), d, heads)?,
-                attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
-                mlp: Mlp::load(scope, None, d)?,
-                norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
+                attention: Attention::load(backend, &scope.pp("self_attn"), d, heads)?,
+                attention_norm: backend.norm(&scope.pp("self_attn_layer_norm"), d)?,
+                mlp: backend.mlp(scope, None, (d, scope.hidden(d)))?,
+                norm: backend.norm(&scope.pp("final_layer_norm"), d)?,
             })
         })?;
-        Ok(Self { entry: Entry::load(scope, d)?, layers })
+        Ok(Self { entry: Entry::load(backend, scope, d)?, layers })
     }
 
     /// Longest sequence.
@@ -97,88 +85,65 @@ impl Encoder {
         self.entry.limit()
     }
 
-    /// `[1, S, D] -> [1, S, D]`
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.entry.sequence(x)?;
+    /// Sequences of these lengths, one after the other: `[rows, D] -> [rows, D]`
+    pub(crate) fn forward(&self, backend: &B, x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        let mut x = self.entry.forward(x, lengths.iter().flat_map(|length| 0..*length))?;
         for layer in &self.layers {
-            let keys = layer.attention.keys(&x)?;
-            let mixed = layer.attention.over(&layer.attention.q.forward(&x)?, &keys)?;
-            x = layer.attention_norm.forward(&layer.attention.out.forward_add(&mixed, &x)?)?;
+            let attention = &layer.attention;
+            let keys = attention.keys(backend, &x, lengths)?;
+            let keys: Vec<_> = keys.iter().zip(lengths.iter().copied()).collect();
+            let mixed = backend.attend(&attention.q.forward(&x)?, &keys, attention.heads)?;
+            x = layer.attention_norm.forward(&attention.out.forward_add(&mixed, &x)?)?;
             x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
         }
         Ok(x)
     }
 }
 
-pub(crate) struct Decoder {
-    entry: Entry,
-    layers: Vec<DecoderLayer>,
+pub(crate) struct Decoder<B: Backend> {
+    entry: Entry<B>,
+    layers: Vec<DecoderLayer<B>>,
 }
 
-struct DecoderLayer {
-    attention: Attention,
-    attention_norm: LayerNorm,
-    cross: Attention,
-    cross_norm: LayerNorm,
-    mlp: Mlp,
-    norm: LayerNorm,
+struct DecoderLayer<B: Backend> {
+    attention: Attention<B>,
+    attention_norm: B::Norm,
+    cross: Attention<B>,
+    cross_norm: B::Norm,
+    mlp: B::Mlp,
+    norm: B::Norm,
 }
 
-/// The encoded picture and prompt as each decoder layer sees them.
-pub(crate) struct CrossCache(Vec<Keys>);
-
-/// What the decoder has seen so far of one job's rows.
-pub(crate) enum SelfCache {
-    Kernel(History),
-    /// Per layer, keys and values `[rows, A, T, K]`.
-    Candle(Vec<(Tensor, Tensor)>),
+/// What a job's rows look at.
+pub(crate) struct Memory<B: Backend> {
+    /// The encoded picture and prompt as each layer sees them.
+    cross: Vec<B::Keys>,
+    seen: B::History,
+    /// Tokens that the rows have been fed.
+    position: usize,
 }
 
-impl SelfCache {
+impl<B: Backend> Memory<B> {
     /// Keeps and reorders rows: row `i` continues what `parents[i]` has seen.
     pub(crate) fn select(&mut self, parents: &[usize]) -> Result<()> {
-        match self {
-            Self::Kernel(history) => history.select(parents),
-            Self::Candle(layers) => {
-                #[expect(clippy::cast_possible_truncation, reason = "a job has few rows")]
-                let parents: Vec<u32> = parents.iter().map(|parent| *parent as u32).collect();
-                for (k, v) in layers {
-                    let parents = Tensor::new(parents.as_slice(), k.device())?;
-                    *k = k.index_select(&parents, 0)?;
-                    *v = v.index_select(&parents, 0)?;
-                }
-            }
-        }
-        Ok(())
+        self.seen.select(parents)
     }
 }
 
-/// One job's part of a decoder step.
-pub(crate) struct StepRows<'a> {
-    /// Tokens that the job's rows have been fed.
-    pub(crate) position: usize,
-    pub(crate) rows: usize,
-    pub(crate) cross: &'a CrossCache,
-    pub(crate) cache: &'a mut SelfCache,
-}
-
-impl Decoder {
-    pub(crate) fn load(
-        scope: &Scope<'_>,
-        config: &TextConfig,
-    ) -> std::result::Result<Self, LoadError> {
+impl<B: Backend> Decoder<B> {
+    pub(crate) fn load(backend: &B, scope: &Scope<'_>, config: &TextConfig) -> Loaded<Self> {
         let (d, heads) = (config.d_model, config.decoder_attention_heads);
         let layers = load_layers(scope, config.decoder_layers, |scope| {
             Ok(DecoderLayer {
-                attention: Attention::load(&scope.pp("self_attn"), d, heads)?,
-                attention_norm: LayerNorm::load(&scope.pp("self_attn_layer_norm"), d)?,
-                cross: Attention::load(&scope.pp("encoder_attn"), d, heads)?,
-                cross_norm: LayerNorm::load(&scope.pp("encoder_attn_layer_norm"), d)?,
-                mlp: Mlp::load(scope, None, d)?,
-                norm: LayerNorm::load(&scope.pp("final_layer_norm"), d)?,
+                attention: Attention::load(backend, &scope.pp("self_attn"), d, heads)?,
+                attention_norm: backend.norm(&scope.pp("self_attn_layer_norm"), d)?,
+                cross: Attention::load(backend, &scope.pp("encoder_attn"), d, heads)?,
+                cross_norm: backend.norm(&scope.pp("encoder_attn_layer_norm"), d)?,
+                mlp: backend.mlp(scope, None, (d, scope.hidden(d)))?,
+                norm: backend.norm(&scope.pp("final_layer_norm"), d)?,
             })
         })?;
-        Ok(Self { entry: Entry::load(scope, d)?, layers })
+        Ok(Self { entry: Entry::load(backend, scope, d)?, layers })
     }
 
     /// Most tokens that can be fed, the start token included.
@@ -186,33 +151,49 @@ impl Decoder {
         self.entry.limit()
     }
 
-    /// Keys and values of `encoded`, `[1, S, D]`, computed once per picture and prompt.
-    pub(crate) fn cross(&self, encoded: &Tensor) -> Result<CrossCache> {
-        let layers = self.layers.iter().map(|layer| layer.cross.keys(encoded));
-        Ok(CrossCache(layers.collect::<Result<_>>()?))
-    }
-
-    /// An empty cache for a job.
-    pub(crate) fn cache(&self) -> SelfCache {
-        match self.layers.first().map(|layer| layer.attention.compute) {
-            Some(Compute::Kernels(..)) => SelfCache::Kernel(History::default()),
-            _ => SelfCache::Candle(Vec::new()),
+    /// Memories of sequences of these lengths that have been encoded together, `[rows, D]`.
+    pub(crate) fn memories(
+        &self,
+        backend: &B,
+        encoded: &Tensor,
+        lengths: &[usize],
+    ) -> Result<Vec<Memory<B>>> {
+        let new =
+            |_: &usize| Memory { cross: Vec::new(), seen: B::History::default(), position: 0 };
+        let mut memories: Vec<Memory<B>> = lengths.iter().map(new).collect();
+        for layer in &self.layers {
+            let keys = layer.cross.keys(backend, encoded, lengths)?;
+            for (memory, keys) in memories.iter_mut().zip(keys) {
+                memory.cross.push(keys);
+            }
         }
+        Ok(memories)
     }
 
     /// One token per row: embeddings `[rows, D] -> [rows, D]`, the rows of all jobs in order.
-    pub(crate) fn step(&self, embedded: &Tensor, jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
-        let positions = jobs.iter().flat_map(|job| std::iter::repeat_n(job.position, job.rows));
-        let mut x = self.entry.rows(embedded, positions)?;
-        for job in &mut *jobs {
-            if let SelfCache::Kernel(history) = job.cache {
-                history.advance(job.rows);
-            }
+    pub(crate) fn step(
+        &self,
+        backend: &B,
+        embedded: &Tensor,
+        jobs: &mut [(&mut Memory<B>, usize)],
+    ) -> Result<Tensor> {
+        let positions =
+            jobs.iter().flat_map(|(memory, rows)| std::iter::repeat_n(memory.position, *rows));
+        let mut x = self.entry.forward(embedded, positions)?;
+        for (memory, rows) in &mut *jobs {
+            memory.seen.advance(*rows);
+            memory.position += 1;
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            let mixed = layer.attention.over_history(&x, i, jobs)?;
-            x = layer.attention_norm.forward(&layer.attention.out.forward_add(&mixed, &x)?)?;
-            let mixed = layer.cross.over_pictures(&layer.cross.q.forward(&x)?, i, jobs)?;
+            let Attention { q, k, v, out, heads } = &layer.attention;
+            let (q, k, v) = (q.forward(&x)?, k.forward(&x)?, v.forward(&x)?);
+            let seen = jobs.iter_mut().map(|(memory, _)| &mut memory.seen).collect();
+            let mixed = backend.attend_histories(i, seen, [&q, &k, &v], *heads)?;
+            x = layer.attention_norm.forward(&out.forward_add(&mixed, &x)?)?;
+            let pictures: Vec<_> =
+                jobs.iter().map(|(memory, rows)| (&memory.cross[i], *rows)).collect();
+            let mixed =
+                backend.attend(&layer.cross.q.forward(&x)?, &pictures, layer.cross.heads)?;
             x = layer.cross_norm.forward(&layer.cross.out.forward_add(&mixed, &x)?)?;
             x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
         }
@@ -220,146 +201,43 @@ impl Decoder {
     }
 }
 
-/// Keys and values of a sequence.
-enum Keys {
-    Kernel(SequenceKeys),
-    /// `[B, A, S, K]` each.
-    Candle(Tensor, Tensor),
-}
-
-/// Multi-head attention with biases everywhere; queries are scaled by `K^-0.5`.
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
+/// Multi-head attention with biases everywhere.
+struct Attention<B: Backend> {
+    q: B::Linear,
+    k: B::Linear,
+    v: B::Linear,
+    out: B::Linear,
     heads: usize,
-    compute: Compute,
 }
 
-impl Attention {
-    fn load(scope: &Scope<'_>, d: usize, heads: usize) -> std::result::Result<Self, LoadError> {
-        let projection = |name| Linear::load(&scope.pp(name), d, d);
+impl<B: Backend> Attention<B> {
+    fn load(backend: &B, scope: &Scope<'_>, d: usize, heads: usize) -> Loaded<Self> {
+        let projection = |name| {
+            let scope = scope.pp(name);
+            let bias = scope.get("bias", &[d])?;
+            backend.linear(&scope, &Source::plain("weight", &[d, d]), Some(bias))
+        };
         Ok(Self {
             q: projection("q_proj")?,
             k: projection("k_proj")?,
             v: projection("v_proj")?,
             out: projection("out_proj")?,
             heads,
-            compute: scope.compute(),
         })
     }
 
-    /// Keys and values of a sequence, `[1, S, D]`.
-    fn keys(&self, x: &Tensor) -> Result<Keys> {
+    /// Keys and values of sequences of these lengths, `[rows, D]`.
+    fn keys(&self, backend: &B, x: &Tensor, lengths: &[usize]) -> Result<Vec<B::Keys>> {
         let (k, v) = (self.k.forward(x)?, self.v.forward(x)?);
-        match self.compute {
-            Compute::Kernels(_, precision) => {
-                let (d, heads) = (x.dim(D::Minus1)?, self.heads);
-                let pack = |k: &[f32], v: &[f32]| SequenceKeys::pack(k, v, d, heads, precision);
-                let packed = floats(&k, |k| floats(&v, |v| pack(k, v)));
-                Ok(Keys::Kernel(packed??))
-            }
-            Compute::Candle => Ok(Keys::Candle(self.split(&k)?, self.split(&v)?)),
-        }
-    }
-
-    /// Attention of the queries, `[1, T, D]`, over a sequence.
-    fn over(&self, q: &Tensor, keys: &Keys) -> Result<Tensor> {
-        match (self.compute, keys) {
-            (Compute::Kernels(cpu, _), Keys::Kernel(keys)) => {
-                like(q, floats(q, |q| kernels::attend_sequence(cpu, q, keys))?, q.dim(D::Minus1)?)
-            }
-            (_, Keys::Candle(k, v)) => self.mix(q, k, v),
-            (Compute::Candle, Keys::Kernel(_)) => Err(mixed_up()),
-        }
-    }
-
-    /// Attention of every job's queries, `[rows, D]`, over its picture.
-    fn over_pictures(&self, q: &Tensor, layer: usize, jobs: &[StepRows<'_>]) -> Result<Tensor> {
-        if let Compute::Kernels(cpu, _) = self.compute {
-            let pictures = jobs.iter().map(|job| match &job.cross.0[layer] {
-                Keys::Kernel(keys) => Ok((keys, job.rows)),
-                Keys::Candle(..) => Err(mixed_up()),
-            });
-            let pictures = pictures.collect::<Result<Vec<_>>>()?;
-            let mixed = floats(q, |q| kernels::attend_sequences(cpu, q, &pictures))?;
-            return like(q, mixed, q.dim(D::Minus1)?);
-        }
         let mut first = 0;
-        let parts = jobs.iter().map(|job| {
-            let q = q.narrow(0, first, job.rows)?.unsqueeze(0)?; // [1, rows, D]
-            first += job.rows;
-            self.over(&q, &job.cross.0[layer])?.squeeze(0)
+        let keys = lengths.iter().map(|length| {
+            let part = |x: &Tensor| x.narrow(0, first, *length);
+            let keys = backend.keys(&part(&k)?, &part(&v)?, self.heads);
+            first += length;
+            keys
         });
-        Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+        keys.collect()
     }
-
-    /// Self-attention of every job's rows, `[rows, D]`, over what they have seen and themselves.
-    fn over_history(&self, x: &Tensor, layer: usize, jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
-        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
-        if let Compute::Kernels(cpu, precision) = self.compute {
-            return self.over_histories((cpu, precision), [&q, &k, &v], layer, jobs);
-        }
-        let mut first = 0;
-        let mut parts = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let SelfCache::Candle(cache) = job.cache else { return Err(mixed_up()) };
-            // One token a row: [rows, 1, D].
-            let rows = |x: &Tensor| x.narrow(0, first, job.rows)?.unsqueeze(1);
-            let (mut k, mut v) = (self.split(&rows(&k)?)?, self.split(&rows(&v)?)?);
-            if let Some((past_k, past_v)) = cache.get(layer) {
-                k = Tensor::cat(&[past_k, &k], 2)?;
-                v = Tensor::cat(&[past_v, &v], 2)?;
-            }
-            parts.push(self.mix(&rows(&q)?, &k, &v)?.squeeze(1)?);
-            cache.splice(layer..(layer + 1).min(cache.len()), [(k, v)]);
-            first += job.rows;
-        }
-        Tensor::cat(&parts, 0)
-    }
-
-    fn over_histories(
-        &self,
-        (cpu, precision): (Cpu, kernels::Precision),
-        [q, k, v]: [&Tensor; 3],
-        layer: usize,
-        jobs: &mut [StepRows<'_>],
-    ) -> Result<Tensor> {
-        let d = q.dim(D::Minus1)?;
-        let histories = jobs.iter_mut().map(|job| match job.cache {
-            SelfCache::Kernel(history) => Ok(history),
-            SelfCache::Candle(_) => Err(mixed_up()),
-        });
-        let histories = histories.collect::<Result<Vec<_>>>()?;
-        let mixed = floats(q, |q| {
-            floats(k, |k| {
-                floats(v, |v| {
-                    let (qkv, heads) = ([q, k, v], self.heads);
-                    kernels::attend_histories(cpu, precision, layer, histories, qkv, d, heads)
-                })
-            })
-        })???;
-        like(q, mixed, d)
-    }
-
-    /// `[B, T, D] -> [B, A, T, K]`
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, t, d) = x.dims3()?;
-        x.reshape((b, t, self.heads, d / self.heads))?.transpose(1, 2)?.contiguous()
-    }
-
-    /// Queries `[B, T, D]` over keys and values `[B, A, S, K]`, heads joined: `[B, T, D]`
-    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let scale = ((q.dim(D::Minus1)? / self.heads) as f64).powf(-0.5);
-        let q = self.split(&(q * scale)?)?;
-        attend(&q.matmul(&k.t()?)?, v)?.transpose(1, 2)?.flatten_from(2)
-    }
-}
-
-/// A cache made by another model: no caller can do that.
-fn mixed_up() -> candle_core::Error {
-    candle_core::Error::Msg("a cache of another device".to_owned()).bt()
 }
 
 /// The rows of `table` for `ids`: `[ids, D]`, as float32.

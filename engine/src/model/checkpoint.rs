@@ -2,12 +2,12 @@
 
 use std::{
     borrow::Cow,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::de::DeserializeOwned;
 
-use super::LoadError;
+use super::{LoadError, StandIn};
 
 /// A checkpoint's files.
 #[derive(Clone, Copy)]
@@ -92,6 +92,18 @@ impl Checkpoint<'_> {
         }
     }
 
+    /// Finds out whether there is a checkpoint at all.
+    pub(crate) fn check(self) -> Result<(), LoadError> {
+        let Self::Directory(path) = self else { return Ok(()) };
+        if path.is_dir() {
+            return Ok(());
+        }
+        let is_name = |part| matches!(part, Component::Normal(_));
+        let is_of_hub = path.components().count() == 2 && path.components().all(is_name);
+        let path = path.to_owned();
+        Err(if is_of_hub { LoadError::HubName(path) } else { LoadError::NoDirectory(path) })
+    }
+
     pub(crate) fn has(self, name: &str) -> bool {
         match self {
             Self::Directory(path) => path.join(name).exists(),
@@ -102,7 +114,13 @@ impl Checkpoint<'_> {
     pub(crate) fn read(self, name: &str) -> Result<Cow<'static, [u8]>, LoadError> {
         let path = self.path(name);
         match self {
-            Self::Directory(_) => std::fs::read(&path).map(Cow::Owned),
+            Self::Directory(_) => match std::fs::read(&path) {
+                Ok(bytes) => match StandIn::of(&bytes) {
+                    Some(found) => return Err(LoadError::StandIn { path, found }),
+                    None => Ok(Cow::Owned(bytes)),
+                },
+                Err(error) => Err(error),
+            },
             Self::Synthetic(shape) if name == "config.json" => {
                 Ok(Cow::Owned(shape.config().to_string().into_bytes()))
             }

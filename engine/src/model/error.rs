@@ -2,9 +2,28 @@
 
 use std::path::PathBuf;
 
+use super::StandIn;
+
 /// Why a checkpoint directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// There is no such directory.
+    #[error("there is no directory {0}")]
+    NoDirectory(PathBuf),
+    /// There is no such directory, but its name is one that the hub may know.
+    #[error(
+        "there is no directory {0}; if it is a name of the Hugging Face hub, \
+         `florence pull {0}` downloads it"
+    )]
+    HubName(PathBuf),
+    /// Something else stands where a file should be.
+    #[error("{path} is {found}")]
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: StandIn,
+    },
     /// A file is missing or cannot be read.
     #[error("cannot read {path}")]
     Read {

@@ -1,50 +1,69 @@
-//! The network: DaViT, projector and BART, on candle tensors, one definition for CPU and CUDA.
+//! The network: DaViT, projector and BART, on candle tensors, written once over a backend.
+//!
+//! - `backend`: the seam; `cpu` and `reference` are behind it
+//! - `davit`, `projector`, `bart`: which parts there are, and in which order they work
+//! - `logits`: what a decoder step says of the next tokens
+//! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
+//! - `checkpoint`, `weights`, `names`, `scope`, `packed`, `config`: where weights come from
 //!
 //! Letters of shapes: `B` batch, `C` channels, `H, W` grid, `N` visual tokens (576 at 768 px),
 //! `S` source length, `T` target length, `D` d_model, `A` heads, `K` head size, `V` vocabulary.
 //! Names are those of the reference, `transformers/models/florence2/modeling_florence2.py`.
 
+mod backend;
 mod bart;
 mod checkpoint;
-mod compute;
 mod config;
+mod cpu;
 mod davit;
 mod error;
-mod layers;
+mod logits;
 mod names;
+mod network;
 mod packed;
 mod projector;
+mod reference;
 mod scope;
+mod stand_in;
 mod weights;
 
 use candle_core::{Device, Result, Tensor};
 
-pub(crate) use bart::{CrossCache, SelfCache, StepRows};
 pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
-pub(crate) use compute::Compute;
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
 pub use error::LoadError;
-
-use crate::image::PixelValues;
-use bart::{Decoder, Encoder, embed};
-use davit::DaVit;
-use layers::Linear;
-use projector::Projector;
-use scope::{Scope, Source};
+pub use logits::Logits;
+pub(crate) use logits::Row;
+pub(crate) use network::{Decoding, JobId, Look, Rows};
+pub use stand_in::StandIn;
 pub use weights::WeightBytes;
+
+use crate::{
+    image::PixelValues,
+    kernels::{Cpu, Precision},
+};
+use backend::Backend;
+use cpu::OnCpu;
+use network::{Net, Network};
+use reference::Reference;
 use weights::Weights;
+
+/// What computes the network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Compute {
+    /// This project's kernels.
+    Kernels(Cpu, Precision),
+    /// candle's operations.
+    Reference,
+}
 
 /// Florence-2's weights; immutable, shared by all requests.
 pub struct Model {
-    vision: DaVit,
-    projector: Projector,
-    /// Token embeddings, `[V, D]`, in the numbers of the file.
-    shared: Tensor,
-    encoder: Encoder,
-    decoder: Decoder,
-    lm_head: Linear,
+    network: Box<dyn Network>,
+    /// Number of ids that the language model knows.
+    vocabulary: usize,
     /// Visual tokens of a picture, the pooled one included.
     visual_length: usize,
     device: Device,
@@ -79,74 +98,25 @@ impl Model {
         side: usize,
         target: &Target<'_>,
     ) -> std::result::Result<Self, LoadError> {
-        let mut weights = Weights::open(checkpoint, target.device, target.compute)?;
-        let mut problem = None;
-        if let Checkpoint::Directory(directory) = checkpoint
-            && target.keep_packed
-        {
-            problem = weights.keep_packed(directory).err();
-        }
-        let mut model = Self::build(&weights, config, side)?;
-        model.bytes = weights.take_bytes();
-        match weights.finish_packed() {
-            // What was packed in memory makes room for what all processes share.
-            Ok(true) => {
-                model = Self::build(&weights, config, side)?;
-                model.bytes = weights.take_bytes();
+        let weights = Weights::open(checkpoint, target.device)?;
+        let mut loading = Loading { weights, config, side, device: target.device };
+        match (target.compute, checkpoint) {
+            (Compute::Reference, _) => loading.load(|| Reference),
+            (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
+                if target.keep_packed =>
+            {
+                let problem = loading.weights.keep_packed(directory, precision).err();
+                let mut model = loading.load(|| OnCpu(cpu, precision))?;
+                model.packing = problem.map_or(model.packing, Packing::Failed);
+                Ok(model)
             }
-            Ok(false) => {}
-            Err(error) => problem = Some(error),
+            (Compute::Kernels(cpu, precision), _) => loading.load(|| OnCpu(cpu, precision)),
         }
-        model.packing = match problem {
-            Some(problem) => Packing::Failed(problem),
-            None if weights.has_packed() => Packing::Mapped,
-            None => Packing::InMemory,
-        };
-        Ok(model)
-    }
-
-    fn build(
-        weights: &Weights,
-        config: &Config,
-        side: usize,
-    ) -> std::result::Result<Self, LoadError> {
-        let (vision, text) = (&config.vision, &config.text);
-        let d = text.d_model;
-        // Exports differ in which of the three tied tables survives.
-        let tables = ["text.shared", "text.encoder.embed_tokens", "text.decoder.embed_tokens"];
-        let shape = |scope: &str| weights.shape(&format!("{scope}.weight"));
-        let table = tables.into_iter().find(|table| shape(table).is_some()).unwrap_or(tables[0]);
-        let vocabulary = shape(table).map_or(0, |shape| shape[0]);
-        let shared = weights.get_stored(&format!("{table}.weight"), &[vocabulary, d])?;
-        // A fine-tuned checkpoint may carry a head of its own: then that one counts.
-        let head = if shape("lm_head").is_some() { "lm_head" } else { table };
-        let bias = match weights.shape("final_logits_bias") {
-            Some(_) => Some(weights.get("final_logits_bias", &[1, vocabulary])?),
-            None => None,
-        };
-        let bias = bias.map(|bias| bias.squeeze(0)).transpose().map_err(LoadError::Device)?;
-        let head_shape = [vocabulary, d];
-        let head_weight = Source::plain("weight", &head_shape);
-        let channels = vision.dim_embed.last().copied().unwrap_or_default();
-        let grid = last_grid(config, side);
-        Ok(Self {
-            vision: DaVit::load(&Scope::new(weights, "vision_tower"), vision)?,
-            projector: Projector::load(&Scope::new(weights, "projector"), channels, d, grid)?,
-            device: shared.device().clone(),
-            shared,
-            encoder: Encoder::load(&Scope::new(weights, "text.encoder"), text)?,
-            decoder: Decoder::load(&Scope::new(weights, "text.decoder"), text)?,
-            lm_head: Linear::of(&Scope::new(weights, head), &head_weight, bias)?,
-            visual_length: 1 + grid * grid,
-            packing: Packing::InMemory,
-            bytes: WeightBytes::default(),
-        })
     }
 
     /// What the packed matrices and the table of tokens take; the rest is small.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let shared = self.shared.elem_count() * self.shared.dtype().size_in_bytes();
-        WeightBytes { owned: self.bytes.owned + shared as u64, ..self.bytes }
+        self.bytes
     }
 
     /// Where the packed matrices are.
@@ -156,7 +126,7 @@ impl Model {
 
     /// Number of ids that the language model knows.
     pub(crate) fn vocabulary(&self) -> usize {
-        self.shared.dims()[0]
+        self.vocabulary
     }
 
     pub(crate) fn visual_length(&self) -> usize {
@@ -165,62 +135,102 @@ impl Model {
 
     /// Longest sequence of visual tokens and prompt.
     pub(crate) fn source_limit(&self) -> usize {
-        self.encoder.limit()
+        self.network.source_limit()
     }
 
     /// Most tokens that can be generated.
     pub(crate) fn target_limit(&self) -> usize {
-        self.decoder.limit()
+        self.network.target_limit()
     }
 
-    /// A picture's visual tokens, `[1, 1 + N, D]`; `seen` is shown the input and every stage.
+    /// Pictures that are best encoded together.
+    pub(crate) fn pictures_at_once(&self) -> usize {
+        self.network.pictures_at_once()
+    }
+
+    /// Visual tokens of pictures, `[B, 1 + N, D]`; `seen` is shown the input and every stage.
     pub fn visual_tokens(
         &self,
-        pixels: &PixelValues,
+        pictures: &[&PixelValues],
         mut seen: impl FnMut(&Tensor),
     ) -> Result<Tensor> {
-        let (side, data) = (pixels.side, pixels.data.as_slice());
-        let pixels = Tensor::from_slice(data, (1, 3, side, side), &self.device)?;
-        seen(&pixels);
-        self.projector.forward(&self.vision.forward(&pixels, seen)?)
+        let pixels = pictures.iter().map(|PixelValues { side, data }| {
+            Tensor::from_slice(data.as_slice(), (3, *side, *side), &self.device)
+        });
+        let pixels = Tensor::stack(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
+        self.network.visual_tokens(&pixels, &mut seen)
     }
 
     /// Visual tokens and prompt through the encoder: `[1, 1 + N + T, D]`.
     pub fn encode(&self, visual: &Tensor, prompt: &[u32]) -> Result<Tensor> {
-        let prompt = embed(&self.shared, prompt)?.unsqueeze(0)?;
-        self.encoder.forward(&Tensor::cat(&[visual, &prompt], 1)?)
+        self.network.encode(&[(&visual.squeeze(0)?, prompt)])?.unsqueeze(0)
     }
 
-    pub(crate) fn cross(&self, encoded: &Tensor) -> Result<CrossCache> {
-        self.decoder.cross(encoded)
-    }
-
-    /// An empty cache for a job's rows.
-    pub(crate) fn cache(&self) -> SelfCache {
-        self.decoder.cache()
-    }
-
-    /// One decoder step, one token a row: `[rows, D]`, the rows of all jobs in order.
-    pub(crate) fn decode_step(&self, tokens: &[u32], jobs: &mut [StepRows<'_>]) -> Result<Tensor> {
-        self.decoder.step(&embed(&self.shared, tokens)?, jobs)
-    }
-
-    /// Lends the logits of hidden states, `[rows, D] -> [rows, V]`.
-    pub(crate) fn logits<R>(&self, hidden: &Tensor, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
-        self.lm_head.forward_lent(hidden, look)
+    /// A decoder without jobs.
+    pub(crate) fn decoding(&self) -> Box<dyn Decoding + '_> {
+        self.network.decoding()
     }
 
     /// The logits after a given start of an answer, `[V]`; for tests and tools.
     pub fn logits_after(&self, encoded: &Tensor, tokens: &[u32]) -> Result<Tensor> {
-        let (cross, mut cache) = (self.cross(encoded)?, self.cache());
-        let mut hidden = None;
-        for (position, token) in tokens.iter().enumerate() {
-            let (cross, cache) = (&cross, &mut cache);
-            let rows = StepRows { position, rows: 1, cross, cache };
-            hidden = Some(self.decode_step(&[*token], &mut [rows])?);
+        let encoded = encoded.squeeze(0)?;
+        let mut decoding = self.decoding();
+        let job = decoding.add(&encoded, &[encoded.dim(0)?])?[0];
+        let mut logits: Vec<f32> = Vec::new();
+        for token in tokens {
+            let rows = Rows { job, tokens: vec![*token] };
+            let mut look =
+                |all: Logits<'_>| logits = all.each().flat_map(|row| row.values).copied().collect();
+            decoding.step(&[rows], Some(Look { highest: self.vocabulary, at: &mut look }))?;
         }
-        let hidden = hidden.ok_or_else(|| candle_core::Error::Msg("no tokens given".to_owned()))?;
-        self.lm_head.forward(&hidden)?.get(0)
+        Tensor::from_vec(logits, self.vocabulary, &Device::Cpu)
+    }
+}
+
+/// A checkpoint that is being loaded.
+struct Loading<'a> {
+    weights: Weights,
+    config: &'a Config,
+    side: usize,
+    device: &'a Device,
+}
+
+impl Loading<'_> {
+    fn load<B: Backend>(
+        &mut self,
+        backend: impl Fn() -> B,
+    ) -> std::result::Result<Model, LoadError> {
+        let mut model = self.build(backend())?;
+        let problem = match self.weights.finish_packed() {
+            // What was packed in memory makes room for what all processes share.
+            Ok(true) => {
+                model = self.build(backend())?;
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        model.packing = match problem {
+            Some(problem) => Packing::Failed(problem),
+            None if self.weights.has_packed() => Packing::Mapped,
+            None => Packing::InMemory,
+        };
+        Ok(model)
+    }
+
+    fn build<B: Backend>(&self, backend: B) -> std::result::Result<Model, LoadError> {
+        let grid = last_grid(self.config, self.side);
+        let network = Net::load(backend, &self.weights, self.config, grid)?;
+        let (shared, bytes) = (network.shared(), self.weights.take_bytes());
+        let table = shared.elem_count() * shared.dtype().size_in_bytes();
+        Ok(Model {
+            vocabulary: shared.dims()[0],
+            visual_length: 1 + grid * grid,
+            device: self.device.clone(),
+            packing: Packing::InMemory,
+            bytes: WeightBytes { owned: bytes.owned + table as u64, ..bytes },
+            network: Box::new(network),
+        })
     }
 }
 

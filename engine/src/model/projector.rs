@@ -4,25 +4,26 @@ use candle_core::{Result, Tensor};
 
 use super::{
     LoadError,
-    layers::{LayerNorm, Linear},
+    backend::{Backend, Layer, Loaded},
     scope::{Scope, Source},
 };
 
-pub(crate) struct Projector {
-    projection: Linear,
-    norm: LayerNorm,
+pub(crate) struct Projector<B: Backend> {
+    projection: B::Linear,
+    norm: B::Norm,
     /// Position and time of every visual token, `[N, C]`.
     positions: Tensor,
 }
 
-impl Projector {
+impl<B: Backend> Projector<B> {
     /// `side` is the height and width of the last stage's grid.
     pub(crate) fn load(
+        backend: &B,
         scope: &Scope<'_>,
         channels: usize,
         d_model: usize,
         side: usize,
-    ) -> std::result::Result<Self, LoadError> {
+    ) -> Loaded<Self> {
         // The two layouts store this matrix transposed to each other.
         let shape = [d_model, channels];
         let weight = if scope.shape("image_projection_transposed").is_some() {
@@ -35,7 +36,7 @@ impl Projector {
         } else {
             Source::plain("image_projection.weight", &shape)
         };
-        let projection = Linear::of(scope, &weight, None)?;
+        let projection = backend.linear(scope, &weight, None)?;
         let table = |name: &str| {
             let name = format!("image_position_embed.{name}.weight");
             let rows = scope.shape(&name).and_then(|shape| shape.first().copied());
@@ -51,7 +52,7 @@ impl Projector {
         }
         Ok(Self {
             projection,
-            norm: LayerNorm::load(&scope.pp("image_proj_norm"), d_model)?,
+            norm: backend.norm(&scope.pp("image_proj_norm"), d_model)?,
             positions: positions(&rows, &columns, side).map_err(LoadError::Device)?,
         })
     }

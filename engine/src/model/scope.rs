@@ -2,11 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{
-    LoadError,
-    compute::{Compute, floats},
-    weights::Weights,
-};
+use super::{LoadError, cpu::floats, weights::Weights};
 use crate::kernels::{Matrix, Precision};
 
 /// A weight matrix that a kernel or a linear layer is made of.
@@ -74,9 +70,17 @@ impl Scope<'_> {
         Ok(matrix)
     }
 
-    /// What the layers below are to compute with.
-    pub(crate) fn compute(&self) -> Compute {
-        self.weights.compute()
+    /// Taps of a depthwise 3x3 convolution, `[9, C]` in row-major order, and its bias.
+    pub(crate) fn taps(&self, channels: usize) -> Result<(Tensor, Tensor), LoadError> {
+        let weight = self.get("weight", &[channels, 1, 3, 3])?;
+        let taps = weight.reshape((channels, 9)).and_then(|taps| taps.t()?.contiguous());
+        Ok((taps.map_err(LoadError::Device)?, self.get("bias", &[channels])?))
+    }
+
+    /// Size of a perceptron's hidden layer, as the file has it.
+    pub(crate) fn hidden(&self, size: usize) -> usize {
+        let stored = self.shape("fc1.weight").and_then(|shape| shape.first().copied());
+        stored.unwrap_or(4 * size)
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {

@@ -7,6 +7,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -17,9 +18,7 @@ use candle_core::{
 };
 
 use super::{
-    Checkpoint, Shape,
-    compute::Compute,
-    embedded,
+    Checkpoint, Shape, StandIn, embedded,
     error::LoadError,
     names::canonical,
     packed::{Packed, Place},
@@ -37,7 +36,6 @@ pub(crate) struct Weights {
     files: Vec<(PathBuf, File)>,
     index: HashMap<String, Entry>,
     device: Device,
-    compute: Compute,
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
     packed: Packed,
@@ -60,20 +58,28 @@ struct Entry {
     shape: Vec<usize>,
 }
 
+/// Finds out whether a file that is there is the file itself.
+fn check_start(path: &Path) -> Result<(), LoadError> {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(StandIn::START as u64).read_to_end(&mut start));
+    read.map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    match StandIn::of(&start) {
+        Some(found) => Err(LoadError::StandIn { path: path.to_owned(), found }),
+        None => Ok(()),
+    }
+}
+
 impl Weights {
     /// Opens `model.safetensors` (or its shards) or `pytorch_model.bin`.
-    pub(crate) fn open(
-        checkpoint: Checkpoint<'_>,
-        device: &Device,
-        compute: Compute,
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn open(checkpoint: Checkpoint<'_>, device: &Device) -> Result<Self, LoadError> {
         const SINGLE: &str = "model.safetensors";
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
         let (files, index) = (Vec::new(), HashMap::new());
         let (device, packed) = (device.clone(), Packed::Nowhere);
         let (is_synthetic, bytes) = (false, Cell::default());
-        let mut weights = Self { files, index, device, compute, is_synthetic, packed, bytes };
+        let mut weights = Self { files, index, device, is_synthetic, packed, bytes };
         if let Checkpoint::Synthetic(shape) = checkpoint {
             weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
             weights.is_synthetic = true;
@@ -97,16 +103,19 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Takes packed matrices from a file beside the checkpoint, or leaves them there.
+    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or leaves
+    /// them there.
     ///
     /// # Errors
     ///
     /// There is no such file, and none can be made; the weights are of use all the same.
-    pub(crate) fn keep_packed(&mut self, directory: &Path) -> std::io::Result<()> {
-        if let Compute::Kernels(_, precision) = self.compute {
-            let files = self.files.iter().map(|(path, _)| path.as_path());
-            self.packed = Place::new(directory, files, precision)?.claim()?;
-        }
+    pub(crate) fn keep_packed(
+        &mut self,
+        directory: &Path,
+        precision: Precision,
+    ) -> std::io::Result<()> {
+        let files = self.files.iter().map(|(path, _)| path.as_path());
+        self.packed = Place::new(directory, files, precision)?.claim()?;
         Ok(())
     }
 
@@ -143,6 +152,7 @@ impl Weights {
 
     #[expect(unsafe_code, reason = "mapping a file")]
     fn add_safetensors(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        check_start(&path)?;
         // SAFETY: the mapping is read-only; like every user of mapped weights we rely on the
         // operator not to change a model's files while they are in use.
         let mapped = unsafe { MmapedSafetensors::new(&path) }
@@ -155,6 +165,7 @@ impl Weights {
     }
 
     fn add_pickle(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        check_start(&path)?;
         let tensors = PthTensors::new(&path, None)
             .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
         for (name, info) in tensors.tensor_infos() {
@@ -243,11 +254,6 @@ impl Weights {
         if let Packed::Growing(growing) = &self.packed {
             growing.lock().add(name, matrix);
         }
-    }
-
-    /// What layers are to compute with.
-    pub(super) fn compute(&self) -> Compute {
-        self.compute
     }
 }
 

@@ -6,11 +6,11 @@
 
 mod parse;
 
-use std::str::FromStr;
+use std::{ops::Range, str::FromStr};
 
 use serde_json::{Value, json};
 
-use crate::task::{AnswerKind, Task};
+use crate::task::AnswerKind;
 use parse::{LabelledBox, Shape};
 
 /// How coordinates are written.
@@ -40,6 +40,49 @@ impl FromStr for Coordinates {
 #[error("coordinates are float or int")]
 pub struct UnknownCoordinates;
 
+/// How many decimals of coordinates are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Decimals(Option<i32>);
+
+impl FromStr for Decimals {
+    type Err = UnknownDecimals;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDecimals> {
+        if text == "all" {
+            return Ok(Self(None));
+        }
+        let decimals = text.parse().ok().filter(|decimals| (0..=9).contains(decimals));
+        decimals.map(|decimals| Self(Some(decimals))).ok_or(UnknownDecimals)
+    }
+}
+
+/// There is no such number of decimals.
+#[derive(Debug, thiserror::Error)]
+#[error("decimals are all, or a whole number from 0 to 9")]
+pub struct UnknownDecimals;
+
+impl Decimals {
+    /// An answer's JSON with rounded coordinates: it has no other numbers.
+    pub(crate) fn round(self, json: &Value) -> Value {
+        let Some(decimals) = self.0 else { return json.clone() };
+        let unit = 10_f64.powi(decimals);
+        rounded(json, unit)
+    }
+}
+
+fn rounded(json: &Value, unit: f64) -> Value {
+    match json {
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or(Value::Null, |number| json!((number * unit).round() / unit))
+        }
+        Value::Array(list) => list.iter().map(|item| rounded(item, unit)).collect(),
+        Value::Object(map) => {
+            map.iter().map(|(name, value)| (name.clone(), rounded(value, unit))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
 /// Turns location bins into pixels of a picture.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
@@ -48,71 +91,87 @@ pub(crate) struct Scale {
     pub(crate) coordinates: Coordinates,
 }
 
-/// An answer as JSON, and which location tokens each of its boxes came from.
+/// An answer's JSON without its name, and what its scores are of.
 pub(crate) struct Parsed {
     pub(crate) json: Value,
-    /// Per box, the ordinal of its first location token among all of the answer's.
-    pub(crate) boxes: Vec<usize>,
+    pub(crate) scored: Scored,
 }
 
-/// Parses the decoded text (special tokens included) of a task's answer.
-pub(crate) fn post_process(task: Task, text: &str, scale: Scale) -> Parsed {
+/// What an answer has scores of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Scored {
+    /// The text as a whole.
+    Text,
+    /// For each label, its location tokens: their ordinals among all of the answer's.
+    Locations(Vec<Range<usize>>),
+}
+
+/// Parses the decoded text (special tokens included) of an answer.
+pub(crate) fn post_process(kind: AnswerKind, text: &str, scale: Scale) -> Parsed {
     let text = text.replace("<s>", "").replace("</s>", "").replace("<pad>", "");
-    let (json, boxes) = match task.answer() {
-        AnswerKind::Text => (json!(text.trim()), Vec::new()),
+    let (json, locations) = match kind {
+        AnswerKind::Text => return Parsed { json: json!(text.trim()), scored: Scored::Text },
         AnswerKind::LabelledBoxes => boxes(parse::labelled_boxes(&text), scale),
         AnswerKind::Boxes => boxes(parse::boxes(&text), scale),
         AnswerKind::Phrases => boxes(parse::phrases(&text), scale),
         AnswerKind::Quads => {
-            let (quads, labels): (Vec<_>, Vec<_>) =
-                parse::quads(&text).map(|(label, bins)| (scale.points(&bins), label)).unzip();
-            (json!({ "quad_boxes": quads, "labels": labels }), Vec::new())
+            let (quads, labels, locations) = box_columns(parse::quads(&text), scale);
+            (json!({ "quad_boxes": quads, "labels": labels }), locations)
         }
         AnswerKind::Polygons => {
-            let found = parse::polygons(&text);
-            let (polygons, labels) = shapes(&found, scale);
-            (json!({ "polygons": polygons, "labels": labels }), Vec::new())
+            let (polygons, labels, locations) = shape_columns(parse::polygons(&text), scale);
+            (json!({ "polygons": polygons, "labels": labels }), locations)
         }
         AnswerKind::BoxesOrPolygons => boxes_or_polygons(&text, scale),
     };
-    Parsed { json: json!({ task.token(): json }), boxes }
+    Parsed { json, scored: Scored::Locations(locations) }
 }
 
-fn boxes(found: Vec<LabelledBox>, scale: Scale) -> (Value, Vec<usize>) {
-    let (bboxes, labels, ordinals) = columns(found, scale);
-    (json!({ "bboxes": bboxes, "labels": labels }), ordinals)
+/// What is drawn, its labels, and its location tokens.
+type Columns = (Vec<Value>, Vec<String>, Vec<Range<usize>>);
+
+fn boxes(found: Vec<LabelledBox>, scale: Scale) -> (Value, Vec<Range<usize>>) {
+    let (bboxes, labels, locations) = box_columns(found, scale);
+    (json!({ "bboxes": bboxes, "labels": labels }), locations)
 }
 
-fn columns(found: Vec<LabelledBox>, scale: Scale) -> (Vec<Value>, Vec<String>, Vec<usize>) {
-    let mut columns = (Vec::new(), Vec::new(), Vec::new());
+fn box_columns<const N: usize>(
+    found: impl IntoIterator<Item = LabelledBox<N>>,
+    scale: Scale,
+) -> Columns {
+    let mut columns = Columns::default();
     for item in found {
         columns.0.push(scale.points(&item.bins));
         columns.1.push(item.label);
-        columns.2.push(item.first_location);
+        columns.2.push(item.first_location..item.first_location + N);
     }
     columns
 }
 
-fn shapes(found: &[Shape], scale: Scale) -> (Vec<Value>, Vec<&str>) {
-    let polygons = |shape: &Shape| shape.polygons.iter().map(|bins| scale.points(bins)).collect();
-    found.iter().map(|shape| (polygons(shape), shape.label.as_str())).unzip()
+fn shape_columns(found: Vec<Shape>, scale: Scale) -> Columns {
+    let mut columns = Columns::default();
+    for shape in found {
+        columns.0.push(shape.polygons.iter().map(|bins| scale.points(bins)).collect());
+        columns.1.push(shape.label);
+        columns.2.push(shape.locations);
+    }
+    columns
 }
 
-fn boxes_or_polygons(text: &str, scale: Scale) -> (Value, Vec<usize>) {
-    let (found_boxes, found_shapes) = if text.contains("<poly>") {
-        (Vec::new(), parse::labelled_polygons(text))
+fn boxes_or_polygons(text: &str, scale: Scale) -> (Value, Vec<Range<usize>>) {
+    let (mut boxes, mut shapes) = (Columns::default(), Columns::default());
+    if text.contains("<poly>") {
+        shapes = shape_columns(parse::labelled_polygons(text), scale);
     } else {
-        (parse::labelled_boxes(text), Vec::new())
-    };
-    let (bboxes, bboxes_labels, ordinals) = columns(found_boxes, scale);
-    let (polygons, polygons_labels) = shapes(&found_shapes, scale);
+        boxes = box_columns(parse::labelled_boxes(text), scale);
+    }
     let json = json!({
-        "bboxes": bboxes,
-        "bboxes_labels": bboxes_labels,
-        "polygons": polygons,
-        "polygons_labels": polygons_labels,
+        "bboxes": boxes.0,
+        "bboxes_labels": boxes.1,
+        "polygons": shapes.0,
+        "polygons_labels": shapes.1,
     });
-    (json, ordinals)
+    (json, [boxes.2, shapes.2].concat())
 }
 
 impl Scale {

@@ -2,14 +2,14 @@
 //!
 //! Input is the answer's text without `<s>`, `</s>` and `<pad>`; output is labels and bins.
 
-use std::sync::LazyLock;
+use std::{ops::Range, sync::LazyLock};
 
 use fancy_regex::{Captures, Regex};
 
-/// A label and one box of bins `x1, y1, x2, y2`.
-pub(super) struct LabelledBox {
+/// A label and one box of bins `x1, y1, x2, y2`, or a quadrilateral of eight.
+pub(super) struct LabelledBox<const N: usize = 4> {
     pub(super) label: String,
-    pub(super) bins: [u32; 4],
+    pub(super) bins: [u32; N],
     /// Ordinal of the box's first location token among all of the text's.
     pub(super) first_location: usize,
 }
@@ -18,6 +18,8 @@ pub(super) struct LabelledBox {
 pub(super) struct Shape {
     pub(super) label: String,
     pub(super) polygons: Vec<Vec<u32>>,
+    /// Ordinals of its location tokens among all of the text's.
+    pub(super) locations: Range<usize>,
 }
 
 macro_rules! patterns {
@@ -140,23 +142,26 @@ pub(super) fn phrases(text: &str) -> Vec<LabelledBox> {
 }
 
 /// Words followed by the eight bins of a quadrilateral.
-pub(super) fn quads(text: &str) -> impl Iterator<Item = (String, Vec<u32>)> {
-    QUAD.captures_iter(text).map_while(Result::ok).map(|found| {
-        let label = found.get(1).map_or("", |m| m.as_str()).trim().to_owned();
-        (label, (2..10).map(|i| bin(&found, i)).collect())
+pub(super) fn quads(text: &str) -> impl Iterator<Item = LabelledBox<8>> {
+    QUAD.captures_iter(text).map_while(Result::ok).map(|found| LabelledBox {
+        label: found.get(1).map_or("", |m| m.as_str()).trim().to_owned(),
+        bins: std::array::from_fn(|i| bin(&found, i + 2)),
+        first_location: locations(text, found.get(1).map_or(0, |m| m.end())),
     })
 }
 
 /// Polygons without labels.
 pub(super) fn polygons(text: &str) -> Vec<Shape> {
-    chunks(&ONLY_POLYGONS, text).flat_map(|(_, chunk)| shapes_of(chunk, "")).collect()
+    chunks(&ONLY_POLYGONS, text)
+        .flat_map(|(start, chunk)| shapes_of(text, start, chunk, ""))
+        .collect()
 }
 
 /// Labels followed by polygons.
 pub(super) fn labelled_polygons(text: &str) -> Vec<Shape> {
     chunks(&LABEL_AND_POLYGONS, text)
-        .filter_map(|(_, chunk)| Some((chunk, name(&NAME_OR_POLY, chunk)?)))
-        .flat_map(|(chunk, name)| shapes_of(chunk, &ascii(&name)))
+        .filter_map(|(start, chunk)| Some((start, chunk, name(&NAME_OR_POLY, chunk)?)))
+        .flat_map(|(start, chunk, name)| shapes_of(text, start, chunk, &ascii(&name)))
         .collect()
 }
 
@@ -184,20 +189,34 @@ fn boxes_of(text: &str, start: usize, chunk: &str, label: &str) -> Vec<LabelledB
         LabelledBox {
             label: label.to_owned(),
             bins: std::array::from_fn(|i| bin(&found, i + 1)),
-            first_location: text[..at].matches("<loc_").count(),
+            first_location: locations(text, at),
         }
     };
     BOX.captures_iter(chunk).map_while(Result::ok).map(whole).collect()
 }
 
-/// One shape for each `<poly>..</poly>`, or one for the whole chunk if there is none.
-fn shapes_of(chunk: &str, label: &str) -> Vec<Shape> {
-    let shape = |part: &str| Shape { label: label.to_owned(), polygons: polygons_of(part) };
+/// Location tokens in the first bytes of a text.
+fn locations(text: &str, bytes: usize) -> usize {
+    text[..bytes].matches("<loc_").count()
+}
+
+/// One shape for each `<poly>..</poly>` of a chunk that begins at `start` of `text`, or one for the
+/// whole chunk if there is none.
+fn shapes_of(text: &str, start: usize, chunk: &str, label: &str) -> Vec<Shape> {
+    let shape = |part: Range<usize>| {
+        // A chunk may begin within a broken token.
+        let first = chunk[part.clone()].find("<loc_").map_or(part.end, |at| part.start + at);
+        Shape {
+            label: label.to_owned(),
+            polygons: polygons_of(&chunk[part.clone()]),
+            locations: locations(text, start + first)..locations(text, start + part.end),
+        }
+    };
     if chunk.contains("<poly>") && chunk.contains("</poly>") {
         let groups = POLYGON_GROUP.captures_iter(chunk).map_while(Result::ok);
-        return groups.map(|found| shape(found.get(1).map_or("", |m| m.as_str()))).collect();
+        return groups.map(|found| shape(found.get(1).map_or(0..0, |m| m.range()))).collect();
     }
-    vec![shape(chunk)]
+    vec![shape(0..chunk.len())]
 }
 
 /// Runs of bins, separated by `<sep>`; an odd last bin is dropped.

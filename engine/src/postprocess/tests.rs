@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::task::Task;
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -21,7 +22,7 @@ fn expected(task: Task, instances: &[Value]) -> Value {
     };
     let clean =
         |label: &Value| json!(label.as_str().unwrap_or_default().replace("</s>", "").trim());
-    let answer = match task.answer() {
+    match task.answer() {
         AnswerKind::Quads => {
             let labels: Vec<Value> = list("text").iter().map(clean).collect();
             json!({ "quad_boxes": list("quad_box"), "labels": labels })
@@ -45,8 +46,7 @@ fn expected(task: Task, instances: &[Value]) -> Value {
             json!({ "bboxes": boxes, "labels": labels })
         }
         _ => json!({ "bboxes": list("bbox"), "labels": list("cat_name") }),
-    };
-    json!({ task.token(): answer })
+    }
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn every_worked_case_of_both_references_is_reproduced() {
             (Coordinates::Integer, &case.instances_native),
         ] {
             let scale = Scale { size: case.image_size_wh, coordinates };
-            let found = post_process(task, &case.text, scale).json;
+            let found = post_process(task.answer(), &case.text, scale).json;
             assert_eq!(found, expected(task, instances), "{} {:?}", case.task, case.text);
         }
     }
@@ -72,7 +72,54 @@ fn a_box_knows_its_location_tokens() {
     let text =
         "</s><s>a<loc_1><loc_2>b<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8></s>";
     let scale = Scale { size: (10, 10), coordinates: Coordinates::Float };
-    assert_eq!(post_process(Task::Od, text, scale).boxes, [2, 6]);
+    assert_eq!(
+        post_process(AnswerKind::LabelledBoxes, text, scale).scored,
+        Scored::Locations(vec![2..6, 6..10])
+    );
+}
+
+#[test]
+fn whatever_has_a_label_knows_its_location_tokens() {
+    let scale = Scale { size: (10, 10), coordinates: Coordinates::Float };
+    let locations = |n| "<loc_5>".repeat(n);
+    let check = |kind, text: String, expected: &[(usize, usize)]| {
+        let scored = post_process(kind, &format!("</s><s>{text}</s>"), scale).scored;
+        let expected = expected.iter().map(|(first, end)| *first..*end).collect();
+        assert_eq!(scored, Scored::Locations(expected), "{kind:?} {text}");
+    };
+    let (four, six, eight) = (locations(4), locations(6), locations(8));
+    check(AnswerKind::Quads, format!("ab{eight}c{eight}"), &[(0, 8), (8, 16)]);
+    // A location that is none of the eight belongs to the label.
+    check(AnswerKind::Quads, format!("ab<loc_9>c{eight}"), &[(1, 9)]);
+    check(AnswerKind::Polygons, format!("{six}<sep>{four}"), &[(0, 10)]);
+    check(
+        AnswerKind::Polygons,
+        format!("<poly>{six}</poly><poly>{four}</poly>"),
+        &[(0, 6), (6, 10)],
+    );
+    let polygons = format!("x<loc_1>a{six}b<poly>{six}<sep>{four}</poly>");
+    check(AnswerKind::BoxesOrPolygons, polygons, &[(1, 7), (7, 17)]);
+    check(AnswerKind::BoxesOrPolygons, format!("a{four}b{eight}"), &[(0, 4), (4, 8), (8, 12)]);
+    check(AnswerKind::Phrases, format!("it{four}a dog{four}"), &[(4, 8)]);
+    check(AnswerKind::Boxes, String::new(), &[]);
+    let text = post_process(AnswerKind::Text, "</s><s>a dog</s>", scale);
+    assert_eq!((text.json, text.scored), (json!("a dog"), Scored::Text));
+}
+
+#[test]
+fn coordinates_are_rounded_and_nothing_else_is() {
+    let answer = json!({ "<OD>": { "bboxes": [[34.239_997_863_769_53, 1.05, 2.0, 7]], "labels": ["1.05"] } });
+    let rounded = |decimals: &str| decimals.parse::<Decimals>().unwrap().round(&answer).to_string();
+    assert_eq!(rounded("all"), answer.to_string());
+    assert_eq!(rounded("1"), r#"{"<OD>":{"bboxes":[[34.2,1.1,2.0,7]],"labels":["1.05"]}}"#);
+    assert_eq!(rounded("0"), r#"{"<OD>":{"bboxes":[[34.0,1.0,2.0,7]],"labels":["1.05"]}}"#);
+    assert_eq!(
+        rounded("9"),
+        r#"{"<OD>":{"bboxes":[[34.239997864,1.05,2.0,7]],"labels":["1.05"]}}"#
+    );
+    for text in ["", "10", "-1", "1.5", "none"] {
+        assert!(text.parse::<Decimals>().is_err(), "{text}");
+    }
 }
 
 proptest::proptest! {
@@ -88,8 +135,14 @@ proptest::proptest! {
     ) {
         for coordinates in [Coordinates::Float, Coordinates::Integer] {
             let scale = Scale { size: (width, height), coordinates };
-            let parsed = post_process(Task::ALL[task], &text, scale);
-            assert!(parsed.json.as_object().is_some_and(|object| object.len() == 1));
+            let parsed = post_process(Task::ALL[task].answer(), &text, scale);
+            let labels = ["labels", "bboxes_labels", "polygons_labels"]
+                .into_iter()
+                .filter_map(|name| Some(parsed.json.get(name)?.as_array()?.len()));
+            match parsed.scored {
+                Scored::Text => assert!(parsed.json.is_string()),
+                Scored::Locations(found) => assert_eq!(found.len(), labels.sum::<usize>()),
+            }
         }
     }
 }

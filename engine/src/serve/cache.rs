@@ -8,24 +8,43 @@ use std::sync::Arc;
 use quick_cache::{Weighter, sync::Cache};
 use sha2::{Digest, Sha256};
 
-use crate::{Answer, GenerateOptions, Visual};
+use crate::{Answer, GenerateOptions, Question, Visual, image::Orientation};
+
+/// A picture: SHA-256 of a scope, of the bytes, and of how they are read.
+#[derive(Debug, Clone, Copy)]
+pub struct PictureKey([u8; 32]);
+
+impl PictureKey {
+    /// Of a picture's bytes in a scope; the empty one is shared by all who name none.
+    pub fn new(scope: &str, bytes: &[u8], orientation: Orientation) -> Self {
+        let orientation = format!("{orientation:?}");
+        Self(digest([scope.as_bytes(), orientation.as_bytes(), bytes]))
+    }
+}
 
 /// What an answer depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
-    /// SHA-256 of the scope and the picture's bytes.
     picture: [u8; 32],
-    /// SHA-256 of these, the options and the prompt.
+    /// SHA-256 of the picture's, the options and the question.
     request: [u8; 32],
 }
 
 impl Keys {
-    /// Of a picture's bytes, a prompt and how the answer is generated, in a scope; the empty one
-    /// is shared by all who name none.
-    pub fn new(scope: &str, picture: &[u8], prompt: &str, options: &GenerateOptions) -> Self {
-        let picture = digest([scope.as_bytes(), picture]);
-        let request = digest([&picture, format!("{options:?}").as_bytes(), prompt.as_bytes()]);
+    /// Of a picture, a question and how the answer is generated.
+    pub fn new(picture: PictureKey, question: &Question, options: &GenerateOptions) -> Self {
+        let PictureKey(picture) = picture;
+        // However the prompt was written: what counts is what the model is asked.
+        let (name, ids) = question.identity();
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let options = format!("{options:?}");
+        let request = digest([&picture, options.as_bytes(), name.as_bytes(), &ids]);
         Self { picture, request }
+    }
+
+    /// Whether both ask about the same picture.
+    pub(super) fn is_same_picture(&self, other: &Self) -> bool {
+        self.picture == other.picture
     }
 
     /// Whether both ask the same.
@@ -132,17 +151,25 @@ mod tests {
     #[test]
     fn a_scope_neither_gets_nor_shares_what_another_asked() {
         let (caches, options) = (Caches::new(1 << 20, 1 << 20), GenerateOptions::default());
-        let ours = Keys::new("a", b"picture", "<OD>", &options);
+        let keys = |scope, picture: &str, orientation| {
+            let picture = PictureKey::new(scope, picture.as_bytes(), orientation);
+            Keys::new(picture, &Question::made_up(1), &options)
+        };
+        let ours = keys("a", "picture", Orientation::AsStored);
         caches.keep_answer(&ours, &Arc::new(Answer::made_up(1)));
         caches.keep_visual(&ours, &Visual::made_up());
-        let again = Keys::new("a", b"picture", "<OD>", &options);
+        let again = keys("a", "picture", Orientation::AsStored);
         assert!(caches.answer(&again).is_some() && caches.visual(&again).is_some());
         assert!(ours.is_same_request(&again));
         // The last two are the same bytes in a row.
-        for (scope, picture) in
-            [("", "picture"), ("b", "picture"), ("", "apicture"), ("ap", "icture")]
-        {
-            let other = Keys::new(scope, picture.as_bytes(), "<OD>", &options);
+        for (scope, picture, orientation) in [
+            ("", "picture", Orientation::AsStored),
+            ("b", "picture", Orientation::AsStored),
+            ("a", "picture", Orientation::Exif),
+            ("", "apicture", Orientation::AsStored),
+            ("ap", "icture", Orientation::AsStored),
+        ] {
+            let other = keys(scope, picture, orientation);
             assert!(caches.answer(&other).is_none() && caches.visual(&other).is_none());
             assert!(!ours.is_same_request(&other), "{scope} {picture}");
         }

@@ -12,8 +12,11 @@ pub(super) type RequestId = u64;
 pub(super) trait Machine {
     fn now(&self) -> Instant;
 
+    /// Pictures that are best encoded together.
+    fn pictures_at_once(&self) -> usize;
+
     /// Runs the vision tower.
-    fn visual(&mut self, picture: &Picture) -> Result<Visual, Error>;
+    fn visuals(&mut self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error>;
 
     /// Encodes a request and takes it into the batch.
     fn join(
@@ -45,8 +48,12 @@ impl Machine for Decoder<'_> {
         Instant::now()
     }
 
-    fn visual(&mut self, picture: &Picture) -> Result<Visual, Error> {
-        self.florence.visual(picture)
+    fn pictures_at_once(&self) -> usize {
+        self.florence.pictures_at_once()
+    }
+
+    fn visuals(&mut self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
+        self.florence.visuals(pictures)
     }
 
     fn join(
@@ -56,9 +63,7 @@ impl Machine for Decoder<'_> {
         visual: &Visual,
         options: &GenerateOptions,
     ) -> Result<(), Error> {
-        let encoded = self.florence.encode(question, visual, options)?;
-        self.batch.join(id, encoded);
-        Ok(())
+        self.batch.join(id, question, visual, options)
     }
 
     fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error> {

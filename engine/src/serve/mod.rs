@@ -26,7 +26,7 @@ use crossbeam_channel::Receiver;
 
 use crate::{Answer, Batch, Error, Florence, GenerateOptions, Picture, Question, Visual};
 
-pub use cache::{Caches, Keys, Verdict};
+pub use cache::{Caches, Keys, PictureKey, Verdict};
 use machine::Decoder;
 use serving::Serving;
 

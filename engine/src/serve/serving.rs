@@ -11,7 +11,7 @@ use super::{
     admission::Admission,
     machine::{Machine, RequestId},
 };
-use crate::{Answer, Error, GenerateOptions, Question, Visual, catch_panic};
+use crate::{Answer, Error, GenerateOptions, Picture, Question, Visual, catch_panic};
 
 type JobId = u64;
 
@@ -110,15 +110,18 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let start = self.machine.now();
         self.sweep();
         while self.admission.admits(self.requests.len(), self.watch.most()) {
-            if let Some((claimant, part)) = self.ready.pop_front() {
-                let start = self.machine.now();
-                self.take(claimant, part);
-                self.admission.encoded(self.machine.now() - start);
-            } else if let Some(work) = arrivals() {
+            let enough = self.machine.pictures_at_once();
+            if self.ready.len() < enough
+                && let Some(work) = arrivals()
+            {
                 self.admit(work);
-            } else {
-                break;
+                continue;
             }
+            let start = self.machine.now();
+            self.encode_together(enough);
+            let Some((claimant, part)) = self.ready.pop_front() else { break };
+            self.take(claimant, part);
+            self.admission.encoded(self.machine.now() - start);
         }
         let encoded = self.machine.now();
         let has_stepped = !self.requests.is_empty();
@@ -182,6 +185,42 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
     }
 
+    /// Encodes the pictures of the next questions, if there are several that nobody has encoded.
+    fn encode_together(&mut self, most: usize) {
+        let Self { machine, caches, jobs, ready, requests, admission: _, watch, .. } = self;
+        let room = watch.most().saturating_sub(requests.len()).min(most);
+        let mut chosen: Vec<(JobId, Keys)> = Vec::new();
+        for (claimant, Part { keys, .. }) in ready.iter() {
+            let Some(job) = jobs.get(&claimant.job).filter(|_| chosen.len() < room) else { break };
+            let is_known = job.visual.is_some() || !matches!(job.input, Some(Input::Picture(_)));
+            let is_shared = job.is_shared
+                && (caches.answer(keys).is_some()
+                    || caches.visual(keys).is_some()
+                    || chosen.iter().any(|(_, other)| other.is_same_picture(keys)));
+            if !is_known && !is_shared && chosen.iter().all(|(id, _)| *id != claimant.job) {
+                chosen.push((claimant.job, *keys));
+            }
+        }
+        if chosen.len() < 2 {
+            return;
+        }
+        let picture = |(id, _): &(JobId, Keys)| match &jobs.get(id)?.input {
+            Some(Input::Picture(picture)) => Some(picture),
+            _ => None,
+        };
+        let pictures: Vec<&Picture> = chosen.iter().filter_map(picture).collect();
+        // Where it fails, each is tried alone when its turn comes: one cannot harm the others.
+        let Ok(visuals) = guarded(|| machine.visuals(&pictures)) else { return };
+        for ((id, keys), visual) in chosen.into_iter().zip(visuals) {
+            if let Some(job) = jobs.get_mut(&id) {
+                if job.is_shared {
+                    caches.keep_visual(&keys, &visual);
+                }
+                (job.visual, job.verdict, job.input) = (Some(visual), Verdict::Miss, None);
+            }
+        }
+    }
+
     /// The encoded picture of a job; its other questions find it there.
     fn visual(&mut self, id: JobId, keys: &Keys) -> Result<Visual, Failure> {
         let Self { machine, caches, jobs, .. } = self;
@@ -194,7 +233,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let (visual, verdict) = match (known, job.input.take()) {
             (Some(visual), _) | (None, Some(Input::Seen(visual))) => (visual, Verdict::Features),
             (None, Some(Input::Picture(picture))) => {
-                let visual = guarded(|| machine.visual(&picture))?;
+                let encoded = guarded(|| machine.visuals(&[&picture]))?;
+                let visual = encoded.into_iter().next().ok_or(Failure::Cancelled)?;
                 if job.is_shared {
                     caches.keep_visual(keys, &visual);
                 }

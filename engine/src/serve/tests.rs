@@ -10,6 +10,7 @@ use super::{
     machine::{Machine, RequestId},
     *,
 };
+use crate::image::Orientation;
 
 const MS: Duration = Duration::from_millis(1);
 /// How long the machine takes for a picture, a prompt and a step.
@@ -31,6 +32,7 @@ struct Fake {
     /// Requests in the batch: the question's id, and steps until its answer.
     running: Vec<(RequestId, u32, u32)>,
     steps: u32,
+    pictures_at_once: usize,
 }
 
 impl Fake {
@@ -44,10 +46,16 @@ impl Machine for Fake {
         self.now.get()
     }
 
-    fn visual(&mut self, _picture: &Picture) -> Result<Visual, Error> {
+    fn pictures_at_once(&self) -> usize {
+        self.pictures_at_once
+    }
+
+    fn visuals(&mut self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         self.spend(VISION);
-        self.diary.borrow_mut().push("vision".to_owned());
-        Ok(Visual::made_up())
+        let count =
+            if pictures.len() == 1 { String::new() } else { format!(" {}", pictures.len()) };
+        self.diary.borrow_mut().push(format!("vision{count}"));
+        Ok(pictures.iter().map(|_| Visual::made_up()).collect())
     }
 
     fn join(
@@ -161,11 +169,17 @@ struct Bench {
     diary: Diary,
     wants: Vec<Rc<Cell<Wants>>>,
     arrivals: VecDeque<Work<Client>>,
+    pictures_at_once: usize,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { diary: Diary::default(), wants: Vec::new(), arrivals: VecDeque::new() }
+        Self {
+            diary: Diary::default(),
+            wants: Vec::new(),
+            arrivals: VecDeque::new(),
+            pictures_at_once: 1,
+        }
     }
 
     /// A job with questions about a picture.
@@ -175,9 +189,10 @@ impl Bench {
         let asker =
             Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
         let options = GenerateOptions::default();
-        let part = |id: &u32| Part {
-            question: Question::made_up(*id),
-            keys: Keys::new("", picture.as_bytes(), &id.to_string(), &options),
+        let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
+        let part = |id: &u32| {
+            let question = Question::made_up(*id);
+            Part { keys: Keys::new(picture, &question, &options), question }
         };
         let parts = questions.iter().map(part).collect();
         let input = Input::Picture(Picture::made_up());
@@ -193,6 +208,7 @@ impl Bench {
             diary: Rc::clone(&self.diary),
             running: Vec::new(),
             steps: 3,
+            pictures_at_once: self.pictures_at_once,
         };
         let mut serving = Serving::new(machine, &caches, onlooker);
         for i in 0..turns {
@@ -243,6 +259,25 @@ fn jobs_join_while_others_are_decoded() {
     assert_eq!(bench.diary(), expected);
     assert_eq!(watch.answers.get(), 2);
     assert_eq!(4 * MS, STEP);
+}
+
+#[test]
+fn pictures_are_encoded_together_where_the_machine_likes_it() {
+    let mut bench = Bench::new();
+    bench.pictures_at_once = 3;
+    // The second picture is asked for twice; the last one is not shared with it.
+    for (name, picture, id) in [("a", "1", 1), ("b", "2", 2), ("c", "2", 3), ("d", "3", 4)] {
+        bench.job(name, picture, &[id]);
+    }
+    bench.job("e", "2", &[5]).is_shared = false;
+    bench.turn(&onlooker(16), 50, |_| {});
+    let visions: Vec<String> =
+        bench.diary().into_iter().filter(|line| line.starts_with("vision")).collect();
+    assert_eq!(visions, ["vision 2", "vision 2"]);
+    let mut ends: Vec<String> =
+        bench.heard().into_iter().filter(|line| !line.contains("started")).collect();
+    ends.sort();
+    assert_eq!(ends, ["a: 1 Miss", "b: 2 Miss", "c: 3 Features", "d: 4 Miss", "e: 5 Miss"]);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use redis_module::{CallReply, Context};
 use serde_json::{Value, json};
 
 use super::{
-    Celery, Task,
-    message::{Embed, Headers, Signature, is_plain},
+    Celery, Task, json,
+    message::{self, Embed, Headers, Signature, is_plain},
     result::{self, Exception},
 };
 use crate::{
@@ -27,15 +27,47 @@ pub(super) fn check(embed: &Embed) -> Result<(), Exception> {
     Err(Exception::new("builtins", "NotImplementedError", text))
 }
 
-/// After a success: sends its callbacks, and what is next in its chain.
-pub(super) fn follow(ctx: &Context, celery: &Celery, task: &Task, result: &Value) {
-    for callback in task.embed.callbacks.iter().flatten() {
-        send(ctx, celery, task, callback, (result, &[]));
+/// After a success: sends its callbacks, and what is next in its chain. Gives what was sent, as the
+/// result of the task lists its children.
+pub(super) fn follow(ctx: &Context, celery: &Celery, task: &Task, result: &Value) -> Vec<Value> {
+    let mut children = Vec::new();
+    match task.embed.callbacks.as_deref().unwrap_or_default() {
+        [callback] => children.extend(send(ctx, celery, task, callback, (result, &[]))),
+        callbacks => children.extend(send_group(ctx, celery, task, callbacks, result)),
     }
     if let Some((next, rest)) = task.embed.chain.as_deref().and_then(<[_]>::split_last) {
-        send(ctx, celery, task, next, (result, rest));
+        children.extend(send(ctx, celery, task, next, (result, rest)));
     }
     part_of_chord(ctx, celery, task, "SUCCESS", result);
+    children
+}
+
+/// Sends several callbacks; a worker makes a group of them, and one child.
+fn send_group(
+    ctx: &Context,
+    celery: &Celery,
+    task: &Task,
+    callbacks: &[Signature],
+    result: &Value,
+) -> Option<Value> {
+    let group = message::new_id();
+    let send = |(index, callback): (usize, &Signature)| {
+        let callback = member(callback, &group, index);
+        send(ctx, celery, task, &callback, (result, &[]))
+    };
+    let members: Vec<Value> = callbacks.iter().enumerate().filter_map(send).collect();
+    (!members.is_empty()).then(|| json!([[group, null], members]))
+}
+
+/// A signature as a member of a group, unless it is one of another.
+fn member(signature: &Signature, group: &str, index: usize) -> Signature {
+    let mut signature = signature.clone();
+    let options = signature.entry("options").or_insert_with(|| json!({}));
+    if let Some(options) = options.as_object_mut() {
+        options.entry("group_id").or_insert_with(|| group.into());
+        options.insert("group_index".to_owned(), index.into());
+    }
+    signature
 }
 
 /// After a failure: fails what would have followed, and sends the errbacks.
@@ -62,7 +94,7 @@ fn skipped(task: &Task, signature: &Signature) -> Option<Task> {
     let headers = Headers {
         id: text("task_id")?,
         group: text("group_id"),
-        group_index: option(signature, "group_index").and_then(Value::as_i64),
+        group_index: option(signature, "group_index").and_then(Value::as_f64),
         ..Headers::default()
     };
     let chord = option(signature, "chord").and_then(Value::as_object).cloned();
@@ -70,19 +102,22 @@ fn skipped(task: &Task, signature: &Signature) -> Option<Task> {
     Some(Task { queue: task.queue.clone(), priority: task.priority, headers, embed })
 }
 
-/// Sends a signature with its first argument and the chain that it takes along.
+/// Sends a signature with its first argument and the chain that it takes along. Gives its task as
+/// `AsyncResult.as_tuple` writes one, here without parent and members.
 fn send(
     ctx: &Context,
     celery: &Celery,
     task: &Task,
     signature: &Signature,
     (first, chain): (&Value, &[Signature]),
-) {
+) -> Option<Value> {
     let message = task.sender().message(signature, first, chain);
     if let Err(problem) = celery.send(ctx, &message) {
-        let id = task.id();
+        let id = server::printable(task.id().as_bytes());
         server::warn(&format!("what follows task {id} is not sent: {problem}"));
+        return None;
     }
+    Some(json!([[message.id, null], null]))
 }
 
 /// Adds a result to those of the task's group; with the last one the chord's callback is sent.
@@ -96,7 +131,7 @@ pub(super) fn part_of_chord(
     result: &Value,
 ) {
     let (Some(chord), Some(group)) = (&task.embed.chord, &task.headers.group) else { return };
-    let part = json!([1, task.id(), status, result]).to_string();
+    let part = json::write(&json!([1, task.id(), status, result]));
     let complete = in_db(ctx, celery.backend_db(), || {
         let keys = Group::new(celery, group);
         keys.add(ctx, task, &part);
@@ -104,7 +139,9 @@ pub(super) fn part_of_chord(
     });
     match complete.map(|parts| results(&parts)) {
         None => {}
-        Some(Ok(results)) => send(ctx, celery, task, chord, (&results.into(), &[])),
+        Some(Ok(results)) => {
+            send(ctx, celery, task, chord, (&results.into(), &[]));
+        }
         Some(Err(problem)) => fail_chord(ctx, celery, task, chord, problem),
     }
 }
@@ -197,12 +234,14 @@ fn members(ctx: &Context, key: &str) -> Vec<Vec<u8>> {
 /// The values of `[1, id, status, result]`, unless one of them is an error.
 fn results(members: &[Vec<u8>]) -> Result<Vec<Value>, String> {
     let value = |member: &Vec<u8>| {
-        let (_, id, status, result): (i64, String, String, Value) =
-            serde_json::from_slice(member).map_err(|error| format!("Join error: {error}"))?;
+        let (_, id, status, result): (i64, Value, String, Value) =
+            json::read(&String::from_utf8_lossy(member))
+                .map_err(|error| format!("Join error: {error}"))?;
         if status == "SUCCESS" {
             return Ok(result);
         }
         let kind = result["exc_type"].as_str().unwrap_or_default();
+        let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
         Err(format!("Dependency {id} raised {kind}({})", result["exc_message"][0]))
     };
     members.iter().map(value).collect()
@@ -223,6 +262,23 @@ mod tests {
         let problem = results(&[good, member("FAILURE", error)]).unwrap_err();
         assert_eq!(problem, "Dependency id raised ValueError(\"no\")");
         assert!(results(&[b"x".to_vec()]).is_err());
+    }
+
+    #[test]
+    fn parts_of_python_workers_may_hold_what_json_does_not_know() {
+        let part = br#"[1, "id", "SUCCESS", [NaN, "\udc80"]]"#;
+        let results = results(&[part.to_vec()]).unwrap();
+        assert_eq!(json::write(&results.into()), r#"[[NaN,"\udc80"]]"#);
+    }
+
+    #[test]
+    fn callbacks_become_members_of_one_group() {
+        let signature =
+            |options: Value| json!({"task": "a", "options": options}).as_object().unwrap().clone();
+        let sent = member(&signature(json!({"queue": "q"})), "g", 1);
+        assert_eq!(sent["options"], json!({"queue": "q", "group_id": "g", "group_index": 1}));
+        let sent = member(&signature(json!({"group_id": "other"})), "g", 0);
+        assert_eq!(sent["options"]["group_id"], "other");
     }
 
     #[test]

@@ -14,7 +14,10 @@ use redis_module::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Celery, FIELD, JOB_PREFIX, Task, celery, message::envelope};
+use super::{
+    Celery, FIELD, JOB_PREFIX, Task, celery, json,
+    message::{envelope, text},
+};
 use crate::{
     job::{
         self, Job, JobKey, State,
@@ -74,14 +77,15 @@ pub(crate) fn control(ctx: &Context, to: &[u8], bytes: &[u8]) {
 }
 
 fn request(bytes: &[u8]) -> Option<Request> {
-    let message: Value = serde_json::from_slice(bytes).ok()?;
+    let read = |bytes| json::read(&String::from_utf8_lossy(bytes)).ok();
+    let message: Value = read(bytes)?;
     let expires = message["headers"]["expires"].as_f64().unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     if expires > 0.0 && expires < now {
         return None;
     }
     let body = BASE64_STANDARD.decode(message["body"].as_str()?).ok()?;
-    serde_json::from_slice(&body).ok()
+    serde_json::from_value(read(&body)?).ok()
 }
 
 fn ok(text: impl Into<String>) -> Value {
@@ -95,7 +99,7 @@ impl Celery {
         let headers = json!({ "ticket": ticket, "clock": self.tick() });
         let mut body = json!({});
         body[&self.name] = answer;
-        let message = envelope(&headers, &to.exchange, &to.routing_key, &body).to_string();
+        let message = json::write(&envelope(&headers, &to.exchange, &to.routing_key, &body));
         let list = format!("{}{}.{}", self.prefix, to.routing_key, to.exchange);
         let pushed = server::call(ctx, "LPUSH", &[list.as_bytes(), message.as_bytes()]);
         if pushed.is_ok() {
@@ -269,9 +273,8 @@ impl Celery {
 /// One id, or a list of them.
 fn ids(value: &Value) -> Vec<String> {
     match value {
-        Value::String(id) => vec![id.clone()],
-        Value::Array(ids) => ids.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
+        Value::Array(ids) => ids.iter().filter_map(text).collect(),
+        id => text(id).into_iter().collect(),
     }
 }
 

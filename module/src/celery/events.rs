@@ -8,7 +8,7 @@ use std::{
 use redis_module::Context;
 use serde_json::{Value, json};
 
-use super::{Celery, Task, message::envelope};
+use super::{Celery, Task, json, message::envelope};
 use crate::{
     queue::queue,
     server::{self, can_write},
@@ -42,14 +42,14 @@ fn load_average() -> Vec<f64> {
 
 /// A task was taken from its list.
 pub(super) fn received(ctx: &Context, celery: &Celery, task: &Task) {
-    let headers = &task.headers;
+    let (headers, zero) = (&task.headers, json!(0));
     let fields = json!({
         "name": headers.task,
         "args": headers.argsrepr.as_deref().map(without_secrets),
         "kwargs": headers.kwargsrepr.as_deref().map(without_secrets),
         "root_id": headers.root_id,
         "parent_id": headers.parent_id,
-        "retries": headers.retries.unwrap_or_default(),
+        "retries": if headers.retries.is_null() { &zero } else { &headers.retries },
         "eta": headers.eta,
         "expires": headers.expires,
     });
@@ -61,7 +61,7 @@ fn without_secrets(repr: &str) -> String {
     const QUOTES: [char; 2] = ['\'', '"'];
     let part = |part: &str| {
         let text = part.trim_end_matches(QUOTES);
-        source::without_secrets(text).into_owned() + &part[text.len()..]
+        source::without_secrets_within(text).into_owned() + &part[text.len()..]
     };
     repr.split_inclusive(QUOTES).map(part).collect()
 }
@@ -91,7 +91,7 @@ fn send(ctx: &Context, celery: &Celery, kind: &str, mut fields: Value) {
     fields["clock"] = celery.tick().into();
     fields["timestamp"] = since.as_secs_f64().into();
     let headers = json!({ "hostname": celery.name });
-    let message = envelope(&headers, "celeryev", &routing_key, &fields).to_string();
+    let message = json::write(&envelope(&headers, "celeryev", &routing_key, &fields));
     let channel = format!("{}/{}.celeryev/{routing_key}", celery.prefix, celery.db);
     let _ = server::call(ctx, "PUBLISH", &[channel.as_bytes(), message.as_bytes()]);
 }

@@ -13,22 +13,27 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use florence_engine::catch_panic;
 use redis_module::{Context, RedisError};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{
-    Celery, FIELD, Task, canvas, celery, events,
-    message::{self, Body, Message},
+    Celery, FIELD, Task,
+    arguments::{self, Arguments},
+    canvas, celery, events,
+    message::{self, Call, Message},
     outcome,
     result::Exception,
 };
 use crate::{
+    figures,
     job::{
         Job, JobKey, NoJob, limits,
         new::{self, Options, Picture},
     },
     model::{self, Model},
+    news,
     queue::{queue, sync},
     server::{self, bytes, call, can_write, integer, select_db, string, unix_ms, with_server},
+    settings,
 };
 
 /// How often a full queue, or a server that takes no writes, is looked at again.
@@ -127,7 +132,8 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         }
         select_db(ctx, celery.broker_db());
         for (bytes, found) in messages.iter().zip(unpacked) {
-            if matches!(found, Found::Foreign) {
+            if let Found::Left(why) = &found {
+                tell_left(celery, list, why);
                 list.pass(bytes);
                 continue;
             }
@@ -142,8 +148,8 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
             }
             match found {
                 Found::Ours(task, wanted) => accept_guarded(ctx, celery, &task, *wanted),
-                Found::Rejected(bytes) => keep_rejected(ctx, celery, bytes),
-                Found::Foreign => {}
+                Found::Rejected(why) => keep_rejected(ctx, celery, list, (bytes, &why)),
+                Found::Left(_) => {}
             }
         }
         Slice::Taken
@@ -151,12 +157,22 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
 }
 
 /// What a message turned out to be.
-enum Found<'a> {
+enum Found {
     Ours(Box<Task>, Box<Result<Wanted, Exception>>),
-    /// Left to others.
-    Foreign,
-    /// No task at all.
-    Rejected(&'a [u8]),
+    /// It stays in its list.
+    Left(Why),
+    /// No task at all, which the operator does not want in the list; the text says why not.
+    Rejected(String),
+}
+
+/// Why a message stays in its list.
+enum Why {
+    /// It is of this task, which others take.
+    Other(String),
+    /// It is no task; the text says why not.
+    NoTask(String),
+    /// It made us panic, which is in the log.
+    Panic,
 }
 
 /// A task's arguments, checked.
@@ -196,48 +212,55 @@ impl List {
     }
 
     /// As [`Self::unpack`]; a message that makes it panic is left where it is, and passed over.
-    fn unpack_guarded<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
-        let who = || format!("a message of list {}", self.key);
-        server::catch(who, || self.unpack(celery, bytes)).unwrap_or(Found::Foreign)
+    fn unpack_guarded(&self, celery: &Celery, bytes: &[u8]) -> Found {
+        let who = || format!("a message of list {}", server::printable(self.key.as_bytes()));
+        server::catch(who, || self.unpack(celery, bytes)).unwrap_or(Found::Left(Why::Panic))
     }
 
-    fn unpack<'a>(&self, celery: &Celery, bytes: &'a [u8]) -> Found<'a> {
-        let Some(message) = Message::parse(bytes) else {
-            return if celery.rejects_unknown { Found::Rejected(bytes) } else { Found::Foreign };
+    fn unpack(&self, celery: &Celery, bytes: &[u8]) -> Found {
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(why) if celery.rejects_unknown => return Found::Rejected(why),
+            Err(why) => return Found::Left(Why::NoTask(why)),
         };
-        let is_known = self.tasks.contains(&message.headers.task);
+        let name = message.task().to_owned();
+        let is_known = self.tasks.contains(&name);
         if !is_known && !celery.rejects_unknown {
-            return Found::Foreign;
+            return Found::Left(Why::Other(name));
         }
-        let body = message.body();
-        let priority = message.priority();
-        let name = message.headers.task.clone();
-        let mut task = Task {
-            queue: self.queue.clone(),
-            priority,
-            headers: message.headers,
-            embed: message::Embed::default(),
-        };
-        let wanted = match body {
-            Err(problem) => Err(Exception::new("kombu.exceptions", "ContentDisallowed", problem)),
-            Ok(Body(args, kwargs, embed)) => {
-                task.embed = embed;
-                if is_known {
-                    wanted(&task, &args, &kwargs)
-                } else {
-                    Err(Exception::new("celery.exceptions", "NotRegistered", name))
-                }
-            }
+        let (queue, priority) = (self.queue.clone(), message.priority());
+        let (headers, embed, call) = message.unpack();
+        let task = Task { queue, priority, headers, embed };
+        let wanted = if is_known {
+            call.and_then(|call| wanted(&task, &call))
+        } else {
+            Err(Exception::new("celery.exceptions", "NotRegistered", name))
         };
         Found::Ours(Box::new(task), Box::new(wanted))
     }
 }
 
+/// Counts a message that stays in its list, and tells why; of each other task once.
+fn tell_left(celery: &Celery, list: &List, why: &Why) {
+    figures::CELERY_LEFT.add(1);
+    let key = server::printable(list.key.as_bytes());
+    match why {
+        Why::Other(name) => {
+            if celery.is_new_other(name) {
+                let name = server::printable(name.as_bytes());
+                server::tell(&format!("messages of task '{name}' stay in list '{key}' for others"));
+            }
+        }
+        Why::NoTask(why) => news::warn(&format!("a message stays in list '{key}': {why}")),
+        Why::Panic => {}
+    }
+}
+
 /// Checks what a task asks for, as SUBMIT checks its arguments.
-fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wanted, Exception> {
+fn wanted(task: &Task, call: &Call) -> Result<Wanted, Exception> {
     canvas::check(&task.embed)?;
-    let [picture, prompt] = arguments(&task.headers.task, args, kwargs)
-        .map_err(|problem| Exception::new("builtins", "TypeError", problem))?;
+    let (name, signatures) = (&task.headers.task, settings::CELERY_ARGUMENTS.get());
+    let Arguments { picture, prompt } = arguments::bind(name, signatures.of(name), call)?;
     let from_now = |time: &Option<String>| {
         let at = time.as_deref().and_then(message::unix_ms);
         at.map(|at| at.saturating_sub(unix_ms()))
@@ -260,45 +283,12 @@ fn wanted(task: &Task, args: &[Value], kwargs: &Map<String, Value>) -> Result<Wa
     Ok(Wanted { picture, prompt, options })
 }
 
-/// Binds `(url, task_prompt)` as Python would.
-fn arguments(
-    task: &str,
-    args: &[Value],
-    kwargs: &Map<String, Value>,
-) -> Result<[String; 2], String> {
-    const NAMES: [&str; 2] = ["url", "task_prompt"];
-    let function = task.rsplit('.').next().unwrap_or(task);
-    if args.len() > NAMES.len() {
-        let given = args.len();
-        return Err(format!("{function}() takes 2 positional arguments but {given} were given"));
-    }
-    if let Some(name) = kwargs.keys().find(|name| !NAMES.contains(&name.as_str())) {
-        return Err(format!("{function}() got an unexpected keyword argument '{name}'"));
-    }
-    let mut bound = NAMES.map(|_| String::new());
-    for (i, name) in NAMES.into_iter().enumerate() {
-        let value = match (args.get(i), kwargs.get(name)) {
-            (Some(_), Some(_)) => {
-                return Err(format!("{function}() got multiple values for argument '{name}'"));
-            }
-            (Some(value), None) | (None, Some(value)) => value,
-            (None, None) => {
-                return Err(format!(
-                    "{function}() missing 1 required positional argument: '{name}'"
-                ));
-            }
-        };
-        value.as_str().ok_or_else(|| format!("{name} must be a string"))?.clone_into(&mut bound[i]);
-    }
-    Ok(bound)
-}
-
 /// As [`accept`]; a task that makes it panic has failed.
 fn accept_guarded(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Exception>) {
     let who = || format!("task {}", server::printable(task.id().as_bytes()));
     if server::catch(who, || accept(ctx, celery, task, wanted)).is_none() {
         let exception = Exception::of_reply("INTERNAL internal error");
-        let _ = catch_panic(|| outcome::failed(ctx, celery, task, &exception));
+        let _ = catch_panic(|| refuse(ctx, celery, task, &exception));
     }
 }
 
@@ -310,14 +300,14 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     }
     events::received(ctx, celery, task);
     if celery.revoked.lock().ids.contains(task.id()) {
-        return outcome::revoked(ctx, celery, task, "revoked");
+        return revoke(ctx, celery, task, "revoked");
     }
     let wanted = match wanted {
         Ok(wanted) => wanted,
-        Err(exception) => return outcome::failed(ctx, celery, task, &exception),
+        Err(exception) => return refuse(ctx, celery, task, &exception),
     };
     if wanted.options.expires.is_some_and(|expires| expires <= 0) {
-        return outcome::revoked(ctx, celery, task, "expired");
+        return revoke(ctx, celery, task, "expired");
     }
     let key = task.key();
     let known = Job::look(ctx, &string(ctx, key.as_bytes())).map(|job| job.state.is_final());
@@ -336,40 +326,27 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     sync::created(&JobKey { db: celery.broker_db(), name: key.as_slice().into() }, &seen);
 }
 
+/// Ends a task that does not become a job.
+fn refuse(ctx: &Context, celery: &Celery, task: &Task, exception: &Exception) {
+    figures::CELERY_REFUSED.add(1);
+    let id = server::printable(task.id().as_bytes());
+    news::warn(&format!("task '{id}' is refused: {}", exception.repr()));
+    outcome::failed(ctx, celery, task, exception);
+}
+
+/// As [`refuse`], of a task that nobody wants any more.
+fn revoke(ctx: &Context, celery: &Celery, task: &Task, reason: &'static str) {
+    let id = server::printable(task.id().as_bytes());
+    news::tell(&format!("task '{id}' does not become a job: {reason}"));
+    outcome::revoked(ctx, celery, task, reason);
+}
+
 /// Keeps the latest of what nobody can answer.
-fn keep_rejected(ctx: &Context, celery: &Celery, bytes: &[u8]) {
-    server::warn("a message that is no Celery task is in florence:celery-rejected");
+fn keep_rejected(ctx: &Context, celery: &Celery, from: &List, (bytes, why): (&[u8], &str)) {
+    figures::CELERY_REJECTED.add(1);
+    let key = server::printable(from.key.as_bytes());
+    news::warn(&format!("a message of list '{key}' is in florence:celery-rejected: {why}"));
     let list = format!("{}florence:celery-rejected", celery.prefix);
     let _ = call(ctx, "LPUSH", &[list.as_bytes(), bytes]);
     let _ = call(ctx, "LTRIM", &[list.as_bytes(), b"0", b"99"]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arguments_are_bound_as_python_binds_them() {
-        let bind = |args: Value, kwargs: Value| {
-            let args = args.as_array().unwrap().clone();
-            arguments("app.f", &args, kwargs.as_object().unwrap())
-        };
-        let both = ["a".to_owned(), "b".to_owned()];
-        assert_eq!(bind(json!(["a", "b"]), json!({})), Ok(both.clone()));
-        assert_eq!(bind(json!(["a"]), json!({"task_prompt": "b"})), Ok(both.clone()));
-        assert_eq!(bind(json!([]), json!({"task_prompt": "b", "url": "a"})), Ok(both));
-        for (args, kwargs, error) in [
-            (json!(["a"]), json!({}), "f() missing 1 required positional argument: 'task_prompt'"),
-            (
-                json!(["a", "b", "c"]),
-                json!({}),
-                "f() takes 2 positional arguments but 3 were given",
-            ),
-            (json!(["a"]), json!({"url": "a"}), "f() got multiple values for argument 'url'"),
-            (json!([]), json!({"x": 1}), "f() got an unexpected keyword argument 'x'"),
-            (json!([1, "b"]), json!({}), "url must be a string"),
-        ] {
-            assert_eq!(bind(args, kwargs).unwrap_err(), error);
-        }
-    }
 }

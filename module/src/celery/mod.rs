@@ -7,7 +7,9 @@
 //! PUBLISH /0.celery.pidbox ... -> FLORENCE.CONTROL -> control: answers `inspect`, revokes
 //! ```
 //!
+//! - `json`: JSON as Python has it (pure)
 //! - `message`: Celery's messages, read and written (pure)
+//! - `arguments`: what a task is called with, bound to its parameters (pure)
 //! - `intake`: the thread that takes messages from the lists
 //! - `outcome`: how a job's life looks to clients of Celery
 //! - `result`: results, as `AsyncResult` reads them
@@ -15,16 +17,19 @@
 //! - `events`: what Flower listens to
 //! - `control`: remote control
 
+mod arguments;
 mod canvas;
 mod control;
 mod events;
 mod intake;
+mod json;
 mod message;
 mod outcome;
 mod result;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
+    hash::BuildHasher,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -72,6 +77,8 @@ struct Celery {
     ended: AtomicU64,
     /// Tasks taken, by name.
     taken: Mutex<BTreeMap<String, u64>>,
+    /// Other tasks that were found on the queues, by a hash of their names.
+    others: Mutex<HashSet<u64>>,
     revoked: Mutex<Revoked>,
 }
 
@@ -104,6 +111,7 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
         clock: AtomicU64::new(1),
         ended: AtomicU64::new(0),
         taken: Mutex::default(),
+        others: Mutex::default(),
         revoked: Mutex::default(),
     };
     let channel = control::channel(&celery);
@@ -120,6 +128,14 @@ fn host() -> String {
 impl Celery {
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether a task of this name was not found before. The first thousand are told apart.
+    fn is_new_other(&self, name: &str) -> bool {
+        const MOST: usize = 1000;
+        let mut others = self.others.lock();
+        let name = others.hasher().hash_one(name);
+        others.len() < MOST && others.insert(name)
     }
 
     /// The list of a queue for messages of a priority.
@@ -179,25 +195,26 @@ impl Task {
 struct Revoked {
     ids: HashSet<String>,
     order: VecDeque<String>,
+    /// Of all ids.
+    bytes: usize,
 }
 
 impl Revoked {
     /// As many as Celery's workers remember.
     const MOST: usize = 50_000;
 
-    /// Longest id that is remembered; Celery's have 36 bytes.
-    const LONGEST: usize = 255;
+    /// Bytes of all ids; Celery's have 36 each, but clients may choose others.
+    const MOST_BYTES: usize = 1 << 23;
 
     fn insert(&mut self, id: &str) {
-        if id.len() > Self::LONGEST {
+        if !self.ids.insert(id.to_owned()) {
             return;
         }
-        if self.ids.insert(id.to_owned()) {
-            self.order.push_back(id.to_owned());
-        }
-        if self.order.len() > Self::MOST
-            && let Some(oldest) = self.order.pop_front()
-        {
+        self.order.push_back(id.to_owned());
+        self.bytes += id.len();
+        while self.order.len() > Self::MOST || self.bytes > Self::MOST_BYTES {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.bytes -= oldest.len();
             self.ids.remove(&oldest);
         }
     }
@@ -216,5 +233,16 @@ mod tests {
         }
         assert!(!revoked.ids.contains("0"));
         assert!(revoked.ids.contains("1") && revoked.ids.len() == Revoked::MOST);
+    }
+
+    #[test]
+    fn long_ids_are_remembered_as_far_as_there_is_room() {
+        let mut revoked = Revoked::default();
+        let id = |n: usize| format!("{n}{}", "x".repeat(Revoked::MOST_BYTES / 4));
+        (0..4).for_each(|n| revoked.insert(&id(n)));
+        assert!(!revoked.ids.contains(&id(0)) && revoked.ids.contains(&id(3)));
+        assert!(revoked.bytes <= Revoked::MOST_BYTES && revoked.order.len() == 3);
+        revoked.insert(&"y".repeat(Revoked::MOST_BYTES + 1));
+        assert!(revoked.ids.is_empty() && revoked.bytes == 0);
     }
 }

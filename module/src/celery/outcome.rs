@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Celery, FIELD, Task, canvas, celery, events,
-    result::{Exception, store},
+    result::{Exception, Meta, store},
 };
 use crate::{
     job::{
@@ -40,7 +40,7 @@ impl Follower for Tasks {
         events::of_task(ctx, celery, "task-started", &task, json!({}));
         if settings::CELERY_TRACK_STARTED.get() {
             let worker = json!({ "pid": std::process::id(), "hostname": celery.name });
-            store(ctx, celery, &task, "STARTED", &worker);
+            store(ctx, celery, &task, Meta::new("STARTED", &worker));
         }
     }
 
@@ -49,7 +49,7 @@ impl Follower for Tasks {
         let exception = Exception::of_code(failure.code.name(), &failure.message);
         let fields = json!({ "exception": exception.repr(), "traceback": null });
         events::of_task(ctx, celery, "task-retried", &task, fields);
-        store(ctx, celery, &task, "RETRY", &exception.json());
+        store(ctx, celery, &task, Meta::new("RETRY", &exception.json()));
     }
 
     fn ended(&self, ctx: &Context, key: &[u8], _end: &Ended<'_>) {
@@ -104,14 +104,14 @@ impl End {
 
 fn succeeded(ctx: &Context, celery: &Celery, task: &Task, result: &Value, runtime: f64) {
     // Before the result is there, as a worker does.
-    canvas::follow(ctx, celery, task, result);
-    store(ctx, celery, task, "SUCCESS", result);
+    let children = canvas::follow(ctx, celery, task, result);
+    store(ctx, celery, task, Meta { status: "SUCCESS", result, children });
     let fields = json!({ "result": result.to_string(), "runtime": runtime });
     events::ended(ctx, celery, "task-succeeded", task, fields);
 }
 
 pub(super) fn failed(ctx: &Context, celery: &Celery, task: &Task, exception: &Exception) {
-    store(ctx, celery, task, "FAILURE", &exception.json());
+    store(ctx, celery, task, Meta::new("FAILURE", &exception.json()));
     canvas::abandon(ctx, celery, task, exception);
     let fields = json!({ "exception": exception.repr(), "traceback": null });
     events::ended(ctx, celery, "task-failed", task, fields);
@@ -120,7 +120,7 @@ pub(super) fn failed(ctx: &Context, celery: &Celery, task: &Task, exception: &Ex
 /// The task was revoked, or has expired.
 pub(super) fn revoked(ctx: &Context, celery: &Celery, task: &Task, reason: &'static str) {
     let exception = Exception::new("celery.exceptions", "TaskRevokedError", reason);
-    store(ctx, celery, task, "REVOKED", &exception.json());
+    store(ctx, celery, task, Meta::new("REVOKED", &exception.json()));
     canvas::part_of_chord(ctx, celery, task, "REVOKED", &exception.json());
     let is_expired = reason == "expired";
     let fields = json!({ "terminated": false, "signum": null, "expired": is_expired });

@@ -4,7 +4,7 @@
 use redis_module::Context;
 use serde_json::{Value, json};
 
-use super::{Celery, Task, message};
+use super::{Celery, Task, json, message};
 use crate::{
     server::{self, bytes, in_db},
     settings,
@@ -60,16 +60,48 @@ impl Exception {
     }
 }
 
-/// Fails a task that will not be sent, because an earlier one failed.
-pub(super) fn failed_unsent(ctx: &Context, celery: &Celery, id: &str, exception: &Exception) {
-    write(ctx, celery, id, &meta(id, "FAILURE", &exception.json()));
+/// What is stored of a task.
+pub(super) struct Meta<'a> {
+    pub(super) status: &'a str,
+    pub(super) result: &'a Value,
+    /// What followed it, as [`canvas`](super::canvas) lists it.
+    pub(super) children: Vec<Value>,
 }
 
-pub(super) fn store(ctx: &Context, celery: &Celery, task: &Task, status: &str, result: &Value) {
+impl<'a> Meta<'a> {
+    /// That of a task that nothing followed.
+    pub(super) fn new(status: &'a str, result: &'a Value) -> Self {
+        Self { status, result, children: Vec::new() }
+    }
+
+    /// As `AsyncResult` reads it.
+    fn json(self, id: &str) -> Value {
+        let is_over = matches!(self.status, "SUCCESS" | "FAILURE" | "REVOKED");
+        json!({
+            "status": self.status,
+            "result": self.result,
+            "traceback": null,
+            "children": self.children,
+            "date_done": is_over.then(message::now),
+            "task_id": id,
+        })
+    }
+}
+
+/// Fails a task that will not be sent, because an earlier one failed.
+pub(super) fn failed_unsent(ctx: &Context, celery: &Celery, id: &str, exception: &Exception) {
+    let result = exception.json();
+    write(ctx, celery, id, &Meta::new("FAILURE", &result).json(id));
+}
+
+pub(super) fn store(ctx: &Context, celery: &Celery, task: &Task, meta: Meta<'_>) {
     if task.headers.ignore_result == Some(true) {
         return;
     }
-    let mut meta = meta(task.id(), status, result);
+    let mut meta = meta.json(task.id());
+    if let Some(id) = &task.headers.odd_id {
+        meta["task_id"] = id.clone();
+    }
     for (name, value) in [("group_id", &task.headers.group), ("parent_id", &task.headers.parent_id)]
     {
         if let Some(value) = value {
@@ -79,25 +111,14 @@ pub(super) fn store(ctx: &Context, celery: &Celery, task: &Task, status: &str, r
     write(ctx, celery, task.id(), &meta);
 }
 
-fn meta(id: &str, status: &str, result: &Value) -> Value {
-    let is_over = matches!(status, "SUCCESS" | "FAILURE" | "REVOKED");
-    json!({
-        "status": status,
-        "result": result,
-        "traceback": null,
-        "children": [],
-        "date_done": is_over.then(message::now),
-        "task_id": id,
-    })
-}
-
 fn write(ctx: &Context, celery: &Celery, id: &str, meta: &Value) {
     let key = format!("{}celery-task-meta-{id}", celery.result_prefix);
-    let (key, json) = (key.as_bytes(), meta.to_string());
+    let (key, json) = (key.as_bytes(), json::write(meta));
     in_db(ctx, celery.backend_db(), || {
         // Celery's rule: a success is never written over.
         let known = bytes(ctx, "GET", &[key]);
-        let known: Option<Value> = known.and_then(|known| serde_json::from_slice(&known).ok());
+        let known: Option<Value> =
+            known.and_then(|known| json::read(std::str::from_utf8(&known).ok()?).ok());
         if known.is_some_and(|known| known["status"] == "SUCCESS") {
             return;
         }
@@ -109,6 +130,7 @@ fn write(ctx: &Context, celery: &Celery, id: &str, meta: &Value) {
         };
         let told = stored.and_then(|()| server::call(ctx, "PUBLISH", &[key, json.as_bytes()]));
         if let Err(problem) = told {
+            let id = server::printable(id.as_bytes());
             server::warn(&format!("the result of task {id} is not stored: {problem}"));
         }
     });
@@ -129,11 +151,11 @@ mod tests {
 
     #[test]
     fn a_meta_has_what_async_result_reads() {
-        let done = meta("id", "SUCCESS", &json!({"<CAPTION>": "a cat"}));
+        let done = Meta::new("SUCCESS", &json!({"<CAPTION>": "a cat"})).json("id");
         let names: Vec<_> = done.as_object().unwrap().keys().cloned().collect();
         let expected = ["status", "result", "traceback", "children", "date_done", "task_id"];
         assert_eq!(names, expected);
         assert!(done["date_done"].is_string());
-        assert!(meta("id", "STARTED", &Value::Null)["date_done"].is_null());
+        assert!(Meta::new("STARTED", &Value::Null).json("id")["date_done"].is_null());
     }
 }

@@ -42,12 +42,17 @@ impl Args {
 
     /// Refuses what is left over.
     pub(crate) fn finish(&mut self) -> Result<(), RedisError> {
-        self.left.next().map_or(Ok(()), |_| Err(reply::syntax()))
+        self.left.next().map_or(Ok(()), |arg| Err(reply::syntax(arg.as_slice())))
+    }
+
+    /// The value after an option.
+    pub(crate) fn value(&mut self, option: &str) -> Result<RedisString, RedisError> {
+        self.left.next().ok_or_else(|| reply::syntax(option.as_bytes()))
     }
 
     /// The integer after an option.
     pub(crate) fn integer(&mut self, option: &str, min: i64, max: i64) -> Result<i64, RedisError> {
-        let value = self.left.next().ok_or_else(reply::syntax)?;
+        let value = self.value(option)?;
         let value = value.parse_integer().ok();
         value
             .filter(|value| (min..=max).contains(value))

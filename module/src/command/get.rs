@@ -13,7 +13,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
     let wants_result = match args.option() {
         Some(option) if is_word(&option, "RESULT") => true,
-        Some(_) => return Err(reply::syntax()),
+        Some(option) => return Err(reply::syntax(option.as_slice())),
         None => false,
     };
     args.finish()?;

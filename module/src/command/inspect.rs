@@ -1,5 +1,6 @@
 //! `FLORENCE.JOBS`, `STATS`, `MODEL` and `HELP`: looking at the module.
 
+use florence_engine::Florence;
 use redis_module::{AclPermissions, Context, RedisResult, RedisValue};
 
 use super::args::Args;
@@ -26,13 +27,15 @@ pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
     while let Some(option) = args.option() {
         match option.to_string_lossy().to_ascii_uppercase().as_str() {
             "STATE" => {
-                let name = args.next()?.to_string_lossy().to_ascii_lowercase();
-                let known = State::parse(name.as_bytes())
-                    .ok_or_else(|| reply::error("ERR", "unknown state"))?;
-                state = Some(known);
+                let name = args.value("STATE")?.as_slice().to_ascii_lowercase();
+                let unknown = || {
+                    let name = server::printable(&name);
+                    reply::error("ERR", format!("unknown state '{name}'"))
+                };
+                state = Some(State::parse(&name).ok_or_else(unknown)?);
             }
             "COUNT" => count = args.integer("COUNT", 1, 100_000)?,
-            _ => return Err(reply::syntax()),
+            _ => return Err(reply::syntax(option.as_slice())),
         }
     }
     let count = usize::try_from(count).unwrap_or_default().min(MOST);
@@ -118,14 +121,15 @@ pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
 /// `FLORENCE.MODEL`
 pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
-    let (state, name, arithmetic, error) = match model::model() {
-        Model::Loading => ("loading", RedisValue::Null, String::new(), RedisValue::Null),
-        Model::Ready(loaded) => {
-            let florence = &loaded.florence;
-            ("ready", bulk(florence.name()), florence.arithmetic(), RedisValue::Null)
-        }
-        Model::Failed(problem) => ("failed", RedisValue::Null, String::new(), bulk(problem)),
+    let (state, loaded, error) = match model::model() {
+        Model::Loading => ("loading", None, RedisValue::Null),
+        Model::Ready(loaded) => ("ready", Some(loaded), RedisValue::Null),
+        Model::Failed(problem) => ("failed", None, bulk(problem)),
     };
+    let florence = loaded.as_ref().map(|loaded| &loaded.florence);
+    let name = florence.map_or(RedisValue::Null, |florence| bulk(florence.name()));
+    let note = florence.and_then(model::note).map_or(RedisValue::Null, bulk);
+    let arithmetic = florence.map(Florence::arithmetic).unwrap_or_default();
     let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
     Ok(reply::map([
         ("state", bulk(state)),
@@ -135,6 +139,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
         ("precision", bulk(precision)),
         ("kernels", bulk(kernels)),
         ("error", error),
+        ("note", note),
     ]))
 }
 
@@ -143,7 +148,8 @@ pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
     let lines = [
         "FLORENCE.SUBMIT key image prompt|PROMPTS n prompt [prompt ...] [PRIORITY n] [DELAY ms] [EXPIRES ms]",
-        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [NOCACHE]",
+        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [EXIF|NOEXIF]",
+        "    [NOCACHE]",
         "    key: * lets the server choose. image: an http(s), gs, s3 or data URL, an absolute path or",
         "    file:// URL below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, ...",
         "FLORENCE.GET key [RESULT]",

@@ -16,7 +16,7 @@ use crate::{
         new::{self, Bytes, Options, Picture},
     },
     queue::{queue, sync},
-    server::{self, NoString, reply},
+    server::{self, NoString, printable, reply},
     source,
 };
 
@@ -67,10 +67,13 @@ fn prompts(args: &mut Args) -> Result<Vec<String>, RedisError> {
         return Ok(vec![prompt(&first)?]);
     }
     let mut prompts: Vec<String> = Vec::new();
-    for _ in 0..args.limited(limits::PROMPTS)? {
-        let prompt = prompt(&args.next()?)?;
+    let count = args.limited(limits::PROMPTS)?;
+    for i in 0..count {
+        let missing = || reply::error("ERR", format!("PROMPTS {count} is followed by {i} prompts"));
+        let prompt = prompt(&args.option().ok_or_else(missing)?)?;
         if prompts.contains(&prompt) {
-            return Err(reply::error("BADPROMPT", "a prompt is given twice"));
+            let text = format!("the prompt {} is given twice", printable(prompt.as_bytes()));
+            return Err(reply::error("BADPROMPT", text));
         }
         prompts.push(prompt);
     }
@@ -124,14 +127,16 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "PRIORITY" => options.priority = args.limited(limits::PRIORITY)?,
             "DELAY" => options.delay = Some(args.limited(limits::DELAY)?),
             "EXPIRES" => options.expires = Some(args.limited(limits::EXPIRES)?),
-            "MODEL" => options.model = Some(model(&args.next()?)?),
+            "MODEL" => options.model = Some(model(&args.value("MODEL")?)?),
             "TIMEOUT" => options.timeout = args.limited(limits::TIMEOUT)?,
             "RETRIES" => options.retries = args.limited(limits::RETRIES)?,
             "TTL" => options.ttl = args.limited(limits::TTL)?,
             "BEAMS" => options.beams = Some(args.limited(limits::BEAMS)?),
             "MAXTOKENS" => options.max_tokens = Some(args.limited(limits::MAX_TOKENS)?),
+            "EXIF" => options.exif = Some(true),
+            "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
-            _ => return Err(reply::syntax()),
+            _ => return Err(reply::syntax(option.as_slice())),
         }
     }
     Ok(options)

@@ -2,12 +2,16 @@
 //!
 //! The words are for clients: what went on inside is for the log.
 
-use florence_engine::{Error, fetch::FetchError, image::ImageError};
+use florence_engine::{
+    Error,
+    fetch::{FetchError, TlsFault},
+    image::ImageError,
+};
 
 use super::Fields;
 use crate::{
     figures::{self, Counter},
-    source::SourceError,
+    source::{self, SourceError},
 };
 
 /// The first word of an error, by which programs tell them apart.
@@ -89,30 +93,47 @@ impl Failure {
 /// Errors that are nobody's but ours have no words for clients.
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        let (code, is_retryable) = match error {
+        let code = match error {
             Error::Image(ImageError::NoRoom(_)) => return Self::timeout(),
-            Error::Prompt(_) => (Code::Prompt, false),
-            Error::Image(_) => (Code::Image, false),
-            Error::Fetch(
-                FetchError::BadUrl
-                | FetchError::BadObject
-                | FetchError::Denied
-                | FetchError::DeniedHost
-                | FetchError::DeniedRedirect(_),
-            ) => (Code::Denied, false),
-            Error::Fetch(fetch) => (Code::Fetch, fetch.is_transient()),
+            Error::Fetch(error) => return error.into(),
+            Error::Prompt(_) => Code::Prompt,
+            Error::Image(_) => Code::Image,
             _ => return Self::internal(),
         };
-        Self { code, message: error.to_string(), is_retryable }
+        Self::permanent(code, error.to_string())
+    }
+}
+
+/// Where a setting decides, the words name it.
+impl From<&FetchError> for Failure {
+    fn from(error: &FetchError) -> Self {
+        match error {
+            FetchError::Denied(rule) => Self::permanent(Code::Denied, source::denial(*rule)),
+            FetchError::DeniedRedirect(aim) => {
+                let Self { message, .. } = Self::from(&**aim);
+                Self::permanent(Code::Denied, format!("{message} (after a redirect)"))
+            }
+            FetchError::BadUrl | FetchError::BadObject | FetchError::BadRedirect => {
+                Self::permanent(Code::Denied, error.to_string())
+            }
+            FetchError::Tls(TlsFault::UnknownAuthority | TlsFault::SelfSigned) => {
+                let message = format!("{error}; florence.ca-file can name others to trust");
+                Self::permanent(Code::Fetch, message)
+            }
+            _ => Self {
+                is_retryable: error.is_transient(),
+                ..Self::permanent(Code::Fetch, error.to_string())
+            },
+        }
     }
 }
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
         match error {
-            SourceError::Fetch(error) => Self::from(&Error::from(error)),
+            SourceError::Fetch(error) => Self::from(&error),
             SourceError::NotBelowRoot => Self::permanent(Code::Denied, error.to_string()),
-            SourceError::Unreadable | SourceError::TooLarge => {
+            SourceError::Missing | SourceError::Unreadable | SourceError::TooLarge => {
                 Self::permanent(Code::Fetch, error.to_string())
             }
         }

@@ -29,10 +29,11 @@ pub(crate) const RETRIES: Limit = limit("RETRIES", 0, 100);
 pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
 pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
+pub(crate) const EXIF: Limit = limit("EXIF", 0, 1);
 pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.
-pub(crate) const PROMPT_BYTES: usize = florence_engine::task::MAX_PROMPT;
+pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
 /// Bytes of a model's name.
 pub(crate) const MODEL_BYTES: usize = 253;
 /// Keys of one command.

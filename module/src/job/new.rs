@@ -2,7 +2,7 @@
 //! as the job's first fields.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use florence_engine::task::Prompt;
+use florence_engine::prompt::Prompt;
 use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
@@ -73,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) ttl: i64,
     pub(crate) beams: Option<i64>,
     pub(crate) max_tokens: Option<i64>,
+    /// Whether the picture is turned as its EXIF tag says; by default as the setting has it.
+    pub(crate) exif: Option<bool>,
     pub(crate) no_cache: bool,
 }
 
@@ -88,6 +90,7 @@ impl Default for Options {
             ttl: settings::DEFAULT_TTL.signed(),
             beams: None,
             max_tokens: None,
+            exif: None,
             no_cache: false,
         }
     }
@@ -108,10 +111,11 @@ pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<
         let text = format!("this server's model is {}", florence.name());
         return Err(reply::error("NOMODEL", text));
     }
+    let taken = *settings::PROMPTS.get();
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
-            Some(florence) => florence.question(prompt).map(|_question| ()),
-            None => prompt.parse::<Prompt>().map(|_prompt| ()),
+            Some(florence) => florence.question(prompt, taken).map(|_question| ()),
+            None => Prompt::parse(prompt, taken).map(|_prompt| ()),
         };
         checked.map_err(|problem| reply::bad_prompt(&problem))
     })
@@ -157,6 +161,7 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     };
     number("beams", options.beams);
     number("maxtokens", options.max_tokens);
+    number("exif", options.exif.map(i64::from));
     number("nocache", options.no_cache.then_some(1));
     number("delay", options.delay);
     number("expires", options.expires);

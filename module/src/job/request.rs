@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use florence_engine::GenerateOptions;
+use florence_engine::{GenerateOptions, image::Orientation};
 
 use super::{
     Code, Failure, Job,
@@ -20,6 +20,8 @@ pub(crate) struct Request {
     pub(crate) image: String,
     pub(crate) data: Option<Arc<[u8]>>,
     pub(crate) prompts: Vec<String>,
+    /// How the picture is turned.
+    pub(crate) orientation: Orientation,
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(crate) no_cache: bool,
@@ -51,6 +53,9 @@ impl Request {
             coordinates: *settings::COORDINATES.get(),
             ..GenerateOptions::default()
         };
+        let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
+        let turns = turns.unwrap_or_else(|| settings::EXIF.get());
+        let orientation = if turns { Orientation::Exif } else { Orientation::AsStored };
         for (field, most) in [
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
@@ -69,6 +74,7 @@ impl Request {
             image: job.text("image").unwrap_or_default(),
             data: None,
             prompts: prompts(job)?,
+            orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
             timeout: Duration::from_millis(timeout),
@@ -113,7 +119,7 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
 
 /// Whether the picture comes with the job: nothing else tells where to find it.
 pub(super) fn is_sent_along(image: &str) -> bool {
-    image == "DATA" || image.starts_with("KEY ") || image.starts_with("data:")
+    image == "DATA" || image.starts_with("KEY ") || source::is_inline(image.as_bytes())
 }
 
 /// One prompt, or with PROMPTS a JSON list of different ones.

@@ -44,7 +44,7 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 23] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
@@ -60,6 +60,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
         ("eta_ms", progress.eta_ms.into()),
         ("fetch_ms", number(is_tried, "fetch_ms")),
         ("finished_at", number(job.state.is_final(), "finished_at")),
+        ("height", number(is_done, "height")),
         ("image", job.shown_image().into()),
         ("infer_ms", number(is_tried, "infer_ms")),
         ("model", text(is_done, "model").into()),
@@ -69,11 +70,13 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 20] {
         ("queue_ms", number(is_tried, "queue_ms")),
         ("result", text(is_done, "result").map_or(Shown::Nothing, Shown::Json)),
         ("retry_at", number(progress.state == State::Retrying, "retry_at")),
+        ("scores", text(is_done, "scores").map_or(Shown::Nothing, Shown::Json)),
         ("started_at", number(is_tried, "started_at")),
         ("state", Shown::Text(progress.state.name().to_owned())),
         ("submitted_at", number(true, "submitted_at")),
         ("text", several(is_done, "text")),
         ("tokens", if is_done { job.number("tokens") } else { progress.tokens }.into()),
+        ("width", number(is_done, "width")),
     ]
 }
 

@@ -71,9 +71,8 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
     if let Some(failure) = end.failure {
         let (code, message) = (failure.code.name(), &failure.message);
         warn(&format!("job '{key}' failed: {code} {message} (attempts {attempts})"));
-    } else if has_line() {
-        let state = end.state.name();
-        server::tell(&format!("job '{key}' {state} (attempts {attempts})"));
+    } else {
+        tell(&format!("job '{key}' {} (attempts {attempts})", end.state.name()));
     }
 }
 
@@ -81,6 +80,13 @@ pub(super) fn ended(key: &[u8], end: &Ended<'_>) {
 pub(crate) fn warn(text: &str) {
     if has_line() {
         server::warn(text);
+    }
+}
+
+/// As [`warn`], for what somebody has asked for.
+pub(crate) fn tell(text: &str) {
+    if has_line() {
+        server::tell(text);
     }
 }
 

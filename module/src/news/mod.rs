@@ -17,7 +17,7 @@ use crate::{
     settings::{self, Setting},
 };
 
-pub(crate) use log::{tell_rest, warn};
+pub(crate) use log::{tell, tell_rest, warn};
 
 /// Tells the world.
 pub(crate) struct News;

@@ -127,7 +127,7 @@ impl Queue {
 
     /// Lets one worker of a kind look again.
     pub(crate) fn wake_one(&self, kind: Kind) {
-        self.lines[kind as usize].wake_one();
+        self.lines[kind as usize].wake_one(&self.scheduler.lock());
     }
 
     /// Nothing is taken any more: the server ends.

@@ -1,14 +1,17 @@
 //! Errors as clients read them: the first word is the code.
 
-use florence_engine::task::PromptError;
+use florence_engine::prompt::PromptError;
 use redis_module::{Context, RedisError, RedisValue, raw};
+
+use super::printable;
 
 pub(crate) fn error(code: &str, text: impl std::fmt::Display) -> RedisError {
     RedisError::String(format!("{code} {text}"))
 }
 
-pub(crate) fn syntax() -> RedisError {
-    RedisError::Str("ERR syntax error")
+/// Names the argument that is no option, or that lacks its value.
+pub(crate) fn syntax(near: &[u8]) -> RedisError {
+    error("ERR", format!("syntax error near '{}'", printable(near)))
 }
 
 pub(crate) fn not_an_integer(option: &str, min: i64, max: i64) -> RedisError {

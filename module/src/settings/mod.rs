@@ -11,14 +11,15 @@ mod kinds;
 mod values;
 
 use florence_engine::{
-    Coordinates, Precision,
-    fetch::{Buckets, Hosts, Networks},
+    Coordinates, Decimals, Precision,
+    fetch::{Authorities, Buckets, Hosts, Networks},
     image::Formats,
+    prompt::Prompts,
 };
 
 pub(crate) use kinds::Setting;
 use kinds::{About, Change, Flag, Number, Parsed};
-pub(crate) use values::{CpuList, Queues, Roots, Steps};
+pub(crate) use values::{CpuList, Parameters, Queues, Roots, Signatures, Steps};
 
 macro_rules! settings {
     ($(
@@ -52,6 +53,12 @@ settings! {
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,
         "`float` as in Microsoft's code, `int` as in transformers' own";
+    DECIMALS: Parsed<Decimals>("all, or a whole number from 0 to 9"), "decimals", "all", AnyTime,
+        "digits after the point of coordinates in answers from now on, cached ones too; `all` as in Microsoft's code";
+    PROMPTS: Parsed<Prompts>("tasks or any"), "prompts", "tasks", AnyTime,
+        "`tasks` takes the fifteen tasks, and refuses typing errors; with `any` the model is asked every other text as it is, as fine-tuned checkpoints need";
+    EXIF: Flag, "exif", "no", AnyTime,
+        "whether pictures are turned as their EXIF tag says, as phones mean them; the reference does not; options `EXIF` and `NOEXIF` of SUBMIT go before it";
     ALLOW_NETWORKS: Parsed<Networks>("networks, such as 10.1.0.0/16 ::1"), "allow-networks", "", AtStart,
         "networks besides the public ones that URLs may reach";
     DENY_NETWORKS: Parsed<Networks>("networks, such as 10.1.0.0/16 ::1"), "deny-networks", "", AtStart,
@@ -60,14 +67,16 @@ settings! {
         "the only hosts that URLs may name; all, if there is none";
     DENY_HOSTS: Parsed<Hosts>("hosts, such as example.com *.example.com"), "deny-hosts", "", AtStart,
         "hosts that they may not name";
+    CA_FILE: Parsed<Authorities>("a file of certificates in PEM"), "ca-file", "", AtStart,
+        "authorities that are trusted besides the system's, or where it has none besides the built-in ones";
     BUCKETS: Parsed<Buckets>("buckets, such as gs://one s3://two"), "buckets", "", AtStart,
         "buckets that are read with the server's credentials (below)";
-    FILE_ROOTS: Parsed<Roots>("absolute paths, separated by spaces"), "file-roots", "", AnyTime,
+    FILE_ROOTS: Parsed<Roots>("absolute paths of directories that are there, separated by spaces"), "file-roots", "", AnyTime,
         "directories that pictures may be read from";
     THREADS: Number(0, 1024), "threads", "0", AtStart,
         "compute threads; 0 is one less than there are cores";
     NICE: Number(0, 19), "nice", "5", AtStart, "niceness of the compute threads";
-    CPUS: Parsed<CpuList>("CPUs and ranges of them below 1024, such as 1-3 8"), "cpus", "", AtStart,
+    CPUS: Parsed<CpuList>("CPUs of this machine and ranges of them, such as 1-3 8"), "cpus", "", AtStart,
         "CPUs that the compute threads are pinned to, one each, in turns";
     PREPARE_THREADS: Number(1, 256), "prepare-threads", "4", AtStart,
         "threads that decode pictures at hand, and so many downloaded ones are decoded at a time";
@@ -116,6 +125,8 @@ settings! {
         "entries that it keeps, about";
     CELERY_QUEUES: Parsed<Queues>("queue:task, several separated by spaces"), "celery-queues", "", AtStart,
         "what is taken from which queue; a queue may be named several times";
+    CELERY_ARGUMENTS: Parsed<Signatures>("signatures, such as (image_url, prompt) tasks.ask(question:prompt, path:picture)"), "celery-arguments", "(url, task_prompt)", AtStart,
+        "how the tasks are called (below)";
     CELERY_DB: Number(0, 1_000_000), "celery-db", "0", AtStart, "database of the broker URL";
     CELERY_RESULT_DB: Number(0, 1_000_000), "celery-result-db", "0", AtStart,
         "database of the result backend";
@@ -209,10 +220,20 @@ mod tests {
             ("allow-networks", "nonsense"),
             ("allow-hosts", "a b/c"),
             ("buckets", "http://x"),
+            ("cpus", "1023"),
+            ("cpus", "0-1023"),
+            ("decimals", "10"),
+            ("prompts", "all"),
+            ("prompts", ""),
+            ("ca-file", "/nowhere/ca.pem"),
             ("file-roots", "relative/path"),
+            ("file-roots", "/nowhere/to/be/found"),
+            ("file-roots", "/ /dev/null"),
+            ("image-formats", ""),
             ("image-formats", "bmpp"),
             ("celery-queues", "nocolon"),
             ("celery-priority-steps", "0 10"),
+            ("celery-arguments", "url task_prompt"),
         ] {
             let problem = refused(name, value);
             let start = format!("florence.{name}: '{value}' is not ");

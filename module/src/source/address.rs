@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
+use florence_engine::fetch::spelling;
 use url::Url;
+
+use super::files;
 
 /// Longest address, in bytes; those of browsers and servers end about there too.
 pub(crate) const MOST_BYTES: usize = 8192;
@@ -14,20 +17,20 @@ const SCHEMES: [&str; 4] = ["http", "https", "gs", "s3"];
 
 /// Scheme and rest of an address that something is downloaded for.
 pub(super) fn remote(uri: &str) -> Option<(&'static str, &str)> {
-    let (scheme, rest) = uri.split_once("://")?;
-    Some((SCHEMES.into_iter().find(|known| *known == scheme)?, rest))
+    let (scheme, rest) = uri.trim_start().split_once("://")?;
+    Some((SCHEMES.into_iter().find(|known| known.eq_ignore_ascii_case(scheme))?, rest))
 }
 
 /// Whether this is an address at all, whatever is allowed.
 pub(crate) fn is_address(uri: &str) -> bool {
-    remote(uri).is_some() || uri.starts_with('/') || uri.starts_with("file://")
+    remote(uri).is_some() || files::path(uri).is_some()
 }
 
 /// An address as whoever downloads from it reads it.
 fn parse(uri: &[u8]) -> Option<(&'static str, Url)> {
     let uri = std::str::from_utf8(uri.get(..uri.len().min(MOST_BYTES))?).ok()?;
     let (scheme, _) = remote(uri)?;
-    Some((scheme, Url::parse(uri).ok()?))
+    Some((scheme, Url::parse(&spelling(uri)).ok()?))
 }
 
 /// Whether the name of the host is longer than one can be.
@@ -45,7 +48,7 @@ fn host_of(scheme: &str, url: &Url) -> String {
     if is_web(scheme) { host.to_owned() } else { format!("{scheme}://{host}") }
 }
 
-fn is_web(scheme: &str) -> bool {
+pub(super) fn is_web(scheme: &str) -> bool {
     matches!(scheme, "http" | "https")
 }
 
@@ -64,7 +67,9 @@ pub(crate) fn host_and_port(uri: &[u8]) -> Option<String> {
 /// that give access.
 pub(crate) fn without_secrets(uri: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = remote(uri) else { return uri.into() };
-    let Ok(mut url) = Url::parse(uri) else { return format!("{scheme}://REDACTED").into() };
+    let Ok(mut url) = Url::parse(&spelling(uri)) else {
+        return format!("{scheme}://REDACTED").into();
+    };
     // As it is written, if that is how it is read; else as it is read.
     let is_plain = url.username().is_empty()
         && url.password().is_none()
@@ -77,6 +82,24 @@ pub(crate) fn without_secrets(uri: &str) -> Cow<'_, str> {
     let _ = url.set_username("");
     let _ = url.set_password(None);
     without_access(url.as_str()).into_owned().into()
+}
+
+/// A text in which an address may stand behind something else, without what is secret about it.
+pub(crate) fn without_secrets_within(text: &str) -> Cow<'_, str> {
+    let start_of = |end: usize| {
+        let starts =
+            SCHEMES.iter().filter_map(|scheme| Some((scheme, end.checked_sub(scheme.len())?)));
+        let is_it = |(scheme, start): &(&&str, usize)| {
+            text.get(*start..end).is_some_and(|found| found.eq_ignore_ascii_case(scheme))
+        };
+        starts.filter(is_it).map(|(_, start)| start).next()
+    };
+    match text.find("://").and_then(start_of) {
+        Some(start) if start > 0 => {
+            format!("{}{}", &text[..start], without_secrets(&text[start..])).into()
+        }
+        _ => without_secrets(text),
+    }
 }
 
 /// Hides the values of parameters that give access, in the query and in the fragment.
@@ -140,10 +163,32 @@ mod tests {
             ("http://h/#access_token=a&b=c", "http://h/#access_token=REDACTED&b=c"),
             ("http://h:x/?token=a", "http://REDACTED"),
             ("http://h/a@b?c=d", "http://h/a@b?c=d"),
+            ("HTTPS://user:secret@a.example/?Token=c", "https://a.example/?Token=REDACTED"),
+            ("HTTP://a.example/?sig=c", "HTTP://a.example/?sig=REDACTED"),
+            ("S3://u:p@b/k?key=c", "s3://b/k?key=REDACTED"),
+            ("  http://u:p@h/x", "http://h/x"),
+            ("\n\tHttp://u:p@h/x y\n", "http://h/x%20y%0A"),
+            ("http://u\np@h/x", "http://h/x"),
             ("/a/b?token=c", "/a/b?token=c"),
             ("DATA", "DATA"),
         ] {
             assert_eq!(without_secrets(address), shown);
+        }
+    }
+
+    #[test]
+    fn what_gives_access_is_not_shown_behind_something_else() {
+        for (text, shown) in [
+            ("http://u:p@h/x", "http://h/x"),
+            // As Python writes a line's end.
+            ("\\nHTTPS://u:p@h/x", "\\nhttps://h/x"),
+            ("\\xa0s3://b/k?sig=c", "\\xa0s3://b/k?sig=REDACTED"),
+            ("see http://h/?token=c", "see http://h/?token=REDACTED"),
+            ("://u:p@h", "://u:p@h"),
+            ("\u{fc}://h", "\u{fc}://h"),
+            ("<OD>", "<OD>"),
+        ] {
+            assert_eq!(without_secrets_within(text), shown);
         }
     }
 
@@ -154,8 +199,12 @@ mod tests {
             ("https://a.example:443?x", Some("a.example")),
             ("http://127.0.0.1:8000/x", Some("127.0.0.1:8000")),
             ("gs://bucket/x", Some("gs://bucket")),
+            ("GS://Bucket/x", Some("gs://Bucket")),
+            (" HTTP://A.example:80/x", Some("a.example")),
+            ("\nhttps://A.example.:8443/x", Some("a.example:8443")),
             ("data:image/png;base64,http://x", None),
             ("/files/http://x", None),
+            ("FILE:///x", None),
             ("DATA", None),
         ] {
             assert_eq!(host_and_port(address.as_bytes()).as_deref(), host, "{address}");

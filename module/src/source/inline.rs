@@ -11,8 +11,13 @@ const MOST_HEADER: usize = 1024;
 
 /// Media type and bytes of a `data:` URL; `None` for other URLs.
 pub(crate) fn inline(uri: &[u8]) -> Option<Result<(String, Vec<u8>), RedisError>> {
-    let is_data = uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"));
-    is_data.then(|| decode(uri))
+    let uri = uri.trim_ascii_start();
+    is_inline(uri).then(|| decode(uri))
+}
+
+/// Whether an address is a `data:` URL.
+pub(crate) fn is_inline(uri: &[u8]) -> bool {
+    uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
 }
 
 fn decode(uri: &[u8]) -> Result<(String, Vec<u8>), RedisError> {
@@ -64,6 +69,7 @@ mod tests {
         for uri in [
             "data:image/png;base64,AAEC/w==",
             "DATA:image/png;base64,AAEC/w",
+            " \nData:image/png;base64,AAEC/w==",
             "data:image/png;BASE64,AAEC%2Fw%3D%3D",
             "data:image/png;base64, AA EC/w== ",
             "data:image/png;base64,AAEC/w==#fragment",

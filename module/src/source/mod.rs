@@ -1,32 +1,30 @@
 //! Where pictures may come from: URLs, buckets, and files below the configured directories.
 
 mod address;
+mod files;
 mod hosts;
 mod inline;
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    io::Read,
-    path::{Component, Path, PathBuf},
     sync::LazyLock,
     time::Instant,
 };
 
-use cap_std::{
-    ambient_authority,
-    fs::{Dir, OpenOptions, OpenOptionsExt},
-};
 use florence_engine::{
     Stop,
-    fetch::{AccessRules, FetchError, FetchLimits, Fetcher},
+    fetch::{AccessRules, FetchError, FetchLimits, Fetcher, Rule},
 };
 use redis_module::RedisError;
 
 use crate::{server::reply, settings};
 
-pub(crate) use address::{MOST_BYTES, has_long_host, host_and_port, is_address, without_secrets};
+pub(crate) use address::{
+    MOST_BYTES, has_long_host, host_and_port, is_address, without_secrets, without_secrets_within,
+};
+pub(crate) use files::{FIRST_BYTE, byte_of};
 pub(crate) use hosts::hosts;
-pub(crate) use inline::inline;
+pub(crate) use inline::{inline, is_inline};
 
 /// The one client for all threads, made for the first URL.
 static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
@@ -36,7 +34,7 @@ static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
         allow_hosts: (*settings::ALLOW_HOSTS.get()).clone(),
         deny_hosts: (*settings::DENY_HOSTS.get()).clone(),
     };
-    Fetcher::new(rules, (*settings::BUCKETS.get()).clone())
+    Fetcher::new(rules, (*settings::BUCKETS.get()).clone(), &settings::CA_FILE.get())
 });
 
 /// Why there are no bytes behind a URI.
@@ -46,10 +44,24 @@ pub(crate) enum SourceError {
     Fetch(#[from] FetchError),
     #[error("the file is not below a directory of florence.file-roots")]
     NotBelowRoot,
+    #[error("there is no such file")]
+    Missing,
     #[error("the file cannot be read")]
     Unreadable,
     #[error("not a regular file, or larger than the limit")]
     TooLarge,
+}
+
+/// Why a host may not be asked, with the setting that decides it.
+pub(crate) fn denial(rule: Rule) -> &'static str {
+    match rule {
+        Rule::AllowHosts => "the host is not in florence.allow-hosts",
+        Rule::DenyHosts => "the host is in florence.deny-hosts",
+        Rule::AllowNetworks => {
+            "the host's address is neither public nor in florence.allow-networks"
+        }
+        Rule::DenyNetworks => "the host's address is in florence.deny-networks",
+    }
 }
 
 /// An address as text, if what it names may be fetched at all; asked before a job is stored.
@@ -60,29 +72,31 @@ pub(crate) fn check(uri: &[u8]) -> Result<&str, RedisError> {
         return Err(reply::error("ERR", text));
     }
     let uri = std::str::from_utf8(uri)
-        .map_err(|_not_text| reply::error("ERR", "the image is not valid UTF-8"))?;
-    if address::remote(uri).is_some() {
+        .map_err(|_not_text| reply::error("ERR", "the image is not valid UTF-8"))?
+        .trim_start();
+    if let Some((scheme, _)) = address::remote(uri) {
         let host = address::host(uri);
         let (length, most) = (host.len(), address::MOST_HOST_BYTES);
         if length > most {
             let text = format!("the host's name has {length} bytes, more than {most}");
             return Err(reply::error("ERR", text));
         }
-        let is_denied = uri.starts_with("http") && !FETCHER.permits_host(&host);
-        if is_denied {
-            return Err(reply::error("DENIED", "the host is not allowed"));
+        if address::is_web(scheme)
+            && let Some(rule) = FETCHER.rule_against(&host)
+        {
+            return Err(reply::error("DENIED", denial(rule)));
         }
         return Ok(uri);
     }
-    let Some(path) = local_path(uri) else {
+    let Some(path) = files::path(uri) else {
         let text = "the image must be an http(s), gs, s3 or data URL, an absolute path, DATA bytes \
             or KEY key";
         return Err(reply::error("ERR", text));
     };
-    if below_root(&path, &settings::FILE_ROOTS.get().0).is_some() {
+    if files::is_below_root(&path) {
         return Ok(uri);
     }
-    Err(reply::error("DENIED", "the file is not below a directory of florence.file-roots"))
+    Err(reply::error("DENIED", SourceError::NotBelowRoot.to_string()))
 }
 
 /// Refuses a picture that is larger than allowed.
@@ -95,19 +109,6 @@ pub(crate) fn check_size(bytes: usize) -> Result<(), RedisError> {
     Err(reply::error("ERR", text))
 }
 
-fn local_path(uri: &str) -> Option<PathBuf> {
-    let path = uri.strip_prefix("file://").unwrap_or(uri);
-    path.starts_with('/').then(|| PathBuf::from(path))
-}
-
-/// The first root that a path is below, and the rest of the path.
-fn below_root<'a>(path: &'a Path, roots: &[PathBuf]) -> Option<(PathBuf, &'a Path)> {
-    let is_plain = path.components().all(|part| part != Component::ParentDir);
-    let root = roots.iter().find(|root| is_plain && path.starts_with(root))?;
-    let rest = path.strip_prefix(root).ok().filter(|rest| *rest != Path::new(""))?;
-    Some((root.clone(), rest))
-}
-
 /// The bytes behind a URI that a user asks for, if they come before the deadline, and before `stop`
 /// says so.
 pub(crate) fn read(
@@ -116,8 +117,8 @@ pub(crate) fn read(
     deadline: Instant,
     stop: &Stop,
 ) -> Result<Vec<u8>, SourceError> {
-    if let Some(path) = local_path(uri) {
-        return read_file(&path);
+    if let Some(path) = files::path(uri) {
+        return files::read(&path);
     }
     let left = deadline.saturating_duration_since(Instant::now());
     let limits = FetchLimits {
@@ -129,8 +130,8 @@ pub(crate) fn read(
     let start = Instant::now();
     let fetched = FETCHER.fetch(uri, &limits, stop);
     let is_refused = fetched.as_ref().is_err_and(|error| {
-        use FetchError::{BadObject, BadUrl, Denied, DeniedHost};
-        matches!(error, BadUrl | BadObject | Denied | DeniedHost)
+        use FetchError::{BadObject, BadUrl, Denied};
+        matches!(error, BadUrl | BadObject | Denied(_))
     });
     // Nobody was asked: there is nothing to tell of.
     if !is_refused {
@@ -143,29 +144,4 @@ fn hash_of(user: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     user.hash(&mut hasher);
     hasher.finish()
-}
-
-/// Reads a regular file below an allowed directory; no link leads out of it, whatever changes
-/// while it is resolved.
-fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
-    const NO_WAITING: i32 = 0o4000; // O_NONBLOCK: opening a pipe must not wait for its other end
-    let roots = settings::FILE_ROOTS.get();
-    let (root, rest) = below_root(path, &roots.0).ok_or(SourceError::NotBelowRoot)?;
-    let unreadable = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => SourceError::NotBelowRoot,
-        _ => SourceError::Unreadable,
-    };
-    let root = Dir::open_ambient_dir(root, ambient_authority()).map_err(unreadable)?;
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(NO_WAITING);
-    let file = root.open_with(rest, &options).map_err(unreadable)?;
-    let limit = settings::MAX_IMAGE_BYTES.get();
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() || metadata.len() > limit {
-        return Err(SourceError::TooLarge);
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    // It may have grown meanwhile.
-    if bytes.len() as u64 > limit { Err(SourceError::TooLarge) } else { Ok(bytes) }
 }

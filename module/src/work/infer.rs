@@ -13,6 +13,7 @@ use florence_engine::{
     Error,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
+use serde_json::Value;
 
 use super::{commit::Commit, load::load, milliseconds};
 use crate::{
@@ -157,27 +158,36 @@ fn chain(error: &Arc<Error>) -> String {
     text
 }
 
-/// The fields of an answered job: the reference's result and text for one prompt, by prompt for
-/// several.
+/// The fields of an answered job: the reference's result, text and scores for one prompt, by prompt
+/// for several. Coordinates are rounded here, so that what is cached depends on no setting.
 fn answer_fields(prompts: &[String], served: &Served) -> Fields {
     let Served { answers, verdict, .. } = served;
-    let (result, text) = if let [answer] = answers.as_slice() {
-        (answer.json.to_string(), answer.text.clone())
+    let decimals = *settings::DECIMALS.get();
+    let scores: Vec<&[f32]> = answers.iter().map(|answer| answer.scores.as_slice()).collect();
+    let (result, text, scores) = if let [answer] = answers.as_slice() {
+        let result = answer.rounded(decimals).to_string();
+        (result, answer.text.clone(), serde_json::to_string(&answer.scores))
     } else {
         let mut results = serde_json::Map::new();
         for (prompt, answer) in prompts.iter().zip(answers) {
             // The reference's object has one entry, named by the task.
-            let value = answer.json.as_object().and_then(|object| object.values().next());
-            results.insert(prompt.clone(), value.cloned().unwrap_or_default());
+            let mut answer = answer.rounded(decimals);
+            let value = answer.as_object_mut().and_then(|object| object.values_mut().next());
+            results.insert(prompt.clone(), value.map(Value::take).unwrap_or_default());
         }
         let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
-        (serde_json::Value::from(results).to_string(), serde_json::json!(texts).to_string())
+        let text = serde_json::json!(texts).to_string();
+        (Value::from(results).to_string(), text, serde_json::to_string(&scores))
     };
     let tokens: usize = answers.iter().map(|answer| answer.token_ids.len()).sum();
     let model = model::loaded().map(|loaded| loaded.florence.name().to_owned()).unwrap_or_default();
+    let (width, height) = answers.first().map(|answer| answer.size).unwrap_or_default();
     vec![
         ("result", result.into()),
         ("text", text.into()),
+        ("scores", scores.unwrap_or_default().into()),
+        ("width", width.to_string().into()),
+        ("height", height.to_string().into()),
         ("tokens", tokens.to_string().into()),
         ("model", model.into()),
         ("cache", verdict.name().into()),

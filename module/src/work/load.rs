@@ -60,6 +60,9 @@ fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loade
         elapsed_ms(start),
         options.threads,
     ));
+    if let Some(note) = model::note(&florence) {
+        server::warn(&note);
+    }
     let held = florence.model().weight_bytes();
     server::tell(&format!(
         "its weights take {} MiB in memory and {} MiB in a mapped file, of which used_memory and \

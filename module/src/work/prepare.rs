@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
     Answer, Error, Florence, PrepareOptions, Stop, catch_panic,
     image::DecodeLimits,
-    serve::{Caches, Input, Keys, Part, Served, Verdict, Work},
+    serve::{Caches, Input, Keys, Part, PictureKey, Served, Verdict, Work},
 };
 
 use super::{WRITE_PAUSE, ahead, commit::Commit, elapsed_ms, guarded, infer::Claimant};
@@ -195,16 +195,22 @@ fn prepared(
             return Ok(Prepared::Ready { parts, input: Input::Seen(visual) });
         }
     }
-    let picture = florence.picture(bytes, &options(&claim.stop, claimant.attempt.deadline));
-    let picture = picture.map_err(|error| Failure::from(&error))?;
+    let options = PrepareOptions {
+        limits: decode_limits(&claim.stop, claimant.attempt.deadline),
+        orientation: request.orientation,
+        ..PrepareOptions::default()
+    };
+    let picture = florence.picture(bytes, &options).map_err(|error| Failure::from(&error))?;
     Ok(Prepared::Ready { parts, input: Input::Picture(picture) })
 }
 
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
     let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
+    let picture = PictureKey::new(scope, bytes, request.orientation);
+    let taken = *settings::PROMPTS.get();
     let part = |prompt: &String| {
-        let question = florence.question(prompt)?;
-        Ok(Part { question, keys: Keys::new(scope, bytes, prompt, &request.options) })
+        let question = florence.question(prompt, taken)?;
+        Ok(Part { keys: Keys::new(picture, &question, &request.options), question })
     };
     request.prompts.iter().map(part).collect()
 }
@@ -214,16 +220,13 @@ fn answers(caches: &Caches, parts: &[Part]) -> Option<Vec<Arc<Answer>>> {
     parts.iter().map(|part| caches.answer(&part.keys)).collect()
 }
 
-fn options(stop: &Stop, deadline: Instant) -> PrepareOptions {
-    PrepareOptions {
-        limits: DecodeLimits {
-            budget: Some(model::work().clone()),
-            deadline: Some(deadline),
-            pixels: settings::MAX_IMAGE_PIXELS.get(),
-            formats: *settings::IMAGE_FORMATS.get(),
-            stop: stop.clone(),
-            ..DecodeLimits::default()
-        },
-        ..PrepareOptions::default()
+fn decode_limits(stop: &Stop, deadline: Instant) -> DecodeLimits {
+    DecodeLimits {
+        budget: Some(model::work().clone()),
+        deadline: Some(deadline),
+        pixels: settings::MAX_IMAGE_PIXELS.get(),
+        formats: *settings::IMAGE_FORMATS.get(),
+        stop: stop.clone(),
+        ..DecodeLimits::default()
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let start = Instant::now();
             let visual = florence.visual(prepared.picture())?;
             times[1] += milliseconds(start);
-            batch.join(i, florence.encode(prepared.question(), &visual, &options)?);
+            batch.join(i, prepared.question(), &visual, &options)?;
         }
         let (start, mut steps) = (Instant::now(), 0);
         while !batch.is_empty() {
@@ -117,7 +117,7 @@ fn cosine(args: &Args) -> anyhow::Result<()> {
     let encode = |florence: &Florence| -> anyhow::Result<Vec<Vec<f32>>> {
         let prepared = florence.prepare(PICTURE, &args.prompt, &PrepareOptions::default())?;
         let model = florence.model();
-        let visual = model.visual_tokens(prepared.pixels(), |_| {})?;
+        let visual = model.visual_tokens(&[prepared.pixels()], |_| {})?;
         Ok(model.encode(&visual, prepared.prompt_ids())?.squeeze(0)?.to_vec2()?)
     };
     let florence = args.model.load()?;

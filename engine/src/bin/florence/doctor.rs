@@ -31,6 +31,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         start.elapsed().as_millis(),
         florence.max_new_tokens()
     );
+    if let Some(note) = florence.note() {
+        println!("note          {note}");
+    }
     Ok(())
 }
 

@@ -1,5 +1,20 @@
 //! `florence`: the engine on the command line, without Redis.
-#![expect(clippy::print_stdout, reason = "a command-line tool")]
+
+use std::{
+    fmt,
+    io::{ErrorKind, Write},
+    process::exit,
+};
+
+/// As the standard library's, but a reader that has gone ends the program without a panic.
+macro_rules! println {
+    ($($text:tt)*) => { crate::print(&mut std::io::stdout(), format_args!($($text)*)) };
+}
+
+/// As [`println`], for what is no answer.
+macro_rules! eprintln {
+    ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
+}
 
 mod bench;
 mod doctor;
@@ -30,6 +45,14 @@ enum Command {
     Bench(bench::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
+}
+
+/// Writes a line. To `head`, which has seen enough, nothing is left to say.
+#[expect(clippy::exit, reason = "nobody is there to hear of it")]
+fn print(out: &mut dyn Write, text: fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+        exit(i32::from(error.kind() != ErrorKind::BrokenPipe));
+    }
 }
 
 fn main() -> anyhow::Result<()> {

@@ -2,29 +2,40 @@
 //!
 //! `HF_ENDPOINT` names another hub, `HF_TOKEN` is sent to it (and not to where it redirects).
 //! A file is written as `NAME.part`, continued there after an interruption, checked against the
-//! hub's SHA-256 or size, and only then renamed.
+//! hub's SHA-256 or size, and only then renamed. A download that breaks off or stalls is continued
+//! at once, as long as it gets on.
 
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
+use florence_engine::{
+    fetch::{Authorities, Client, FetchError, FetchLimits, Pace, Response, receive},
+    model::StandIn,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Repository, such as microsoft/Florence-2-base-ft
-    repo: String,
+    /// Repository of the hub, such as microsoft/Florence-2-base-ft
+    #[arg(value_name = "MODEL")]
+    repo: Option<String>,
     /// Directory to write to (default: the repository's name)
     #[arg(long)]
     to: Option<PathBuf>,
     /// Branch, tag or commit
     #[arg(long, default_value = "main")]
     revision: String,
+    /// File of certificates in PEM, of authorities that are trusted besides the system's
+    #[arg(long, value_name = "FILE", default_value = "")]
+    ca_file: Authorities,
 }
 
 /// What the hub tells of a revision.
@@ -51,34 +62,32 @@ const NEEDED: [&str; 3] = ["config.json", "preprocessor_config.json", "tokenizer
 const OPTIONAL: [&str; 2] = ["generation_config.json", "LICENSE"];
 
 struct Hub {
-    agent: ureq::Agent,
+    client: Client,
     endpoint: String,
     token: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let Some(repo) = &args.repo else {
+        bail!("which model? For example: florence pull microsoft/Florence-2-base-ft");
+    };
+    let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     let hub = Hub {
-        agent: ureq::Agent::config_builder().http_status_as_error(false).build().into(),
-        endpoint: std::env::var("HF_ENDPOINT")
-            .unwrap_or_else(|_| "https://huggingface.co".to_owned()),
+        client: Client::new(&args.ca_file),
+        endpoint: endpoint
+            .map_or("https://huggingface.co".to_owned(), |it| it.trim_end_matches('/').to_owned()),
         token: std::env::var("HF_TOKEN").ok(),
     };
-    let name = args.repo.rsplit('/').next().unwrap_or(&args.repo);
+    let name = repo.rsplit('/').next().unwrap_or(repo);
     let directory = args.to.clone().unwrap_or_else(|| PathBuf::from(name));
-    let url =
-        format!("{}/api/models/{}/revision/{}?blobs=true", hub.endpoint, args.repo, args.revision);
-    let mut response = hub.get(&url, 0)?;
-    ensure!(response.status() == 200, "the hub answers {} for {}", response.status(), args.repo);
-    let revision: Revision = serde_json::from_reader(response.body_mut().as_reader())
-        .context("the hub's list of files cannot be read")?;
+    let revision = hub.revision(repo, &args.revision)?;
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     for file in wanted(&revision.siblings)? {
-        let url =
-            format!("{}/{}/resolve/{}/{}", hub.endpoint, args.repo, revision.sha, file.rfilename);
+        let url = format!("{}/{repo}/resolve/{}/{}", hub.endpoint, revision.sha, file.rfilename);
         hub.download(&url, file, &directory)?;
     }
-    println!("{} at {} is in {}", args.repo, revision.sha, directory.display());
+    println!("{repo} at {} is in {}", revision.sha, directory.display());
     Ok(())
 }
 
@@ -104,52 +113,146 @@ fn wanted(files: &[Sibling]) -> anyhow::Result<Vec<&Sibling>> {
     Ok(wanted)
 }
 
+/// Why a file is not there yet.
+enum Problem {
+    /// It may come with the next request.
+    ForNow(FetchError),
+    ForGood(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Problem {
+    fn from(error: E) -> Self {
+        Self::ForGood(error.into())
+    }
+}
+
 impl Hub {
+    /// Finds out what a revision consists of.
+    fn revision(&self, repo: &str, revision: &str) -> anyhow::Result<Revision> {
+        const MOST: u64 = 64 << 20;
+        let url = format!("{}/api/models/{repo}/revision/{revision}?blobs=true", self.endpoint);
+        let mut response = self.get(&url, 0).with_context(|| {
+            let host = self.host();
+            format!(
+                "{host} cannot be asked; where there is no way to it, name a mirror in HF_ENDPOINT, \
+                 or copy the checkpoint's files from another machine into a directory"
+            )
+        })?;
+        let status = response.status();
+        ensure!(status == 200, "the hub answers {status} for {repo} (OWNER/NAME) at {revision}");
+        let mut bytes = Vec::new();
+        response.body_mut().as_reader().take(MOST).read_to_end(&mut bytes)?;
+        if let Some(found) = StandIn::of(&bytes) {
+            bail!("the list of files is {found}: {} gave it", self.host());
+        }
+        serde_json::from_slice(&bytes).context("the hub's list of files cannot be read")
+    }
+
+    /// The hub's host, without what else is in its URL.
+    fn host(&self) -> String {
+        let url = url::Url::parse(&self.endpoint).ok();
+        let host = url.as_ref().and_then(|url| Some((url.host_str()?.to_owned(), url.port())));
+        match host {
+            Some((host, Some(port))) => format!("{host}:{port}"),
+            Some((host, None)) => host,
+            None => "HF_ENDPOINT, which is no URL,".to_owned(),
+        }
+    }
+
     /// Asks for a URL, from byte `from` on.
-    fn get(&self, url: &str, from: u64) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
-        let mut request = self.agent.get(url);
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        if from > 0 {
-            request = request.header("Range", format!("bytes={from}-"));
-        }
-        Ok(request.call()?)
+    fn get(&self, url: &str, from: u64) -> Result<Response, FetchError> {
+        let mut headers = Vec::new();
+        let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
+        let range = (from > 0).then(|| format!("bytes={from}-"));
+        headers.extend(range.as_deref().map(|range| ("Range", range)));
+        self.client.get(url, &headers)
     }
 
     fn download(&self, url: &str, file: &Sibling, directory: &Path) -> anyhow::Result<()> {
+        /// Requests without a byte, one after the other.
+        const MOST_IN_VAIN: u32 = 5;
         let name = file.rfilename.as_str();
         let (target, part) = (directory.join(name), directory.join(format!("{name}.part")));
         if target.exists() && check(&target, file).is_ok() {
             println!("{name} is there");
             return Ok(());
         }
-        let have = part.metadata().map_or(0, |metadata| metadata.len());
-        let mut response = self.get(url, have)?;
+        let mut in_vain = 0;
+        loop {
+            let before = length(&part);
+            match self.go_on(url, file, &part) {
+                Ok(()) => return finish(&part, &target, file),
+                Err(Problem::ForGood(error)) => return Err(error),
+                Err(Problem::ForNow(error)) => {
+                    in_vain = if length(&part) > before { 0 } else { in_vain + 1 };
+                    if in_vain == MOST_IN_VAIN {
+                        let host = self.host();
+                        let context =
+                            format!("{host} does not give {name}; run the command again to go on");
+                        return Err(anyhow::Error::from(error).context(context));
+                    }
+                    println!("{name}: {error}; going on from byte {}", length(&part));
+                    thread::sleep(Duration::from_secs(1) * in_vain);
+                }
+            }
+        }
+    }
+
+    /// Appends what is missing of a file, as far as it comes.
+    fn go_on(&self, url: &str, file: &Sibling, part: &Path) -> Result<(), Problem> {
+        /// So often a new average begins: a fast start must not make up for a stall.
+        const WINDOW: Duration = Duration::from_secs(30);
+        let (name, have) = (&file.rfilename, length(part));
+        let mut response = self.get(url, have).map_err(Problem::ForNow)?;
         let is_resumed = match response.status().as_u16() {
             206 => true,
             200 => false,
-            // All of it is there already, or more than the hub has: the check below tells.
-            416 => return finish(&part, &target, file),
-            status => bail!("the hub answers {status} for {name}"),
+            // All of it is there already, or more than the hub has: the check tells.
+            416 => return Ok(()),
+            status => {
+                let error = FetchError::Status(status);
+                if error.is_transient() {
+                    return Err(Problem::ForNow(error));
+                }
+                return Err(anyhow::anyhow!("the hub answers {status} for {name}").into());
+            }
         };
         let mut out = OpenOptions::new()
             .create(true)
             .write(true)
             .append(is_resumed)
             .truncate(!is_resumed)
-            .open(&part)
+            .open(part)
             .with_context(|| format!("cannot write {}", part.display()))?;
         let bar = progress_bar(name, size_of(file));
         bar.set_position(if is_resumed { have } else { 0 });
-        let mut body = bar.wrap_read(response.body_mut().as_reader());
-        std::io::copy(&mut body, &mut out).with_context(|| {
-            format!("the download of {name} broke off; run the command again to continue it")
-        })?;
-        out.flush()?;
+        let mut body = response.body_mut().as_reader();
+        let mut chunk = vec![0; 64 << 10];
+        let new_pace = || (Pace::new(FetchLimits::default().speed), Instant::now());
+        let (mut pace, mut since) = new_pace();
+        loop {
+            let count = receive(&mut body, &mut chunk).map_err(Problem::ForNow)?;
+            if count == 0 {
+                break;
+            }
+            out.write_all(&chunk[..count])?;
+            bar.inc(count as u64);
+            if pace.is_too_slow(count) {
+                return Err(Problem::ForNow(FetchError::TooSlow));
+            }
+            if since.elapsed() > WINDOW {
+                (pace, since) = new_pace();
+            }
+        }
         bar.finish();
-        finish(&part, &target, file)
+        Ok(())
     }
+}
+
+/// How much of a file is there.
+fn length(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.len())
 }
 
 fn size_of(file: &Sibling) -> Option<u64> {
@@ -168,6 +271,11 @@ fn finish(part: &Path, target: &Path, file: &Sibling) -> anyhow::Result<()> {
 
 fn check(path: &Path, file: &Sibling) -> anyhow::Result<()> {
     let name = &file.rfilename;
+    let mut start = Vec::new();
+    File::open(path)?.take(StandIn::START as u64).read_to_end(&mut start)?;
+    if let Some(found) = StandIn::of(&start) {
+        bail!("{name} is {found}");
+    }
     if let Some(expected) = size_of(file) {
         let size = path.metadata()?.len();
         ensure!(size == expected, "{name} has {size} bytes, the hub says {expected}");

@@ -1,9 +1,13 @@
-//! `florence run`: answers for pictures, as text or as one JSON object a line.
+//! `florence run`: answers for pictures, as text or as one JSON object a line. A picture that has
+//! none is told of on stderr, and the next one goes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use florence_engine::{Coordinates, GenerateOptions, PrepareOptions, image::Orientation};
+use anyhow::{Context, bail};
+use florence_engine::{
+    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions, image::Orientation,
+    prompt::Prompts,
+};
 use serde_json::json;
 
 use crate::load::ModelArgs;
@@ -15,6 +19,9 @@ pub(crate) struct Args {
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
+    /// Take the fifteen tasks only, or give the model any other text as it is
+    #[arg(long, value_name = "tasks|any", default_value = "tasks")]
+    prompts: Prompts,
     /// Beams; 1 is greedy search (default: the checkpoint's)
     #[arg(long)]
     beams: Option<usize>,
@@ -30,6 +37,9 @@ pub(crate) struct Args {
     /// Coordinates as floats, or truncated as newer transformers give them
     #[arg(long, value_name = "float|int", default_value = "float")]
     coordinates: Coordinates,
+    /// Digits after the point of coordinates, 0 to 9; all of them, as the reference has it
+    #[arg(long, value_name = "all|N", default_value = "all")]
+    decimals: Decimals,
     /// Turn pictures as their EXIF tag says
     #[arg(long)]
     exif: bool,
@@ -43,7 +53,27 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let florence = args.model.load()?;
+    if let Some(note) = florence.note() {
+        eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
+    }
+    // What is wrong with it is wrong for all pictures.
+    florence.question(&args.prompt, args.prompts)?;
+    let failed = args.images.iter().filter(|image| {
+        let answered = answer(&florence, args, image);
+        if let Err(error) = &answered {
+            eprintln!("{}: {error:#}", image.display());
+        }
+        answered.is_err()
+    });
+    match failed.count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} pictures have no answer", args.images.len()),
+    }
+}
+
+fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {
     let prepare = PrepareOptions {
+        prompts: args.prompts,
         orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
         ..PrepareOptions::default()
     };
@@ -54,27 +84,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         length_penalty: args.length_penalty,
         coordinates: args.coordinates,
     };
-    for image in &args.images {
-        let shown = image.display();
-        let bytes = std::fs::read(image).with_context(|| format!("cannot read {shown}"))?;
-        let prepared =
-            florence.prepare(&bytes, &args.prompt, &prepare).with_context(|| shown.to_string())?;
-        let answer = florence.run_one(&prepared, &generate).with_context(|| shown.to_string())?;
-        if args.json {
-            let line = json!({
-                "image": shown.to_string(),
-                "prompt": args.prompt,
-                "model": florence.name(),
-                "text": answer.text,
-                "token_ids": answer.token_ids,
-                "answer": answer.json,
-                "scores": answer.scores,
-                "timings_ms": answer.timings,
-            });
-            println!("{line}");
-        } else {
-            println!("{shown}: {}", answer.json);
-        }
+    let bytes = std::fs::read(image).context("cannot read it")?;
+    let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
+    let answer = florence.run_one(&prepared, &generate)?;
+    let (shown, result) = (image.display(), answer.rounded(args.decimals));
+    if args.json {
+        let (width, height) = answer.size;
+        let line = json!({
+            "image": shown.to_string(),
+            "prompt": args.prompt,
+            "model": florence.name(),
+            "width": width,
+            "height": height,
+            "text": answer.text,
+            "token_ids": answer.token_ids,
+            "answer": result,
+            "scores": answer.scores,
+            "timings_ms": answer.timings,
+        });
+        println!("{line}");
+    } else {
+        println!("{shown}: {result}");
     }
     Ok(())
 }

@@ -1,4 +1,8 @@
-//! Names that answer differently from one moment to the next, on loopback.
+//! Downloads from servers on loopback: names that answer differently from one moment to the next,
+//! servers that are slow; [`http`] is about what they send.
+
+mod http;
+mod tls;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -64,7 +68,7 @@ fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize
     let asked = Arc::new(AtomicUsize::new(0));
     let answers = answers.iter().map(parse).collect();
     let resolver = Scripted { answers, port, asked: Arc::clone(&asked) };
-    let fetcher = Fetcher::with_resolver(on_loopback(), Buckets::default(), resolver);
+    let fetcher = with_resolver(resolver);
     let url = format!("http://first.example:{port}{path}");
     let fetched = fetcher.fetch(&url, &FetchLimits::default(), &Stop::default());
     server.unblock();
@@ -83,7 +87,10 @@ fn the_address_that_was_checked_is_the_one_that_is_used() {
 fn one_inner_address_spoils_the_name() {
     for answer in [&["127.0.0.1", "127.0.0.2"][..], &["127.0.0.2", "127.0.0.1"], &["::1"]] {
         let (fetched, _, hits) = fetch(&[answer], "/picture");
-        assert!(matches!(fetched, Err(FetchError::Denied)), "{answer:?}: {fetched:?}");
+        assert!(
+            matches!(fetched, Err(FetchError::Denied(Rule::AllowNetworks))),
+            "{answer:?}: {fetched:?}"
+        );
         assert_eq!(hits, 0);
     }
 }
@@ -132,6 +139,15 @@ pub(super) fn answers(list: &'static [(u16, &'static str)]) -> (u16, Arc<AtomicU
     (port, asked)
 }
 
+fn fetcher(rules: AccessRules) -> Fetcher {
+    Fetcher::new(rules, Buckets::default(), &Authorities::default())
+}
+
+fn with_resolver(resolver: impl Resolver) -> Fetcher {
+    let authorities = Authorities::default();
+    Fetcher::with_resolver(on_loopback(), Buckets::default(), &authorities, resolver)
+}
+
 fn on_loopback() -> AccessRules {
     AccessRules { allow_networks: "127.0.0.1".parse().unwrap(), ..AccessRules::default() }
 }
@@ -141,7 +157,7 @@ fn a_download_ends_soon_after_it_is_told_to() {
     let header = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
     for first in [&b""[..], header] {
         let port = stalls(first, Duration::from_millis(50));
-        let fetcher = Fetcher::new(on_loopback(), Buckets::default());
+        let fetcher = fetcher(on_loopback());
         let stop = Stop::default();
         let (other, start) = (stop.clone(), Instant::now());
         let stopper = thread::spawn(move || {
@@ -159,15 +175,25 @@ fn a_download_ends_soon_after_it_is_told_to() {
 #[test]
 fn a_download_ends_in_time_however_the_server_trickles() {
     // The last is the start of a TLS record of 16 KiB.
-    let (http, tls) = (&b"HTTP/1.1 200 OK\r\nX: "[..], &b"\x16\x03\x03\x40\x00"[..]);
-    for (scheme, first) in [("http", &b""[..]), ("http", http), ("https", b""), ("https", tls)] {
+    let (head, tls) = (&b"HTTP/1.1 200 OK\r\nX: "[..], &b"\x16\x03\x03\x40\x00"[..]);
+    let body = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+    for (scheme, first, phase) in [
+        ("http", &b""[..], Phase::Answer),
+        ("http", head, Phase::Answer),
+        ("http", body, Phase::Body),
+        ("https", b"", Phase::Connection),
+        ("https", tls, Phase::Connection),
+    ] {
         let port = stalls(first, Duration::from_millis(20));
-        let fetcher = Fetcher::new(on_loopback(), Buckets::default());
+        let fetcher = fetcher(on_loopback());
         let limits = FetchLimits { total: Duration::from_millis(400), ..FetchLimits::default() };
         let start = Instant::now();
         let url = format!("{scheme}://127.0.0.1:{port}/x.png");
         let fetched = fetcher.fetch(&url, &limits, &Stop::default());
-        assert!(matches!(fetched, Err(FetchError::Timeout)), "{scheme} {first:?}: {fetched:?}");
+        let Err(FetchError::Timeout(found)) = fetched else {
+            panic!("{scheme} {first:?}: {fetched:?}");
+        };
+        assert_eq!(found, phase, "{scheme} {first:?}");
         assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     }
 }
@@ -190,11 +216,11 @@ impl Resolver for Slow {
 
 #[test]
 fn nobody_waits_for_a_name_longer_than_wanted() {
-    let fetcher = Fetcher::with_resolver(on_loopback(), Buckets::default(), Slow);
+    let fetcher = with_resolver(Slow);
     let short = FetchLimits { total: Duration::from_millis(300), ..FetchLimits::default() };
     let start = Instant::now();
     let fetched = fetcher.fetch("http://slow.example/", &short, &Stop::default());
-    assert!(matches!(fetched, Err(FetchError::Timeout)), "{fetched:?}");
+    assert!(matches!(fetched, Err(FetchError::Timeout(Phase::Name))), "{fetched:?}");
     let stop = Stop::default();
     stop.stop();
     let fetched = fetcher.fetch("http://slow.example/", &FetchLimits::default(), &stop);
