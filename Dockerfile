@@ -5,12 +5,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY cli cli
 COPY engine engine
 COPY module module
 COPY loadtests loadtests
 COPY tests tests
 COPY models models
-RUN cargo build --release --locked -p florence-module -p florence-engine
+RUN cargo build --release --locked -p florence-module -p florence-cli
 
 FROM debian:bookworm-slim
 RUN apt-get update \

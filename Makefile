@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration clients arm lint fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -19,7 +19,7 @@ setup:  ## install what the build and the demo need (Debian)
 	@tools/setup.sh base
 
 build: setup  ## build the module and the command line
-	$(CARGO) build --release --locked -p florence-module -p florence-engine
+	$(CARGO) build --release --locked -p florence-module -p florence-cli
 
 demo: build  ## start redis-server with the module and ask it about the sample pictures
 	@tools/demo.sh
@@ -31,8 +31,9 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	@tools/setup.sh tests
 	$(MAKE) --no-print-directory lint unit integration
 
-unit:  ## unit tests, goldens of the reference, documentation tests
-	$(CARGO) test --release --locked -p florence-engine -p florence-module -p florence-load
+unit:  ## unit tests, goldens of the reference, documentation tests, the command line and its page
+	$(CARGO) build --release --locked -p florence-module
+	$(CARGO) test --release --locked -p florence-engine -p florence-cli -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests and the typed clients' on every server that tools/setup.sh installed
@@ -50,8 +51,13 @@ arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cli
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
+
+screenshots: setup  ## pictures of the page of `florence web`, into docs
+	@tools/setup.sh tests
+	$(CARGO) build --release --locked -p florence-module
+	FLORENCE_SCREENSHOTS=$(CURDIR)/docs $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
 
 .venv-reference:
 	@tools/setup.sh reference

@@ -34,6 +34,8 @@ mod ends; // what is logged and counted when jobs end, downloads that are broken
 mod forged; // hashes that claim to be jobs
 #[path = "suite/fuzz.rs"]
 mod fuzz; // random commands and pictures
+#[path = "suite/history.rs"]
+mod history; // jobs that have ended, as they are listed
 #[path = "suite/jobs.rs"]
 mod jobs; // what a job can be asked for, and who hears of its end
 #[path = "suite/limits.rs"]
@@ -42,6 +44,8 @@ mod limits; // how much one command may ask for
 mod load; // many jobs, many waiters
 #[path = "suite/memory.rs"]
 mod memory; // what pictures take while they are read
+#[path = "suite/metrics.rs"]
+mod metrics; // latencies, ends and figures, and the page that documents them
 #[path = "suite/mixed/mod.rs"]
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
@@ -56,3 +60,5 @@ mod settings; // settings that are refused, and how that is said
 mod sources; // where pictures come from, and what is wrong with them
 #[path = "suite/tenants.rs"]
 mod tenants; // several users of one server
+#[path = "suite/thumbnails.rs"]
+mod thumbnails; // small copies of the pictures

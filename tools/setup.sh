@@ -55,6 +55,9 @@ fi
 if [ "$1" = tests ]; then
     need node nodejs
     need npm npm
+    # The browser of cli/tests/browser.rs.
+    need chromium chromium
+    need chromedriver chromium-driver
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi

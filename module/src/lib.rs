@@ -17,7 +17,7 @@
 //! - `source`: where pictures may come from
 //! - `model`: the model, as far as it is loaded
 //! - `server`: the module API; the only hand-written unsafe code
-//! - `figures`: counters
+//! - `figures`: counters and latencies
 //! - `settings`: one table of what can be set
 
 mod celery;
@@ -35,6 +35,18 @@ mod work;
 
 use redis_module::{Context, RedisString, Status};
 
+/// As MODULE LIST shows it: 0.1.2 is 102.
+const VERSION: i32 = number(env!("CARGO_PKG_VERSION_MAJOR")) * 10_000
+    + number(env!("CARGO_PKG_VERSION_MINOR")) * 100
+    + number(env!("CARGO_PKG_VERSION_PATCH"));
+
+const fn number(digits: &str) -> i32 {
+    match i32::from_str_radix(digits, 10) {
+        Ok(number) => number,
+        Err(_) => 0,
+    }
+}
+
 fn init(ctx: &Context, args: &[RedisString]) -> Status {
     match start(ctx, args) {
         Ok(()) => Status::Ok,
@@ -49,6 +61,7 @@ fn init(ctx: &Context, args: &[RedisString]) -> Status {
 
 /// The error is a line for the log, unless the server has written one.
 fn start(ctx: &Context, args: &[RedisString]) -> Result<(), Option<String>> {
+    figures::uptime();
     server::check()?;
     server::limit_candle();
     server::set_options(ctx);
@@ -84,7 +97,7 @@ fn deinit(_ctx: &Context) -> Status {
 mod module {
     use redis_module::{InfoContext, RedisResult, redis_module};
 
-    use crate::{command as c, deinit, init};
+    use crate::{VERSION, command as c, deinit, init};
 
     fn add_info(ctx: &InfoContext, for_crash_report: bool) {
         c::add_info(ctx, for_crash_report);
@@ -92,7 +105,7 @@ mod module {
 
     redis_module! {
         name: "florence",
-        version: 1,
+        version: VERSION,
         allocator: (std::alloc::System, std::alloc::System),
         data_types: [],
         init: init,

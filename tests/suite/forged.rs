@@ -214,8 +214,11 @@ fn option(value: &str) -> End {
 }
 
 #[test]
-fn beams_and_tokens_that_nobody_can_compute() {
-    assert_harmless(&[], &each_alone(&["beams", "maxtokens"], |_, value| option(value)));
+fn beams_tokens_and_thumbnails_that_nobody_can_compute() {
+    assert_harmless(
+        &[],
+        &each_alone(&["beams", "maxtokens", "thumbnail_px"], |_, value| option(value)),
+    );
 }
 
 #[test]

@@ -177,6 +177,76 @@ fn a_delayed_job_starts_when_its_time_has_come() {
 }
 
 #[test]
+fn a_job_that_waits_for_its_time_tells_when_that_is() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let url = pictures.url("shapes.png");
+    let row = |key: &str| -> HashMap<String, String> {
+        let rows: Vec<HashMap<String, String>> = server.call(&["FLORENCE.JOBS"]);
+        rows.into_iter().find(|row| row["id"] == key).unwrap()
+    };
+    submit(&server, "later", &url, &["<CAPTION>", "DELAY", "600000"]);
+    let job = server.job("later");
+    let due = number(&job, "submitted_at") + 600_000;
+    assert_eq!(number(&job, "due_at"), due);
+    assert_eq!(row("later")["due_at"], due.to_string());
+    // Until the next attempt it is the same as for a retry.
+    submit(&server, "again", &pictures.url("status/503"), &["<CAPTION>"]);
+    let job = eventually("it waits for a retry", || {
+        let job = server.job("again");
+        (job["state"].as_deref() == Some("retrying")).then_some(job)
+    });
+    assert_eq!(job["due_at"], job["retry_at"]);
+    submit(&server, "now", &pictures.url("held/back/shapes.png"), &["<OD>"]);
+    assert_eq!(server.job("now")["due_at"], None);
+    assert!(!row("now").contains_key("due_at"));
+    submit(&server, "soon", &url, &["<CAPTION>", "DELAY", "10"]);
+    assert_eq!(wait(&server, "soon")["due_at"], None);
+}
+
+#[test]
+fn a_paused_server_starts_nothing_and_does_all_else() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let pause = |value: &str| server.call::<()>(&["CONFIG", "SET", "florence.paused", value]);
+    submit(&server, "at work", &pictures.url("held/back/shapes.png"), &["<OD>"]);
+    eventually("it is fetched", || (server.state("at work") == "fetching").then_some(()));
+    pause("yes");
+    let url = pictures.url("shapes.png");
+    submit(&server, "url", &url, &["<CAPTION>"]);
+    let mut data = redis::cmd("FLORENCE.SUBMIT");
+    data.arg("data").arg("DATA").arg(std::fs::read(picture("sign.png")).unwrap()).arg("<OCR>");
+    data.exec(&mut server.connect()).unwrap();
+    submit(&server, "delayed", &url, &["<OCR>", "DELAY", "1"]);
+    submit(&server, "late", &url, &["<OCR>", "EXPIRES", "100"]);
+    submit(&server, "unwanted", &url, &["<OCR>"]);
+    // What is at work goes on to its end.
+    pictures.release("back");
+    assert_eq!(wait(&server, "at work")["state"].as_deref(), Some("done"));
+    assert_eq!(wait(&server, "late")["state"].as_deref(), Some("expired"));
+    assert_eq!(server.call::<i64>(&["FLORENCE.CANCEL", "unwanted"]), 1);
+    assert_eq!(server.call::<i64>(&["FLORENCE.RETRY", "unwanted"]), 1);
+    let waiting = ["url", "data", "delayed", "unwanted"];
+    let any = [&["FLORENCE.WAIT"], &waiting[..], &["1"]].concat();
+    assert_eq!(server.call::<Option<Map>>(&any), None);
+    for key in waiting {
+        let job = server.job(key);
+        assert_eq!((job["state"].as_deref(), number(&job, "attempts")), (Some("queued"), 0));
+        // Nobody knows how long it will be.
+        assert_eq!(job["eta_ms"], None);
+    }
+    assert_eq!(pictures.hits(), 1);
+    pause("no");
+    for key in waiting {
+        assert_eq!(wait(&server, key)["state"].as_deref(), Some("done"), "{key}");
+    }
+    // From the start, too.
+    let server = Server::ready(&["florence.paused yes"]);
+    submit(&server, "job", &url, &["<CAPTION>"]);
+    assert_eq!(server.call::<Option<Map>>(&["FLORENCE.WAIT", "job", "1"]), None);
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "no"]);
+    assert_eq!(wait(&server, "job")["state"].as_deref(), Some("done"));
+}
+
+#[test]
 fn a_job_that_is_not_started_in_time_expires() {
     let (server, pictures) = (one_fetcher(&[]), Pictures::serve());
     submit(&server, "slow", &pictures.url("held/back/shapes.png"), &["<CAPTION>"]);

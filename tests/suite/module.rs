@@ -31,15 +31,30 @@ fn a_second_load_with_a_typing_error_and_an_unload_are_refused() {
     assert_eq!(server.stat("panics"), 0);
 }
 
+/// What COMMAND DOCS tells of a command of ours.
+fn docs(server: &Server, command: &str) -> HashMap<String, Value> {
+    let name = format!("florence.{command}");
+    let mut docs: HashMap<String, HashMap<String, Value>> =
+        server.call(&["COMMAND", "DOCS", &name]);
+    docs.remove(&name).unwrap_or_else(|| panic!("{name}: {docs:?}"))
+}
+
+const COMMANDS: [&str; 11] = [
+    "submit", "get", "wait", "cancel", "retry", "jobs", "hosts", "stats", "model", "control",
+    "help",
+];
+
 #[test]
 fn commands_are_documented() {
     let server = Server::start();
-    let names = ["submit", "get", "wait", "cancel", "jobs", "stats", "model", "control", "help"];
-    for name in names {
-        let name = format!("florence.{name}");
-        let docs: HashMap<String, HashMap<String, Value>> =
-            server.call(&["COMMAND", "DOCS", &name]);
-        assert!(docs[&name].contains_key("summary"), "{name}");
+    let version =
+        |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().unwrap()).collect() };
+    for name in COMMANDS {
+        let docs = docs(&server, name);
+        assert!(docs.contains_key("summary") && docs.contains_key("complexity"), "{name}");
+        // No command is newer than the module.
+        let since: String = redis::from_redis_value(&docs["since"]).unwrap();
+        assert!(version(&since) <= version(env!("CARGO_PKG_VERSION")), "{name}: {since}");
     }
     let keys: Vec<String> =
         server.call(&["COMMAND", "GETKEYS", "FLORENCE.WAIT", "a", "b", "c", "10"]);
@@ -48,6 +63,75 @@ fn commands_are_documented() {
         server.call(&["COMMAND", "GETKEYS", "FLORENCE.SUBMIT", "a", "/x.png", "<OD>"]);
     assert_eq!(keys, ["a"]);
     assert!(server.call::<Vec<String>>(&["FLORENCE.HELP"]).len() > 5);
+}
+
+/// How clients show arguments: words as they are, values in brackets, alternatives with bars.
+fn shown(arguments: &Value, between: &str) -> String {
+    let arguments: Vec<HashMap<String, Value>> = redis::from_redis_value(arguments).unwrap();
+    let shown: Vec<String> = arguments.iter().map(one_shown).collect();
+    shown.join(between)
+}
+
+fn one_shown(argument: &HashMap<String, Value>) -> String {
+    let text = |field: &str| -> Option<String> {
+        Some(redis::from_redis_value(argument.get(field)?).unwrap())
+    };
+    let (name, kind) = (text("name").unwrap(), text("type").unwrap());
+    let flags: Vec<String> = argument
+        .get("flags")
+        .map(|flags| redis::from_redis_value(flags).unwrap())
+        .unwrap_or_default();
+    let value = match kind.as_str() {
+        "pure-token" => None,
+        "oneof" => Some(shown(&argument["arguments"], "|")),
+        "block" => Some(shown(&argument["arguments"], " ")),
+        _ => Some(name),
+    };
+    let words: Vec<String> = text("token").into_iter().chain(value).collect();
+    let mut all = words.join(" ");
+    if flags.iter().any(|flag| flag == "multiple") {
+        all = format!("{all} [{all} ...]");
+    }
+    if flags.iter().any(|flag| flag == "optional") {
+        all = format!("[{all}]");
+    }
+    all
+}
+
+#[test]
+fn command_docs_tell_the_arguments_that_help_tells() {
+    let server = Server::start();
+    let help: Vec<String> = server.call(&["FLORENCE.HELP"]);
+    // Lines that go on are indented.
+    let help = help.join("\n").replace("\n    ", " ");
+    let told = |name: &str| {
+        let docs = docs(&server, name);
+        docs.get("arguments").map(|arguments| shown(arguments, " ")).unwrap_or_default()
+    };
+    let mut known = 0;
+    for line in help.lines() {
+        let Some(words) = line.strip_prefix("FLORENCE.") else { continue };
+        let (name, arguments) = words.split_once(' ').unwrap_or((words, ""));
+        assert_eq!(told(&name.to_lowercase()), arguments, "{name}");
+        known += 1;
+    }
+    // All but CONTROL, which nobody calls.
+    assert_eq!(known, COMMANDS.len() - 1, "{help}");
+    assert_eq!(told("control"), "channel message");
+    // All options are there that the page about the commands has.
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/COMMANDS.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let submit = told("submit");
+    let (_, table) = page.split_once("| option |").unwrap();
+    let rows = table.split("\n\n").next().unwrap().lines().skip(2);
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let words = cells.flat_map(|cell| cell.split(['`', ',', ' '])).filter(|word| !word.is_empty());
+    let options: Vec<&str> = words.collect();
+    assert!(options.len() >= 13, "{options:?}");
+    for option in options {
+        let is_shown = submit.split(['[', ']', '|', ' ']).any(|word| word == option);
+        assert!(is_shown, "{option} is not in {submit}");
+    }
 }
 
 #[test]

@@ -95,7 +95,12 @@ impl Secrets {
 
 #[test]
 fn nobody_who_watches_sees_pictures_or_what_opens_them() {
-    let lines = ["slowlog-log-slower-than 0", "slowlog-max-len 100000", "loglevel debug"];
+    let lines = [
+        "slowlog-log-slower-than 0",
+        "slowlog-max-len 100000",
+        "loglevel debug",
+        "florence.thumbnails 64",
+    ];
     let (server, pictures) = (Server::with(Settings::lines(&lines)), Pictures::serve());
     server.wait_for_model();
     let secrets = Secrets::new(&pictures);
@@ -127,6 +132,9 @@ fn nobody_who_watches_sees_pictures_or_what_opens_them() {
     let seen = monitor.end(&server);
     assert!(seen.contains("\"FLORENCE.RETRY\" \"later:url\""), "{seen}");
     secrets.assert_none_in("MONITOR", &seen);
+    // The small copies of the pictures are JPEG files, and begin with that word.
+    let copy: Vec<u8> = server.call(&["HGET", "data", "thumbnail"]);
+    assert!(String::from_utf8_lossy(&copy).contains("JFIF") && !seen.contains("JFIF"), "{seen}");
     let slow: Value = server.call(&["SLOWLOG", "GET", "-1"]);
     let slow = format!("{slow:#?}");
     assert!(slow.contains("later:url"), "{slow}");

@@ -12,7 +12,7 @@ const DIRECTORIES: &[&str] = &["absolute paths of directories that are there"];
 const YES_OR_NO: &[&str] = &["yes", "no"];
 
 /// These may be changed while the server runs.
-const CHANGEABLE: [Bad; 15] = [
+const CHANGEABLE: [Bad; 18] = [
     ("max-batch", "0", NUMBER),
     ("max-batch", "65", NUMBER),
     ("max-batch", "abc", NUMBER),
@@ -28,6 +28,9 @@ const CHANGEABLE: [Bad; 15] = [
     ("decimals", "10", &["all", "from 0 to 9"]),
     ("decimals", "-1", &["all", "from 0 to 9"]),
     ("prompts", "all", &["tasks or any"]),
+    ("paused", "1", YES_OR_NO),
+    ("thumbnails", "1025", &["is not a whole number from 0 to 1024"]),
+    ("ended-jobs", "-1", &["is not a whole number from 0 to 1000000"]),
 ];
 
 /// These are read at the start only.
@@ -138,6 +141,9 @@ fn config_set_takes_good_values() {
         ("prompts", "any", "any"),
         ("file-roots", "", ""),
         ("stream", "ended", "ended"),
+        ("paused", "yes", "yes"),
+        ("thumbnails", "256", "256"),
+        ("ended-jobs", "0", "0"),
     ] {
         let name = format!("florence.{name}");
         server.call::<()>(&["CONFIG", "SET", &name, value]);

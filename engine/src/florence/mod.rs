@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     Error,
     generate::{Generated, Rules},
-    image::{PixelValues, Preprocessor, decode},
+    image::{PixelValues, Preprocessor, Rgb, decode},
     model::{
         Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
         Target,
@@ -324,10 +324,15 @@ impl Florence {
         let start = Instant::now();
         let rgb = decode(bytes, &options.limits, options.orientation)?;
         let decode_ms = milliseconds(start);
+        Ok(Picture { decode_ms, ..self.preprocess(&rgb) })
+    }
+
+    /// Preprocesses a picture that somebody else has decoded.
+    pub fn preprocess(&self, picture: &Rgb) -> Picture {
         let start = Instant::now();
-        let pixels = self.threads.install(|| self.preprocessor.pixel_values(&rgb));
-        let size = (rgb.width, rgb.height);
-        Ok(Picture { pixels, size, decode_ms, preprocess_ms: milliseconds(start) })
+        let pixels = self.threads.install(|| self.preprocessor.pixel_values(picture));
+        let size = (picture.width, picture.height);
+        Picture { pixels, size, decode_ms: 0.0, preprocess_ms: milliseconds(start) }
     }
 
     /// Both of a job's parts.

@@ -323,6 +323,7 @@ fn accept(ctx: &Context, celery: &Celery, task: &Task, wanted: Result<Wanted, Ex
     job.add(FIELD, json!(task).to_string());
     let key = string(ctx, key.as_bytes());
     let seen = new::store(ctx, &key, job);
+    figures::CELERY_TAKEN.add(1);
     sync::created(&JobKey { db: celery.broker_db(), name: key.as_slice().into() }, &seen);
 }
 

@@ -1,9 +1,12 @@
-//! `INFO florence`: the counters, and the state of the model.
+//! `INFO florence`: the figures, the state of the model, and percentiles of latencies.
 
 use redis_module::InfoContext;
 
-use super::inspect::figures;
-use crate::model::{self, Model};
+use super::stats::figures;
+use crate::{
+    figures::{self, latency},
+    model::{self, Model},
+};
 
 /// Adds our section. In a crash report no lock may be taken, so it is left out there.
 pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
@@ -16,15 +19,28 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         Model::Failed(problem) => ("failed", problem.replace(['\r', '\n'], " ")),
     };
     // A section that cannot be built is one that INFO was not asked for.
-    let Ok(mut section) = ctx.builder().add_section("engine").field("model", model) else {
-        return;
-    };
-    for (name, value) in figures() {
-        let Ok(next) = section.field(name, value.to_string()) else { return };
+    let mut section = ctx.builder().add_section("engine");
+    let texts = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("uptime_seconds", figures::uptime().as_secs().to_string()),
+        ("model", model.to_owned()),
+        ("model_error", error),
+    ];
+    let texts = texts.into_iter().map(|(name, text)| (name.to_owned(), text));
+    let numbers = figures().into_iter().map(|(name, number)| (name.to_owned(), number.to_string()));
+    for (name, value) in texts.chain(numbers).chain(latency::all().map(|told| percentiles(&told))) {
+        let Ok(next) = section.field(&name, value) else { return };
         section = next;
     }
-    let Ok(section) = section.field("model_error", error) else { return };
     if let Ok(built) = section.build_section() {
         let _ = built.build_info();
     }
+}
+
+/// A line as the server's own latencystats have it.
+fn percentiles(told: &latency::Told) -> (String, String) {
+    let task = told.asked.name().trim_matches(['<', '>']);
+    let name = format!("latency_percentiles_usec_{}_{task}", told.phase);
+    let at = |share| told.percentile(share);
+    (name, format!("p50={:.3},p99={:.3},p99.9={:.3}", at(0.5), at(0.99), at(0.999)))
 }

@@ -1,104 +1,19 @@
-//! `FLORENCE.JOBS`, `STATS`, `MODEL` and `HELP`: looking at the module.
+//! `FLORENCE.HOSTS` and `MODEL`: looking at the module.
 
 use florence_engine::Florence;
-use redis_module::{AclPermissions, Context, RedisResult, RedisValue};
+use redis_module::{Context, RedisResult, RedisValue};
 
-use super::args::Args;
+use super::{args::Args, stats::integer};
 use crate::{
-    figures::COUNTERS,
-    job::{self, State},
     model::{self, Model},
-    queue::{queue, retained, waiters},
-    server::{
-        self,
-        reply::{self, bulk},
-    },
+    server::reply::{self, bulk},
     settings::{self, Setting},
     source,
 };
 
-const DEFAULT_COUNT: i64 = 100;
-/// Most jobs that are listed, whatever COUNT says: the main thread looks at each.
-const MOST: usize = 1000;
-
-/// `FLORENCE.JOBS [STATE s] [COUNT n]`: keys and states of unfinished jobs, in the order of their turn.
-pub(super) fn jobs(ctx: &Context, args: &mut Args) -> RedisResult {
-    let (mut state, mut count) = (None, DEFAULT_COUNT);
-    while let Some(option) = args.option() {
-        match option.to_string_lossy().to_ascii_uppercase().as_str() {
-            "STATE" => {
-                let name = args.value("STATE")?.as_slice().to_ascii_lowercase();
-                let unknown = || {
-                    let name = server::printable(&name);
-                    reply::error("ERR", format!("unknown state '{name}'"))
-                };
-                state = Some(State::parse(&name).ok_or_else(unknown)?);
-            }
-            "COUNT" => count = args.integer("COUNT", 1, 100_000)?,
-            _ => return Err(reply::syntax(option.as_slice())),
-        }
-    }
-    let count = usize::try_from(count).unwrap_or_default().min(MOST);
-    // Some of them may be hidden from this user, or in another state by now.
-    let keys = queue().keys(server::selected_db(ctx), state, 2 * count, |_| true);
-    let user = server::user(ctx);
-    let found = keys.into_iter().filter_map(|key| {
-        // Who may not read a key does not learn of it either.
-        let name = server::string(ctx, &key.name);
-        if let Some(user) = &user {
-            ctx.acl_check_key_permission(user, &name, &AclPermissions::ACCESS).ok()?;
-        }
-        let found = queue().state(key.as_ref(), &job::open(ctx, &key).ok()?);
-        state.is_none_or(|state| state == found).then(|| {
-            reply::map([
-                ("id", RedisValue::StringBuffer(key.name.to_vec())),
-                ("state", bulk(found.name())),
-            ])
-        })
-    });
-    Ok(RedisValue::Array(found.take(count).collect()))
-}
-
-/// The figures that STATS and INFO show.
-pub(super) fn figures() -> Vec<(&'static str, u64)> {
-    let (waiting, active) = queue().counts();
-    let mut figures = vec![
-        ("jobs_waiting", waiting as u64),
-        ("jobs_delayed", queue().delayed() as u64),
-        ("jobs_active", active as u64),
-        ("waiters", waiters::count() as u64),
-    ];
-    figures.extend(COUNTERS.iter().map(|(name, counter)| (*name, counter.get())));
-    let (answers, pictures) =
-        model::loaded().map(|loaded| loaded.caches.bytes()).unwrap_or_default();
-    figures.extend([
-        ("cache_result_bytes", answers),
-        ("cache_feature_bytes", pictures),
-        ("retained_bytes", retained::bytes()),
-    ]);
-    figures.extend(memory());
-    figures
-}
-
-/// What the engine holds beside the server's own memory.
-fn memory() -> [(&'static str, u64); 5] {
-    let (weights, caches) = model::loaded().map_or_else(Default::default, |loaded| {
-        let (answers, pictures) = loaded.caches.bytes();
-        (loaded.florence.model().weight_bytes(), answers + pictures)
-    });
-    [
-        ("memory_weights_mapped", weights.mapped),
-        ("memory_weights_packed", weights.owned),
-        ("memory_caches", caches),
-        ("memory_work", model::work().used()),
-        ("memory_work_peak", model::work().peak()),
-    ]
-}
-
 /// `FLORENCE.HOSTS`: for operators, since it tells where all pictures come from.
 pub(super) fn hosts(_ctx: &Context, args: &mut Args) -> RedisResult {
     args.finish()?;
-    let integer = |n: u64| RedisValue::Integer(i64::try_from(n).unwrap_or(i64::MAX));
     let rows = source::hosts().into_iter().map(|(host, figures)| {
         reply::map([
             ("host", bulk(host)),
@@ -109,13 +24,6 @@ pub(super) fn hosts(_ctx: &Context, args: &mut Args) -> RedisResult {
         ])
     });
     Ok(RedisValue::Array(rows.collect()))
-}
-
-/// `FLORENCE.STATS`
-pub(super) fn stats(_ctx: &Context, args: &mut Args) -> RedisResult {
-    args.finish()?;
-    let integer = |n: u64| RedisValue::Integer(i64::try_from(n).unwrap_or(i64::MAX));
-    Ok(reply::map(figures().into_iter().map(|(name, n)| (name, integer(n)))))
 }
 
 /// `FLORENCE.MODEL`
@@ -141,26 +49,4 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
         ("error", error),
         ("note", note),
     ]))
-}
-
-/// `FLORENCE.HELP`
-pub(super) fn help(_ctx: &Context, args: &mut Args) -> RedisResult {
-    args.finish()?;
-    let lines = [
-        "FLORENCE.SUBMIT key image prompt|PROMPTS n prompt [prompt ...] [PRIORITY n] [DELAY ms] [EXPIRES ms]",
-        "    [TIMEOUT ms] [RETRIES n] [TTL s] [BEAMS n] [MAXTOKENS n] [MODEL name] [EXIF|NOEXIF]",
-        "    [NOCACHE]",
-        "    key: * lets the server choose. image: an http(s), gs, s3 or data URL, an absolute path or",
-        "    file:// URL below florence.file-roots, DATA bytes, or KEY key. prompt: <CAPTION>, <OD>, ...",
-        "FLORENCE.GET key [RESULT]",
-        "FLORENCE.WAIT key [key ...] timeout",
-        "FLORENCE.CANCEL key [key ...]",
-        "FLORENCE.RETRY key [key ...]",
-        "FLORENCE.JOBS [STATE state] [COUNT n]",
-        "FLORENCE.STATS",
-        "FLORENCE.HOSTS",
-        "FLORENCE.MODEL",
-        "FLORENCE.HELP",
-    ];
-    Ok(RedisValue::Array(lines.into_iter().map(bulk).collect()))
 }

@@ -136,6 +136,7 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "EXIF" => options.exif = Some(true),
             "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
+            "THUMBNAIL" => options.thumbnail = Some(args.limited(limits::THUMBNAIL)?),
             _ => return Err(reply::syntax(option.as_slice())),
         }
     }

@@ -30,6 +30,18 @@ pub(crate) enum Code {
 }
 
 impl Code {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Fetch,
+        Self::Denied,
+        Self::Image,
+        Self::Prompt,
+        Self::Timeout,
+        Self::Crash,
+        Self::Internal,
+        Self::Invalid,
+        Self::NoModel,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fetch => "FETCH",

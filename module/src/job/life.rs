@@ -8,14 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis_module::Context;
+use redis_module::{Context, RedisString};
 
 use super::{
     Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner,
-    record::Content, retry::pause_ms, write,
+    record::Content, retry::pause_ms, tally, write,
 };
 use crate::{
-    figures::{self, Counter},
+    figures::{
+        self, Asked, Counter,
+        latency::{self, Phase},
+    },
     model,
     server::{self, Refused, Value, can_write, unix_ms},
 };
@@ -79,6 +82,7 @@ pub(crate) struct Attempt {
     /// The picture, as long as it is the server's copy.
     picture: Option<Value>,
     pub(crate) request: Request,
+    pub(crate) asked: Asked,
     pub(crate) deadline: Instant,
 }
 
@@ -109,6 +113,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     }
     let number = job.number("attempts").unwrap_or_default().max(0).saturating_add(1);
     let queued = unix_ms().saturating_sub(job.number("submitted_at").unwrap_or_default());
+    let waits_since = job.waits_since();
     let (crashes, content, request) = (job.crashes(), job.content(), Request::read(&job));
     // A key is closed before it is written.
     drop(job);
@@ -138,6 +143,10 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     if let Err(error) = write(ctx, name, &fields) {
         return Claim::Refused(Refused::of(&error));
     }
+    let asked = Asked::of(&request.prompts);
+    if let Some(since) = waits_since {
+        latency::record_between(Phase::Queue, asked, (since, unix_ms()));
+    }
     for follower in followers() {
         follower.started(ctx, name);
     }
@@ -149,7 +158,8 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         Err(_gone) => return Claim::Over,
     };
     let deadline = Instant::now() + request.timeout;
-    Claim::Taken(Box::new(Attempt { token: token.clone(), content, picture, request, deadline }))
+    let token = token.clone();
+    Claim::Taken(Box::new(Attempt { token, content, picture, request, asked, deadline }))
 }
 
 /// Whether the loaded model has this name.
@@ -170,6 +180,8 @@ pub(crate) fn mark_running(ctx: &Context, key: &JobKey, token: &Token) {
 pub(crate) struct Outcome {
     /// The fields of an answer.
     pub(crate) result: Result<Fields, Failure>,
+    /// A small copy of the picture.
+    pub(crate) thumbnail: Option<Box<[u8]>>,
     pub(crate) fetch_ms: u64,
     pub(crate) infer_ms: u64,
 }
@@ -208,7 +220,9 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
     let written = match &outcome.result {
         Ok(answer) => {
             fields.extend(answer.iter().cloned());
-            finish(ctx, name, End { data: Data::Drop, fields, ..End::new(State::Done) })
+            let thumbnail = outcome.thumbnail.as_deref();
+            let end = End { data: Data::Drop, fields, thumbnail, ..End::new(State::Done) };
+            finish(ctx, name, end)
         }
         Err(failure) if failure.is_retryable && !is_over(failure) => {
             retry_later(ctx, name, failure, (retried, fields))
@@ -216,7 +230,8 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
         Err(failure) => {
             // What will fail again needs its picture no more.
             let data = if failure.is_retryable { Data::Keep } else { Data::Drop };
-            finish(ctx, name, End { fields, ..End::failed(failure, data) })
+            let thumbnail = outcome.thumbnail.as_deref();
+            finish(ctx, name, End { fields, thumbnail, ..End::failed(failure, data) })
         }
     };
     written.map_or_else(|error| Stored::Refused(Refused::of(&error)), |()| Stored::Yes)
@@ -256,11 +271,12 @@ pub(crate) struct End<'a> {
     failure: Option<&'a Failure>,
     data: Data,
     fields: Fields,
+    thumbnail: Option<&'a [u8]>,
 }
 
 impl<'a> End<'a> {
     fn new(state: State) -> Self {
-        Self { state, failure: None, data: Data::Keep, fields: Vec::new() }
+        Self { state, failure: None, data: Data::Keep, fields: Vec::new(), thumbnail: None }
     }
 
     fn failed(failure: &'a Failure, data: Data) -> Self {
@@ -275,17 +291,14 @@ impl<'a> End<'a> {
 
 /// Ends a job: writes the fields, drops the claim, starts the time to live, tells the followers.
 pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), String> {
-    let End { state, failure, data, mut fields } = end;
+    let End { state, failure, data, mut fields, thumbnail } = end;
     let name = server::string(ctx, key);
-    let job = Job::look(ctx, &name).ok();
-    let number = |field| job.as_ref().and_then(|job| job.number(field));
-    let attempts = number("attempts").unwrap_or_default();
-    let ttl = job.as_ref().and_then(|job| job.limited("ttl", limits::TTL)).unwrap_or_default();
-    drop(job);
+    let Ending { attempts, ttl, asked, wanted_at } = Ending::of(ctx, &name);
+    let now = unix_ms();
     if let Some(failure) = failure {
         fields.extend(failure.fields());
     }
-    fields.push(("finished_at", unix_ms().to_string().into()));
+    fields.push(("finished_at", now.to_string().into()));
     fields.push(("state", state.name().into()));
     // The state goes first: to take the claim from unfinished work would stop it.
     write(ctx, key, &fields)?;
@@ -297,6 +310,15 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
         // Of earlier attempts.
         gone.extend(ERROR);
     }
+    match thumbnail {
+        // A command would show it to MONITOR.
+        Some(bytes) => {
+            server::set_fields(ctx, &name, &[server::field(ctx, "thumbnail", bytes)]);
+        }
+        // Of an earlier picture.
+        None if state == State::Done => gone.push("thumbnail"),
+        None => {}
+    }
     server::remove_fields(ctx, &name, &gone);
     if ttl > 0 {
         server::expire_in(ctx, &name, Duration::from_secs(ttl.unsigned_abs()));
@@ -305,11 +327,38 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     if let Some(failure) = failure {
         failure.code.counter().add(1);
     }
+    tally::count(state, failure.map(|failure| failure.code), asked);
+    if let Some(wanted_at) = wanted_at.filter(|_| state == State::Done) {
+        latency::record_between(Phase::Total, asked, (wanted_at, now));
+    }
     let ended = Ended { state, failure, attempts };
     for follower in followers() {
         follower.ended(ctx, key, &ended);
     }
     Ok(())
+}
+
+/// What is to be known of a job that ends.
+struct Ending {
+    attempts: i64,
+    /// Seconds.
+    ttl: i64,
+    asked: Asked,
+    wanted_at: Option<i64>,
+}
+
+impl Ending {
+    fn of(ctx: &Context, name: &RedisString) -> Self {
+        let Ok(job) = Job::look(ctx, name) else {
+            return Self { attempts: 0, ttl: 0, asked: Asked::of_field(b""), wanted_at: None };
+        };
+        Self {
+            attempts: job.number("attempts").unwrap_or_default(),
+            ttl: job.limited("ttl", limits::TTL).unwrap_or_default(),
+            asked: tally::asked(&job),
+            wanted_at: job.wanted_at(),
+        }
+    }
 }
 
 /// Ends a job that our own fault keeps from going on.

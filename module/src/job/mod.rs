@@ -11,6 +11,7 @@
 //! - `failure`: why an attempt gave no answer
 //! - `retry`: how long it waits before it is tried again
 //! - `life`: claimed, tried again, ended; and who follows that
+//! - `tally`: how many have ended, and how
 //! - `view`: a job as clients see it
 
 mod failure;
@@ -21,6 +22,7 @@ mod record;
 mod request;
 mod retry;
 mod state;
+pub(crate) mod tally;
 pub(crate) mod view;
 
 use std::sync::{Arc, LazyLock};

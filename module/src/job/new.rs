@@ -76,6 +76,8 @@ pub(crate) struct Options {
     /// Whether the picture is turned as its EXIF tag says; by default as the setting has it.
     pub(crate) exif: Option<bool>,
     pub(crate) no_cache: bool,
+    /// Longer side of the small copy of the picture, 0 for none; by default as the setting has it.
+    pub(crate) thumbnail: Option<i64>,
 }
 
 impl Default for Options {
@@ -92,6 +94,7 @@ impl Default for Options {
             max_tokens: None,
             exif: None,
             no_cache: false,
+            thumbnail: None,
         }
     }
 }
@@ -163,6 +166,7 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     number("maxtokens", options.max_tokens);
     number("exif", options.exif.map(i64::from));
     number("nocache", options.no_cache.then_some(1));
+    number("thumbnail_px", options.thumbnail);
     number("delay", options.delay);
     number("expires", options.expires);
     if let Some(model) = &options.model {

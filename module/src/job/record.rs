@@ -262,8 +262,8 @@ impl<F: ReadField> Job<F> {
             }
         };
         // A job that was started once does not expire.
-        let is_new = self.number("attempts").unwrap_or_default() == 0;
-        let expires = self.number("expires").filter(|wait| limits::EXPIRES.holds(*wait) && is_new);
+        let is_meant = |wait: &i64| limits::EXPIRES.holds(*wait) && self.is_new();
+        let expires = self.number("expires").filter(is_meant);
         let expires = expires.map(|wait| Due::after(submitted, wait));
         Seen::Waiting(Waiting {
             rank,
@@ -302,6 +302,30 @@ impl<F: ReadField> Job<F> {
         self.bytes(field, name).unwrap_or_default()
     }
 
+    /// When a job that waits for a moment may start, in milliseconds since 1970.
+    pub(crate) fn due_at(&self) -> Option<i64> {
+        match self.state {
+            State::Queued if self.is_new() => self.delay().and_then(|_| self.wanted_at()),
+            State::Retrying => self.number("retry_at"),
+            _ => None,
+        }
+    }
+
+    /// From when on the answer was wanted: the submission, or the end of the delay.
+    pub(super) fn wanted_at(&self) -> Option<i64> {
+        Some(self.number("submitted_at")?.saturating_add(self.delay().unwrap_or_default()))
+    }
+
+    /// Since when a job has waited for its turn; not known of one whose attempt was broken off.
+    pub(super) fn waits_since(&self) -> Option<i64> {
+        self.due_at().or_else(|| self.wanted_at().filter(|_| self.is_new()))
+    }
+
+    /// Whether it was never started.
+    fn is_new(&self) -> bool {
+        self.number("attempts").unwrap_or_default() == 0
+    }
+
     fn delay(&self) -> Option<i64> {
         // One that SUBMIT would refuse is found when the job is claimed.
         self.number("delay").filter(|delay| *delay > 0 && limits::DELAY.holds(*delay))
@@ -317,9 +341,8 @@ impl<F: ReadField> Job<F> {
 
     /// Milliseconds until a new job may start.
     pub(crate) fn starts_in(&self) -> i64 {
-        let submitted = self.number("submitted_at").unwrap_or_default();
-        let left = |delay: i64| submitted.saturating_add(delay).saturating_sub(unix_ms());
-        self.delay().map_or(0, |delay| left(delay).clamp(0, delay))
+        let left = self.wanted_at().unwrap_or_default().saturating_sub(unix_ms());
+        self.delay().map_or(0, |delay| left.clamp(0, delay))
     }
 
     /// What the answer depends on.

@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(crate) no_cache: bool,
+    /// Longer side of the small copy of the picture that the job gets; 0 for none.
+    pub(crate) thumbnail: u32,
     pub(crate) timeout: Duration,
     /// The model that the job asks for by name.
     pub(crate) wants: Option<String>,
@@ -56,6 +58,8 @@ impl Request {
         let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
         let turns = turns.unwrap_or_else(|| settings::EXIF.get());
         let orientation = if turns { Orientation::Exif } else { Orientation::AsStored };
+        let thumbnail = number(job, "thumbnail_px", limits::THUMBNAIL)?;
+        let thumbnail = thumbnail.map_or(settings::THUMBNAILS.get(), i64::unsigned_abs);
         for (field, most) in [
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
@@ -77,6 +81,7 @@ impl Request {
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
+            thumbnail: u32::try_from(thumbnail).unwrap_or_default(),
             timeout: Duration::from_millis(timeout),
             wants: job.text("wants"),
         })

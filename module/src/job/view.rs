@@ -44,7 +44,7 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 23] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 24] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
@@ -56,6 +56,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 23] {
     [
         ("attempts", Shown::Number(attempts)),
         ("cache", text(is_done, "cache").into()),
+        ("due_at", job.due_at().into()),
         ("error", if is_done { Shown::Nothing } else { error(job) }),
         ("eta_ms", progress.eta_ms.into()),
         ("fetch_ms", number(is_tried, "fetch_ms")),

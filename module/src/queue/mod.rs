@@ -8,9 +8,11 @@
 //! - `sync`: keyspace and server events keep the queue in step with the keys
 //! - `owners`: which processes ended in an orderly way
 //! - `retained`: the budget for ended jobs
+//! - `ended`: the newest of them, which JOBS can list
 //! - `waiters`: clients blocked in FLORENCE.WAIT
 
 pub(crate) mod changes;
+pub(crate) mod ended;
 mod lease;
 mod line;
 mod owners;
@@ -252,7 +254,8 @@ impl Queue {
                 let jobs = ahead.saturating_add(1).saturating_add_unsigned(active as u64);
                 let pace = i64::try_from(self.pace.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
                 progress.position = Some(ahead);
-                progress.eta_ms = (pace > 0).then(|| jobs.saturating_mul(pace) / 1000);
+                let is_known = pace > 0 && !settings::PAUSED.get();
+                progress.eta_ms = is_known.then(|| jobs.saturating_mul(pace) / 1000);
             }
             Some(Standing::Active(claim)) => {
                 progress.state = job.state;

@@ -73,8 +73,11 @@ pub(super) fn note(ctx: &Context, key: &JobKey, job: &Job) {
     let fields = ["result", "text", "image", "prompt", "error"];
     let bytes = fields.iter().map(|field| job.length(field)).sum::<u64>();
     // To read a picture is to copy it.
-    let picture = server::integer(ctx, "HSTRLEN", &[&key.name, b"data"]).ok().flatten();
-    let bytes = bytes + picture.map_or(0, i64::unsigned_abs);
+    let picture = |field: &str| {
+        let length = server::integer(ctx, "HSTRLEN", &[&key.name, field.as_bytes()]);
+        length.ok().flatten().map_or(0, i64::unsigned_abs)
+    };
+    let bytes = bytes + picture("data") + picture("thumbnail");
     with(|retained, _| retained.note(key, ended, bytes + key.name.len() as u64 + HASH_BYTES));
 }
 

@@ -11,13 +11,13 @@ use std::{
 use redis_module::{Context, ContextFlags};
 
 use super::{
-    changes, owners, queue, retained,
+    changes, ended, owners, queue, retained,
     scheduler::Death,
     search::{self, Haste, Search},
     waiters,
 };
 use crate::{
-    job::{self, Job, JobKey, KeyRef, Seen, life},
+    job::{self, JobKey, KeyRef, Seen, life},
     server::{self, Aside, Db},
 };
 
@@ -74,14 +74,18 @@ pub(crate) fn key_changed(ctx: &Context, event: &[u8], name: &[u8]) {
 }
 
 fn changed(ctx: &Context, event: &[u8], key: KeyRef<'_>) {
-    if is_known(key) {
-        match event {
-            b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" => gone(key),
-            _ => refresh(ctx, &key.to_key()),
-        }
-    } else if may_bring_job(event) {
-        changes::note(ctx, key);
+    match (is_known(key), takes_key(event)) {
+        (true, true) => gone(key),
+        (true, false) => refresh(ctx, &key.to_key()),
+        (false, true) => ended::forget(key),
+        (false, false) if may_bring_job(event) => changes::note(ctx, key),
+        (false, false) => {}
     }
+}
+
+/// Whether there is nothing under a key after an event.
+fn takes_key(event: &[u8]) -> bool {
+    matches!(event, b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from")
 }
 
 /// Whether a key may hold a job after an event that held none before.
@@ -118,9 +122,12 @@ pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
     };
     observe(key, &seen, death);
     if job.state.is_final() {
-        ended(ctx, key, &job);
+        retained::note(ctx, key, &job);
+        ended::note(key, &job);
+        waiters::signal(ctx, key.as_ref());
     } else {
         retained::forget(key.as_ref());
+        ended::forget(key.as_ref());
     }
 }
 
@@ -131,11 +138,6 @@ pub(crate) fn created(key: &JobKey, seen: &Seen) {
 
 fn observe(key: &JobKey, seen: &Seen, death: Death) {
     queue().change(|scheduler| scheduler.observe(key, seen, death));
-}
-
-fn ended(ctx: &Context, key: &JobKey, job: &Job) {
-    retained::note(ctx, key, job);
-    waiters::signal(ctx, key.as_ref());
 }
 
 /// What became of the owner of a claim that a hash shows.
@@ -189,6 +191,7 @@ fn gone(key: KeyRef<'_>) {
         observe(&key.to_key(), &Seen::Nothing, Death::None);
     }
     retained::forget(key);
+    ended::forget(key);
     waiters::release(key);
 }
 
@@ -197,9 +200,10 @@ pub(crate) fn flushed(db: Option<Db>) {
     /// To free a million of them takes longer than the main thread has.
     const MANY: usize = 1000;
     let jobs = queue().change(|scheduler| scheduler.clear(db));
-    let ended = retained::clear(db);
-    if jobs.waiting() + ended.len() > MANY {
-        thread::spawn(move || drop((jobs, ended)));
+    let (retained, ended) = (retained::clear(db), ended::clear(db));
+    let listed: usize = ended.iter().map(ended::Ended::len).sum();
+    if jobs.waiting() + retained.len() + listed > MANY {
+        thread::spawn(move || drop((jobs, retained, ended)));
     }
     waiters::release_databases(|waiting| db.is_none_or(|db| waiting == db));
 }

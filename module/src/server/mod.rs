@@ -58,7 +58,7 @@ pub(crate) use calls::{Refused, ask, bytes, call, integer};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
-pub(crate) use describe::{CommandInfo, KeyBegin, KeySpec, describe};
+pub(crate) use describe::{Arg, ArgKind, CommandInfo, KeyBegin, KeySpec, describe};
 pub(crate) use hash::{Hash, Look, NoHash, Value, expire_in, field, remove_fields, set_fields};
 pub(crate) use scan::Scan;
 pub(crate) use strings::{NoString, string_of};
@@ -234,10 +234,14 @@ pub(crate) fn catch<T>(who: impl FnOnce() -> String, f: impl FnOnce() -> T) -> O
     None
 }
 
-/// One line, whatever a client's words in it hold.
+/// A text as one line, whatever a client's words in it hold.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// A text as the log shows it.
 fn line(text: &str) -> String {
-    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
-    "florence: ".chars().chain(text.chars().map(plain)).collect()
+    format!("florence: {}", one_line(text))
 }
 
 /// A key as log lines show it.

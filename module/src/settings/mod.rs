@@ -86,6 +86,8 @@ settings! {
         "downloads at a time from one host and port";
     MAX_DOWNLOADS_PER_USER: Number(1, 1024), "max-downloads-per-user", "48", AnyTime,
         "downloads at a time for one user";
+    PAUSED: Flag, "paused", "no", AnyTime,
+        "starts no job; what is at work goes on to its end, and all else works";
     MAX_BATCH: Number(1, 64), "max-batch", "16", AnyTime, "jobs that are decoded together";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,
         "jobs that may wait for their turn; beyond it SUBMIT answers `-BUSY`";
@@ -101,6 +103,8 @@ settings! {
         "memory that decoding pictures may take all together; jobs wait for room";
     IMAGE_FORMATS: Parsed<Formats>("some of jpeg png webp gif bmp tiff"), "image-formats", "jpeg png webp gif bmp", AtStart,
         "formats that are decoded";
+    THUMBNAILS: Number(0, 1024), "thumbnails", "0", AnyTime,
+        "longer side in pixels of the small copy of its picture that every job gets, a JPEG in its field `thumbnail`; 0 for none; option `THUMBNAIL` of SUBMIT goes before it";
     FETCH_TIMEOUT_MS: Number(1, 3_600_000), "fetch-timeout-ms", "30000", AnyTime, "one download";
     RETRY_DELAY_MS: Number(1, 3_600_000), "retry-delay-ms", "1000", AnyTime,
         "pause before the first retry; doubles";
@@ -116,6 +120,8 @@ settings! {
         "encoded pictures that are kept for other prompts, 0 for none";
     SHARED_CACHE: Flag, "shared-cache", "no", AnyTime,
         "whether a user's answers and encoded pictures serve other users too: then a job's `cache` tells what others have asked";
+    ENDED_JOBS: Number(0, 1_000_000), "ended-jobs", "10000", AnyTime,
+        "ended jobs of each state and database that JOBS can list, the newest ones";
     RETAIN_BYTES: Number(0, 1_099_511_627_776), "retain-bytes", "0", AtStart,
         "budget for ended jobs, the oldest go first; 0 leaves them to their TTL";
     PUBLISH: Flag, "publish", "yes", AnyTime, "publishes the end of every job";
@@ -223,6 +229,9 @@ mod tests {
             ("cpus", "1023"),
             ("cpus", "0-1023"),
             ("decimals", "10"),
+            ("paused", "1"),
+            ("thumbnails", "1025"),
+            ("ended-jobs", "-1"),
             ("prompts", "all"),
             ("prompts", ""),
             ("ca-file", "/nowhere/ca.pem"),

@@ -17,7 +17,10 @@ use serde_json::Value;
 
 use super::{commit::Commit, load::load, milliseconds};
 use crate::{
-    figures,
+    figures::{
+        self,
+        latency::{self, Stopwatch},
+    },
     job::{
         Failure, Fields,
         life::{Attempt, Outcome},
@@ -65,10 +68,27 @@ pub(super) struct Claimant {
     pub(super) lease: Lease,
     pub(super) attempt: Box<Attempt>,
     pub(super) fetch_ms: u64,
-    pub(super) commits: Sender<Commit>,
+    /// A small copy of the picture.
+    pub(super) thumbnail: Option<Box<[u8]>>,
+    pub(super) stopwatch: Stopwatch,
+    is_generating: Cell<bool>,
+    commits: Sender<Commit>,
 }
 
 impl Claimant {
+    pub(super) fn new(lease: Lease, attempt: Box<Attempt>, commits: Sender<Commit>) -> Self {
+        let stopwatch = Stopwatch::start(attempt.asked);
+        Self {
+            lease,
+            attempt,
+            fetch_ms: 0,
+            thumbnail: None,
+            stopwatch,
+            is_generating: Cell::new(false),
+            commits,
+        }
+    }
+
     /// Ends the attempt with its answers.
     pub(super) fn answer(self, served: &Served) {
         count(served.verdict);
@@ -78,8 +98,8 @@ impl Claimant {
 
     /// Hands the end of the attempt to the committer.
     pub(super) fn end(self, result: Result<Fields, Failure>, infer_ms: u64) {
-        let Self { lease, attempt, fetch_ms, commits, .. } = self;
-        let outcome = Outcome { result, fetch_ms, infer_ms };
+        let Self { lease, attempt, fetch_ms, thumbnail, commits, .. } = self;
+        let outcome = Outcome { result, thumbnail, fetch_ms, infer_ms };
         // The committer goes only when the process does; a lease that comes back gives itself back.
         let _ = commits.send(Commit::Ended { lease, attempt, outcome });
     }
@@ -103,17 +123,24 @@ impl Asker for Claimant {
     }
 
     fn started(&self) {
+        self.stopwatch.restart();
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
         let _ = self.commits.send(Commit::Started { key, token });
     }
 
     fn generated(&self, tokens: u32) {
+        if !self.is_generating.replace(true) {
+            self.stopwatch.lap(latency::Phase::Encode);
+        }
         self.lease.claim().enter(Phase::Generating);
         self.lease.claim().set_tokens(tokens);
     }
 
     fn answered(self, served: Served) {
+        if self.is_generating.get() {
+            self.stopwatch.lap(latency::Phase::Generate);
+        }
         self.answer(&served);
     }
 

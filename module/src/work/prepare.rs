@@ -8,17 +8,17 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
-    Answer, Error, Florence, PrepareOptions, Stop, catch_panic,
-    image::DecodeLimits,
+    Answer, Error, Florence, Stop, catch_panic,
+    image::{self, DecodeLimits, Rgb},
     serve::{Caches, Input, Keys, Part, PictureKey, Served, Verdict, Work},
 };
 
 use super::{WRITE_PAUSE, ahead, commit::Commit, elapsed_ms, guarded, infer::Claimant};
 use crate::{
-    figures,
+    figures::{self, latency},
     job::{
         Failure, Request,
-        life::{self, Claim},
+        life::{self, Attempt, Claim},
     },
     model::{self, Loaded},
     queue::{Kind, Lease, Limits, Phase, queue, sync},
@@ -30,14 +30,20 @@ use crate::{
 const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What preparing a job came to.
-enum Prepared {
-    Ready { parts: Vec<Part>, input: Input },
-    Answered(Vec<Arc<Answer>>),
+struct Prepared {
+    work: Next,
+    /// A small copy of the picture, if one is wanted.
+    thumbnail: Option<Box<[u8]>>,
+}
+
+/// What is to be done after that.
+enum Next {
+    Infer { parts: Vec<Part>, input: Input },
+    Answer(Vec<Arc<Answer>>),
 }
 
 /// Takes jobs whose pictures are at hand.
 pub(super) fn read(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
-    let limits = || model::loaded().map(|_loaded| limits());
     while let Some(lease) = queue().next(Kind::Reader, limits) {
         let Some(loaded) = model::loaded() else { continue };
         if let Some(claimant) = claim(lease, commits) {
@@ -53,16 +59,14 @@ pub(super) fn download(
     work: &Sender<Work<Claimant>>,
     commits: &Sender<Commit>,
 ) {
-    let limits = || (model::loaded().is_some() && ahead::has_room()).then(limits);
+    let limits = || limits().filter(|_| ahead::has_room());
     while let Some(lease) = queue().next(Kind::Downloader, limits) {
         let Some(loaded) = model::loaded() else { continue };
         let mut ahead = ahead::Download::begin();
         let Some(claimant) = claim(lease, commits) else { continue };
         let mut has_permit = false;
         prepare(claimant, work, |claimant| {
-            let request = &claimant.attempt.request;
-            let (deadline, stop) = (claimant.attempt.deadline, &claimant.lease.claim().stop);
-            let read = source::read(&request.image, &request.user, deadline, stop);
+            let read = fetch(claimant);
             ahead.is_here();
             claimant.lease.downloaded();
             let bytes = read?;
@@ -89,11 +93,25 @@ fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &Claimant) ->
     false
 }
 
-fn limits() -> Limits {
-    Limits {
+/// Within which limits jobs may be started; none may without a model, or in a pause.
+fn limits() -> Option<Limits> {
+    let limits = || Limits {
         per_host: settings::MAX_DOWNLOADS_PER_HOST.size(),
         per_user: settings::MAX_DOWNLOADS_PER_USER.size(),
+    };
+    (model::loaded().is_some() && !settings::PAUSED.get()).then(limits)
+}
+
+/// The picture's bytes, from where the job says.
+fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
+    let Attempt { request, deadline, .. } = &*claimant.attempt;
+    claimant.stopwatch.restart();
+    let stop = &claimant.lease.claim().stop;
+    let read = source::read(&request.image, &request.user, *deadline, stop);
+    if !claimant.lease.is_stopped() {
+        claimant.stopwatch.lap(latency::Phase::Fetch);
     }
+    Ok(read?)
 }
 
 /// Takes the job of a lease.
@@ -114,7 +132,7 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
     match claim {
         Claim::Taken(mut attempt) => {
             attempt.take_picture();
-            Some(Claimant { lease, attempt, fetch_ms: 0, commits: commits.clone() })
+            Some(Claimant::new(lease, attempt, commits.clone()))
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
         Claim::Over => None,
@@ -135,7 +153,6 @@ fn prepare(
     prepared: impl FnOnce(&Claimant) -> Result<Prepared, Failure>,
 ) {
     let start = Instant::now();
-    let request = &claimant.attempt.request;
     let prepared = catch_panic(|| prepared(&claimant));
     claimant.fetch_ms = elapsed_ms(start);
     figures::FETCH_MS.add(claimant.fetch_ms);
@@ -153,14 +170,20 @@ fn prepare(
             Err(Failure::internal())
         }
     };
+    let prepared = prepared.map(|Prepared { work, thumbnail }| {
+        claimant.stopwatch.lap(latency::Phase::Prepare);
+        claimant.thumbnail = thumbnail;
+        work
+    });
+    let request = &claimant.attempt.request;
     match prepared {
-        Ok(Prepared::Ready { parts, input }) => {
+        Ok(Next::Infer { parts, input }) => {
             claimant.lease.claim().enter(Phase::Ready);
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
             // The engine goes only when the process does; what comes back gives itself back.
             let _ = work.send(Work { asker: claimant, parts, input, options, is_shared });
         }
-        Ok(Prepared::Answered(answers)) => {
+        Ok(Next::Answer(answers)) => {
             let served = Served { answers, verdict: Verdict::Result, time: Duration::ZERO };
             claimant.answer(&served);
         }
@@ -180,28 +203,28 @@ fn prepared(
         (Some(bytes), _) => bytes,
         (None, Some(data)) => data,
         (None, None) => {
-            let deadline = claimant.attempt.deadline;
-            read = source::read(&request.image, &request.user, deadline, &claim.stop)?;
+            read = fetch(claimant)?;
             &read
         }
     };
     claim.enter(Phase::Decoding);
     let parts = parts(florence, request, bytes).map_err(|error| Failure::from(&error))?;
-    if !request.no_cache {
-        if let Some(answers) = answers(caches, &parts) {
-            return Ok(Prepared::Answered(answers));
-        }
-        if let Some(visual) = parts.first().and_then(|part| caches.visual(&part.keys)) {
-            return Ok(Prepared::Ready { parts, input: Input::Seen(visual) });
-        }
-    }
-    let options = PrepareOptions {
-        limits: decode_limits(&claim.stop, claimant.attempt.deadline),
-        orientation: request.orientation,
-        ..PrepareOptions::default()
+    let decoded = || {
+        let limits = decode_limits(&claim.stop, claimant.attempt.deadline);
+        image::decode(bytes, &limits, request.orientation)
     };
-    let picture = florence.picture(bytes, &options).map_err(|error| Failure::from(&error))?;
-    Ok(Prepared::Ready { parts, input: Input::Picture(picture) })
+    let small = |picture: &Rgb| image::thumbnail(picture, request.thumbnail);
+    let parts = match if request.no_cache { Err(parts) } else { known(caches, parts) } {
+        Ok(work) => {
+            // The picture is looked at for the small copy alone; without one the job goes on.
+            let picture = (request.thumbnail > 0).then(decoded).and_then(Result::ok);
+            return Ok(Prepared { work, thumbnail: picture.and_then(|picture| small(&picture)) });
+        }
+        Err(parts) => parts,
+    };
+    let picture = decoded().map_err(|error| Failure::from(&Error::from(error)))?;
+    let input = Input::Picture(florence.preprocess(&picture));
+    Ok(Prepared { work: Next::Infer { parts, input }, thumbnail: small(&picture) })
 }
 
 fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
@@ -215,9 +238,16 @@ fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Par
     request.prompts.iter().map(part).collect()
 }
 
-/// The answers, if the cache knows all of them.
-fn answers(caches: &Caches, parts: &[Part]) -> Option<Vec<Arc<Answer>>> {
-    parts.iter().map(|part| caches.answer(&part.keys)).collect()
+/// What the caches spare a job, if they know all its answers, or the encoded picture; else its parts.
+fn known(caches: &Caches, parts: Vec<Part>) -> Result<Next, Vec<Part>> {
+    let answers: Option<_> = parts.iter().map(|part| caches.answer(&part.keys)).collect();
+    if let Some(answers) = answers {
+        return Ok(Next::Answer(answers));
+    }
+    match parts.first().and_then(|part| caches.visual(&part.keys)) {
+        Some(visual) => Ok(Next::Infer { parts, input: Input::Seen(visual) }),
+        None => Err(parts),
+    }
 }
 
 fn decode_limits(stop: &Stop, deadline: Instant) -> DecodeLimits {

@@ -1,6 +1,26 @@
-//! Counters of this process, as STATS and INFO show them.
+//! Figures of this process, as STATS and INFO show them: they cost a job a few atomic additions.
+//!
+//! - `asked`: what jobs ask for, as figures tell them apart
+//! - `latency`: how long the phases of jobs take
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod asked;
+pub(crate) mod latency;
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub(crate) use asked::Asked;
+
+/// How long the module has been loaded; from its first call on.
+pub(crate) fn uptime() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
+}
 
 /// A number that only grows.
 #[derive(Default)]
@@ -58,7 +78,9 @@ counters! {
     PANICS = "panics";
     /// Threads that had ended and were started again; 0, unless something is wrong.
     THREADS_RESTARTED = "threads_restarted";
-    /// Messages of Celery's that stay in their lists.
+    /// Messages of Celery's that became jobs.
+    CELERY_TAKEN = "celery_taken";
+    /// Those that stay in their lists.
     CELERY_LEFT = "celery_left";
     /// Those that were answered with an error before they became a job.
     CELERY_REFUSED = "celery_refused";

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use florence_engine::{Cpu, Florence, LoadOptions};
+use florence_engine::{Cpu, Florence, HAS_CUDA, LoadOptions};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,7 +17,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     println!("cpu features  {}", cpu_features().join(" "));
     let kernels: Vec<_> = Cpu::available().map(Cpu::name).collect();
     println!("kernels       {}", kernels.join(" "));
-    println!("cuda          {}", if cfg!(feature = "cuda") { "built in" } else { "not built in" });
+    println!("cuda          {}", if HAS_CUDA { "built in" } else { "not built in" });
     let options = LoadOptions::default();
     let start = std::time::Instant::now();
     let loaded = match &args.model {

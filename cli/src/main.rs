@@ -1,4 +1,4 @@
-//! `florence`: the engine on the command line, without Redis.
+//! `florence`: the engine on the command line, and a page about servers.
 
 use std::{
     fmt,
@@ -22,12 +22,13 @@ mod draw;
 mod load;
 mod pull;
 mod run;
+mod web;
 
 use clap::{Parser, Subcommand};
 
 /// Florence-2 on the command line.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "florence", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,6 +44,8 @@ enum Command {
     Draw(draw::Args),
     /// Measure how long each stage takes.
     Bench(bench::Args),
+    /// Serve a page about servers, and figures for Prometheus.
+    Web(web::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Web(args) => web::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

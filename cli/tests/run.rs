@@ -36,6 +36,12 @@ fn json(args: &[&str]) -> Value {
 }
 
 #[test]
+fn the_version_is_that_of_all_crates() {
+    let output = Command::new(env!("CARGO_BIN_EXE_florence")).arg("--version").output().unwrap();
+    assert_eq!(text(&output.stdout), concat!("florence ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
 fn a_broken_picture_does_not_stop_the_others() {
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken.png").display().to_string();
@@ -162,4 +168,10 @@ fn other_texts_are_asked_where_any_prompt_is_taken() {
     assert_eq!(ask(sentence)["answer"][sentence], ask("<CAPTION>")["answer"]["<CAPTION>"]);
     let special = run(&["--prompts", "any", "--prompt", "<DocVQA></s>x", &shapes]);
     assert!(text(&special.stderr).contains("special token </s>"));
+}
+
+#[test]
+fn the_version_is_told_under_the_programs_name() {
+    let told = Command::new(env!("CARGO_BIN_EXE_florence")).arg("--version").output().unwrap();
+    assert_eq!(text(&told.stdout).trim(), concat!("florence ", env!("CARGO_PKG_VERSION")));
 }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-const PICTURE: &[u8] = include_bytes!("../../../../models/tiny/samples/shapes.png");
+const PICTURE: &[u8] = include_bytes!("../../models/tiny/samples/shapes.png");
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.cosine {

@@ -1,0 +1,206 @@
+//! `florence draw`: an answer on its picture: boxes, quadrilaterals and polygons with their labels and
+//! scores, and texts below.
+
+mod layout;
+mod marks;
+mod paint;
+mod svg;
+
+use std::{
+    io::{Cursor, Read},
+    path::Path,
+};
+
+use anyhow::{Context, bail, ensure};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, codecs::jpeg::JpegEncoder,
+};
+use redis::cmd;
+use serde_json::Value;
+
+pub(crate) use marks::Findings;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The picture, its answer, and the PNG, JPEG or SVG to write. The answer is JSON as `run`
+    /// prints it, with or without --json, or FLORENCE.GET .. RESULT; - reads it from stdin. With
+    /// --job there is no answer, and no picture if the job keeps one
+    #[arg(value_name = "PICTURE ANSWER OUT", num_args = 1..=3, required = true)]
+    names: Vec<String>,
+    /// The job whose answer it is
+    #[arg(long, value_name = "KEY", requires = "redis")]
+    job: Option<String>,
+    /// The server that has the job
+    #[arg(long, value_name = "URL", env = "FLORENCE_REDIS", hide_env_values = true)]
+    redis: Option<String>,
+    /// Turn the picture as its EXIF tag says, as its answer was computed
+    #[arg(long)]
+    exif: bool,
+}
+
+/// What is drawn on what.
+struct Drawing {
+    picture: Vec<u8>,
+    answer: Answer,
+    exif: bool,
+}
+
+/// An answer, with what is known about it.
+#[derive(Debug, Default)]
+struct Answer {
+    result: Value,
+    scores: Value,
+    prompt: String,
+    /// Of the picture that it is about.
+    size: Option<(f64, f64)>,
+}
+
+impl Answer {
+    /// The answer alone, or an object that has it: of `run --json`, or of a job.
+    fn read(text: &str) -> anyhow::Result<Self> {
+        let value: Value = serde_json::from_str(text).context("the answer is not JSON")?;
+        ensure!(value.is_object(), "the answer is not a JSON object");
+        let named = ["answer", "result"].into_iter().find(|name| value[*name].is_object());
+        let Some(named) = named else { return Ok(Self { result: value, ..Self::default() }) };
+        let size = value["width"].as_f64().zip(value["height"].as_f64());
+        Ok(Self {
+            result: value[named].clone(),
+            scores: value["scores"].clone(),
+            prompt: value["prompt"].as_str().unwrap_or_default().to_owned(),
+            size,
+        })
+    }
+
+    /// What it locates on a picture of this size.
+    fn marks(&self, (width, height): (f64, f64)) -> Findings {
+        let mut marks = Findings::read(&self.result, &self.scores);
+        let asked = self.size.unwrap_or((width, height));
+        marks.ask(&prompts(&self.prompt), asked);
+        marks.scale((width / asked.0, height / asked.1));
+        marks
+    }
+}
+
+/// The prompts of a job or a line, which are a list in JSON if there are several.
+pub(crate) fn prompts(prompt: &str) -> Vec<String> {
+    serde_json::from_str(prompt).unwrap_or_else(|_one| vec![prompt.to_owned()])
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let (drawing, out) = drawing(args)?;
+    let out = Path::new(out);
+    let picture = decode(&drawing.picture, drawing.exif)?;
+    let (width, height) = picture.dimensions();
+    let marks = drawing.answer.marks((f64::from(width), f64::from(height)));
+    let extension = out.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
+    let bytes = match extension.as_deref() {
+        Some("png") => png(picture, &marks)?,
+        Some("jpg" | "jpeg") => jpeg(&paint::paint(&picture, &marks)?)?,
+        Some("svg") => {
+            // Turned pictures are written anew: programs do not agree about the tag.
+            let own = image::guess_format(&drawing.picture).ok().filter(|_| !drawing.exif);
+            let kept = own.filter(|it| matches!(it, ImageFormat::Png | ImageFormat::Jpeg));
+            let plain = if kept.is_some() { Vec::new() } else { encode(&picture)? };
+            let (bytes, kind) = match kept {
+                Some(format) => (&drawing.picture, format.to_mime_type()),
+                None => (&plain, "image/png"),
+            };
+            svg::svg((bytes, kind), (width, height), &marks)?.into_bytes()
+        }
+        _ => bail!("{} is to end in .png, .jpg or .svg", out.display()),
+    };
+    std::fs::write(out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    println!("{}: {} outlines", out.display(), marks.marks.len());
+    Ok(())
+}
+
+fn drawing(args: &Args) -> anyhow::Result<(Drawing, &str)> {
+    let names: Vec<&str> = args.names.iter().map(String::as_str).collect();
+    let file = |path: &str| std::fs::read(path).with_context(|| format!("cannot read {path}"));
+    match (&args.job, names.as_slice()) {
+        (None, [picture, answer, out]) => {
+            let mut text = (*answer).to_owned();
+            if text == "-" {
+                text.clear();
+                std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+            }
+            let answer = Answer::read(&text)?;
+            Ok((Drawing { picture: file(picture)?, answer, exif: args.exif }, out))
+        }
+        (Some(job), [picture @ .., out]) if picture.len() < 2 => {
+            let url = args.redis.as_deref().context("which server? Give --redis")?;
+            let (answer, kept, exif) = of_job(url, job)?;
+            let picture = match picture {
+                [path, ..] => file(path)?,
+                [] => kept.with_context(|| format!("{job} keeps no picture: name its file"))?,
+            };
+            Ok((Drawing { picture, answer, exif: exif || args.exif }, out))
+        }
+        (None, _) => bail!("give the picture, its answer and the file to write"),
+        (Some(_), _) => bail!("give the picture, unless the job keeps it, and the file to write"),
+    }
+}
+
+/// A job's answer, the picture in its hash, and whether it was turned.
+fn of_job(url: &str, key: &str) -> anyhow::Result<(Answer, Option<Vec<u8>>, bool)> {
+    let mut connection = redis::Client::open(url)
+        .context("the --redis URL is not valid")?
+        .get_connection()
+        .context("cannot connect to the server")?;
+    let job: Option<redis::Value> = cmd("FLORENCE.GET").arg(key).query(&mut connection)?;
+    let job = job.with_context(|| format!("there is no job {key}"))?;
+    let job: std::collections::HashMap<String, Option<String>> = redis::from_redis_value(&job)?;
+    let text = |name: &str| job.get(name).cloned().flatten();
+    let state = text("state").unwrap_or_default();
+    let result = text("result").with_context(|| format!("{key} is {state} and has no answer"))?;
+    let number = |name| text(name).and_then(|text| text.parse::<f64>().ok());
+    let answer = Answer {
+        result: serde_json::from_str(&result).context("the answer is not JSON")?,
+        scores: serde_json::from_str(&text("scores").unwrap_or_default()).unwrap_or_default(),
+        prompt: text("prompt").unwrap_or_default(),
+        size: number("width").zip(number("height")),
+    };
+    let mut fields = |name: &str| -> redis::RedisResult<Option<Vec<u8>>> {
+        cmd("HGET").arg(key).arg(name).query(&mut connection)
+    };
+    let exif = fields("exif")?.is_some_and(|exif| exif == b"1");
+    let kept = fields("thumbnail")?.or(fields("data")?);
+    Ok((answer, kept, exif))
+}
+
+/// A picture by its content, whatever its name.
+pub(crate) fn read(bytes: &[u8]) -> anyhow::Result<RgbImage> {
+    decode(bytes, false)
+}
+
+fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
+    let reader =
+        ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("not a picture")?;
+    let mut decoder = reader.into_decoder().context("not a picture in a known format")?;
+    let orientation = decoder.orientation();
+    let mut picture = DynamicImage::from_decoder(decoder).context("the picture is damaged")?;
+    if let (true, Ok(orientation)) = (exif, orientation) {
+        picture.apply_orientation(orientation);
+    }
+    Ok(picture.into_rgb8())
+}
+
+/// The picture with its marks, as a PNG.
+pub(crate) fn png(picture: RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>> {
+    let painted = paint::paint(&picture, marks)?;
+    drop(picture);
+    encode(&painted)
+}
+
+fn encode(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png)?;
+    Ok(png.into_inner())
+}
+
+fn jpeg(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {
+    const QUALITY: u8 = 92;
+    let mut jpeg = Vec::new();
+    picture.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, QUALITY))?;
+    Ok(jpeg)
+}

@@ -1,0 +1,64 @@
+//! Jobs that came from a queue of Celery, as Flower shows tasks.
+
+use redis::{Cmd, Value};
+use serde_json::json;
+
+use super::{
+    jobs::{Named, rows},
+    routes::Refusal,
+    server::text,
+    watch::Watch,
+};
+
+/// The tasks of these jobs; null where there is none.
+///
+/// Arguments are the job's picture and prompt: the message's own may hold passwords and signatures.
+pub(super) async fn tasks(
+    watch: &Watch,
+    jobs: &[Named],
+) -> Result<Vec<serde_json::Value>, Refusal> {
+    let mut tasks = rows(watch, jobs).await?;
+    for (job, task) in jobs.iter().zip(&mut tasks) {
+        let mut read = Cmd::new();
+        read.arg("HGET").arg(job.id.bytes()).arg("celery");
+        let message = watch.server(job.server)?.call::<Value>(&read).await;
+        let message: serde_json::Value =
+            message.ok().and_then(|it| serde_json::from_str(&text(&it)).ok()).unwrap_or_default();
+        *task = if message.is_object() && task.is_object() {
+            shown(task, &message)
+        } else {
+            serde_json::Value::Null
+        };
+    }
+    Ok(tasks)
+}
+
+fn shown(job: &serde_json::Value, message: &serde_json::Value) -> serde_json::Value {
+    let headers = &message["headers"];
+    let state = match job["state"].as_str().unwrap_or_default() {
+        "fetching" | "running" => "STARTED",
+        "retrying" => "RETRY",
+        "done" => "SUCCESS",
+        "failed" => "FAILURE",
+        "cancelled" | "expired" => "REVOKED",
+        _ => "RECEIVED",
+    };
+    let time = |name: &str| job[name].as_i64();
+    let runtime = time("finished_at").zip(time("started_at")).map(|(end, start)| end - start);
+    json!({
+        "id": headers["id"],
+        "name": headers["task"],
+        "queue": message["queue"],
+        "state": state,
+        "args": [job["image"], job["prompt"]],
+        "attempts": job["attempts"],
+        "submitted_at": job["submitted_at"],
+        "started_at": job["started_at"],
+        "finished_at": job["finished_at"],
+        "runtime_ms": runtime,
+        "eta": headers["eta"],
+        "expires": headers["expires"],
+        "parent": headers["parent_id"],
+        "error": job["error"],
+    })
+}

@@ -1,0 +1,247 @@
+//! Jobs as the page shows and changes them: some at a time, each on its own.
+
+use std::collections::BTreeMap;
+
+use redis::{Cmd, RedisResult, Value, cmd};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use super::{
+    list::{Wanted, list},
+    routes::Refusal,
+    server::{Key, Server, entries, number, text, words},
+    watch::Watch,
+};
+use crate::draw::{self, Findings};
+
+/// Most jobs that one request names.
+pub(super) const MOST_NAMED: usize = 1000;
+
+/// A job that is meant.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Named {
+    pub(super) server: usize,
+    pub(super) id: Key,
+}
+
+impl Named {
+    fn command(&self, name: &str) -> Cmd {
+        let mut command = cmd(name);
+        command.arg(self.id.bytes());
+        command
+    }
+}
+
+/// Jobs by their server, with their places in the list.
+fn by_server(jobs: &[Named]) -> BTreeMap<usize, Vec<(usize, &Named)>> {
+    let mut found = BTreeMap::<usize, Vec<(usize, &Named)>>::new();
+    for (place, job) in jobs.iter().enumerate() {
+        found.entry(job.server).or_default().push((place, job));
+    }
+    found
+}
+
+/// What a list shows of jobs; null where there is none any more.
+pub(super) async fn rows(watch: &Watch, jobs: &[Named]) -> Result<Vec<serde_json::Value>, Refusal> {
+    let mut rows = vec![serde_json::Value::Null; jobs.len()];
+    for (server, jobs) in by_server(jobs) {
+        let server = watch.server(server)?;
+        let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
+        for ((place, _), reply) in jobs.iter().zip(server.each::<Value>(&commands).await?) {
+            let (Ok(reply), Some(row)) = (reply, rows.get_mut(*place)) else { continue };
+            *row = shown(reply, |name| matches!(name, "result" | "text" | "scores" | "id"));
+        }
+    }
+    Ok(rows)
+}
+
+/// The map of FLORENCE.GET as JSON, with the JSON in it unpacked; null if there is no job.
+fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value {
+    let mut map = Map::new();
+    for (name, value) in entries(reply) {
+        if is_left_out(&name) {
+            continue;
+        }
+        let shown = match (&value, name.as_str()) {
+            (Value::Int(number), _) => json!(number),
+            (Value::Nil, _) => continue,
+            (_, "result" | "error" | "scores") => {
+                let text = text(&value);
+                serde_json::from_str(&text).unwrap_or(json!(text))
+            }
+            _ => json!(text(&value)),
+        };
+        map.insert(name, shown);
+    }
+    if map.is_empty() { serde_json::Value::Null } else { serde_json::Value::Object(map) }
+}
+
+/// What a job was asked for, beside what FLORENCE.GET tells.
+const OPTIONS: [&str; 12] = [
+    "priority",
+    "delay",
+    "expires",
+    "timeout",
+    "retries",
+    "ttl",
+    "beams",
+    "maxtokens",
+    "wants",
+    "exif",
+    "nocache",
+    "user",
+];
+
+/// All of one job.
+pub(super) async fn one(server: &Server, job: &Named) -> Result<serde_json::Value, Refusal> {
+    let mut options = job.command("HMGET");
+    options.arg(&OPTIONS);
+    let length = |field: &str| {
+        let mut command = job.command("HSTRLEN");
+        command.arg(field);
+        command
+    };
+    let commands = [
+        job.command("FLORENCE.GET"),
+        options,
+        job.command("PTTL"),
+        length("thumbnail"),
+        length("data"),
+    ];
+    let mut replies = server.each::<Value>(&commands).await?.into_iter();
+    let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+    let map = shown(next()?, |_| false);
+    if map.is_null() {
+        return Err(Refusal::missing("there is no such job (any more)"));
+    }
+    // These are extras: a user who may not read them sees the rest.
+    let options = match next() {
+        Ok(Value::Array(values)) => values,
+        _ => Vec::new(),
+    };
+    let options: Map<_, _> = OPTIONS
+        .iter()
+        .zip(&options)
+        .filter(|(_, value)| **value != Value::Nil)
+        .map(|(name, value)| ((*name).to_owned(), json!(text(value))))
+        .collect();
+    let mut count = || next().map(|value| number(&value)).unwrap_or_default();
+    let (ttl, thumbnail, data) = (count(), count(), count());
+    Ok(json!({
+        "options": options,
+        "ttl_ms": (ttl > 0.0).then_some(ttl),
+        "has_thumbnail": thumbnail > 0.0,
+        "has_data": data > 0.0,
+        "marks": marks(&map),
+        "job": map,
+    }))
+}
+
+/// What a job's answer, and its question, locate.
+pub(super) fn marks(job: &serde_json::Value) -> Findings {
+    let mut marks = Findings::read(&job["result"], &job["scores"]);
+    let size = (&job["width"], &job["height"]);
+    if let (Some(width), Some(height)) = (size.0.as_f64(), size.1.as_f64()) {
+        let prompts = draw::prompts(job["prompt"].as_str().unwrap_or_default());
+        marks.ask(&prompts, (width, height));
+    }
+    marks
+}
+
+/// The map of one job alone.
+pub(super) async fn get(server: &Server, job: &Named) -> Result<serde_json::Value, Refusal> {
+    let map = shown(server.call(&job.command("FLORENCE.GET")).await?, |_| false);
+    if map.is_null() { Err(Refusal::missing("there is no such job (any more)")) } else { Ok(map) }
+}
+
+/// What is to be done with jobs.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    Retry,
+    Cancel,
+    Delete,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Order {
+    action: Action,
+    #[serde(default)]
+    jobs: Vec<Named>,
+    /// All that a list of these would show, in the place of names.
+    #[serde(rename = "match")]
+    matching: Option<Wanted>,
+}
+
+/// What became of an order.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Done {
+    changed: usize,
+    /// Jobs that are gone, or in a state to which it does not apply.
+    unchanged: usize,
+    refused: usize,
+    /// The first reasons.
+    errors: Vec<String>,
+}
+
+/// Does what is ordered, one job at a time: a job that cannot be changed leaves the others alone.
+pub(super) async fn act(watch: &Watch, mut order: Order) -> Result<Done, Refusal> {
+    const AT_ONCE: usize = 200;
+    if let Some(mut wanted) = order.matching.take() {
+        wanted.all = true;
+        let found = list(watch, &wanted).await?;
+        order.jobs =
+            found.rows.into_iter().map(|row| Named { server: row.server, id: row.id }).collect();
+    } else if order.jobs.len() > MOST_NAMED {
+        return Err(Refusal::bad("too many jobs"));
+    }
+    let mut done = Done::default();
+    for (index, jobs) in by_server(&order.jobs) {
+        let server = watch.server(index)?;
+        for jobs in jobs.chunks(AT_ONCE) {
+            for reply in change(server, order.action, jobs).await? {
+                match reply {
+                    Ok(0) => done.unchanged += 1,
+                    Ok(_) => done.changed += 1,
+                    Err(error) => {
+                        done.refused += 1;
+                        let error = words(&error);
+                        if done.errors.len() < 5 && !done.errors.contains(&error) {
+                            done.errors.push(error);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+async fn change(
+    server: &Server,
+    action: Action,
+    jobs: &[(usize, &Named)],
+) -> RedisResult<Vec<RedisResult<i64>>> {
+    let name = match action {
+        Action::Retry => "FLORENCE.RETRY",
+        Action::Cancel => "FLORENCE.CANCEL",
+        Action::Delete => return delete(server, jobs).await,
+    };
+    let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command(name)).collect();
+    server.each(&commands).await
+}
+
+/// Deletes jobs, and no other keys.
+async fn delete(server: &Server, jobs: &[(usize, &Named)]) -> RedisResult<Vec<RedisResult<i64>>> {
+    let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
+    let are_jobs = server.each::<Value>(&commands).await?;
+    let mut replies = Vec::new();
+    for ((_, job), is_job) in jobs.iter().zip(are_jobs) {
+        replies.push(match is_job {
+            Ok(Value::Nil) => Ok(0),
+            Ok(_) => server.call(&job.command("UNLINK")).await,
+            Err(error) => Err(error),
+        });
+    }
+    Ok(replies)
+}

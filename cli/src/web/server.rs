@@ -1,0 +1,174 @@
+//! One server that the page is about: its name, and a connection that is made anew when it breaks.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures_util::future::join_all;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+use redis::{
+    Client, Cmd, ConnectionAddr, FromRedisValue, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A key as the page names it: what is no plain text is percent-encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Key(String);
+
+impl Key {
+    pub(crate) fn of(name: &[u8]) -> Self {
+        const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+        Self(percent_encode(name, ENCODED).to_string())
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        percent_decode_str(&self.0).collect()
+    }
+}
+
+/// A server, or one database of it.
+pub(crate) struct Server {
+    /// Host, port, and the database if it is not 0; never the password.
+    pub(crate) name: String,
+    client: Client,
+    connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Server {
+    /// The server of a URL. The error does not repeat it, because of its password.
+    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
+        let client = Client::open(url).context("a --redis URL is not valid")?;
+        let info = client.get_connection_info();
+        let address = match &info.addr {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                ensure!(!host.is_empty(), "a --redis URL names no host");
+                format!("{host}:{port}")
+            }
+            ConnectionAddr::Unix(path) => path.display().to_string(),
+        };
+        let name = match info.redis.db {
+            0 => address,
+            db => format!("{address}/{db}"),
+        };
+        Ok(Self { name, client, connection: Mutex::new(None) })
+    }
+
+    async fn connection(&self) -> RedisResult<MultiplexedConnection> {
+        let mut kept = self.connection.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(CONNECT_WITHIN)
+            .set_response_timeout(ANSWER_WITHIN);
+        let made = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok(kept.insert(made).clone())
+    }
+
+    /// What a command answers.
+    pub(crate) async fn call<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        let mut connection = self.connection().await?;
+        let reply = command.query_async(&mut connection).await;
+        if let Err(error) = &reply {
+            self.forget_if_broken(error).await;
+        }
+        reply
+    }
+
+    /// What each of several commands answers, which are sent together.
+    pub(crate) async fn each<T: FromRedisValue>(
+        &self,
+        commands: &[Cmd],
+    ) -> RedisResult<Vec<RedisResult<T>>> {
+        let connection = self.connection().await?;
+        let replies = join_all(commands.iter().map(|command| {
+            let mut connection = connection.clone();
+            async move { command.query_async(&mut connection).await }
+        }))
+        .await;
+        if let Some(error) = replies.iter().find_map(|reply| reply.as_ref().err()) {
+            self.forget_if_broken(error).await;
+        }
+        Ok(replies)
+    }
+
+    async fn forget_if_broken(&self, error: &RedisError) {
+        if error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() {
+            *self.connection.lock().await = None;
+        }
+    }
+}
+
+/// What went wrong, for people: the server's own words, or what happened to the connection.
+pub(crate) fn words(error: &RedisError) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        (None, _) => error.to_string(),
+    }
+}
+
+/// The entries of a map, as either protocol gives it.
+pub(crate) fn entries(value: Value) -> Vec<(String, Value)> {
+    match value {
+        Value::Map(entries) => {
+            entries.into_iter().map(|(name, value)| (text(&name), value)).collect()
+        }
+        Value::Array(flat) => {
+            let mut flat = flat.into_iter();
+            std::iter::from_fn(|| Some((text(&flat.next()?), flat.next()?))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A value as text; what is not UTF-8 is replaced.
+pub(crate) fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        Value::Int(number) => number.to_string(),
+        Value::Double(number) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// A value as a number, 0 if it is none.
+pub(crate) fn number(value: &Value) -> f64 {
+    match value {
+        Value::Int(number) => *number as f64,
+        Value::Double(number) => *number,
+        other => text(other).parse().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_any_bytes_come_back() {
+        for key in [&b"florence:01M8"[..], b"100%", b"a b\n", "\u{e9}".as_bytes(), b"\xff\0%41"] {
+            let token = Key::of(key);
+            assert_eq!(token.bytes(), key, "{token:?}");
+            assert!(token.0.is_ascii(), "{token:?}");
+        }
+        assert_eq!(Key::of(b"florence:{*}:01 <x>").0, "florence:{*}:01 <x>");
+    }
+
+    #[test]
+    fn a_servers_name_has_no_password() {
+        let name = |url| Server::new(url).unwrap().name;
+        assert_eq!(name("redis://user:secret@127.0.0.1:6380/3"), "127.0.0.1:6380/3");
+        assert_eq!(name("redis://127.0.0.1"), "127.0.0.1:6379");
+        let error = Server::new("redis//:secret@x").err().unwrap();
+        assert!(!format!("{error:#}").contains("secret"), "{error:#}");
+    }
+}

@@ -1,0 +1,417 @@
+//! `florence web` in a real browser, as its users see it.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Page, browser::Browser};
+use florence_tests::{Pictures, Server, celery_message, eventually, picture};
+use serde_json::{Value, json};
+
+fn server() -> Server {
+    let samples = picture("shapes.png").parent().unwrap().display().to_string();
+    Server::ready(&[
+        &format!("florence.file-roots {samples}"),
+        "florence.celery-queues celery:tasks.ask",
+    ])
+}
+
+fn sample(name: &str) -> String {
+    picture(name).display().to_string()
+}
+
+fn window() -> Browser {
+    Browser::start(1280, 900)
+}
+
+fn address(page: &Page, part: &str) -> String {
+    format!("http://127.0.0.1:{}/#/{part}", page.port)
+}
+
+fn answered(server: &Server, key: &str, image: &str, prompt: &str) {
+    server.call::<()>(&["FLORENCE.SUBMIT", key, image, prompt]);
+    server.call::<redis::Value>(&["FLORENCE.WAIT", key, "60"]);
+}
+
+/// A job with its picture, whose answer is this.
+fn forged(server: &Server, key: &str, result: &Value) {
+    let mut job = redis::cmd("HSET");
+    job.arg(key).arg("thumbnail").arg(std::fs::read(picture("shapes.png")).unwrap());
+    for (name, value) in [
+        ("florence", "1"),
+        ("state", "done"),
+        ("image", "DATA"),
+        ("prompt", "<OD>"),
+        ("width", "360"),
+        ("height", "280"),
+        ("submitted_at", "1700000000000"),
+        ("started_at", "1700000000100"),
+        ("finished_at", "1700000000900"),
+        ("attempts", "1"),
+        ("queue_ms", "100"),
+        ("fetch_ms", "200"),
+        ("infer_ms", "500"),
+        ("text", "</s>"),
+        ("tokens", "9"),
+        ("cache", "miss"),
+        ("model", "tiny"),
+    ] {
+        job.arg(name).arg(value);
+    }
+    job.arg("result").arg(result.to_string()).exec(&mut server.connect()).unwrap();
+}
+
+#[test]
+fn every_part_shows_itself_without_an_error() {
+    let server = server();
+    let message = celery_message("id-1", "tasks.ask", &[&sample("sign.png"), "<OCR>"]);
+    server.call::<()>(&["LPUSH", "celery", &message]);
+    eventually("the task is answered", || (server.stat("jobs_done") == 1).then_some(()));
+    answered(&server, "job:1", &sample("shapes.png"), "<OD>");
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelector('#servers')?.innerText.includes('tiny (ready)')");
+    browser.wait("document.querySelectorAll('figure svg path.line').length >= 10");
+    browser.wait("document.querySelector('#numbers')?.innerText.includes('answered')");
+    browser.click("#pages a:nth-of-type(2)");
+    browser.click(".tabs button:nth-of-type(5)");
+    browser.wait("document.querySelector('.long-body')?.innerText.includes('job:1')");
+    browser.click(".long-body .long-row");
+    browser.wait("document.querySelector('#facts')?.innerText.includes('shapes.png')");
+    browser.wait("document.querySelector('#timeline')?.innerText.includes('in all')");
+    browser.click("#pages a:nth-of-type(3)");
+    browser.wait("document.querySelectorAll('.task').length === 15");
+    browser.click("#pages a:nth-of-type(4)");
+    browser.wait("document.querySelector('.long-body')?.innerText.includes('SUCCESS')");
+    browser.wait("document.querySelector('.long-body')?.innerText.includes('id-1')");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn jobs_are_retried_and_cancelled_and_deleted_by_hand() {
+    let (server, pictures) = (server(), Pictures::serve());
+    let held = pictures.url("held/back/sign.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "waits", &held, "<OCR>"]);
+    for key in ["lost:1", "lost:2"] {
+        let away = ["FLORENCE.SUBMIT", key, &pictures.url("status/404"), "<OD>"];
+        server.call::<()>(&away);
+        server.call::<redis::Value>(&["FLORENCE.WAIT", key, "30"]);
+    }
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    // One, from its own part.
+    browser.go(&address(&page, "job?server=0&id=waits"));
+    browser.click("button[data-action=cancel]");
+    browser.wait("document.querySelector('#job')?.innerText.includes('cancelled')");
+    assert_eq!(server.state("waits"), "cancelled");
+    // Some, from a list: by mouse and by keyboard.
+    browser.go(&address(&page, "jobs?state=failed"));
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
+    let asked = pictures.hits();
+    browser.click(".long-body .long-row:nth-of-type(1) input");
+    browser.write(".long-scroll", "\u{e015}\u{e015} ");
+    browser.wait("document.querySelector('.actions')?.innerText.includes('2 selected')");
+    browser.click("button[data-action=retry]");
+    browser.wait("document.querySelector('#toast')?.innerText.includes('2 queued again')");
+    eventually("both are tried again", || (pictures.hits() == asked + 2).then_some(()));
+    // All that match.
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
+    browser.click(".actions button:nth-of-type(1)");
+    browser.click("button[data-action=delete]");
+    browser.accept();
+    browser.wait("document.querySelector('#toast')?.innerText.includes('2 deleted')");
+    assert_eq!(server.call::<i64>(&["EXISTS", "lost:1", "lost:2", "waits"]), 1);
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn what_has_not_changed_stays_under_the_pointer() {
+    let (server, pictures) = (server(), Pictures::serve());
+    server.call::<()>(&["FLORENCE.SUBMIT", "waits", &pictures.url("held/back/sign.png"), "<OCR>"]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    let asked = |path: &str| {
+        let script = "performance.getEntriesByType('resource').filter((e) => e.name.includes('PATH')).length >= 4";
+        browser.wait(&script.replace("PATH", path));
+    };
+    for (part, css, path) in [
+        ("jobs", ".long-body .long-row .state.fetching", "/api/rows"),
+        ("job?server=0&id=waits", "button[data-action=cancel]", "/api/job?"),
+    ] {
+        browser.go(&address(&page, part));
+        browser.wait(&format!("document.querySelector('{css}')"));
+        browser.js(&format!(
+            "performance.clearResourceTimings(); window.seen = document.querySelector('{css}')"
+        ));
+        asked(path);
+        assert_eq!(browser.js("return window.seen.isConnected"), true, "{css}");
+    }
+}
+
+#[test]
+fn outlines_lie_where_the_answer_says() {
+    let server = server();
+    let result = json!({ "<OD>": { "bboxes": [[36, 28, 180, 140], [0, 0, 360, 280]],
+        "labels": ["a quarter", "all"] }});
+    forged(&server, "known", &result);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "job?server=0&id=known"));
+    browser.wait("document.querySelector('.stage img')?.naturalWidth === 360");
+    // Edges as shares of the picture's width and height.
+    let edges = |mark: usize| -> Vec<f64> {
+        let found = browser.js(&format!(
+            "const stage = document.querySelector('.stage img').getBoundingClientRect();
+             const box = document.querySelectorAll('.mark path')[{mark}].getBoundingClientRect();
+             return [(box.left - stage.left) / stage.width, (box.top - stage.top) / stage.height,
+                 (box.right - stage.left) / stage.width, (box.bottom - stage.top) / stage.height];"
+        ));
+        serde_json::from_value(found).unwrap()
+    };
+    for (mark, expected) in [(0, [0.1, 0.1, 0.5, 0.5]), (1, [0.0, 0.0, 1.0, 1.0])] {
+        for (found, expected) in edges(mark).into_iter().zip(expected) {
+            assert!((found - expected).abs() < 0.01, "{mark}: {found} {expected}");
+        }
+    }
+    // List and outline light up together.
+    browser.js("document.querySelector('.found li').focus()");
+    let lit =
+        browser.js("return [...document.querySelectorAll('.lit')].map((e) => e.dataset.mark)");
+    assert_eq!(lit, json!(["0", "0"]));
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn texts_of_jobs_are_never_html() {
+    const HOSTILE: &str = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>";
+    let server = server();
+    let result = json!({ "<OD>": { "bboxes": [[36, 28, 180, 140]], "labels": [HOSTILE] },
+        HOSTILE: HOSTILE });
+    let key = format!("k:{HOSTILE}");
+    forged(&server, &key, &result);
+    server.call::<()>(&[
+        "HSET", &key, "prompt", HOSTILE, "text", HOSTILE, "user", HOSTILE, "image", HOSTILE,
+        "model", HOSTILE,
+    ]);
+    let failed = format!("f:{HOSTILE}");
+    forged(&server, &failed, &json!({}));
+    server.call::<()>(&[
+        "HSET",
+        &failed,
+        "state",
+        "failed",
+        "error_code",
+        HOSTILE,
+        "error",
+        HOSTILE,
+    ]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    let check = |shown: &str| {
+        browser.wait(&format!("document.body.innerText.includes({})", json!(shown)));
+        let state = browser.js("return [window.pwned ?? 0, document.querySelectorAll('img[src=x], main script').length]");
+        assert_eq!(state, json!([0, 0]));
+    };
+    for state in ["done", "failed"] {
+        browser.go(&address(&page, &format!("jobs?state={state}&all=1")));
+        check(HOSTILE);
+    }
+    for id in [key, failed] {
+        browser.go(&address(&page, &format!("job?server=0&id={}", common::query(&id))));
+        browser.wait("document.querySelector('#facts')");
+        browser.js("for (const one of document.querySelectorAll('details')) one.open = true");
+        check(HOSTILE);
+    }
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn ten_thousand_jobs_do_not_stall_the_list() {
+    const JOBS: usize = 10_000;
+    let server = server();
+    let mut pipe = redis::pipe();
+    for i in 0..JOBS {
+        pipe.cmd("FLORENCE.SUBMIT")
+            .arg(format!("late:{i:05}"))
+            .arg(sample("sign.png"))
+            .arg("<OCR>")
+            .arg("DELAY")
+            .arg(3_600_000)
+            .ignore();
+    }
+    pipe.exec(&mut server.connect()).unwrap();
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "jobs?all=1"));
+    browser.wait("document.querySelector('#note')?.innerText.includes('10,000 jobs')");
+    // Every frame while somebody scrolls from one end to the other, and what exists meanwhile.
+    browser.js("window.frames_ = []; window.rows_ = 0;
+         const list = document.querySelector('.long-scroll');
+         const end = list.scrollHeight - list.clientHeight;
+         let step = 0; let last = performance.now();
+         const frame = (now) => {
+             window.frames_.push(now - last); last = now;
+             window.rows_ = Math.max(window.rows_, document.querySelectorAll('.long-row').length);
+             step += 1; list.scrollTop = end * step / 100;
+             if (step < 100) requestAnimationFrame(frame); else window.done_ = true;
+         };
+         requestAnimationFrame(frame);");
+    browser.wait("window.done_");
+    let worst = browser.js("return Math.max(...window.frames_)").as_f64().unwrap();
+    let rows = browser.js("return window.rows_").as_u64().unwrap();
+    assert!(worst < 1000.0, "a frame took {worst} ms");
+    assert!((5..120).contains(&rows), "{rows} rows exist");
+    // Details of what is in sight come, and nothing is left out at the end.
+    browser.wait("[...document.querySelectorAll('.long-body .long-row')].at(-1)?.innerText.includes('<OCR>')");
+    let last = browser.js("return document.querySelector('.long').getAttribute('aria-rowcount')");
+    assert_eq!(last, "10000");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn the_page_finds_its_server_again() {
+    let mut server = server();
+    let port = florence_tests::free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let page = Page::about(&[&server], &["--listen", &listen]);
+    let browser = window();
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelector('#servers')?.innerText.includes('tiny (ready)')");
+    server.shut_down(&["NOSAVE"]);
+    browser.wait("!document.querySelector('#lost').hidden");
+    browser.wait("document.querySelector('#servers').innerText.includes('away')");
+    server.restart();
+    browser.wait("document.querySelector('#lost').hidden");
+    browser.wait("document.querySelector('#servers').innerText.includes('tiny (ready)')");
+    drop(page);
+    browser.wait("document.querySelector('#lost').innerText.includes('trying again')");
+    let _page = Page::about(&[&server], &["--listen", &listen]);
+    browser.wait("document.querySelector('#lost').hidden");
+    browser.wait("document.querySelector('#servers').innerText.includes('tiny (ready)')");
+}
+
+#[test]
+fn a_picture_is_dropped_and_its_answers_are_drawn() {
+    let server = server();
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "try"));
+    browser.write("#file", &sample("shapes.png"));
+    browser.wait("document.querySelector('#result img')?.naturalWidth === 360");
+    browser.click(".try button.main");
+    browser.wait("document.querySelectorAll('#result .mark').length === 3");
+    browser.wait("document.querySelector('#result .text')?.innerText.includes('a blue circle')");
+    let labels =
+        browser.js("return [...document.querySelectorAll('.found span')].map((e) => e.innerText)");
+    assert_eq!(labels, json!(["circle", "square", "triangle"]));
+    // The picture stays under its marks.
+    browser.wait("document.querySelector('#result .stage img')?.naturalWidth === 360");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn one_of_several_servers_is_chosen() {
+    let (one, other) = (server(), server());
+    answered(&one, "of:one", &sample("shapes.png"), "<OD>");
+    answered(&other, "of:other", &sample("shapes.png"), "<OD>");
+    let (page, browser) = (Page::about(&[&one, &other], &[]), window());
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelectorAll('#servers .server').length === 2");
+    browser.wait("document.querySelector('#numbers dd')?.innerText === '2'");
+    browser.go(&address(&page, "jobs?state=done"));
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 2");
+    browser.click("#server option:nth-of-type(3)");
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 1");
+    browser.wait("document.querySelector('.long-body').innerText.includes('of:other')");
+    browser.go(&address(&page, "overview"));
+    browser.wait("document.querySelector('#numbers dd')?.innerText === '1'");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn a_password_opens_the_page_and_leaving_closes_it() {
+    let (server, directory) = (server(), tempfile::tempdir().unwrap());
+    let file = directory.path().join("password");
+    std::fs::write(&file, "correct horse").unwrap();
+    let page = Page::about(&[&server], &["--password-file", &file.display().to_string()]);
+    let browser = window();
+    browser.go(&address(&page, "jobs"));
+    browser.write("#password", "wrong\u{e007}");
+    browser.wait("document.querySelector('#problem').innerText.includes('wrong')");
+    browser.write("#password", "correct horse\u{e007}");
+    browser.wait("document.querySelector('.tabs')");
+    assert_eq!(browser.js("return document.cookie"), "", "no script can read the cookie");
+    browser.click("#logout");
+    browser.wait("document.querySelector('#password')");
+}
+
+#[test]
+fn narrow_windows_and_both_themes_show_all() {
+    let server = server();
+    answered(&server, "job:1", &sample("shapes.png"), "<OD>");
+    let page = Page::about(&[&server], &[]);
+    let browser = Browser::start(400, 800);
+    for part in ["overview", "jobs?state=done", "job?server=0&id=job:1", "try", "celery"] {
+        browser.go(&address(&page, part));
+        browser.wait("document.querySelector('h1')");
+        browser.wait("document.documentElement.scrollWidth <= window.innerWidth");
+    }
+    let paper = || browser.js("return getComputedStyle(document.body).backgroundColor");
+    let before = paper();
+    browser.click("#theme");
+    assert_ne!(paper(), before);
+    browser.go(&address(&page, "overview"));
+    browser.js("location.reload()");
+    browser.wait("document.querySelector('h1')");
+    assert_ne!(paper(), before, "the choice is kept");
+}
+
+/// Writes the pictures of README and documents into the directory that `FLORENCE_SCREENSHOTS` names
+/// (`make screenshots`), else into one that is thrown away.
+#[test]
+fn pictures_of_the_page_can_be_taken() {
+    let kept = std::env::var("FLORENCE_SCREENSHOTS").map(PathBuf::from);
+    let thrown = tempfile::tempdir().unwrap();
+    let directory = kept.unwrap_or_else(|_| thrown.path().to_owned());
+    let points = if std::env::var("FLORENCE_SCREENSHOTS").is_ok() { 9 } else { 1 };
+    let (server, pictures) = (server(), Pictures::serve());
+    let (page, browser) = (Page::about(&[&server], &[]), Browser::start(1280, 1280));
+    let mut names = ["shapes.png", "sign.png", "poster.jpg", "tall.png"].iter().cycle().enumerate();
+    eventually("there are enough points for charts", || {
+        for (i, name) in names.by_ref().take(4) {
+            let tasks = ["<OD>", "<CAPTION>", "<OCR_WITH_REGION>", "<DENSE_REGION_CAPTION>"];
+            answered(&server, &format!("photo:{i:04}"), &pictures.url(name), tasks[i / 4 % 4]);
+        }
+        let away = format!("lost:{}", server.stat("jobs_failed"));
+        server.call::<()>(&["FLORENCE.SUBMIT", &away, &pictures.url("status/404"), "<OD>"]);
+        server.call::<redis::Value>(&["FLORENCE.WAIT", &away, "30"]);
+        let history = page.get("/api/history").json();
+        let is_enough = history["points"].as_array().unwrap().len() >= points;
+        (is_enough && server.stat("jobs_done") >= 12).then_some(())
+    });
+    let asked =
+        ["<OD>", "<DETAILED_CAPTION>", "<REFERRING_EXPRESSION_SEGMENTATION>a black triangle"];
+    let url = pictures.url("shapes.png");
+    let submit = ["FLORENCE.SUBMIT", "shapes", &url, "PROMPTS", "3"];
+    server.call::<()>(&[&submit[..], &asked, &["NOCACHE"]].concat());
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "shapes", "60"]);
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    redis::cmd("HSET")
+        .arg("shapes")
+        .arg("thumbnail")
+        .arg(bytes)
+        .exec(&mut server.connect())
+        .unwrap();
+    for (name, part, is_there) in [
+        ("overview", "overview", "document.querySelector('#ends meter')"),
+        (
+            "jobs",
+            "jobs?state=done&all=1",
+            "document.querySelectorAll('.long-body .state.done').length > 8",
+        ),
+        ("job", "job?server=0&id=shapes", "document.querySelector('.stage img')?.complete"),
+    ] {
+        browser.go(&address(&page, part));
+        browser.wait(is_there);
+        browser.wait("document.querySelector('#lost').hidden");
+        let png = browser.screenshot();
+        let picture = image::load_from_memory(&png).unwrap();
+        assert!(picture.width() > 1000, "{name}");
+        std::fs::write(directory.join(format!("web-{name}.png")), png).unwrap();
+    }
+}

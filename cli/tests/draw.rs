@@ -1,0 +1,130 @@
+//! `florence draw` as people call it: answers in every form, pictures of every kind, three formats.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+use florence_tests::{Server, picture};
+use tempfile::TempDir;
+
+const ANSWER: &str = r#"{"<OD>":{"bboxes":[[200,20,340,100]],"labels":["a <b> & c"]}}"#;
+
+fn sample(name: &str) -> String {
+    picture(name).display().to_string()
+}
+
+fn florence(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_florence"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Where to draw to.
+fn out(directory: &TempDir, name: &str) -> String {
+    directory.path().join(name).display().to_string()
+}
+
+fn draw(args: &[&str], input: &str) {
+    let output = florence(&[&["draw"], args].concat(), input);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn refused(args: &[&str]) -> String {
+    let output = florence(&[&["draw"], args].concat(), "");
+    assert!(!output.status.success(), "{args:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Whether the box of [`ANSWER`] is drawn: its colour, or one near it, on its left edge.
+fn has_box(path: &str) -> bool {
+    let drawn = image::open(path).unwrap().into_rgb8();
+    let is_near = |x: u32| {
+        let near = |(found, colour): (u8, u8)| found.abs_diff(colour) < 60;
+        drawn.get_pixel(x, 60).0.into_iter().zip([230, 25, 75]).all(near)
+    };
+    (198..203).any(is_near) && !(250..290).any(is_near)
+}
+
+#[test]
+fn the_ending_of_the_name_chooses_the_format() {
+    let directory = tempfile::tempdir().unwrap();
+    let shapes = sample("shapes.png");
+    for name in ["a.png", "a.JPG", "a.jpeg"] {
+        let path = out(&directory, name);
+        draw(&[&shapes, ANSWER, &path], "");
+        assert!(has_box(&path), "{name}");
+    }
+    let path = out(&directory, "a.svg");
+    draw(&[&shapes, ANSWER, &path], "");
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(svg.contains("a &lt;b&gt; &amp; c</text>") && svg.contains("data:image/png;base64,"));
+    let error = refused(&[&shapes, ANSWER, &out(&directory, "a.txt")]);
+    assert!(error.contains("is to end in .png, .jpg or .svg"), "{error}");
+}
+
+#[test]
+fn pictures_are_read_by_what_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let (misnamed, path) = (out(&directory, "really.jpg"), out(&directory, "a.png"));
+    std::fs::copy(sample("shapes.png"), &misnamed).unwrap();
+    draw(&[&misnamed, ANSWER, &path], "");
+    assert!(has_box(&path));
+    std::fs::write(&misnamed, "hello").unwrap();
+    let error = refused(&[&misnamed, ANSWER, &path]);
+    assert!(error.contains("not a picture"), "{error}");
+    let error = refused(&[&sample("shapes.png"), "hello", &path]);
+    assert!(error.contains("the answer is not JSON"), "{error}");
+    let error = refused(&[&sample("shapes.png"), &path]);
+    assert!(error.contains("give the picture, its answer and the file to write"), "{error}");
+}
+
+#[test]
+fn a_line_of_run_is_an_answer_with_its_scores() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shapes, path) = (sample("shapes.png"), out(&directory, "a.svg"));
+    let line = florence(&["run", "--json", "--prompt", "<OD>", &shapes], "");
+    let line = String::from_utf8(line.stdout).unwrap();
+    draw(&[&shapes, "-", &path], &line);
+    let svg = std::fs::read_to_string(&path).unwrap();
+    for label in ["circle 0.", "square 0.", "triangle 0."] {
+        assert!(svg.contains(label), "{label}: {svg}");
+    }
+}
+
+#[test]
+fn a_job_is_drawn_from_its_server() {
+    let root = picture("shapes.png").parent().unwrap().display().to_string();
+    let server = Server::ready(&[&format!("florence.file-roots {root}")]);
+    let (shapes, directory) = (sample("shapes.png"), tempfile::tempdir().unwrap());
+    let url = format!("redis://127.0.0.1:{}", server.port);
+    let (path, of) = (out(&directory, "a.svg"), ["--job", "job", "--redis", &url]);
+    let error = refused(&[&[shapes.as_str(), &path], &of[..]].concat());
+    assert!(error.contains("there is no job job"), "{error}");
+    server.call::<()>(&[
+        "FLORENCE.SUBMIT",
+        "job",
+        &shapes,
+        "<REGION_TO_CATEGORY><loc_48><loc_472><loc_272><loc_759>",
+    ]);
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "job", "60"]);
+    draw(&[&[shapes.as_str(), &path], &of[..]].concat(), "");
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(svg.contains("stroke-dasharray") && svg.contains("circle ("), "{svg}");
+    // Without a picture's file, the one that the job keeps.
+    let error = refused(&[&[path.as_str()], &of[..]].concat());
+    assert!(error.contains("job keeps no picture: name its file"), "{error}");
+    let bytes = std::fs::read(&shapes).unwrap();
+    redis::cmd("HSET").arg("job").arg("thumbnail").arg(bytes).exec(&mut server.connect()).unwrap();
+    draw(&[&[path.as_str()], &of[..]].concat(), "");
+    server.call::<()>(&["FLORENCE.SUBMIT", "late", &shapes, "<OD>", "DELAY", "3600000"]);
+    let error = refused(&[&shapes, &path, "--job", "late", "--redis", &url]);
+    assert!(error.contains("late is queued and has no answer"), "{error}");
+}

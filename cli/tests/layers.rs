@@ -1,0 +1,33 @@
+//! Who may import whom in the command line, held against the `crate::` paths.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
+use std::path::Path;
+
+#[path = "../../tests/harness/imports.rs"]
+mod imports;
+
+/// A subcommand, or what several share, and what it may name of ours.
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("bench", &["load"]),
+    ("doctor", &[]),
+    ("draw", &[]),
+    ("load", &[]),
+    ("pull", &[]),
+    ("run", &["load"]),
+    ("web", &["draw"]),
+];
+
+#[test]
+fn subcommands_import_only_what_the_table_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let entries = std::fs::read_dir(&src).unwrap().count();
+    assert_eq!(entries, ALLOWED.len() + 1, "a file of src is not in the table");
+    for (module, allowed) in ALLOWED {
+        for (path, text) in imports::sources(&src, module) {
+            for named in imports::named(&text) {
+                let is_allowed = allowed.contains(&named.as_str()) || named == module;
+                assert!(is_allowed, "{path}: {module} must not import {named}");
+            }
+        }
+    }
+}

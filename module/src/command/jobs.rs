@@ -1,0 +1,119 @@
+//! `FLORENCE.JOBS [STATE state] [COUNT n]`: unfinished jobs in the order of their turn, or ended ones,
+//! the newest end first.
+
+use redis_module::{AclPermissions, Context, RedisError, RedisResult, RedisString, RedisValue};
+
+use super::args::Args;
+use crate::{
+    job::{self, Job, JobKey, State},
+    queue::{ended, queue},
+    server::{
+        self,
+        reply::{self, bulk},
+    },
+};
+
+const DEFAULT_COUNT: i64 = 100;
+/// Most jobs that are listed, whatever COUNT says: the main thread looks at each.
+const MOST: usize = 1000;
+
+/// Which jobs are to be listed.
+enum Wanted {
+    Unfinished(Option<State>),
+    Ended(Option<State>),
+}
+
+impl Wanted {
+    fn parse(name: &[u8]) -> Result<Self, RedisError> {
+        if name == b"ended" {
+            return Ok(Self::Ended(None));
+        }
+        let unknown = || {
+            let name = server::printable(name);
+            reply::error("ERR", format!("unknown state '{name}'"))
+        };
+        let state = State::parse(name).ok_or_else(unknown)?;
+        Ok(if state.is_final() { Self::Ended(Some(state)) } else { Self::Unfinished(Some(state)) })
+    }
+}
+
+pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
+    let (mut wanted, mut count) = (Wanted::Unfinished(None), DEFAULT_COUNT);
+    while let Some(option) = args.option() {
+        match option.to_string_lossy().to_ascii_uppercase().as_str() {
+            "STATE" => wanted = Wanted::parse(&args.value("STATE")?.to_ascii_lowercase())?,
+            "COUNT" => count = args.integer("COUNT", 1, 100_000)?,
+            _ => return Err(reply::syntax(option.as_slice())),
+        }
+    }
+    let count = usize::try_from(count).unwrap_or_default().min(MOST);
+    Ok(RedisValue::Array(match wanted {
+        Wanted::Unfinished(state) => unfinished(ctx, state, count),
+        Wanted::Ended(state) => ended(ctx, state, count),
+    }))
+}
+
+fn unfinished(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
+    // Some of them may be hidden from this user, or in another state by now.
+    let keys = queue().keys(server::selected_db(ctx), state, 2 * count, |_| true);
+    let visible = Visible::new(ctx);
+    let rows = keys.into_iter().filter(|key| visible.has(key)).filter_map(|key| {
+        let job = job::open(ctx, &key).ok()?;
+        let found = queue().state(key.as_ref(), &job);
+        let due = job.due_at().filter(|_| matches!(found, State::Queued | State::Retrying));
+        let due = due.map(|at| ("due_at", RedisValue::Integer(at)));
+        state.is_none_or(|state| state == found).then(|| row(&key, found, due))
+    });
+    rows.take(count).collect()
+}
+
+fn ended(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
+    /// So many are looked at, most of which may be hidden from this user.
+    const LOOKED: usize = 10_000;
+    let keys = ended::newest(server::selected_db(ctx), state).take(LOOKED);
+    let visible = Visible::new(ctx);
+    let rows = keys.filter(|key| visible.has(key)).filter_map(|key| {
+        let is_meant = |job: &Job| match state {
+            Some(state) => job.state == state,
+            None => job.state.is_final(),
+        };
+        let Some(job) = job::open(ctx, &key).ok().filter(is_meant) else {
+            // No event has told of what took its place.
+            ended::forget(key.as_ref());
+            return None;
+        };
+        let at = job.number("finished_at").map(|at| ("finished_at", RedisValue::Integer(at)));
+        let code = job.text("error_code").filter(|_| job.state == State::Failed);
+        Some(row(&key, job.state, at.into_iter().chain(code.map(|code| ("code", bulk(code))))))
+    });
+    rows.take(count).collect()
+}
+
+fn row(
+    key: &JobKey,
+    state: State,
+    more: impl IntoIterator<Item = (&'static str, RedisValue)>,
+) -> RedisValue {
+    let known =
+        [("id", RedisValue::StringBuffer(key.name.to_vec())), ("state", bulk(state.name()))];
+    reply::map(known.into_iter().chain(more))
+}
+
+/// Keys that the calling user may read: who may not does not learn of them either.
+struct Visible<'a> {
+    ctx: &'a Context,
+    user: Option<RedisString>,
+}
+
+impl<'a> Visible<'a> {
+    fn new(ctx: &'a Context) -> Self {
+        Self { ctx, user: server::user(ctx) }
+    }
+
+    fn has(&self, key: &JobKey) -> bool {
+        let name = server::string(self.ctx, &key.name);
+        let may_read =
+            |user| self.ctx.acl_check_key_permission(user, &name, &AclPermissions::ACCESS).is_ok();
+        self.user.as_ref().is_none_or(may_read)
+    }
+}
