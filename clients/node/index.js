@@ -10,7 +10,7 @@ import { setTimeout } from "node:timers/promises";
 
 import { ERRORS, FlorenceError, Job, NoJobError, WaitTimeoutError } from "./jobs.js";
 import { tasks } from "./questions.js";
-import { asMap, groupsOf, imageArguments, newKey, optionArguments, plain } from "./wire.js";
+import { asMap, groupsOf, imageArguments, listed, newKey, optionArguments, plain } from "./wire.js";
 
 export * from "./jobs.js";
 export * from "./questions.js";
@@ -28,14 +28,14 @@ export * from "./questions.js";
 /**
  * What is needed of a client of node-redis, from `createClient`.
  * @typedef {object} Single
- * @property {(args: Arguments) => Promise<any>} sendCommand
+ * @property {(args: Arguments, options?: any) => Promise<any>} sendCommand
  * @property {(overrides?: any) => any} duplicate
  */
 
 /**
  * What is needed of a cluster of node-redis, from `createCluster`.
  * @typedef {object} Cluster
- * @property {(key: any, isReadonly: any, args: any) => Promise<any>} sendCommand
+ * @property {(key: any, isReadonly: any, args: any, options?: any) => Promise<any>} sendCommand
  * @property {(overrides?: any) => any} duplicate
  * @property {readonly any[]} masters
  * @property {(node: any) => any} nodeClient
@@ -61,6 +61,9 @@ const isLost = (error) =>
 
 /** The pause doubles. @param {number} losses */
 const pauseAfter = (losses) => setTimeout(PAUSE_MS * 2 ** (losses - 1));
+
+/** What node-redis calls replies that are strings of any bytes. */
+const BLOB_STRING = "$".charCodeAt(0);
 
 /** Longest WAIT, in milliseconds. */
 const SLICE = 1000;
@@ -236,22 +239,41 @@ export class Florence {
   }
 
   /**
-   * Keys and states of unfinished jobs, in a cluster those of all masters.
-   * @param {{ state?: import("./jobs.js").Unfinished, count?: number }} [options]
-   * @returns {Promise<{ key: JobKey<any>, state: string }[]>}
+   * The small copy of a job's picture, a JPEG file, if it has one: see the option `thumbnail`.
+   * @param {string} key
+   * @returns {Promise<Buffer | undefined>}
+   */
+  async thumbnail(key) {
+    const typeMapping = { [BLOB_STRING]: Buffer };
+    return (await this.#send(["HGET", key, "thumbnail"], { typeMapping })) ?? undefined;
+  }
+
+  /**
+   * Unfinished jobs, those in a state, or those that have ended, the newest end first; in a cluster
+   * those of all masters, at most `count` of each.
+   * @param {{ state?: import("./jobs.js").State | "ended", count?: number }} [options]
+   * @returns {Promise<import("./jobs.js").Listed[]>}
    */
   async jobs({ state, count } = {}) {
     const which = [...(state ? ["STATE", state] : []), ...(count ? ["COUNT", String(count)] : [])];
     const replies = await this.#everywhere(["FLORENCE.JOBS", ...which]);
-    return replies.flat().map((job) => {
-      const { id, state } = asMap(job);
-      return { key: id, state };
-    });
+    const rows = replies.flat().map(listed);
+    return rows.sort((one, other) => Number(other.finishedAt ?? 0) - Number(one.finishedAt ?? 0));
   }
 
   /** The counters of every master. */
   async stats() {
     return (await this.#everywhere(["FLORENCE.STATS"])).map(asMap);
+  }
+
+  /** Histograms of the phases of jobs by task, of every master. */
+  latencies() {
+    return this.#tables("LATENCY");
+  }
+
+  /** How many jobs ended in which way, by task and code, on every master. */
+  ends() {
+    return this.#tables("JOBS");
   }
 
   /** The model of every master. */
@@ -332,6 +354,12 @@ export class Florence {
   /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
   regionToOcr(image, region, options) {
     return this.ask(image, tasks.regionToOcr(region), options);
+  }
+
+  /** @param {string} what @returns {Promise<Record<string, any>[][]>} */
+  async #tables(what) {
+    const replies = await this.#everywhere(["FLORENCE.STATS", what]);
+    return replies.map((rows) => rows.map(asMap));
   }
 
   /** @param {string} command @param {readonly string[]} keys @returns {Promise<number>} */
@@ -486,12 +514,13 @@ export class Florence {
   /**
    * Sends a command, and again if its reply is lost with its connection: it is safe to run twice.
    * @param {Arguments} args
+   * @param {object} [options] node-redis' own
    * @returns {Promise<any>}
    */
-  async #send(args) {
+  async #send(args, options) {
     for (let losses = 1; ; losses += 1) {
       try {
-        return await this.#sendBy(this.#client, args);
+        return await this.#sendBy(this.#client, args, options);
       } catch (error) {
         if (!isLost(error) || losses > RETRIES) throw error;
         await pauseAfter(losses);
@@ -502,13 +531,14 @@ export class Florence {
   /**
    * @param {Single | Cluster} client
    * @param {Arguments} args the second is a key, in a cluster
+   * @param {object} [options]
    * @returns {Promise<any>}
    */
-  async #sendBy(client, args) {
+  async #sendBy(client, args, options) {
     try {
       return await (this.#isCluster
-        ? /** @type {Cluster} */ (client).sendCommand(args[1], false, args)
-        : /** @type {Single} */ (client).sendCommand(args));
+        ? /** @type {Cluster} */ (client).sendCommand(args[1], false, args, options)
+        : /** @type {Single} */ (client).sendCommand(args, options));
     } catch (error) {
       throw refusal(error);
     }

@@ -1,6 +1,6 @@
 /** Jobs, why they give no answer, and the types of their keys. */
 
-import { readAnswer } from "./wire.js";
+import { readAnswer, timeOf } from "./wire.js";
 
 /**
  * What the module says no with, and jobs that ended without an answer. Errors of the connection,
@@ -151,13 +151,22 @@ export const ERRORS = new Map(
 /** @typedef {{ code: string, message: string, retryable: boolean }} Failure why a job gave no answer */
 
 /**
+ * A job in a list of many.
+ * @typedef {object} Listed
+ * @property {JobKey<any>} key
+ * @property {State} state
+ * @property {Date} [dueAt] when it is started, if it waits for a moment
+ * @property {Date} [finishedAt]
+ * @property {string} [code] why it failed: the code of the error
+ */
+
+/**
  * A job as it was when the server told of it.
  * @template T
  */
 export class Job {
   /** @param {Record<string, any>} got the map of FLORENCE.GET */
   constructor(got) {
-    const time = (/** @type {number | null} */ at) => (at === null ? undefined : new Date(at));
     const json = (/** @type {string | null} */ text) =>
       text === null ? undefined : JSON.parse(text);
     /** @type {JobKey<T>} */
@@ -175,6 +184,16 @@ export class Job {
     /** What the model has written, for each prompt. @type {readonly string[]} */
     this.texts =
       got.text === null ? [] : this.prompts.length > 1 ? JSON.parse(got.text) : [got.text];
+    const scores = json(got.scores);
+    /**
+     * How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
+     * @type {readonly (readonly number[])[]}
+     */
+    this.scores = !scores ? [] : this.prompts.length > 1 ? scores : [scores];
+    /** Of the picture, as the answer's coordinates mean it. @type {number | undefined} */
+    this.width = got.width ?? undefined;
+    /** @type {number | undefined} */
+    this.height = got.height ?? undefined;
     /** @type {Failure | undefined} */
     this.error = json(got.error);
     /** @type {string | undefined} */
@@ -188,9 +207,11 @@ export class Job {
     /** @type {number | undefined} */
     this.tokens = got.tokens ?? undefined;
     this.submittedAt = new Date(got.submitted_at);
-    this.startedAt = time(got.started_at);
-    this.finishedAt = time(got.finished_at);
-    this.retryAt = time(got.retry_at);
+    this.startedAt = timeOf(got.started_at);
+    this.finishedAt = timeOf(got.finished_at);
+    /** When a job is started that waits for a moment: for its delay to pass, or its next attempt. */
+    this.dueAt = timeOf(got.due_at);
+    this.retryAt = timeOf(got.retry_at);
     /** @type {number | undefined} */
     this.etaMs = got.eta_ms ?? undefined;
     /** @type {number | undefined} */

@@ -73,6 +73,12 @@ export const tasks = {
 };
 
 /**
+ * A text that is none of the fifteen tasks, for checkpoints that were tuned to others; the server
+ * takes it with `florence.prompts any` only.
+ */
+export const prompt = text;
+
+/**
  * Up to 16 different questions about one picture, as one.
  * @template {readonly unknown[]} Answers
  * @param {{ [I in keyof Answers]: Question<Answers[I]> }} questions
@@ -107,7 +113,11 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {number} [ttlSeconds] how long the ended job is kept; 0 for ever
  * @property {number} [beams] 1 is greedy search
  * @property {number} [maxTokens] of the answer
+ * @property {boolean} [exif] turns the picture as its EXIF tag says, or leaves it as it is stored;
+ *   else as the server is set
  * @property {boolean} [noCache] computes the answer even if it is known
+ * @property {number} [thumbnail] longer side in pixels of a small copy of the picture, which
+ *   `thumbnail` gives; 0 for none
  */
 
 /**

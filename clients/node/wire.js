@@ -51,6 +51,7 @@ const OPTIONS = {
   ttlSeconds: "TTL",
   beams: "BEAMS",
   maxTokens: "MAXTOKENS",
+  thumbnail: "THUMBNAIL",
 };
 
 /** @param {Omit<Options, "key">} options */
@@ -58,6 +59,7 @@ export const optionArguments = (options) =>
   Object.entries(options).flatMap(([name, value]) => {
     if (value === undefined) return [];
     if (name === "noCache") return value ? ["NOCACHE"] : [];
+    if (name === "exif") return [value ? "EXIF" : "NOEXIF"];
     const word = OPTIONS[name];
     if (!word) throw new TypeError(`there is no option ${name}`);
     return [word, String(value)];
@@ -83,6 +85,25 @@ export const asMap = (reply) => {
       ? [...reply]
       : Object.entries(reply);
   return Object.fromEntries(entries.map(([name, value]) => [plain(name), plain(value)]));
+};
+
+/** @param {number | null | undefined} at milliseconds since 1970 */
+export const timeOf = (at) => (at == null ? undefined : new Date(at));
+
+/**
+ * A row of FLORENCE.JOBS.
+ * @param {any} reply
+ * @returns {import("./jobs.js").Listed}
+ */
+export const listed = (reply) => {
+  const { id, state, due_at, finished_at, code } = asMap(reply);
+  return {
+    key: id,
+    state,
+    ...(due_at !== undefined && { dueAt: timeOf(due_at) }),
+    ...(finished_at !== undefined && { finishedAt: timeOf(finished_at) }),
+    ...(code !== undefined && { code }),
+  };
 };
 
 /** @param {number[]} flat @returns {Point[]} */

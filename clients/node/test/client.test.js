@@ -83,13 +83,50 @@ test("several questions about one picture have a list of answers", async () => {
 });
 
 test("a job tells what became of it", async () => {
-  const key = await florence.submit(SIGN, tasks.ocr, { key: "job:1", priority: 9 });
+  const key = await florence.submit(SIGN, tasks.ocr, { key: "job:1", priority: 9, noCache: true });
   const job = await florence.wait(key);
   assert.deepEqual([job.key, job.state, job.image, job.attempts], ["job:1", "done", "DATA", 1]);
   assert.deepEqual([job.prompts, job.answer, job.texts], [["<OCR>"], "EXIT", ["</s><s>EXIT</s>"]]);
   assert(job.submittedAt <= job.startedAt && job.startedAt <= job.finishedAt && job.hasEnded);
   assert.deepEqual([job.result, job.model], [{ "<OCR>": "EXIT" }, "tiny"]);
+  assert.deepEqual([job.width, job.height, job.cache, job.dueAt], [...SIZE, "miss", undefined]);
+  assert(job.scores[0][0] > 0.5 && job.scores[0][0] <= 1);
   assert.deepEqual(await florence.get(key), job);
+});
+
+test("scores are of each label of each prompt", async () => {
+  const questions = f.several(tasks.ocr, tasks.detect);
+  const scores = async (question) =>
+    (await florence.wait(await florence.submit(SIGN, question))).scores.map(({ length }) => length);
+  assert.deepEqual(await scores(questions), [1, 2]);
+  assert.deepEqual(await scores(tasks.detect), [2]);
+});
+
+test("a waiting job tells when it is due", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  const { dueAt, submittedAt } = await florence.get(key);
+  assert(Math.abs(dueAt - submittedAt - 60_000) < 1000);
+  assert.deepEqual(await florence.jobs(), [{ key, state: "queued", dueAt }]);
+});
+
+test("a thumbnail is a small JPEG", async () => {
+  const key = await florence.submit(SIGN, tasks.ocr, { thumbnail: 64 });
+  assert.equal((await florence.wait(key)).state, "done");
+  assert.equal((await florence.thumbnail(key)).subarray(0, 3).toString("hex"), "ffd8ff");
+  assert.equal(await florence.thumbnail("missing"), undefined);
+});
+
+test("other prompts than the tasks are taken where the server takes them", async () => {
+  const questions = f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr);
+  await assert.rejects(florence.ask(SIGN, questions), f.BadPromptError);
+  await server.call("CONFIG", "SET", "florence.prompts", "any");
+  try {
+    const [other, text] = await florence.ask(SIGN, questions);
+    assert.deepEqual([typeof other, text], ["string", "EXIT"]);
+    assert.equal(typeof (await florence.ask(SIGN, f.prompt("What is 3 > 2?"))), "string");
+  } finally {
+    await server.call("CONFIG", "SET", "florence.prompts", "tasks");
+  }
 });
 
 test("pictures are bytes, keys and addresses", async () => {
@@ -120,13 +157,16 @@ test("options name their units", async () => {
     ttlSeconds: 7,
     beams: 1,
     maxTokens: 12,
+    exif: true,
     noCache: true,
+    thumbnail: 64,
   });
-  const names = "priority delay expires wants timeout retries ttl beams maxtokens nocache".split(
-    " ",
-  );
-  const expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1"];
-  assert.deepEqual(await server.call("HMGET", key, ...names), expected);
+  const names =
+    "priority delay expires wants timeout retries ttl beams maxtokens exif nocache thumbnail_px";
+  const expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1", "1", "64"];
+  assert.deepEqual(await server.call("HMGET", key, ...names.split(" ")), expected);
+  const asStored = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000, exif: false });
+  assert.equal(await server.call("HGET", asStored, "exif"), "0");
   await assert.rejects(florence.submit(SIGN, tasks.ocr, { speed: 1 }), /no option speed/);
 });
 
@@ -272,7 +312,11 @@ test("a job that is deleted meanwhile is told of last", async () => {
 
 test("a job is cancelled and queued again, and who waits is woken", async () => {
   const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
-  assert.deepEqual(await florence.jobs({ state: "queued", count: 10 }), [{ key, state: "queued" }]);
+  const queued = await florence.jobs({ state: "queued", count: 10 });
+  assert.deepEqual(
+    queued.map((job) => job.key),
+    [key],
+  );
   const waiting = florence.wait(key);
   await sleep(100);
   assert.equal(await florence.cancel(key), 1);
@@ -280,6 +324,33 @@ test("a job is cancelled and queued again, and who waits is woken", async () => 
   assert.deepEqual(await florence.jobs(), []);
   assert.equal(await florence.retry(key), 1);
   assert.equal((await florence.wait(key, { timeoutMs: 10_000 })).answer, "EXIT");
+});
+
+test("jobs that have ended are listed by state, and the newest first", async () => {
+  const pictures = [SIGN, Buffer.from("no picture")];
+  const keys = await Promise.all(pictures.map((picture) => florence.submit(picture, tasks.ocr)));
+  await florence.waitMany(keys);
+  const late = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  await florence.cancel(late);
+  const [failed] = await florence.jobs({ state: "failed" });
+  assert.deepEqual([failed.key, failed.state, failed.code], [keys[1], "failed", "IMAGE"]);
+  assert.deepEqual(Object.keys((await florence.jobs({ state: "done" }))[0]), [
+    "key",
+    "state",
+    "finishedAt",
+  ]);
+  const ended = await florence.jobs({ state: "ended" });
+  assert.deepEqual([ended.length, ended[0].key], [3, late]);
+  assert.deepEqual(await florence.jobs({ state: "ended", count: 1 }), ended.slice(0, 1));
+});
+
+test("latencies and ends are told by task", async () => {
+  await florence.ocr(SIGN, { noCache: true });
+  const [latencies] = await florence.latencies();
+  const [ends] = await florence.ends();
+  const isOurs = ({ task, count }) => task === "<OCR>" && count > 0;
+  assert(latencies.some((row) => isOurs(row) && row.phase === "total" && row.buckets.length > 0));
+  assert(ends.some((row) => isOurs(row) && row.state === "done"));
 });
 
 test("the same request under the same key is one job", async () => {

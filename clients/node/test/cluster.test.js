@@ -49,6 +49,8 @@ test("jobs of many nodes are cancelled and queued again", async () => {
   assert.deepEqual(new Set((await florence.jobs()).map(({ key }) => key)), new Set(keys));
   assert.equal(await florence.cancel(...keys), 12);
   assert.deepEqual(await florence.jobs(), []);
+  const ends = (await florence.jobs({ state: "cancelled" })).map(({ finishedAt }) => +finishedAt);
+  assert.deepEqual([ends.length, ends], [12, [...ends].sort((one, other) => other - one)]);
   assert.equal(await florence.retry(...keys), 12);
   const jobs = await florence.waitMany(keys, { timeoutMs: 20_000 });
   assert(jobs.every(({ answer }) => answer === "EXIT"));
@@ -78,4 +80,13 @@ test("every node tells of its model and its counters", async () => {
     (await florence.stats()).map(({ panics }) => panics),
     [0, 0, 0],
   );
+  assert.deepEqual([(await florence.latencies()).length, (await florence.ends()).length], [3, 3]);
+});
+
+test("a thumbnail comes from the node of its job", async () => {
+  const options = { thumbnail: 64 };
+  const submits = Array.from({ length: 6 }, () => florence.submit(SIGN, tasks.ocr, options));
+  const keys = await Promise.all(submits);
+  await florence.waitMany(keys);
+  for (const key of keys) assert((await florence.thumbnail(key)).length > 100);
 });

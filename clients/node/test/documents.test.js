@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -18,8 +18,11 @@ const tsc = (args, cwd) =>
 let project;
 before(() => {
   project = mkdtempSync(join(tmpdir(), "florence-"));
-  run("npm", ["pack", "--silent", "--pack-destination", project], PACKAGE);
-  run("tar", ["xzf", "florence-redis-0.1.0.tgz"], project);
+  const made = join(PACKAGE, "dist");
+  rmSync(made, { recursive: true, force: true });
+  mkdirSync(made);
+  const name = run("npm", ["pack", "--silent", "--pack-destination", made], PACKAGE).trim();
+  run("tar", ["xzf", join(made, name)], project);
   const modules = join(project, "node_modules");
   cpSync(join(project, "package"), join(modules, "florence-redis"), { recursive: true });
   for (const name of ["redis", "@redis", "@types", "undici-types"]) {

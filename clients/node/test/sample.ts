@@ -3,6 +3,7 @@
 import { createClient, createCluster } from "redis";
 import {
   Florence,
+  prompt,
   regionOf,
   several,
   tasks,
@@ -10,6 +11,7 @@ import {
   type BoxesAndPolygons,
   type Job,
   type JobKey,
+  type Listed,
   type Polygons,
   type Quads,
 } from "florence-redis";
@@ -44,6 +46,10 @@ is<string>()(text);
 is<Polygons>()(polygons);
 await florence.wait("job:1", { signal: AbortSignal.timeout(100) });
 
+is<string>()(await florence.ask(picture, prompt("<GENERATE_TAGS>"), { exif: true }));
+is<Listed[]>()(await florence.jobs({ state: "ended" }));
+is<Buffer | undefined>()(await florence.thumbnail(key));
+
 // @ts-expect-error a number is no picture
 await florence.caption(3);
 // @ts-expect-error no such option
@@ -52,6 +58,8 @@ await florence.caption(picture, { speed: 3 });
 await florence.caption(picture, { priority: "high" });
 // @ts-expect-error a region is four numbers
 await florence.regionToOcr(picture, "left");
+// @ts-expect-error no such state
+await florence.jobs({ state: "lost" });
 // @ts-expect-error a prompt is no question
 await florence.submit(picture, "<OD>");
 // @ts-expect-error a text has no labels

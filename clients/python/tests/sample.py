@@ -16,9 +16,11 @@ from florence_redis import (
     Florence,
     Job,
     JobKey,
+    Listed,
     Polygons,
     Quads,
     Region,
+    prompt,
     several,
     tasks,
 )
@@ -45,13 +47,17 @@ def blocking(client: redis.Redis) -> None:
         assert_type(job, Job[Boxes])
     question = several(tasks.ocr, tasks.region_to_segmentation(REGION))
     assert_type(florence.ask(PICTURE, question), "tuple[str, Polygons]")
+    assert_type(florence.ask(PICTURE, prompt("<GENERATE_TAGS>"), exif=True), str)
     assert_type(florence.wait(JobKey[Any]("job:1")).answer, Any)
+    assert_type(florence.jobs("ended"), list[Listed])
+    assert_type(florence.thumbnail(key), "bytes | None")
 
     florence.caption(3)  # type: ignore[arg-type]
     florence.caption(PICTURE, speed=3)  # type: ignore[call-arg]
     florence.caption(PICTURE, priority="high")  # type: ignore[arg-type]
     florence.region_to_ocr(PICTURE, "left")  # type: ignore[arg-type]
     florence.submit(PICTURE, "<OD>")  # type: ignore[arg-type]
+    florence.jobs("lost")  # type: ignore[arg-type]
 
 
 async def awaiting(client: redis.asyncio.RedisCluster) -> None:

@@ -69,12 +69,54 @@ def test_several_questions_about_one_picture_have_a_tuple_of_answers(florence: A
 
 
 def test_a_job_tells_what_became_of_it(florence: Any) -> None:
-    job = florence.wait(florence.submit(SIGN, tasks.ocr, key="job:1", priority=9))
+    job = florence.wait(florence.submit(SIGN, tasks.ocr, key="job:1", priority=9, no_cache=True))
     assert (job.key, job.state, job.image, job.attempts) == ("job:1", "done", "DATA", 1)
     assert (job.prompts, job.answer, job.texts) == (("<OCR>",), "EXIT", ("</s><s>EXIT</s>",))
     assert job.submitted_at <= job.started_at <= job.finished_at
     assert job.result == {"<OCR>": "EXIT"} and job.model == "tiny" and job.has_ended
+    assert (job.width, job.height) == SIZE and job.cache == "miss" and job.due_at is None
+    assert len(job.scores) == 1 and len(job.scores[0]) == 1 and 0.5 < job.scores[0][0] <= 1
     assert florence.get(job.key) == job
+
+
+def test_scores_are_of_each_label_of_each_prompt(florence: Any) -> None:
+    job = florence.wait(florence.submit(SIGN, f.several(tasks.ocr, tasks.detect)))
+    assert [len(scores) for scores in job.scores] == [1, 2]
+    job = florence.wait(florence.submit(SIGN, tasks.detect))
+    assert [len(scores) for scores in job.scores] == [2]
+    assert florence.wait(florence.submit(b"no picture", tasks.ocr)).scores == ()
+
+
+def test_a_waiting_job_tells_when_it_is_due(florence: Any) -> None:
+    key = florence.submit(SIGN, tasks.ocr, delay=60)
+    job = florence.get(key)
+    assert 59 < (job.due_at - job.submitted_at).total_seconds() < 61
+    (listed,) = florence.jobs()
+    assert (listed.key, listed.state, listed.due_at) == (key, "queued", job.due_at)
+
+
+def test_a_thumbnail_is_a_small_jpeg(connect: Connect, server: Server) -> None:
+    for decode_responses in (False, True):
+        florence = connect(server.url, decode_responses=decode_responses)
+        key = florence.submit(SIGN, tasks.ocr, thumbnail=64)
+        assert florence.wait(key).state == "done"
+        assert florence.thumbnail(key).startswith(b"\xff\xd8\xff")
+        assert florence.thumbnail("missing") is None
+
+
+def test_other_prompts_than_the_tasks_are_taken_where_the_server_takes_them(
+    florence: Any, server: Server
+) -> None:
+    questions = f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr)
+    with pytest.raises(f.BadPromptError):
+        florence.ask(SIGN, questions)
+    server.admin.config_set("florence.prompts", "any")
+    try:
+        other, text = florence.ask(SIGN, questions)
+        assert isinstance(other, str) and text == "EXIT"
+        assert isinstance(florence.ask(SIGN, f.prompt("What is 3 > 2?")), str)
+    finally:
+        server.admin.config_set("florence.prompts", "tasks")
 
 
 def test_pictures_are_bytes_files_keys_and_addresses(florence: Any, server: Server) -> None:
@@ -110,12 +152,17 @@ def test_options_are_in_seconds(florence: Any, server: Server) -> None:
         "ttl": 7,
         "beams": 1,
         "max_tokens": 12,
+        "exif": True,
         "no_cache": True,
+        "thumbnail": 64,
     }
     key = florence.submit(SIGN, tasks.ocr, **options)
-    names = "priority delay expires wants timeout retries ttl beams maxtokens nocache".split()
-    expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1"]
+    names = "priority delay expires wants timeout retries ttl beams maxtokens exif nocache".split()
+    expected = ["3", "60000", "90500", "tiny", "250", "2", "7", "1", "12", "1", "1"]
     assert server.admin.hmget(key, names) == expected
+    assert server.admin.hget(key, "thumbnail_px") == "64"
+    key = florence.submit(SIGN, tasks.ocr, delay=60, exif=False)
+    assert server.admin.hget(key, "exif") == "0"
     with pytest.raises(TypeError, match="no option speed"):
         florence.submit(SIGN, tasks.ocr, speed=1)
 
@@ -254,7 +301,7 @@ def test_a_job_that_is_deleted_meanwhile_is_told_of_last(florence: Any, server: 
 
 def test_a_job_is_cancelled_and_queued_again(florence: Any) -> None:
     key = florence.submit(SIGN, tasks.ocr, delay=60)
-    assert (key, "queued") in florence.jobs(state="queued", count=10)
+    assert [job.key for job in florence.jobs(state="queued", count=10)] == [key]
     assert florence.cancel(key) == 1 and florence.cancel(key) == 0
     assert florence.wait(key).state == "cancelled"
     assert florence.jobs() == []
@@ -285,6 +332,30 @@ def test_model_and_stats_are_of_every_master(florence: Any) -> None:
     assert stats["panics"] == 0
 
 
+def test_jobs_that_have_ended_are_listed_by_state_and_the_newest_first(florence: Any) -> None:
+    keys = [florence.submit(picture, tasks.ocr) for picture in (SIGN, b"no picture")]
+    florence.wait_many(keys)
+    late = florence.submit(SIGN, tasks.ocr, delay=60)
+    florence.cancel(late)
+    (failed,) = florence.jobs("failed")
+    assert (failed.key, failed.state, failed.code) == (keys[1], "failed", "IMAGE")
+    (done,) = florence.jobs("done")
+    assert (done.key, done.code) == (keys[0], None) and done.finished_at is not None
+    ended = florence.jobs("ended")
+    assert len(ended) == 3 and ended[0].key == late
+    assert florence.jobs("ended", count=1) == ended[:1]
+
+
+def test_latencies_and_ends_are_told_by_task(florence: Any) -> None:
+    florence.ocr(SIGN, no_cache=True)
+    (latencies,), (ends,) = florence.latencies(), florence.ends()
+    assert any(
+        row["task"] == "<OCR>" and row["phase"] == "total" and row["count"] > 0 and row["buckets"]
+        for row in latencies
+    ), latencies
+    assert any(row["state"] == "done" and row["task"] == "<OCR>" and row["count"] > 0 for row in ends)
+
+
 def test_made_up_keys_can_be_told_apart_by_a_prefix(connect: Connect, server: Server) -> None:
     key = connect(server.url, prefix="shop:").submit(SIGN, tasks.ocr)
     assert key.startswith("shop:") and len(key) == 5 + 26
@@ -309,7 +380,11 @@ def test_answers_go_to_supervision(florence: Any) -> None:
     supervision = importlib.import_module("supervision")
 
     def detections(picture: Any, question: Any) -> Any:
-        return f.detections(florence.wait(florence.submit(picture, question)), SIZE)
+        job = florence.wait(florence.submit(picture, question))
+        found = f.detections(job)
+        scores = list(job.scores[0]) if len(found) else []
+        assert found.confidence.tolist() == pytest.approx(scores)
+        return found
 
     found = detections(SHAPES, tasks.detect)
     assert isinstance(found, supervision.Detections)
@@ -323,3 +398,5 @@ def test_answers_go_to_supervision(florence: Any) -> None:
     assert len(detections(SHAPES, tasks.ocr_with_region)) == 0
     with pytest.raises(ValueError, match="not supported"):
         detections(SHAPES, tasks.caption)
+    with pytest.raises(f.ImageError):
+        detections(b"no picture", tasks.detect)

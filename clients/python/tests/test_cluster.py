@@ -52,9 +52,11 @@ def test_the_first_to_end_comes_first_on_any_node(florence: Any) -> None:
 
 def test_jobs_of_many_nodes_are_cancelled_and_queued_again(florence: Any) -> None:
     keys = [florence.submit(SIGN, tasks.ocr, delay=60) for _ in range(12)]
-    assert {key for key, _ in florence.jobs()} == set(keys)
+    assert {job.key for job in florence.jobs()} == set(keys)
     assert florence.cancel(*keys) == 12
     assert florence.jobs() == []
+    ends = [job.finished_at for job in florence.jobs("cancelled")]
+    assert len(ends) == 12 and ends == sorted(ends, reverse=True)
     assert florence.retry(*keys) == 12
     assert {job.answer for job in florence.as_completed(keys, timeout=20)} == {"EXIT"}
 
@@ -81,3 +83,10 @@ def test_errors_come_from_any_node(florence: Any, cluster: Cluster) -> None:
 def test_every_node_tells_of_its_model_and_its_counters(florence: Any) -> None:
     assert [model["name"] for model in florence.model()] == ["tiny"] * 3
     assert [stats["panics"] for stats in florence.stats()] == [0] * 3
+    assert len(florence.latencies()) == len(florence.ends()) == 3
+
+
+def test_a_thumbnail_comes_from_the_node_of_its_job(florence: Any) -> None:
+    keys = [florence.submit(SIGN, tasks.ocr, thumbnail=64) for _ in range(6)]
+    florence.wait_many(keys)
+    assert all(florence.thumbnail(key).startswith(b"\xff\xd8\xff") for key in keys)

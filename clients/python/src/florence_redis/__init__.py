@@ -11,10 +11,11 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import redis
 import redis.asyncio
+from redis.client import NEVER_DECODE
 from redis.exceptions import ResponseError
 
 from . import jobs, questions
@@ -43,6 +44,11 @@ def _tell(waiting: Iterable[asyncio.Future[Job[Any]]], end: End) -> None:
             future.set_result(end)
         else:
             future.set_exception(end)
+
+
+def _options(commands: Commands) -> dict[str, Any]:
+    """What redis-py is told with a command."""
+    return {NEVER_DECODE: True} if commands.binary else {}
 
 
 class _Client(Tasks):
@@ -159,15 +165,30 @@ class Florence(_Client):
         """Queues jobs again that failed, expired or were cancelled: how many."""
         return self._run(jobs.change("FLORENCE.RETRY", keys, self._is_cluster))
 
+    def thumbnail(self, key: str) -> bytes | None:
+        """The small copy of a job's picture, a JPEG file, if it has one: see ``thumbnail=``."""
+        return self._run(jobs.thumbnail(key))
+
     def jobs(
-        self, state: str | None = None, count: int | None = None
-    ) -> list[tuple[JobKey[Any], str]]:
-        """Keys and states of unfinished jobs, in a cluster those of all masters."""
-        return self._run(jobs.unfinished(state, count))
+        self, state: JobState | Literal["ended"] | None = None, count: int | None = None
+    ) -> list[Listed]:
+        """Unfinished jobs, those in a state, or those that have ended, the newest end first.
+
+        In a cluster those of all masters, at most ``count`` of each.
+        """
+        return self._run(jobs.listed(state, count))
 
     def stats(self) -> list[dict[str, Any]]:
         """The counters of every master."""
         return self._run(jobs.figures("FLORENCE.STATS"))
+
+    def latencies(self) -> list[list[dict[str, Any]]]:
+        """Histograms of the phases of jobs by task, of every master."""
+        return self._run(jobs.tables("LATENCY"))
+
+    def ends(self) -> list[list[dict[str, Any]]]:
+        """How many jobs ended in which way, by task and code, on every master."""
+        return self._run(jobs.tables("JOBS"))
 
     def model(self) -> list[dict[str, Any]]:
         """The model of every master."""
@@ -194,7 +215,7 @@ class Florence(_Client):
                     pipeline.execute_command(*command)
                 return cast("list[Any]", pipeline.execute(raise_on_error=False))
         try:
-            reply = client.execute_command(*commands.all[0])
+            reply = client.execute_command(*commands.all[0], **_options(commands))
         except ResponseError as error:
             reply = error
         return [[reply] if commands.everywhere else reply]
@@ -320,13 +341,22 @@ class AsyncFlorence(_Client):
     async def retry(self, *keys: str) -> int:
         return await self._do(jobs.change("FLORENCE.RETRY", keys, self._is_cluster))
 
+    async def thumbnail(self, key: str) -> bytes | None:
+        return await self._do(jobs.thumbnail(key))
+
     async def jobs(
-        self, state: str | None = None, count: int | None = None
-    ) -> list[tuple[JobKey[Any], str]]:
-        return await self._do(jobs.unfinished(state, count))
+        self, state: JobState | Literal["ended"] | None = None, count: int | None = None
+    ) -> list[Listed]:
+        return await self._do(jobs.listed(state, count))
 
     async def stats(self) -> list[dict[str, Any]]:
         return await self._do(jobs.figures("FLORENCE.STATS"))
+
+    async def latencies(self) -> list[list[dict[str, Any]]]:
+        return await self._do(jobs.tables("LATENCY"))
+
+    async def ends(self) -> list[list[dict[str, Any]]]:
+        return await self._do(jobs.tables("JOBS"))
 
     async def model(self) -> list[dict[str, Any]]:
         return await self._do(jobs.figures("FLORENCE.MODEL"))
@@ -420,7 +450,7 @@ class AsyncFlorence(_Client):
                     pipeline.execute_command(*command)
                 return cast("list[Any]", await pipeline.execute(raise_on_error=False))
         try:
-            reply = await client.execute_command(*commands.all[0])
+            reply = await client.execute_command(*commands.all[0], **_options(commands))
         except ResponseError as error:
             reply = error
         return [[reply] if commands.everywhere else reply]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Generic, Union, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Union, cast
 
 from redis.exceptions import ResponseError
 
@@ -49,6 +49,8 @@ __all__ = [
     "JobExistsError",
     "JobExpiredError",
     "JobKey",
+    "JobState",
+    "Listed",
     "NoJobError",
     "NoModelError",
     "NotAJobError",
@@ -233,6 +235,11 @@ class JobKey(str, Generic[T_co]):
     __slots__ = ()
 
 
+JobState = Literal[
+    "queued", "fetching", "running", "retrying", "done", "failed", "cancelled", "expired"
+]
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a job gave no answer."""
@@ -247,8 +254,7 @@ class Job(Generic[T_co]):
     """A job as it was when the server told of it."""
 
     key: JobKey[T_co]
-    #: queued, fetching, running, retrying; done, failed, cancelled, expired.
-    state: str
+    state: JobState
     prompts: tuple[str, ...]
     #: Where the picture comes from, without what gives access to it.
     image: str
@@ -256,11 +262,18 @@ class Job(Generic[T_co]):
     submitted_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    #: When a job is started that waits for a moment: for its delay to pass, or its next attempt.
+    due_at: datetime | None = None
     retry_at: datetime | None = None
     #: The answer's JSON, as the module gives it.
     result: dict[str, Any] | None = field(default=None, repr=False)
     #: What the model has written, for each prompt.
     texts: tuple[str, ...] = field(default=(), repr=False)
+    #: How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
+    scores: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    #: Of the picture, as the answer's coordinates mean it.
+    width: int | None = None
+    height: int | None = None
     error: Failure | None = None
     model: str | None = None
     #: result, features or miss: what the answer was spared.
@@ -295,21 +308,37 @@ class Job(Generic[T_co]):
         return known(f"{self.key} is {self.state}", self)
 
 
-def detections(job: Job[Any], size: tuple[int, int]) -> supervision.Detections:
+@dataclass(frozen=True)
+class Listed:
+    """A job in a list of many."""
+
+    key: JobKey[Any]
+    state: JobState
+    #: When it is started, if it waits for a moment.
+    due_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: Why it failed: the code of the error.
+    code: str | None = None
+
+
+def detections(job: Job[Any]) -> supervision.Detections:
     """The answer for supervision, which must be installed (``florence-redis[supervision]``).
 
-    ``size`` is the picture's width and height. Only what has boxes or polygons can be taken.
+    Only what has boxes or polygons can be taken, and one prompt; the scores are the confidence.
     """
+    import numpy
     import supervision
 
-    if job.result is None:
+    if job.result is None or job.width is None or job.height is None:
         raise job.why_not()
     if not any(answer for columns in job.result.values() for answer in _columns(columns)):
         # Nothing was found; supervision takes no empty lists.
         return supervision.Detections.empty()
-    return supervision.Detections.from_vlm(
-        supervision.VLM.FLORENCE_2, result=job.result, resolution_wh=size
+    found = supervision.Detections.from_vlm(
+        supervision.VLM.FLORENCE_2, result=job.result, resolution_wh=(job.width, job.height)
     )
+    found.confidence = numpy.array(job.scores[0], dtype=numpy.float32)
+    return found
 
 
 def _columns(answer: Any) -> Iterable[Any]:
@@ -346,10 +375,12 @@ def _job(reply: Any) -> Job[Any] | None:
     prompts, text = _several(got["prompt"]), got["text"]
     got["key"], got["prompts"] = JobKey[Any](got["id"]), prompts
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
-    for name in ("error", "result"):
+    for name in ("error", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
     got["error"] = Failure(**got["error"]) if got["error"] else None
-    for name in ("submitted_at", "started_at", "finished_at", "retry_at"):
+    scores = got["scores"] or []
+    got["scores"] = tuple(map(tuple, scores if len(prompts) > 1 else [scores] if scores else []))
+    for name in ("submitted_at", "started_at", "finished_at", "due_at", "retry_at"):
         got[name] = _time(got[name])
     return Job(**{known.name: got[known.name] for known in fields(Job)})
 
@@ -395,6 +426,8 @@ class Commands:
     all: Sequence[Sequence[Any]]
     #: A single one, to every master of a cluster: the reply is then a list, of one from each.
     everywhere: bool = False
+    #: A single one, whose reply is bytes, also where the client decodes text.
+    binary: bool = False
 
 
 #: Replies come in the order of the commands; one that was refused is an exception in its place.
@@ -437,18 +470,40 @@ def change(command: str, keys: Sequence[str], cluster: bool) -> Call[int]:
     return sum(_checked(reply) for reply in replies)
 
 
-def unfinished(state: str | None, count: int | None) -> Call[list[tuple[JobKey[Any], str]]]:
-    """FLORENCE.JOBS of every node."""
+def listed(state: str | None, count: int | None) -> Call[list[Listed]]:
+    """FLORENCE.JOBS of every node; jobs that have ended are in the order of their ends."""
     arguments = (["STATE", state] if state else []) + (["COUNT", count] if count else [])
     (replies,) = yield Commands([["FLORENCE.JOBS", *arguments]], everywhere=True)
-    found = (_mapping(job) for reply in replies for job in _checked(reply))
-    return [(JobKey(job["id"]), job["state"]) for job in found]
+    found = [
+        Listed(
+            JobKey(job["id"]),
+            job["state"],
+            _time(job.get("due_at")),
+            _time(job.get("finished_at")),
+            job.get("code"),
+        )
+        for reply in replies
+        for job in map(_mapping, _checked(reply))
+    ]
+    return sorted(found, key=lambda job: -job.finished_at.timestamp() if job.finished_at else 0)
 
 
 def figures(command: str) -> Call[list[dict[str, Any]]]:
     """FLORENCE.STATS or MODEL: a map of each node."""
     (replies,) = yield Commands([[command]], everywhere=True)
     return [_mapping(_checked(reply)) for reply in replies]
+
+
+def tables(what: str) -> Call[list[list[dict[str, Any]]]]:
+    """FLORENCE.STATS LATENCY or JOBS: the rows of each node."""
+    (replies,) = yield Commands([["FLORENCE.STATS", what]], everywhere=True)
+    return [[_mapping(row) for row in _checked(reply)] for reply in replies]
+
+
+def thumbnail(key: str) -> Call[bytes | None]:
+    """The job's small picture, which is a field of its hash."""
+    (reply,) = yield Commands([["HGET", key, "thumbnail"]], binary=True)
+    return cast("bytes | None", _checked(reply))
 
 
 #: A job that has ended, or why there will be none.

@@ -35,6 +35,7 @@ __all__ = [
     "Quads",
     "Question",
     "Region",
+    "prompt",
     "several",
     "tasks",
 ]
@@ -194,6 +195,14 @@ def several(*questions: Question[Any]) -> Question[Any]:
     return Question(tuple(prompt for question in questions for prompt in question.prompts))
 
 
+def prompt(text: str) -> Question[str]:
+    """A text that is none of the fifteen tasks, for checkpoints that were tuned to others.
+
+    The server takes it with ``florence.prompts any`` only.
+    """
+    return Question((text,))
+
+
 class _Method(Protocol[T_co]):
     def __call__(self, image: Image, **options: Unpack[AskOptions]) -> T_co: ...
 
@@ -326,8 +335,13 @@ class Options(TypedDict, total=False):
     beams: int
     #: Of the answer.
     max_tokens: int
+    #: Turns the picture as its EXIF tag says, or leaves it as it is stored; else as the server
+    #: is set.
+    exif: bool
     #: Computes the answer even if it is known.
     no_cache: bool
+    #: Longer side in pixels of a small copy of the picture, which ``thumbnail`` gives; 0 for none.
+    thumbnail: int
 
 
 class AskOptions(Options, total=False):
@@ -354,6 +368,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ttl": ("TTL", int),
     "beams": ("BEAMS", int),
     "max_tokens": ("MAXTOKENS", int),
+    "thumbnail": ("THUMBNAIL", int),
 }
 
 
@@ -362,6 +377,8 @@ def option_arguments(options: Mapping[str, Any]) -> list[Any]:
     for name, value in options.items():
         if name == "no_cache":
             arguments += ["NOCACHE"] if value else []
+        elif name == "exif":
+            arguments += ["EXIF" if value else "NOEXIF"]
         elif name in _OPTIONS:
             word, convert = _OPTIONS[name]
             arguments += [word, convert(value)]
