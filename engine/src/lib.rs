@@ -35,6 +35,7 @@
 #![warn(missing_docs)]
 
 mod budget;
+mod child;
 mod error;
 pub mod fetch;
 mod florence;
