@@ -39,7 +39,11 @@ need cmake cmake
 need nasm nasm
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
-command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
+rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+if ! printf '%s\n' "rustc $rust" "$(rustc --version 2> /dev/null)" | sort -CV; then
+    echo "Rust $rust or newer is needed: https://rustup.rs ($(rustc --version 2> /dev/null || echo none) is here)"
+    exit 1
+fi
 if [ "$1" = tests ] || [ "$1" = reference ]; then
     need python3 python3
     need "/usr/lib/python3*/ensurepip" python3-venv
@@ -58,6 +62,8 @@ if [ "$1" = tests ]; then
     # The browser of cli/tests/browser.rs.
     need chromium chromium
     need chromedriver chromium-driver
+    # What checks the unit of packaging/.
+    need systemd-analyze systemd
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi
@@ -66,6 +72,9 @@ if [ "$1" = suite ]; then
     need dpkg-source dpkg-dev
 fi
 install_missing
+if [ -n "$(systemctl is-active redis-server 2> /dev/null | grep -x active)" ]; then
+    echo "Debian's own redis-server has port 6379; without it: sudo systemctl disable --now redis-server"
+fi
 [ "$1" = tests ] || exit 0
 
 # venv NAME REQUIREMENTS: an environment with just these packages.
