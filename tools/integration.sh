@@ -16,4 +16,6 @@ for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
         cargo test --release --locked -p florence-cli --test web -- --test-threads=2 || failed=1
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries tools/clients.sh || failed=1
 done
+echo "== README.md and docs/CLIENTS.md"
+.venv-clients/bin/python tools/readme.py || failed=1
 exit $failed
