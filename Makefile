@@ -59,10 +59,12 @@ lint:  ## formatting, clippy, documentation, layers
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cli
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
-screenshots: setup  ## pictures of the page of `florence web`, into docs
+screenshots: setup  ## pictures of the page of `florence web`, some of them into docs
 	@tools/setup.sh tests
 	$(CARGO) build --release --locked -p florence-module
-	FLORENCE_SCREENSHOTS=$(CURDIR)/docs $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
+	mkdir -p target/screenshots
+	FLORENCE_SCREENSHOTS=$(CURDIR)/target/screenshots $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
+	for part in overview jobs job; do cp target/screenshots/$$part-light.png docs/web-$$part.png; done
 
 .venv-reference:
 	@tools/setup.sh reference

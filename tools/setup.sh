@@ -64,6 +64,9 @@ if [ "$1" = tests ]; then
     need chromedriver chromium-driver
     # What checks the unit of packaging/.
     need systemd-analyze systemd
+    # Of cli/tests/prometheus.rs, and of top.rs.
+    need prometheus prometheus
+    need script bsdutils
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi

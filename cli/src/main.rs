@@ -22,6 +22,8 @@ mod draw;
 mod load;
 mod pull;
 mod run;
+mod servers;
+mod top;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +48,8 @@ enum Command {
     Bench(bench::Args),
     /// Serve a page about servers, and figures for Prometheus.
     Web(web::Args),
+    /// Show how servers do, in a terminal.
+    Top(top::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -65,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Web(args) => web::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -7,14 +7,16 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("bench", &["load"]),
     ("doctor", &[]),
     ("draw", &[]),
     ("load", &[]),
     ("pull", &[]),
     ("run", &["load"]),
-    ("web", &["draw"]),
+    ("servers", &[]),
+    ("top", &["servers"]),
+    ("web", &["draw", "servers"]),
 ];
 
 #[test]

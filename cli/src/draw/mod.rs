@@ -16,9 +16,27 @@ use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, codecs::jpeg::JpegEncoder,
 };
 use redis::cmd;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) use marks::Findings;
+
+/// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
+/// (left, top, width, height), where the text begins, its size, its ink.
+pub(crate) fn labels(marks: &Findings, size: (f32, f32)) -> anyhow::Result<Value> {
+    let layout = layout::Layout::new(marks, size)?;
+    let labels = layout.labels.iter().map(|label| {
+        let (back, line) = (label.back, &label.line);
+        json!({
+            "mark": label.mark,
+            "back": [back.x, back.y, back.width, back.height],
+            "at": [line.x, line.baseline],
+            "size": layout.font_size,
+            "text": line.text,
+            "ink": svg::hex(layout::ink(label.colour)),
+        })
+    });
+    Ok(labels.collect())
+}
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

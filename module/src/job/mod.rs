@@ -10,6 +10,7 @@
 //! - `request`: what a claimed job is to answer
 //! - `failure`: why an attempt gave no answer
 //! - `retry`: how long it waits before it is tried again
+//! - `past`: what earlier attempts failed with
 //! - `life`: claimed, tried again, ended; and who follows that
 //! - `tally`: how many have ended, and how
 //! - `view`: a job as clients see it
@@ -18,6 +19,7 @@ mod failure;
 pub(crate) mod life;
 pub(crate) mod limits;
 pub(crate) mod new;
+mod past;
 mod record;
 mod request;
 mod retry;

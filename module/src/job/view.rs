@@ -2,7 +2,7 @@
 
 use redis_module::Context;
 
-use super::{Job, State};
+use super::{Job, State, past};
 use crate::server::reply;
 
 /// What an entry of the map is.
@@ -44,7 +44,7 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 24] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 25] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
@@ -58,6 +58,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 24] {
         ("cache", text(is_done, "cache").into()),
         ("due_at", job.due_at().into()),
         ("error", if is_done { Shown::Nothing } else { error(job) }),
+        ("errors", past::shown(job).map_or(Shown::Nothing, Shown::Json)),
         ("eta_ms", progress.eta_ms.into()),
         ("fetch_ms", number(is_tried, "fetch_ms")),
         ("finished_at", number(job.state.is_final(), "finished_at")),

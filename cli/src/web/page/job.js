@@ -63,7 +63,7 @@ function rest(found, named) {
   const { job } = found;
   return [
     job.error && job.state !== "done" ? el("p", { class: "bad", id: "error" }, `${job.error.code}: ${job.error.message}${job.error.retryable ? " (may pass)" : ""}`) : null,
-    el("div", { class: "cards" }, timeline(found), facts(found)),
+    el("div", { class: "cards" }, timeline(found), facts(found), attempts(found)),
     text(job),
     el("details", { class: "card" }, el("summary", {}, "As redis-cli"), el("pre", { id: "cli" }, command(found, named))),
     el("details", { class: "card" }, el("summary", {}, "As JSON"), el("pre", { id: "json" }, JSON.stringify(job, null, 2))),
@@ -94,7 +94,7 @@ function buttons({ job }, named, app, look) {
 }
 
 function answer(found, named) {
-  const { job, marks, has_thumbnail: hasThumbnail, has_data: hasData, options } = found;
+  const { job, marks, labels, has_thumbnail: hasThumbnail, has_data: hasData, options } = found;
   const hasPicture = hasThumbnail || hasData;
   const missing = el("p", { class: "quiet" }, "The job keeps no picture: florence.thumbnails, or THUMBNAIL of SUBMIT, keeps a small one. Pictures at addresses are not fetched from here.");
   missing.hidden = hasPicture;
@@ -105,7 +105,7 @@ function answer(found, named) {
     return el("div", { class: "stage" }, el("img", { src: source, alt: "The job's picture", class: options.exif === "1" ? "turned" : null }));
   }
   const shown = overlay({
-    marks, source, width: job.width, height: job.height,
+    marks, labels: labels ?? [], source, width: job.width, height: job.height,
     isTurned: hasThumbnail || options.exif === "1",
     onMissing: () => { missing.hidden = false; },
   });
@@ -141,6 +141,14 @@ function timeline({ job, options }) {
 
 function due(job, options) {
   return job.state === "queued" && options.delay ? job.submitted_at + Number(options.delay) : undefined;
+}
+
+/** What was tried before, and why it was tried again. */
+function attempts({ job }) {
+  if (!Array.isArray(job.errors) || job.errors.length === 0) return null;
+  return el("section", { class: "card", id: "attempts" }, el("h2", {}, "Failed attempts"),
+    el("dl", { class: "facts" }, job.errors.flatMap(({ attempt, at, code, message }) =>
+      [el("dt", {}, `${attempt}, ${moment(at)}`), el("dd", {}, `${code}: ${message}`)])));
 }
 
 function facts({ job, options, ttl_ms: ttl }) {
