@@ -149,6 +149,7 @@ export const ERRORS = new Map(
 /** @typedef {"queued" | "fetching" | "running" | "retrying"} Unfinished */
 /** @typedef {Unfinished | "done" | "failed" | "cancelled" | "expired"} State */
 /** @typedef {{ code: string, message: string, retryable: boolean }} Failure why a job gave no answer */
+/** @typedef {{ attempt: number, at: Date, code: string, message: string }} FailedAttempt followed by another */
 
 /**
  * A job in a list of many.
@@ -196,6 +197,11 @@ export class Job {
     this.height = got.height ?? undefined;
     /** @type {Failure | undefined} */
     this.error = json(got.error);
+    /** Of earlier attempts, the newest ten. @type {readonly FailedAttempt[]} */
+    this.errors = (json(got.errors) ?? []).map((/** @type {any} */ error) => ({
+      ...error,
+      at: new Date(error.at),
+    }));
     /** @type {string | undefined} */
     this.model = got.model ?? undefined;
     /** What the answer was spared. @type {"result" | "features" | "miss" | undefined} */

@@ -233,6 +233,29 @@ test("jobs without an answer throw by code", async () => {
   await ends(f.AttemptTimeoutError, "forged");
 });
 
+test("the errors of earlier attempts are told", async () => {
+  await server.call("CONFIG", "SET", "florence.retry-delay-ms", 10);
+  const key = await florence.submit("http://127.0.0.1:9/", tasks.ocr, { retries: 2 });
+  const job = await florence.wait(key);
+  await server.call("CONFIG", "SET", "florence.retry-delay-ms", 1000);
+  const told = job.errors.map(({ attempt, code }) => [attempt, code]);
+  assert.deepEqual(told, [
+    [1, "FETCH"],
+    [2, "FETCH"],
+  ]);
+  assert(job.submittedAt <= job.errors[0].at && job.errors[1].at <= job.finishedAt);
+});
+
+test("every field of the documentation is one of a job", async () => {
+  const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
+  const [documented] = text.split("flat array (RESP2): `")[1].split("`");
+  const names = { id: "key", prompt: "prompts", text: "texts" };
+  const camel = (name) => name.replace(/_(.)/g, (_, letter) => letter.toUpperCase());
+  const job = await florence.wait(await florence.submit(SIGN, tasks.ocr));
+  const expected = documented.split(" ").map((name) => names[name] ?? camel(name));
+  assert.deepEqual(new Set(Object.keys(job)), new Set(expected));
+});
+
 test("every code of the documentation has a class", () => {
   const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
   const [table] = text.split("| code | meaning | retried |")[1].split("\n\n");

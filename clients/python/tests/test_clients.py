@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pickle
 import threading
@@ -221,6 +222,23 @@ def test_jobs_without_an_answer_raise_by_code(florence: Any, server: Server) -> 
     ends(f.JobCancelledError, late)
     ends(f.JobExpiredError, florence.submit(SIGN, tasks.ocr, delay=0.2, expires=0.1))
     ends(f.AttemptTimeoutError, forged(server, code="TIMEOUT"))
+
+
+def test_the_errors_of_earlier_attempts_are_told(florence: Any, server: Server) -> None:
+    server.admin.config_set("florence.retry-delay-ms", 10)
+    try:
+        job = florence.wait(florence.submit("http://127.0.0.1:9/", tasks.ocr, retries=2))
+    finally:
+        server.admin.config_set("florence.retry-delay-ms", 1000)
+    assert [(error.attempt, error.code) for error in job.errors] == [(1, "FETCH"), (2, "FETCH")]
+    assert job.submitted_at <= job.errors[0].at <= job.errors[1].at <= job.finished_at
+
+
+def test_every_field_of_the_documentation_is_one_of_a_job() -> None:
+    text = (ROOT / "docs/COMMANDS.md").read_text().split("flat array (RESP2): `")[1].split("`")[0]
+    names = {"id": "key", "prompt": "prompts", "text": "texts"}
+    documented = {names.get(name, name) for name in text.split()}
+    assert documented == {field.name for field in dataclasses.fields(f.Job)}
 
 
 def forged(server: Server, code: str) -> f.JobKey[str]:

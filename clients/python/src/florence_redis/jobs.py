@@ -38,6 +38,7 @@ __all__ = [
     "BusyError",
     "CrashError",
     "DeniedError",
+    "FailedAttempt",
     "Failure",
     "FetchError",
     "FlorenceError",
@@ -250,6 +251,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class FailedAttempt:
+    """An attempt that was followed by another."""
+
+    attempt: int
+    at: datetime
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Job(Generic[T_co]):
     """A job as it was when the server told of it."""
 
@@ -275,6 +286,8 @@ class Job(Generic[T_co]):
     width: int | None = None
     height: int | None = None
     error: Failure | None = None
+    #: Of earlier attempts, the newest ten.
+    errors: tuple[FailedAttempt, ...] = field(default=(), repr=False)
     model: str | None = None
     #: result, features or miss: what the answer was spared.
     cache: str | None = None
@@ -375,8 +388,11 @@ def _job(reply: Any) -> Job[Any] | None:
     prompts, text = _several(got["prompt"]), got["text"]
     got["key"], got["prompts"] = JobKey[Any](got["id"]), prompts
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
-    for name in ("error", "result", "scores"):
+    for name in ("error", "errors", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
+    got["errors"] = tuple(
+        FailedAttempt(**{**error, "at": _time(error["at"])}) for error in got["errors"] or []
+    )
     got["error"] = Failure(**got["error"]) if got["error"] else None
     scores = got["scores"] or []
     got["scores"] = tuple(map(tuple, scores if len(prompts) > 1 else [scores] if scores else []))
