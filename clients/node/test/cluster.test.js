@@ -35,12 +35,13 @@ test("jobs are spread over all nodes", async () => {
 });
 
 test("the first to end comes first, on any node", async () => {
-  const keys = await Promise.all([1200, 100, 700, 400, 1000].map(submit));
+  // So far apart that a busy machine keeps them in order.
+  const keys = await Promise.all([3100, 100, 2100, 1100].map(submit));
   const ended = [];
-  for await (const job of florence.asCompleted(keys, { timeoutMs: 10_000 })) ended.push(job.key);
+  for await (const job of florence.asCompleted(keys, { timeoutMs: 30_000 })) ended.push(job.key);
   assert.deepEqual(
     ended,
-    [1, 3, 2, 4, 0].map((i) => keys[i]),
+    [1, 3, 2, 0].map((i) => keys[i]),
   );
 });
 
