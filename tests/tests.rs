@@ -12,6 +12,8 @@ mod celery; // Celery's clients and Flower
 mod celery_messages; // messages of other forms, and what is told of those that are not taken
 #[path = "suite/celery_refusals.rs"]
 mod celery_refusals; // messages while the server refuses to write
+#[path = "suite/chains.rs"]
+mod chains; // questions that follow from answers
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds
 #[path = "suite/claims.rs"]

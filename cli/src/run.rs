@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use florence_engine::{
-    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions, image::Orientation,
+    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions,
+    chain::{Chain, Step, Told},
+    image::{Orientation, decode},
     prompt::Prompts,
 };
 use serde_json::json;
@@ -19,6 +21,15 @@ pub(crate) struct Args {
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
+    /// What is asked then: THEN, EACH or CROP and a prompt, as in `EACH <REGION_TO_OCR>`; up to three
+    #[arg(long = "step", value_name = "STEP")]
+    steps: Vec<Step>,
+    /// How much more than a region CROP cuts out on each side, in percent of its size
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    margin: u32,
+    /// Most regions that a step asks about
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    most_regions: usize,
     /// Take the fifteen tasks only, or give the model any other text as it is
     #[arg(long, value_name = "tasks|any", default_value = "tasks")]
     prompts: Prompts,
@@ -58,6 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     // What is wrong with it is wrong for all pictures.
     florence.question(&args.prompt, args.prompts)?;
+    chain(args).check(args.prompts)?;
     let failed = args.images.iter().filter(|image| {
         let answered = answer(&florence, args, image);
         if let Err(error) = &answered {
@@ -85,6 +97,12 @@ fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> 
         coordinates: args.coordinates,
     };
     let bytes = std::fs::read(image).context("cannot read it")?;
+    if !args.steps.is_empty() {
+        let picture = decode(&bytes, &prepare.limits, prepare.orientation)?;
+        let run = florence.run_chain(&picture, chain(args), args.prompts, &generate)?;
+        print_chain(florence, args, image, &run.told(args.decimals));
+        return Ok(());
+    }
     let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
     let answer = florence.run_one(&prepared, &generate)?;
     let (shown, result) = (image.display(), answer.rounded(args.decimals));
@@ -107,4 +125,32 @@ fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> 
         println!("{shown}: {result}");
     }
     Ok(())
+}
+
+fn chain(args: &Args) -> Chain {
+    Chain {
+        prompts: vec![args.prompt.clone()],
+        steps: args.steps.clone(),
+        margin: args.margin,
+        most_regions: args.most_regions,
+    }
+}
+
+fn print_chain(florence: &Florence, args: &Args, image: &Path, told: &Told) {
+    let (shown, (width, height)) = (image.display(), told.size);
+    if !args.json {
+        println!("{shown}: {}", told.json);
+        return;
+    }
+    let line = json!({
+        "image": shown.to_string(),
+        "prompt": args.prompt,
+        "model": florence.name(),
+        "width": width,
+        "height": height,
+        "text": told.text,
+        "answer": told.json,
+        "scores": told.scores,
+    });
+    println!("{line}");
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, ensure};
 use ratatui::{
     DefaultTerminal,
-    buffer::Buffer,
+    buffer::{Buffer, Cell},
     crossterm::event::{self, Event, KeyCode, KeyModifiers},
     layout::{Constraint, Layout, Rect},
     style::{Color, Style, Stylize},
@@ -82,7 +82,7 @@ async fn once(watch: &Watch) -> anyhow::Result<()> {
     let mut buffer = Buffer::empty(area);
     screen.render(area, &mut buffer);
     let lines = buffer.content.chunks(usize::from(WIDTH));
-    let lines = lines.map(|line| line.iter().map(|cell| cell.symbol()).collect::<String>());
+    let lines = lines.map(|line| line.iter().map(Cell::symbol).collect::<String>());
     let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
     println!("{}", lines.join("\n").trim_end());
     let are_up = (0..watch.servers.len())
@@ -174,7 +174,7 @@ fn in_numbers(view: &View) -> Vec<Line<'static>> {
         let spans = figures.iter().flat_map(|(name, figure)| {
             [Span::from(format!("{name} ")).dim(), format!("{}   ", told.stat(figure)).bold()]
         });
-        Line::from_iter(spans)
+        spans.collect::<Line<'_>>()
     };
     let mut unfinished = line(&[
         ("waiting", "jobs_in_turn"),

@@ -73,7 +73,8 @@ fn expressions(part: &Value, found: &mut Vec<String>) {
             for (name, value) in entries {
                 match value.as_str() {
                     Some(text) if name == "expr" => {
-                        found.push(text.replace("$__rate_interval", "30s").replace("$server", ".*"))
+                        found
+                            .push(text.replace("$__rate_interval", "30s").replace("$server", ".*"));
                     }
                     _ => expressions(value, found),
                 }
@@ -95,20 +96,21 @@ fn prometheus_reads_the_figures_and_knows_the_rules_and_the_dashboard() {
     let page = Page::about(&[&server], &[]);
     let directory = tempfile::tempdir().unwrap();
     let prometheus = Prometheus::start(directory.path(), page.port);
-    let number = |expression: &str| -> Option<f64> {
-        prometheus.ask(expression)?.first()?["value"][1].as_str()?.parse().ok()
+    let is = |expression: &str, expected: &str| {
+        let samples = prometheus.ask(expression)?;
+        (samples.first()?["value"][1] == expected).then_some(())
     };
-    eventually("the target is read", || number("up{job=\"florence\"}").filter(|up| *up == 1.0));
+    eventually("the target is read", || is("up{job=\"florence\"}", "1"));
     ask("good", &shapes);
     ask("bad", &pictures.url("status/404"));
     let name = format!("127.0.0.1:{}", server.port);
-    for (figures, expected) in [
-        (format!("florence_up{{server=\"{name}\"}}"), 1.0),
-        ("florence_jobs_total{state=\"done\",task=\"<OD>\"}".to_owned(), 1.0),
-        ("florence_jobs_total{state=\"failed\",code=\"FETCH\"}".to_owned(), 1.0),
-        ("florence_phase_seconds_count{phase=\"total\",task=\"<OD>\"}".to_owned(), 1.0),
+    for figures in [
+        format!("florence_up{{server=\"{name}\"}}"),
+        "florence_jobs_total{state=\"done\",task=\"<OD>\"}".to_owned(),
+        "florence_jobs_total{state=\"failed\",code=\"FETCH\"}".to_owned(),
+        "florence_phase_seconds_count{phase=\"total\",task=\"<OD>\"}".to_owned(),
     ] {
-        eventually(&figures, || number(&figures).filter(|found| *found == expected));
+        eventually(&figures, || is(&figures, "1"));
     }
     // Every rule is evaluated, and no alert fires that is not meant to.
     let rules = eventually("the rules are evaluated", || {
@@ -133,7 +135,7 @@ fn prometheus_reads_the_figures_and_knows_the_rules_and_the_dashboard() {
     }
     // A server that is lost is told of, and the rule that watches for it sees it.
     drop(server);
-    eventually("its loss is told", || number("florence_up").filter(|up| *up == 0.0));
+    eventually("its loss is told", || is("florence_up", "0"));
     eventually("an alert waits", || {
         let alerts = prometheus.get("/api/v1/alerts")?["data"]["alerts"].clone();
         let is_meant = |alert: &Value| alert["labels"]["alertname"] == "FlorenceDown";

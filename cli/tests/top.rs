@@ -1,5 +1,4 @@
 //! `florence top` against real servers: as text, and in a terminal.
-#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 use std::{
     io::{Read, Write},

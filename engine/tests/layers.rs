@@ -7,7 +7,9 @@ use std::path::Path;
 mod imports;
 
 /// A module of the engine, and the modules that it may name.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
+    // Besides, by the names that the crate shows to all.
+    ("chain", &["image", "postprocess", "prompt", "task"]),
     ("stop", &[]),
     ("budget", &[]),
     ("child", &[]),

@@ -4,6 +4,7 @@
 //! engine's own threads, for one or several prepared pictures together.
 
 mod batch;
+mod chained;
 #[cfg(test)]
 mod made_up;
 mod options;

@@ -57,6 +57,17 @@ const INFOS: [CommandInfo; 11] = [
             KEY,
             IMAGE,
             QUESTION,
+            Arg::new(
+                c"step",
+                ArgKind::OneOf(&[
+                    text(c"prompt").after(c"THEN"),
+                    text(c"prompt").after(c"EACH"),
+                    text(c"prompt").after(c"CROP"),
+                ]),
+            )
+            .several()
+            .optional(),
+            integer(c"percent").after(c"MARGIN").optional(),
             COUNT.after(c"PRIORITY").optional(),
             integer(c"ms").after(c"DELAY").optional(),
             integer(c"ms").after(c"EXPIRES").optional(),

@@ -9,6 +9,8 @@ use redis_module::{
     RedisResult, RedisString, RedisValue,
 };
 
+use florence_engine::chain::{Link, Step};
+
 use super::args::{Args, is_word, utf8};
 use crate::{
     job::{
@@ -25,7 +27,11 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = options(args)?;
-    new::check_prompts(&prompts, options.model.as_deref())?;
+    let is_crop = |step: &Step| step.link == Link::Crop;
+    if options.margin.is_some() && !options.steps.iter().any(is_crop) {
+        return Err(reply::error("ERR", "MARGIN is for CROP"));
+    }
+    new::check_prompts(&prompts, &options)?;
 
     let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
     let new = new::new(&user, picture, &prompts, &options);
@@ -136,6 +142,10 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "EXIF" => options.exif = Some(true),
             "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
+            "MARGIN" => options.margin = Some(args.limited(limits::MARGIN)?),
+            word if let Some(link) = Link::named(word) => {
+                options.steps.push(Step { link, prompt: prompt(&args.value(word)?)? });
+            }
             "THUMBNAIL" => options.thumbnail = Some(args.limited(limits::THUMBNAIL)?),
             _ => return Err(reply::syntax(option.as_slice())),
         }

@@ -143,7 +143,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     if let Err(error) = write(ctx, name, &fields) {
         return Claim::Refused(Refused::of(&error));
     }
-    let asked = Asked::of(&request.prompts);
+    let asked = Asked::of(&request.chain);
     if let Some(since) = waits_since {
         latency::record_between(Phase::Queue, asked, (since, unix_ms()));
     }
@@ -353,7 +353,12 @@ struct Ending {
 impl Ending {
     fn of(ctx: &Context, name: &RedisString) -> Self {
         let Ok(job) = Job::look(ctx, name) else {
-            return Self { attempts: 0, ttl: 0, asked: Asked::of_field(b""), wanted_at: None };
+            return Self {
+                attempts: 0,
+                ttl: 0,
+                asked: Asked::of_field(b"", false),
+                wanted_at: None,
+            };
         };
         Self {
             attempts: job.number("attempts").unwrap_or_default(),

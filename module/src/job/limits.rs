@@ -31,6 +31,7 @@ pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
 pub(crate) const EXIF: Limit = limit("EXIF", 0, 1);
 pub(crate) const THUMBNAIL: Limit = limit("THUMBNAIL", 0, 1024);
+pub(crate) const MARGIN: Limit = limit("MARGIN", 0, 100);
 pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.

@@ -7,6 +7,7 @@
 //! - `record`: the hash, read
 //! - `limits`: the ranges of SUBMIT's options
 //! - `new`: what a new job is to answer, checked and written
+//! - `steps`: what is asked after the first prompt, written and read
 //! - `request`: what a claimed job is to answer
 //! - `failure`: why an attempt gave no answer
 //! - `retry`: how long it waits before it is tried again
@@ -24,6 +25,7 @@ mod record;
 mod request;
 mod retry;
 mod state;
+mod steps;
 pub(crate) mod tally;
 pub(crate) mod view;
 

@@ -2,12 +2,15 @@
 //! as the job's first fields.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use florence_engine::prompt::Prompt;
+use florence_engine::{
+    chain::{Chain, Step},
+    prompt::Prompt,
+};
 use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Fields, Job, Seen, limits, record::new_fields};
+use super::{Fields, Job, Seen, limits, record::new_fields, steps};
 use crate::{
     figures,
     model::{self, Model},
@@ -78,6 +81,9 @@ pub(crate) struct Options {
     pub(crate) no_cache: bool,
     /// Longer side of the small copy of the picture, 0 for none; by default as the setting has it.
     pub(crate) thumbnail: Option<i64>,
+    /// What is asked after the first prompt.
+    pub(crate) steps: Vec<Step>,
+    pub(crate) margin: Option<i64>,
 }
 
 impl Default for Options {
@@ -95,13 +101,25 @@ impl Default for Options {
             exif: None,
             no_cache: false,
             thumbnail: None,
+            steps: Vec::new(),
+            margin: None,
         }
     }
 }
 
-/// Checks prompts as far as they can be: the tokenizer is there once the model is.
-pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<(), RedisError> {
-    limits::check_prompt_bytes(prompts.iter().map(String::len).sum())?;
+/// Checks prompts, and the steps that follow, as far as they can be: the tokenizer is there once the
+/// model is, and what is found once it is asked.
+pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(), RedisError> {
+    let chain = Chain {
+        prompts: prompts.to_vec(),
+        steps: options.steps.clone(),
+        margin: 0,
+        most_regions: 0,
+    };
+    limits::check_prompt_bytes(chain.prompt_bytes())?;
+    let taken = *settings::PROMPTS.get();
+    chain.check(taken).map_err(|problem| reply::bad_prompt(&problem))?;
+    let wanted = options.model.as_deref();
     let model = model::model();
     let florence = match &model {
         Model::Ready(loaded) => Some(&loaded.florence),
@@ -114,7 +132,6 @@ pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<
         let text = format!("this server's model is {}", florence.name());
         return Err(reply::error("NOMODEL", text));
     }
-    let taken = *settings::PROMPTS.get();
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
             Some(florence) => florence.question(prompt, taken).map(|_question| ()),
@@ -169,6 +186,10 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     number("thumbnail_px", options.thumbnail);
     number("delay", options.delay);
     number("expires", options.expires);
+    number("margin", options.margin);
+    if !options.steps.is_empty() {
+        request.push(("steps", steps::written(&options.steps).into()));
+    }
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));
     }

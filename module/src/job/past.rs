@@ -12,7 +12,7 @@ const MOST_BYTES: u64 = 65_536;
 
 /// An attempt that another one followed.
 #[derive(Debug, Serialize, Deserialize)]
-struct Attempt {
+struct Past {
     attempt: i64,
     /// When it ended, in milliseconds since 1970.
     at: i64,
@@ -21,7 +21,7 @@ struct Attempt {
 }
 
 /// The list that the hash keeps; anybody may have written there.
-fn read(job: &Job) -> Option<Vec<Attempt>> {
+fn read(job: &Job) -> Option<Vec<Past>> {
     let is_ours = job.length(FIELD) <= MOST_BYTES;
     serde_json::from_str(&is_ours.then(|| job.text(FIELD)).flatten()?).ok()
 }
@@ -29,7 +29,7 @@ fn read(job: &Job) -> Option<Vec<Attempt>> {
 /// The field with one attempt more, which ended now.
 pub(super) fn and(job: &Job, failure: &Failure, at: i64) -> (&'static str, Vec<u8>) {
     let mut attempts = read(job).unwrap_or_default();
-    attempts.push(Attempt {
+    attempts.push(Past {
         attempt: job.number("attempts").unwrap_or_default(),
         at,
         code: failure.code.name().to_owned(),

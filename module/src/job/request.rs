@@ -4,11 +4,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use florence_engine::{GenerateOptions, image::Orientation};
+use florence_engine::{
+    GenerateOptions,
+    chain::{Chain, ChainError},
+    image::Orientation,
+};
 
 use super::{
     Code, Failure, Job,
     limits::{self, Limit},
+    steps,
 };
 use crate::{server::Value, settings, source};
 
@@ -19,7 +24,7 @@ pub(crate) struct Request {
     /// Where the picture comes from, unless it is in `data`.
     pub(crate) image: String,
     pub(crate) data: Option<Arc<[u8]>>,
-    pub(crate) prompts: Vec<String>,
+    pub(crate) chain: Chain,
     /// How the picture is turned.
     pub(crate) orientation: Orientation,
     pub(crate) options: GenerateOptions,
@@ -64,6 +69,7 @@ impl Request {
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
             ("prompt", 8 * limits::PROMPT_BYTES),
+            ("steps", 8 * limits::PROMPT_BYTES),
             ("wants", limits::MODEL_BYTES),
         ] {
             if job.length(field) > most as u64 {
@@ -77,7 +83,7 @@ impl Request {
             user: job.user(),
             image: job.text("image").unwrap_or_default(),
             data: None,
-            prompts: prompts(job)?,
+            chain: chain(job)?,
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
@@ -127,6 +133,27 @@ pub(super) fn is_sent_along(image: &str) -> bool {
     image == "DATA" || image.starts_with("KEY ") || source::is_inline(image.as_bytes())
 }
 
+/// The prompts, and the steps that follow.
+fn chain(job: &Job) -> Result<Chain, Failure> {
+    let steps = job.text("steps").map_or(Some(Vec::new()), |text| steps::read(&text));
+    let chain = Chain {
+        prompts: prompts(job)?,
+        steps: steps.ok_or_else(|| invalid("the job's steps are no list of steps"))?,
+        margin: number(job, "margin", limits::MARGIN)?
+            .and_then(|margin| u32::try_from(margin).ok())
+            .unwrap_or_default(),
+        most_regions: settings::MAX_REGIONS.size(),
+    };
+    if chain.prompt_bytes() > limits::PROMPT_BYTES {
+        return Err(invalid("the job's prompt is too long"));
+    }
+    match chain.check(*settings::PROMPTS.get()) {
+        // What is taken may have changed since.
+        Ok(()) | Err(ChainError::Prompt(_)) => Ok(chain),
+        Err(problem) => Err(invalid(format!("the job's steps: {problem}"))),
+    }
+}
+
 /// One prompt, or with PROMPTS a JSON list of different ones.
 fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
     let prompt = job.text("prompt").unwrap_or_default();
@@ -137,9 +164,6 @@ fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
     let count = i64::try_from(prompts.len()).unwrap_or(i64::MAX);
     if !limits::PROMPTS.holds(count) {
         return Err(invalid(format!("the job has {count} prompts, not 1 to 16")));
-    }
-    if prompts.iter().map(String::len).sum::<usize>() > limits::PROMPT_BYTES {
-        return Err(invalid("the job's prompt is too long"));
     }
     let is_twice = |i: usize| prompts[..i].contains(&prompts[i]);
     if (1..prompts.len()).any(is_twice) {

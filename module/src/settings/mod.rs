@@ -91,6 +91,8 @@ settings! {
     PAUSED: Flag, "paused", "no", AnyTime,
         "starts no job; what is at work goes on to its end, and all else works";
     MAX_BATCH: Number(1, 64), "max-batch", "16", AnyTime, "jobs that are decoded together";
+    MAX_REGIONS: Number(1, 256), "max-regions", "64", AnyTime,
+        "regions of an answer that `EACH` and `CROP` ask about; the others are left out, and counted";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,
         "jobs that may wait for their turn; beyond it SUBMIT answers `-BUSY`";
     MAX_QUEUE_PER_USER: Number(0, 10_000_000), "max-queue-per-user", "0", AnyTime,
