@@ -37,6 +37,7 @@
 
 mod budget;
 pub mod chain;
+mod child;
 mod error;
 pub mod fetch;
 mod florence;

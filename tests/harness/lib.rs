@@ -16,7 +16,7 @@ pub use cluster::Cluster;
 pub use pictures::{Asked, Pictures, blank_png, picture};
 pub use secure::{Authority, Validity};
 pub use sentinel::Sentinel;
-pub use server::{Server, Settings, call, free_port};
+pub use server::{Server, Settings, call, free_port, module};
 
 use std::{
     path::PathBuf,

@@ -74,8 +74,13 @@ struct Answer {
 }
 
 impl Answer {
-    /// The answer alone, or an object that has it: of `run --json`, or of a job.
+    /// The answer alone, also after its picture's name as `run` writes it, or an object that has it:
+    /// of `run --json`, or of a job.
     fn read(text: &str) -> anyhow::Result<Self> {
+        let text = match text.split_once(": {") {
+            Some((name, _)) if !name.contains('{') => &text[name.len() + 2..],
+            _ => text,
+        };
         let value: Value = serde_json::from_str(text).context("the answer is not JSON")?;
         ensure!(value.is_object(), "the answer is not a JSON object");
         let named = ["answer", "result"].into_iter().find(|name| value[*name].is_object());

@@ -236,7 +236,12 @@ impl Florence {
         let generation: Option<GenerationFields> =
             checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
         let text = Text::load(checkpoint)?;
-        let target = Target { device: &device, compute, keep_packed: options.keep_packed };
+        let target = Target {
+            device: &device,
+            compute,
+            keep_packed: options.keep_packed,
+            packed_directory: options.packed_directory.as_deref(),
+        };
         let model = threads.install(|| Model::load(checkpoint, &config, side, &target))?;
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.

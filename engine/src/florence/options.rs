@@ -1,11 +1,11 @@
 //! What a caller may choose: how a checkpoint is loaded, a picture read, an answer generated.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use rustix::thread::CpuSet;
 
 use crate::{
-    Coordinates, Error,
+    Coordinates, Error, child,
     generate::Sampling,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
@@ -79,9 +79,11 @@ pub struct LoadOptions {
     pub nice: i32,
     /// The CPUs that the compute threads are pinned to, one each, in turns; none leaves them free.
     pub cpus: Vec<usize>,
-    /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
-    /// and all processes of the host share their pages.
+    /// Whether packed weights are kept in a file: the next start maps them, and all processes of
+    /// the host share their pages.
     pub keep_packed: bool,
+    /// The directory of that file; by default the checkpoint's own.
+    pub packed_directory: Option<PathBuf>,
 }
 
 /// How a picture and a prompt are read.
@@ -97,9 +99,8 @@ pub struct PrepareOptions {
 
 /// Whether compute threads can be pinned to a CPU.
 pub fn has_cpu(cpu: usize) -> bool {
-    // Asked of a thread of its own, since the answer is given by doing it.
-    let pin = move || cpu < CpuSet::MAX_CPU && pin_to(cpu).is_ok();
-    std::thread::scope(|scope| scope.spawn(pin).join()).unwrap_or(false)
+    // Asked of a child, since the answer is given by doing it.
+    cpu < CpuSet::MAX_CPU && child::succeeds(&mut || pin_to(cpu).is_ok())
 }
 
 /// Pins the calling thread.
@@ -147,12 +148,14 @@ impl LoadOptions {
 
     /// The threads that it computes on.
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool, Error> {
-        let (nice, cpus) = (self.nice, self.cpus.clone());
+        // Best effort: without the permission the threads just run at normal priority, and on any
+        // CPU. Who lacks it may be ended for the attempt, hence the child.
+        let be_nice = |nice| rustix::process::setpriority_process(None, nice).is_ok();
+        let nice = Some(self.nice).filter(|nice| child::succeeds(&mut || be_nice(*nice)));
+        let cpus: Vec<usize> = self.cpus.iter().copied().filter(|cpu| has_cpu(*cpu)).collect();
         let started = move |i: usize| {
-            // Best effort: without the permission the threads just run at normal priority.
-            let _ = rustix::process::setpriority_process(None, nice);
+            nice.map(be_nice);
             if let Some(cpu) = cpus.get(i % cpus.len().max(1)) {
-                // A CPU that is not there leaves the thread free.
                 let _ = pin_to(*cpu);
             }
         };

@@ -1,5 +1,6 @@
-//! Packed matrices in a file beside the checkpoint: the next start maps them instead of packing,
-//! and all servers of a host that run the checkpoint share their pages.
+//! Packed matrices in a file, beside the checkpoint or in a directory for those of several: the
+//! next start maps them instead of packing, and all servers of a host that run the checkpoint share
+//! their pages.
 //!
 //! The file is a safetensors file. Each matrix has its panels, in the bits of int32, and what a
 //! unit of each column is worth, both under the name of the tensor that they were made of. Every
@@ -13,6 +14,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -52,13 +54,39 @@ pub(super) enum Packed {
 }
 
 impl Place {
-    /// The file in `directory` that belongs to these weight files.
+    /// The file beside these weight files, of the checkpoint in `directory`.
     ///
     /// # Errors
     ///
     /// A weight file's length or time cannot be read.
-    pub(super) fn new<'a>(
+    pub(super) fn beside<'a>(
         directory: &Path,
+        weights: impl Iterator<Item = &'a Path>,
+        precision: Precision,
+    ) -> io::Result<Self> {
+        Self::new(directory, "", weights, precision)
+    }
+
+    /// The file in `directory` that belongs to the weight files of a checkpoint elsewhere. Its path
+    /// is part of the name: others have files of the same lengths, and perhaps of the same times.
+    ///
+    /// # Errors
+    ///
+    /// The path, or a weight file's length or time, cannot be read.
+    pub(super) fn within<'a>(
+        directory: &Path,
+        checkpoint: &Path,
+        weights: impl Iterator<Item = &'a Path>,
+        precision: Precision,
+    ) -> io::Result<Self> {
+        let path = fs::canonicalize(checkpoint)?;
+        let name = format!("-{}", checksum(path.as_os_str().as_bytes()));
+        Self::new(directory, &name, weights, precision)
+    }
+
+    fn new<'a>(
+        directory: &Path,
+        suffix: &str,
         weights: impl Iterator<Item = &'a Path>,
         precision: Precision,
     ) -> io::Result<Self> {
@@ -73,7 +101,7 @@ impl Place {
             let changed = changed.unwrap_or_default().as_nanos();
             origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
         }
-        let name = format!("florence-packed-{}.safetensors", precision.name());
+        let name = format!("florence-packed-{}{suffix}.safetensors", precision.name());
         Ok(Self { directory: directory.to_owned(), name, origin })
     }
 

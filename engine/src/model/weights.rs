@@ -103,19 +103,24 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or leaves
-    /// them there.
+    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or in a
+    /// directory of files of several checkpoints, or leaves them there.
     ///
     /// # Errors
     ///
     /// There is no such file, and none can be made; the weights are of use all the same.
     pub(crate) fn keep_packed(
         &mut self,
-        directory: &Path,
+        checkpoint: &Path,
+        elsewhere: Option<&Path>,
         precision: Precision,
     ) -> std::io::Result<()> {
         let files = self.files.iter().map(|(path, _)| path.as_path());
-        self.packed = Place::new(directory, files, precision)?.claim()?;
+        let place = match elsewhere {
+            None => Place::beside(checkpoint, files, precision)?,
+            Some(directory) => Place::within(directory, checkpoint, files, precision)?,
+        };
+        self.packed = place.claim()?;
         Ok(())
     }
 

@@ -48,7 +48,9 @@ settings! {
     MODEL: Parsed<String>("a directory"), "model", "", AtStart,
         "checkpoint directory; without one, the embedded tiny model";
     KEEP_PACKED: Flag, "keep-packed", "yes", AtStart,
-        "keeps the packed weights in a file in the checkpoint's directory, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
+        "keeps the packed weights in a file, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
+    PACKED_DIRECTORY: Parsed<String>("a directory"), "packed-directory", "", AtStart,
+        "directory of that file, which may serve several checkpoints; without one, the checkpoint's own, which a server often may not write to";
     PRECISION: Parsed<Precision>("f32, int16, bf16 or auto"), "precision", "f32", AtStart,
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,

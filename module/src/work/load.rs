@@ -1,6 +1,11 @@
 //! Loads the model, on the engine thread.
 
-use std::{path::Path, sync::Arc, thread, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Instant,
+};
 
 use florence_engine::{Error, Florence, LoadOptions, model::Packing, serve::Caches};
 
@@ -38,6 +43,9 @@ fn options() -> LoadOptions {
         cpus: settings::CPUS.get().0.clone(),
         precision: *settings::PRECISION.get(),
         keep_packed: settings::KEEP_PACKED.get(),
+        packed_directory: Some(settings::PACKED_DIRECTORY.get().as_str())
+            .filter(|directory| !directory.is_empty())
+            .map(PathBuf::from),
         ..LoadOptions::default()
     }
 }
@@ -51,7 +59,10 @@ fn from_settings(options: &LoadOptions) -> Result<Florence, Error> {
 
 fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loaded> {
     if let Packing::Failed(problem) = florence.model().packing() {
-        server::warn(&format!("packed weights stay in this process's memory: {problem}"));
+        server::warn(&format!(
+            "packed weights stay in this process's memory: {problem}; florence.packed-directory \
+             names a directory where they can be kept"
+        ));
     }
     server::tell(&format!(
         "model {} ({}) ready after {} ms, {} threads",
