@@ -16,9 +16,13 @@ macro_rules! eprintln {
     ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
 }
 
+mod ask;
 mod bench;
+mod convert;
 mod doctor;
 mod draw;
+mod formats;
+mod label;
 mod load;
 mod pull;
 mod run;
@@ -38,6 +42,10 @@ struct Cli {
 enum Command {
     /// Answer a prompt for pictures.
     Run(run::Args),
+    /// Answer prompts about a folder, a bucket, an archive or a list of pictures.
+    Label(label::Args),
+    /// Write the output of label in another format.
+    Convert(convert::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
@@ -61,6 +69,8 @@ fn print(out: &mut dyn Write, text: fmt::Arguments<'_>) {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Label(args) => label::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),

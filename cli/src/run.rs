@@ -4,13 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use florence_engine::{
-    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions, image::Orientation,
-    prompt::Prompts,
-};
+use florence_engine::Florence;
 use serde_json::json;
 
-use crate::load::ModelArgs;
+use crate::{ask::AskArgs, load::ModelArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -19,30 +16,8 @@ pub(crate) struct Args {
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
-    /// Take the fifteen tasks only, or give the model any other text as it is
-    #[arg(long, value_name = "tasks|any", default_value = "tasks")]
-    prompts: Prompts,
-    /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long)]
-    beams: Option<usize>,
-    /// Most tokens of an answer
-    #[arg(long, default_value_t = 1024)]
-    max_new_tokens: usize,
-    /// No n-gram of this length may occur twice; 0 for no such rule (default: the checkpoint's)
-    #[arg(long)]
-    no_repeat_ngram: Option<usize>,
-    /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
-    #[arg(long)]
-    length_penalty: Option<f32>,
-    /// Coordinates as floats, or truncated as newer transformers give them
-    #[arg(long, value_name = "float|int", default_value = "float")]
-    coordinates: Coordinates,
-    /// Digits after the point of coordinates, 0 to 9; all of them, as the reference has it
-    #[arg(long, value_name = "all|N", default_value = "all")]
-    decimals: Decimals,
-    /// Turn pictures as their EXIF tag says
-    #[arg(long)]
-    exif: bool,
+    #[command(flatten)]
+    ask: AskArgs,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -57,7 +32,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
     }
     // What is wrong with it is wrong for all pictures.
-    florence.question(&args.prompt, args.prompts)?;
+    florence.question(&args.prompt, args.ask.prompts)?;
     let failed = args.images.iter().filter(|image| {
         let answered = answer(&florence, args, image);
         if let Err(error) = &answered {
@@ -72,22 +47,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {
-    let prepare = PrepareOptions {
-        prompts: args.prompts,
-        orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
-        ..PrepareOptions::default()
-    };
-    let generate = GenerateOptions {
-        beams: args.beams,
-        max_new_tokens: Some(args.max_new_tokens),
-        no_repeat_ngram: args.no_repeat_ngram,
-        length_penalty: args.length_penalty,
-        coordinates: args.coordinates,
-    };
     let bytes = std::fs::read(image).context("cannot read it")?;
-    let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
-    let answer = florence.run_one(&prepared, &generate)?;
-    let (shown, result) = (image.display(), answer.rounded(args.decimals));
+    let prepared = florence.prepare(&bytes, &args.prompt, &args.ask.prepare())?;
+    let answer = florence.run_one(&prepared, &args.ask.generate())?;
+    let (shown, result) = (image.display(), answer.rounded(args.ask.decimals));
     if args.json {
         let (width, height) = answer.size;
         let line = json!({

@@ -7,13 +7,17 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
+    ("ask", &[]),
     ("bench", &["load"]),
+    ("convert", &["formats"]),
     ("doctor", &[]),
     ("draw", &[]),
+    ("formats", &["draw"]),
+    ("label", &["ask", "formats", "load"]),
     ("load", &[]),
     ("pull", &[]),
-    ("run", &["load"]),
+    ("run", &["ask", "load"]),
     ("web", &["draw"]),
 ];
 

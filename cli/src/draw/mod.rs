@@ -18,7 +18,7 @@ use image::{
 use redis::cmd;
 use serde_json::Value;
 
-pub(crate) use marks::Findings;
+pub(crate) use marks::{Findings, Kind, Mark, Point};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
