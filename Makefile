@@ -144,4 +144,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers .arm tests/clients/node_modules demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-formats .venv-reference .venv-baseline .servers .arm tests/clients/node_modules demo-out
