@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration arm lint screenshots fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run test unit integration arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -84,6 +84,10 @@ agreement: .venv-reference build  ## compare precision auto with float32 on 500 
 
 stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
+
+label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
+	cd tools && for checkpoint in ../models/tiny base; do \
+	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
 
 .venv-baseline:
 	@tools/setup.sh reference

@@ -16,6 +16,7 @@ macro_rules! eprintln {
     ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
 }
 
+mod agree;
 mod ask;
 mod bench;
 mod convert;
@@ -26,6 +27,7 @@ mod label;
 mod load;
 mod pull;
 mod run;
+mod source;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +48,8 @@ enum Command {
     Label(label::Args),
     /// Write the output of label in another format.
     Convert(convert::Args),
+    /// Compare the answers of other precisions with those of float32, on pictures of your own.
+    Agree(agree::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
@@ -71,6 +75,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Label(args) => label::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Agree(args) => agree::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -7,17 +7,19 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
+    ("agree", &["ask", "draw", "load", "source"]),
     ("ask", &[]),
     ("bench", &["load"]),
     ("convert", &["formats"]),
     ("doctor", &[]),
     ("draw", &[]),
     ("formats", &["draw"]),
-    ("label", &["ask", "formats", "load"]),
+    ("label", &["ask", "formats", "load", "source"]),
     ("load", &[]),
     ("pull", &[]),
     ("run", &["ask", "load"]),
+    ("source", &[]),
     ("web", &["draw"]),
 ];
 

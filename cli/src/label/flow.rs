@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 use super::{
     journal::Mark,
     repeated::{Asked, Claim, Repeated},
-    source::{Item, Listed, Place, Sources},
 };
+use crate::source::{Item, Listed, Place, Sources};
 
 /// How often whoever waits looks whether to stop.
 const LOOK: Duration = Duration::from_millis(100);

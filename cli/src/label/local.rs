@@ -10,7 +10,7 @@ use std::{
 
 use crossbeam_channel::{Sender, bounded};
 use florence_engine::{
-    Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop,
+    Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
     serve::{
         self, Asker, Caches, Failure, Input, Keys, PictureKey, Served, Turn, Wants, Watch, Work,
     },
@@ -75,9 +75,12 @@ impl Local {
     }
 
     fn prepare(&self, flow: &Flow<'_>, work: &Sender<Work<Asking>>, ticket: Ticket, bytes: &[u8]) {
-        let picture = match self.florence.picture(bytes, &self.prepare) {
-            Ok(picture) => picture,
-            Err(error) => return flow.end(End::Failed(ticket, error.to_string())),
+        let picture = match catch_panic(|| self.florence.picture(bytes, &self.prepare)) {
+            Ok(Ok(picture)) => picture,
+            Ok(Err(error)) => return flow.end(End::Failed(ticket, error.to_string())),
+            Err(panic) => {
+                return flow.end(End::Failed(ticket, format!("it cannot be decoded: {panic}")));
+            }
         };
         let sha256 = ticket.sha256.unwrap_or_default();
         let key = PictureKey::new("", &sha256, self.prepare.orientation);

@@ -1,7 +1,6 @@
 //! `florence label`: answers about any number of pictures, a JSON object a line.
 //!
-//! - `source`: which pictures there are, and their bytes
-//! - `select`: which of them are meant
+//! - `select`: which of the pictures are meant
 //! - `flow`: a picture's way from the list to its answers
 //! - `repeated`: what was asked already about the same bytes
 //! - `local`, `remote`: who answers, the engine here or servers
@@ -16,7 +15,6 @@ mod record;
 mod remote;
 mod repeated;
 mod select;
-mod source;
 
 use std::{
     collections::HashSet,
@@ -34,6 +32,7 @@ use crate::{
     ask::AskArgs,
     formats::{self, FormatArgs, Line},
     load::ModelArgs,
+    source::Sources,
 };
 use flow::{Flow, Permits, Todo};
 use journal::{Before, Journal, Mark};
@@ -43,7 +42,6 @@ use record::{Errors, Recorder};
 use remote::Remote;
 use repeated::{Asked, Repeated};
 use select::SelectArgs;
-use source::Sources;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -313,10 +311,10 @@ fn end_at_signals(stop: &Stop) -> anyhow::Result<()> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let stop = stop.clone();
-    let _guard = runtime.enter();
+    let guard = runtime.enter();
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    drop(_guard);
+    drop(guard);
     thread::spawn(move || {
         runtime.block_on(async {
             loop {

@@ -19,11 +19,8 @@ use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, RedisResult, Va
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{
-    flow::{Answers, End, Flow, Part, Ticket},
-    source::Place,
-};
-use crate::ask::AskArgs;
+use super::flow::{Answers, End, Flow, Part, Ticket};
+use crate::{ask::AskArgs, source::Place};
 
 /// Jobs that a server is given at once: enough for its batch and for the way there and back.
 const AT_ONCE: usize = 128;

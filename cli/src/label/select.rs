@@ -5,7 +5,7 @@ use std::{collections::BinaryHeap, path::Path};
 use anyhow::ensure;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::source::{Item, List, Place};
+use crate::source::{Item, List, Place};
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SelectArgs {

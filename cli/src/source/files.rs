@@ -39,7 +39,7 @@ fn listed(
             let name = error.path().map(|path| path.display().to_string()).unwrap_or_default();
             // Its own text repeats the path.
             let reason = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
-            Some(Err(Unlisted::new(name, format!("cannot list it: {reason}"))))
+            Some(Err(Unlisted::new(&name, &format!("cannot list it: {reason}"))))
         }
     }
 }

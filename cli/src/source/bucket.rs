@@ -30,7 +30,7 @@ pub(super) fn objects<'a>(fetcher: &'a Fetcher, prefix: &'a str) -> List<'a> {
                 Err(error) => {
                     is_over = true;
                     let reason = format!("cannot list it: {error}");
-                    return Some(Err(Unlisted::new(prefix, reason)));
+                    return Some(Err(Unlisted::new(&prefix, &reason)));
                 }
             }
         }

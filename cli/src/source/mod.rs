@@ -12,6 +12,7 @@ mod lists;
 mod tar;
 
 use std::{
+    fmt::Display,
     fs::File,
     io::{self, BufReader, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
@@ -28,15 +29,15 @@ use florence_engine::{
 
 /// A picture that is to be labelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Item {
+pub(crate) struct Item {
     /// What it is called in the output.
-    pub(super) name: String,
-    pub(super) place: Place,
+    pub(crate) name: String,
+    pub(crate) place: Place,
 }
 
 /// Where its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     File(PathBuf),
     /// A part of an archive.
     Member {
@@ -50,19 +51,19 @@ pub(super) enum Place {
 
 /// Something that cannot be listed, and why.
 #[derive(Debug)]
-pub(super) struct Unlisted {
-    pub(super) name: String,
-    pub(super) reason: String,
+pub(crate) struct Unlisted {
+    pub(crate) name: String,
+    pub(crate) reason: String,
 }
 
 impl Unlisted {
-    fn new(name: impl ToString, reason: impl ToString) -> Self {
+    fn new(name: &dyn Display, reason: &dyn Display) -> Self {
         Self { name: name.to_string(), reason: reason.to_string() }
     }
 }
 
-pub(super) type Listed = Result<Item, Unlisted>;
-pub(super) type List<'a> = Box<dyn Iterator<Item = Listed> + Send + 'a>;
+pub(crate) type Listed = Result<Item, Unlisted>;
+pub(crate) type List<'a> = Box<dyn Iterator<Item = Listed> + Send + 'a>;
 
 /// Most bytes of a picture.
 const MOST_BYTES: u64 = 256 << 20;
@@ -126,7 +127,7 @@ impl Source {
 }
 
 /// All arguments.
-pub(super) struct Sources {
+pub(crate) struct Sources {
     sources: Vec<Source>,
     /// Of tables.
     column: Option<String>,
@@ -134,7 +135,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn new(
+    pub(crate) fn new(
         arguments: &[String],
         column: Option<&str>,
         authorities: &Authorities,
@@ -147,12 +148,12 @@ impl Sources {
     }
 
     /// Whether the list can be made more than once, and soon.
-    pub(super) fn can_be_counted(&self) -> bool {
+    pub(crate) fn can_be_counted(&self) -> bool {
         !self.sources.iter().any(|source| matches!(source, Source::Stdin | Source::Bucket(_)))
     }
 
     /// The pictures, in an order that is the same each time as long as nothing changes.
-    pub(super) fn list(&self) -> List<'_> {
+    pub(crate) fn list(&self) -> List<'_> {
         Box::new(self.sources.iter().flat_map(|source| self.list_of(source)))
     }
 
@@ -170,7 +171,7 @@ impl Sources {
     }
 
     /// A picture's bytes, or why there are none.
-    pub(super) fn read(&self, place: &Place, stop: &Stop) -> Result<Vec<u8>, String> {
+    pub(crate) fn read(&self, place: &Place, stop: &Stop) -> Result<Vec<u8>, String> {
         let in_words = |error: io::Error| format!("cannot read it: {error}");
         match place {
             Place::File(path) => {

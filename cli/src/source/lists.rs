@@ -2,6 +2,7 @@
 //! the program runs, then beside the file.
 
 use std::{
+    fmt::Display,
     fs::File,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
@@ -25,8 +26,8 @@ fn named(name: &str, beside: &Path) -> Item {
     Item { name: name.to_owned(), place }
 }
 
-fn alone<'a>(path: &Path, reason: impl ToString) -> List<'a> {
-    Box::new(std::iter::once(Err(Unlisted::new(path.display(), reason))))
+fn alone<'a>(path: &Path, reason: &dyn Display) -> List<'a> {
+    Box::new(std::iter::once(Err(Unlisted::new(&path.display(), reason))))
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -36,7 +37,7 @@ fn folder_of(path: &Path) -> PathBuf {
 pub(super) fn file_of_names(path: &Path) -> List<'static> {
     match File::open(path) {
         Ok(file) => names(BufReader::new(file), &folder_of(path)),
-        Err(error) => alone(path, format!("cannot read it: {error}")),
+        Err(error) => alone(path, &format!("cannot read it: {error}")),
     }
 }
 
@@ -46,7 +47,7 @@ pub(super) fn names(lines: impl BufRead + Send + 'static, beside: &Path) -> List
     let listed = move |line: io::Result<String>| match line {
         Ok(line) if line.trim().is_empty() => None,
         Ok(line) => Some(Ok(named(line.trim(), &beside))),
-        Err(error) => Some(Err(Unlisted::new("list", format!("cannot read it: {error}")))),
+        Err(error) => Some(Err(Unlisted::new(&"list", &format!("cannot read it: {error}")))),
     };
     Box::new(up_to_a_failure(lines.lines()).filter_map(listed))
 }
@@ -64,7 +65,7 @@ pub(super) fn table<'a>(path: &'a Path, column: Option<&'a str>) -> List<'a> {
     let extension = path.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
     let file = match File::open(path) {
         Ok(file) => BufReader::new(file),
-        Err(error) => return alone(path, format!("cannot read it: {error}")),
+        Err(error) => return alone(path, &format!("cannot read it: {error}")),
     };
     match extension.as_deref() {
         Some("csv") => separated(file, b',', path, column),
@@ -89,7 +90,7 @@ fn separated<'a>(
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(file);
     let head = match reader.headers() {
         Ok(head) => head.clone(),
-        Err(error) => return alone(path, error),
+        Err(error) => return alone(path, &error),
     };
     let place = |name: &str| head.iter().position(|it| it.trim() == name);
     let found = match column {
@@ -97,7 +98,7 @@ fn separated<'a>(
         None => USUAL.into_iter().find_map(place),
     };
     let Some(index) = found else {
-        return alone(path, no_column(column, &head.iter().collect::<Vec<_>>().join(", ")));
+        return alone(path, &no_column(column, &head.iter().collect::<Vec<_>>().join(", ")));
     };
     let (beside, shown) = (folder_of(path), path.display().to_string());
     let listed = move |record: csv::Result<csv::StringRecord>| match record {
@@ -105,7 +106,7 @@ fn separated<'a>(
             let name = record.get(index).map(str::trim).filter(|name| !name.is_empty())?;
             Some(Ok(named(name, &beside)))
         }
-        Err(error) => Some(Err(Unlisted::new(&shown, error))),
+        Err(error) => Some(Err(Unlisted::new(&shown, &error))),
     };
     Box::new(up_to_a_failure(reader.into_records()).filter_map(listed))
 }
@@ -115,7 +116,7 @@ fn objects<'a>(file: BufReader<File>, path: &Path, column: Option<&'a str>) -> L
     let mut number = 0;
     let listed = move |line: io::Result<String>| -> Option<Listed> {
         number += 1;
-        let refused = |reason: String| Err(Unlisted::new(format!("{shown}:{number}"), reason));
+        let refused = |reason: String| Err(Unlisted::new(&format!("{shown}:{number}"), &reason));
         let line = match line {
             Ok(line) if line.trim().is_empty() => return None,
             Ok(line) => line,

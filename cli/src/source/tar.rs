@@ -8,7 +8,7 @@ use super::{Item, List, Listed, Place, Unlisted, is_picture};
 pub(super) fn members(path: &Path) -> List<'static> {
     let mut found = Vec::new();
     if let Err(error) = read(path, &mut found) {
-        found.push(Err(Unlisted::new(path.display(), format!("cannot read it: {error}"))));
+        found.push(Err(Unlisted::new(&path.display(), &format!("cannot read it: {error}"))));
     }
     Box::new(found.into_iter())
 }
