@@ -362,7 +362,7 @@ fn every_format_is_read_by_the_tool_that_it_is_for() {
         std::fs::copy(picture(name), folder.join(name)).unwrap();
     }
     let mut args = vec!["pics", "--task", "<OD>", "--task", "<CAPTION>"];
-    args.extend(["--task", "<REFERRING_EXPRESSION_SEGMENTATION> red circle"]);
+    args.extend(["--task", "<REFERRING_EXPRESSION_SEGMENTATION> a red square"]);
     for format in FORMATS {
         args.extend(["--format", format]);
     }

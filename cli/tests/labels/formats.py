@@ -40,7 +40,7 @@ for file in files:
     polygons[file] = answers(file, SEGMENTATION)[0]["polygons"]
     captions[file] = answers(file, "<CAPTION>")[0]
 assert sum(map(len, boxes.values())) >= 8 and sum(map(len, polygons.values())) >= 3
-names = sorted({label for of in boxes.values() for label, _, _ in of} | {"red circle"})
+names = sorted({label for of in boxes.values() for label, _, _ in of} | {"a red square"})
 
 
 def check_supervision():
@@ -118,7 +118,7 @@ def check_yolo():
     assert len(dataset) == len(files)
     for file, rows in yolo(root / "yolo-seg"):
         assert all(len(row) >= 7 and len(row) % 2 == 1 for row in rows)
-        outlines = [row[1:] for row in rows if names[int(row[0])] == "red circle"]
+        outlines = [row[1:] for row in rows if names[int(row[0])] == "a red square"]
         expected = [part for parts in polygons[file] for part in parts]
         for part, outline in zip(expected, outlines, strict=True):
             scale = np.tile(sizes[file], len(outline) // 2)
@@ -257,7 +257,7 @@ def check_masks():
         # The smallest object lies above the others.
         label, box, _ = min(boxes[file], key=lambda it: np.prod(xywh(it[1])[2:]))
         inner = mask[round(box[1]) + 2 : round(box[3]) - 2, round(box[0]) + 2 : round(box[2]) - 2]
-        covered = {names.index(label) + 1, names.index("red circle") + 1}
+        covered = {names.index(label) + 1, names.index("a red square") + 1}
         assert set(np.unique(inner)) <= covered and names.index(label) + 1 in inner
         assert mask[0, 0] == 0
 
