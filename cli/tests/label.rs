@@ -166,6 +166,23 @@ fn a_picture_that_is_listed_twice_is_there_once() {
 }
 
 #[test]
+fn every_copy_of_a_broken_picture_is_told_of() {
+    let directory = tempdir().unwrap();
+    let out = directory.path().join("labels.jsonl");
+    let bytes = std::fs::read(picture("poster.jpg")).unwrap();
+    std::fs::create_dir(directory.path().join("pics")).unwrap();
+    for i in 0..30 {
+        let path = directory.path().join(format!("pics/{i:02}.jpg"));
+        std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let output = label(&directory, &["pics", "--task", "<CAPTION>"], &out);
+    assert!(text(&output.stderr).contains("30 of 30 pictures have no answer"));
+    let mut failed = answered(&directory.path().join("errors.jsonl"));
+    failed.dedup();
+    assert_eq!((failed.len(), lines(&out).len()), (30, 0));
+}
+
+#[test]
 fn only_some_pictures_are_taken_where_that_is_wished() {
     let directory = tempdir().unwrap();
     draw_pictures(&directory, 40);

@@ -120,7 +120,7 @@ fn read(args: &Args) -> anyhow::Result<Asked> {
     for listed in sources.list().take(args.limit) {
         let read =
             listed.map_err(|error| (error.name, error.reason)).and_then(|item| {
-                match sources.read(&item.place, &stop) {
+                match picture(args, &sources, &item) {
                     Ok(bytes) => Ok((item, bytes)),
                     Err(reason) => Err((item.name, reason)),
                 }
