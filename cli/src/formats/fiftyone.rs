@@ -1,4 +1,4 @@
-//! FiftyOne: the `labels.json` of a FiftyOneImageDetectionDataset; boxes as parts of the picture,
+//! FiftyOne: the `labels.json` of a `FiftyOneImageDetectionDataset`; boxes as parts of the picture,
 //! pictures by their names without ending.
 
 use std::{io::Write as _, path::Path};

@@ -95,13 +95,13 @@ pub(crate) struct Args {
 /// Who answers.
 enum Answerer {
     Local(Box<Local>),
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 impl Answerer {
     fn new(args: &Args) -> anyhow::Result<Self> {
         if let Some(url) = &args.redis {
-            return Ok(Self::Remote(Remote::new(url, &args.tasks, &args.ask)?));
+            return Ok(Self::Remote(Box::new(Remote::new(url, &args.tasks, &args.ask)?)));
         }
         let florence = args.model.load()?;
         if let Some(note) = florence.note() {

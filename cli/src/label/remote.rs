@@ -74,7 +74,7 @@ impl Remote {
             let read = |_| {
                 scope.spawn(|| {
                     let link = Mutex::new(Link::new(&self.client));
-                    flow.read(&|ticket, bytes| self.submit(flow, &link, ticket, bytes));
+                    flow.read(&|ticket, bytes| self.submit(flow, &link, ticket, bytes.as_deref()));
                 })
             };
             for reader in (0..readers).map(read).collect::<Vec<_>>() {
@@ -90,10 +90,10 @@ impl Remote {
         flow: &Flow<'_>,
         link: &Mutex<Link>,
         mut ticket: Ticket,
-        bytes: Option<Vec<u8>>,
+        bytes: Option<&[u8]>,
     ) {
         let key = self.key(&ticket);
-        let command = self.command(&key, &ticket, bytes.as_deref());
+        let command = self.command(&key, &ticket, bytes);
         loop {
             match link.lock().call::<Value>(&command, flow.stop) {
                 Ok(_) => break,
