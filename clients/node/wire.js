@@ -51,6 +51,7 @@ const OPTIONS = {
   ttlSeconds: "TTL",
   beams: "BEAMS",
   maxTokens: "MAXTOKENS",
+  margin: "MARGIN",
   thumbnail: "THUMBNAIL",
 };
 
@@ -146,4 +147,31 @@ export const readAnswer = (prompt, result) => {
   // By prompt if there are several, by token if there is one.
   const answer = prompt in result ? result[prompt] : result[token];
   return READERS[token]?.(answer) ?? answer;
+};
+
+/**
+ * A step, from the JSON of a chain's answers.
+ * @param {any} step
+ * @param {any} text
+ * @param {any} scores
+ * @returns {import("./questions.js").Step}
+ */
+export const readStep = (step, text, scores) => {
+  const { prompt, asked, left_out } = step;
+  const read = (/** @type {any} */ answer) => answer && readAnswer(prompt, answer);
+  const parts = step.each ?? step.crop;
+  if (parts) {
+    const told = parts.map(
+      (/** @type {any} */ { region, label, answer }, /** @type {number} */ i) => ({
+        region,
+        label,
+        answer: read(answer),
+        text: text[i],
+        scores: scores[i],
+      }),
+    );
+    return { prompt, parts: told, leftOut: left_out };
+  }
+  const answer = read(step.answer) ?? undefined;
+  return { prompt, answer, text, scores, ...(asked !== undefined && { asked }) };
 };

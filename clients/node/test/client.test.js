@@ -102,6 +102,42 @@ test("scores are of each label of each prompt", async () => {
   assert.deepEqual(await scores(tasks.detect), [2]);
 });
 
+test("a chain asks about what was found", async () => {
+  const { chain, crop, each, then } = f;
+  const question = chain(
+    tasks.detect,
+    each(tasks.regionToDescription),
+    then(tasks.phraseGrounding("{}")),
+  );
+  const job = await florence.wait(await florence.submit(SHAPES, question));
+  const [found, told, grounded] = job.answer;
+  assert.deepEqual(found.answer.labels, ["circle", "square", "triangle"]);
+  const parts = told.parts.map(({ label, answer, region, scores }) => [
+    label,
+    answer,
+    region.length,
+    scores.length,
+  ]);
+  assert.deepEqual(parts[1], ["square", "a medium red square", 4, 1]);
+  assert.equal(told.leftOut, 0);
+  assert.match(grounded.asked, /a medium blue circle, a medium red square/);
+  assert(grounded.answer.bboxes.length > 0 && grounded.text.includes("<loc_"));
+  assert.deepEqual(
+    job.steps.map(([word]) => word),
+    ["EACH", "THEN"],
+  );
+  assert.deepEqual([job.texts, job.scores], [[], []]);
+
+  const words = chain(tasks.ocrWithRegion, crop(tasks.ocr));
+  const [, cropped] = await florence.ask(SIGN, words, { margin: 5 });
+  assert.equal(cropped.parts[0].label, "EXIT");
+  assert.match(cropped.parts[0].answer, /EXIT/);
+  assert.throws(() => f.several(tasks.ocr, words), /a chain is asked alone/);
+  const nothing = chain(tasks.openVocabularyDetection("a black triangle"), crop(tasks.caption));
+  const [, none] = await florence.ask(SIGN, nothing);
+  assert.deepEqual(none.parts, []);
+});
+
 test("a waiting job tells when it is due", async () => {
   const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
   const { dueAt, submittedAt } = await florence.get(key);
