@@ -56,6 +56,8 @@ mod module; // loading, settings, documentation, models that cannot be loaded
 mod packaging; // the container's entry point, `make install` and `make run`, versions
 #[path = "suite/prompts.rs"]
 mod prompts; // blanks around tasks, other texts than the fifteen tasks
+#[path = "suite/sampling.rs"]
+mod sampling; // answers that are drawn by chance, options of the search
 #[path = "suite/secrets.rs"]
 mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]

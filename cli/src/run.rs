@@ -1,12 +1,16 @@
 //! `florence run`: answers for pictures, as text or as one JSON object a line. A picture that has
 //! none is told of on stderr, and the next one goes on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use florence_engine::{
-    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions,
+    Answer, Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions,
     chain::{Chain, Step, Told},
+    generate::Sampling,
     image::{Orientation, decode},
     prompt::Prompts,
 };
@@ -34,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "tasks|any", default_value = "tasks")]
     prompts: Prompts,
     /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "temperature")]
     beams: Option<usize>,
     /// Most tokens of an answer
     #[arg(long, default_value_t = 1024)]
@@ -45,6 +49,18 @@ pub(crate) struct Args {
     /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
     #[arg(long)]
     length_penalty: Option<f32>,
+    /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    temperature: Option<f64>,
+    /// Draw from so many of the likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 50, requires = "temperature")]
+    top_k: usize,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P", requires = "temperature", value_parser = share)]
+    top_p: Option<f64>,
+    /// The same seed draws the same tokens
+    #[arg(long, default_value_t = 0, requires = "temperature")]
+    seed: u64,
     /// Coordinates as floats, or truncated as newer transformers give them
     #[arg(long, value_name = "float|int", default_value = "float")]
     coordinates: Coordinates,
@@ -60,6 +76,27 @@ pub(crate) struct Args {
     /// Pictures
     #[arg(required = true)]
     images: Vec<PathBuf>,
+}
+
+impl Args {
+    fn sampling(&self) -> Option<Sampling> {
+        let Self { top_k, top_p, seed, .. } = *self;
+        let top_k = Some(top_k).filter(|k| *k > 0);
+        self.temperature.map(|temperature| Sampling { temperature, top_k, top_p, seed })
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    within(text, 0.01..=100.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    within(text, 0.01..=1.0)
+}
+
+fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("a number from {} to {}", range.start(), range.end()))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -94,55 +131,37 @@ fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> 
         max_new_tokens: Some(args.max_new_tokens),
         no_repeat_ngram: args.no_repeat_ngram,
         length_penalty: args.length_penalty,
+        sampling: args.sampling(),
         coordinates: args.coordinates,
     };
     let bytes = std::fs::read(image).context("cannot read it")?;
     if !args.steps.is_empty() {
         let picture = decode(&bytes, &prepare.limits, prepare.orientation)?;
         let run = florence.run_chain(&picture, chain(args), args.prompts, &generate)?;
-        print_chain(florence, args, image, &run.told(args.decimals));
+        print(florence, args, image, (&run.told(args.decimals), None));
         return Ok(());
     }
     let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
     let answer = florence.run_one(&prepared, &generate)?;
-    let (shown, result) = (image.display(), answer.rounded(args.decimals));
-    if args.json {
-        let (width, height) = answer.size;
-        let line = json!({
-            "image": shown.to_string(),
-            "prompt": args.prompt,
-            "model": florence.name(),
-            "width": width,
-            "height": height,
-            "text": answer.text,
-            "token_ids": answer.token_ids,
-            "answer": result,
-            "scores": answer.scores,
-            "timings_ms": answer.timings,
-        });
-        println!("{line}");
-    } else {
-        println!("{shown}: {result}");
-    }
+    let told = Told {
+        json: answer.rounded(args.decimals),
+        text: json!(answer.text),
+        scores: json!(answer.scores),
+        tokens: answer.token_ids.len(),
+        size: answer.size,
+    };
+    print(florence, args, image, (&told, Some(&answer)));
     Ok(())
 }
 
-fn chain(args: &Args) -> Chain {
-    Chain {
-        prompts: vec![args.prompt.clone()],
-        steps: args.steps.clone(),
-        margin: args.margin,
-        most_regions: args.most_regions,
-    }
-}
-
-fn print_chain(florence: &Florence, args: &Args, image: &Path, told: &Told) {
+/// What is told, with the rest of the answer if there is just one.
+fn print(florence: &Florence, args: &Args, image: &Path, (told, answer): (&Told, Option<&Answer>)) {
     let (shown, (width, height)) = (image.display(), told.size);
     if !args.json {
         println!("{shown}: {}", told.json);
         return;
     }
-    let line = json!({
+    let mut line = json!({
         "image": shown.to_string(),
         "prompt": args.prompt,
         "model": florence.name(),
@@ -152,5 +171,18 @@ fn print_chain(florence: &Florence, args: &Args, image: &Path, told: &Told) {
         "answer": told.json,
         "scores": told.scores,
     });
+    if let Some(answer) = answer {
+        line["token_ids"] = json!(answer.token_ids);
+        line["timings_ms"] = json!(answer.timings);
+    }
     println!("{line}");
+}
+
+fn chain(args: &Args) -> Chain {
+    Chain {
+        prompts: vec![args.prompt.clone()],
+        steps: args.steps.clone(),
+        margin: args.margin,
+        most_regions: args.most_regions,
+    }
 }

@@ -449,7 +449,8 @@ impl Florence {
             length_penalty: options.length_penalty.unwrap_or(defaults.length_penalty),
             ..defaults.clone()
         };
-        Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
+        let rules = Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit));
+        Rules { sampling: options.sampling.clone(), ..rules }
     }
 
     fn answer(&self, reading: &Reading, generated: Generated, timings: Timings) -> Answer {

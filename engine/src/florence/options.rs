@@ -6,6 +6,7 @@ use rustix::thread::CpuSet;
 
 use crate::{
     Coordinates, Error, child,
+    generate::Sampling,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
     model::Compute,
@@ -120,6 +121,8 @@ pub struct GenerateOptions {
     pub no_repeat_ngram: Option<usize>,
     /// Exponent of the length by which a hypothesis' log-probability is divided.
     pub length_penalty: Option<f32>,
+    /// How tokens are drawn, instead of a search; then there are no beams.
+    pub sampling: Option<Sampling>,
     /// How coordinates are written.
     pub coordinates: Coordinates,
 }

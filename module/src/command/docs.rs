@@ -16,6 +16,10 @@ const fn integer(name: &'static std::ffi::CStr) -> Arg {
     Arg::new(name, ArgKind::Integer)
 }
 
+const fn decimal(name: &'static std::ffi::CStr) -> Arg {
+    Arg::new(name, ArgKind::Decimal)
+}
+
 /// A word that stands for itself.
 const fn word(word: &'static std::ffi::CStr) -> Arg {
     Arg::new(word, ArgKind::Word).after(word)
@@ -76,6 +80,12 @@ const INFOS: [CommandInfo; 11] = [
             integer(c"s").after(c"TTL").optional(),
             COUNT.after(c"BEAMS").optional(),
             COUNT.after(c"MAXTOKENS").optional(),
+            COUNT.after(c"NGRAM").optional(),
+            decimal(c"x").after(c"LENGTHPENALTY").optional(),
+            decimal(c"t").after(c"TEMPERATURE").optional(),
+            integer(c"k").after(c"TOPK").optional(),
+            decimal(c"p").after(c"TOPP").optional(),
+            integer(c"seed").after(c"SEED").optional(),
             text(c"name").after(c"MODEL").optional(),
             Arg::new(c"exif", ArgKind::OneOf(&[word(c"EXIF"), word(c"NOEXIF")])).optional(),
             word(c"NOCACHE").optional(),
@@ -202,7 +212,7 @@ mod tests {
         assert_eq!(of("florence.jobs"), "FLORENCE.JOBS [STATE state] [COUNT n]");
         let submit = of("florence.submit");
         let start = "FLORENCE.SUBMIT key uri|DATA bytes|KEY key prompt|PROMPTS n prompt [prompt ...] \
-                     [PRIORITY n]";
+                     [THEN prompt|EACH prompt|CROP prompt";
         assert!(
             submit.starts_with(start) && submit.contains("[EXIF|NOEXIF] [NOCACHE]"),
             "{submit}"

@@ -27,9 +27,8 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = options(args)?;
-    let is_crop = |step: &Step| step.link == Link::Crop;
-    if options.margin.is_some() && !options.steps.iter().any(is_crop) {
-        return Err(reply::error("ERR", "MARGIN is for CROP"));
+    if let Some(problem) = options.problem() {
+        return Err(reply::error("ERR", problem));
     }
     new::check_prompts(&prompts, &options)?;
 
@@ -142,6 +141,14 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "EXIF" => options.exif = Some(true),
             "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
+            "TEMPERATURE" => options.temperature = Some(args.ranged(limits::TEMPERATURE)?),
+            "TOPK" => options.top_k = Some(args.limited(limits::TOP_K)?),
+            "TOPP" => options.top_p = Some(args.ranged(limits::TOP_P)?),
+            "SEED" => options.seed = Some(args.limited(limits::SEED)?),
+            "LENGTHPENALTY" => {
+                options.length_penalty = Some(args.ranged(limits::LENGTH_PENALTY)?);
+            }
+            "NGRAM" => options.ngram = Some(args.limited(limits::NGRAM)?),
             "MARGIN" => options.margin = Some(args.limited(limits::MARGIN)?),
             word if let Some(link) = Link::named(word) => {
                 options.steps.push(Step { link, prompt: prompt(&args.value(word)?)? });

@@ -3,7 +3,7 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_engine::{
-    chain::{Chain, Step},
+    chain::{Chain, Link, Step},
     prompt::Prompt,
 };
 use redis_module::{Context, RedisError, RedisString};
@@ -84,6 +84,33 @@ pub(crate) struct Options {
     /// What is asked after the first prompt.
     pub(crate) steps: Vec<Step>,
     pub(crate) margin: Option<i64>,
+    pub(crate) length_penalty: Option<f64>,
+    pub(crate) ngram: Option<i64>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) seed: Option<i64>,
+}
+
+impl Options {
+    /// Whether tokens are drawn by chance.
+    fn is_drawn(&self) -> bool {
+        let (decimals, whole) = ([self.temperature, self.top_p], [self.top_k, self.seed]);
+        decimals.iter().any(Option::is_some) || whole.iter().any(Option::is_some)
+    }
+
+    /// What does not go together.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        let has_crops = self.steps.iter().any(|step| step.link == Link::Crop);
+        if self.margin.is_some() && !has_crops {
+            return Some("MARGIN is for CROP");
+        }
+        if self.is_drawn() && self.beams.is_some_and(|beams| beams > 1) {
+            return Some("TEMPERATURE, TOPK, TOPP and SEED draw tokens: there are no BEAMS then");
+        }
+        let has_no_beams = self.is_drawn() || self.beams == Some(1);
+        (self.length_penalty.is_some() && has_no_beams).then_some("LENGTHPENALTY is for BEAMS")
+    }
 }
 
 impl Default for Options {
@@ -103,6 +130,12 @@ impl Default for Options {
             thumbnail: None,
             steps: Vec::new(),
             margin: None,
+            length_penalty: None,
+            ngram: None,
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            seed: None,
         }
     }
 }
@@ -187,6 +220,17 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     number("delay", options.delay);
     number("expires", options.expires);
     number("margin", options.margin);
+    number("ngram", options.ngram);
+    number("top_k", options.top_k);
+    number("seed", options.seed);
+    let decimals = [
+        ("length_penalty", options.length_penalty),
+        ("temperature", options.temperature),
+        ("top_p", options.top_p),
+    ];
+    for (name, value) in decimals {
+        request.extend(value.map(|value| (name, value.to_string().into())));
+    }
     if !options.steps.is_empty() {
         request.push(("steps", steps::written(&options.steps).into()));
     }
@@ -196,6 +240,11 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     let digest = digest(&request, picture.bytes.as_ref().map(Bytes::as_slice));
     let mut fields: Fields = vec![("request", digest.clone().into())];
     fields.extend(request);
+    // Another attempt draws the same: it is no part of the request.
+    if options.is_drawn() && options.seed.is_none() {
+        let seed = u64::from_ne_bytes(server::random()) & u64::from(u32::MAX);
+        fields.push(("seed", seed.to_string().into()));
+    }
     if !user.is_empty() {
         fields.push(("user", user.into()));
     }

@@ -7,12 +7,13 @@ use std::{sync::Arc, time::Duration};
 use florence_engine::{
     GenerateOptions,
     chain::{Chain, ChainError},
+    generate::Sampling,
     image::Orientation,
 };
 
 use super::{
     Code, Failure, Job,
-    limits::{self, Limit},
+    limits::{self, Limit, Range},
     steps,
 };
 use crate::{server::Value, settings, source};
@@ -54,11 +55,16 @@ impl Request {
         let size = |field, limit| -> Result<Option<usize>, Failure> {
             Ok(number(job, field, limit)?.and_then(|number| usize::try_from(number).ok()))
         };
+        let penalty = decimal(job, "length_penalty", limits::LENGTH_PENALTY)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the reference's precision")]
+        let length_penalty = penalty.map(|penalty| penalty as f32);
         let options = GenerateOptions {
             beams: size("beams", limits::BEAMS)?,
             max_new_tokens: size("maxtokens", limits::MAX_TOKENS)?,
+            no_repeat_ngram: size("ngram", limits::NGRAM)?,
+            length_penalty,
+            sampling: sampling(job)?,
             coordinates: *settings::COORDINATES.get(),
-            ..GenerateOptions::default()
         };
         let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
         let turns = turns.unwrap_or_else(|| settings::EXIF.get());
@@ -126,6 +132,34 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
             Err(invalid(format!("the job's {field} is not a whole number from {least} to {most}")))
         }
     }
+}
+
+/// The same of a number that need not be whole.
+fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, Failure> {
+    let Some(text) = job.text(field) else { return Ok(None) };
+    let number = text.parse().ok().filter(|number| range.holds(*number));
+    let Range { least, most, .. } = range;
+    let wrong = || invalid(format!("the job's {field} is not a number from {least} to {most}"));
+    number.map(Some).ok_or_else(wrong)
+}
+
+/// How tokens are drawn, if one of the options says so.
+fn sampling(job: &Job) -> Result<Option<Sampling>, Failure> {
+    /// As the reference has it.
+    const TOP_K: i64 = 50;
+    let temperature = decimal(job, "temperature", limits::TEMPERATURE)?;
+    let top_p = decimal(job, "top_p", limits::TOP_P)?;
+    let top_k = number(job, "top_k", limits::TOP_K)?;
+    let seed = number(job, "seed", limits::SEED)?;
+    if temperature.or(top_p).is_none() && top_k.or(seed).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Sampling {
+        temperature: temperature.unwrap_or(1.0),
+        top_k: usize::try_from(top_k.unwrap_or(TOP_K)).ok().filter(|k| *k > 0),
+        top_p,
+        seed: seed.unwrap_or_default().unsigned_abs(),
+    }))
 }
 
 /// Whether the picture comes with the job: nothing else tells where to find it.
