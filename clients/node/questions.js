@@ -167,6 +167,13 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {number} [ttlSeconds] how long the ended job is kept; 0 for ever
  * @property {number} [beams] 1 is greedy search
  * @property {number} [maxTokens] of the answer
+ * @property {number} [ngram] no sequence of so many tokens occurs twice; 0 allows all
+ * @property {number} [lengthPenalty] exponent of the length that a beam's score is divided by
+ * @property {number} [temperature] draws tokens by chance, likely ones more often the lower it is;
+ *   so do the next three
+ * @property {number} [topK] of so many of the likeliest tokens; 0 for all
+ * @property {number} [topP] of these, the likeliest that have this probability together
+ * @property {number} [seed] the same seed draws the same tokens
  * @property {number} [margin] how much more than a region `crop` cuts out, in hundredths of its
  *   width and height
  * @property {boolean} [exif] turns the picture as its EXIF tag says, or leaves it as it is stored;

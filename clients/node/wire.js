@@ -40,8 +40,8 @@ export const groupsOf = (keys, isCluster) => {
   );
 };
 
-/** @type {Record<string, string>} */
-const OPTIONS = {
+/** The word of each option that has a value. @type {Record<string, string>} */
+export const OPTIONS = {
   priority: "PRIORITY",
   delayMs: "DELAY",
   expiresMs: "EXPIRES",
@@ -51,6 +51,12 @@ const OPTIONS = {
   ttlSeconds: "TTL",
   beams: "BEAMS",
   maxTokens: "MAXTOKENS",
+  ngram: "NGRAM",
+  lengthPenalty: "LENGTHPENALTY",
+  temperature: "TEMPERATURE",
+  topK: "TOPK",
+  topP: "TOPP",
+  seed: "SEED",
   margin: "MARGIN",
   thumbnail: "THUMBNAIL",
 };

@@ -8,6 +8,7 @@ import { after, afterEach, before, beforeEach, test } from "node:test";
 import { createClient } from "redis";
 
 import * as f from "../index.js";
+import { OPTIONS, optionArguments } from "../wire.js";
 import { ROOT, SHAPES, SIGN, SIZE, Server, eventually, sleep } from "./harness.js";
 
 const { Florence, tasks } = f;
@@ -290,6 +291,22 @@ test("every field of the documentation is one of a job", async () => {
   const job = await florence.wait(await florence.submit(SIGN, tasks.ocr));
   const expected = documented.split(" ").map((name) => names[name] ?? camel(name));
   assert.deepEqual(new Set(Object.keys(job)), new Set(expected));
+});
+
+test("every option of the documentation is taken", async () => {
+  const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
+  const [table] = text.split("| option | range | default | meaning |")[1].split("\n\n");
+  const rows = table.split("\n").slice(2);
+  const words = rows.flatMap((row) => row.split(" | ")[0].match(/[A-Z]+/g));
+  const steps = ["THEN", "EACH", "CROP"];
+  const names = Object.keys(OPTIONS);
+  const args = optionArguments(Object.fromEntries(names.map((name) => [name, 1])));
+  const taken = args.filter((_, i) => i % 2 === 0);
+  assert.deepEqual(new Set(words), new Set([...taken, ...steps, "EXIF", "NOEXIF", "NOCACHE"]));
+  const drawn = { temperature: 0.5, topK: 5, topP: 0.9, seed: 7, ngram: 0, noCache: true };
+  const answers = [await florence.ocr(SIGN, drawn), await florence.ocr(SIGN, drawn)];
+  assert.equal(answers[0], answers[1]);
+  assert.equal(await florence.ocr(SIGN, { beams: 2, lengthPenalty: 0.5 }), "EXIT");
 });
 
 test("every code of the documentation has a class", () => {

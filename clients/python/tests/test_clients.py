@@ -267,6 +267,18 @@ def test_every_field_of_the_documentation_is_one_of_a_job() -> None:
     assert documented == {name for name in known if not name.startswith("_")}
 
 
+def test_every_option_of_the_documentation_is_taken(florence: Any, server: Server) -> None:
+    text = (ROOT / "docs/COMMANDS.md").read_text()
+    table = text.split("| option | range | default | meaning |")[1].split("\n\n")[0]
+    words = {name for row in table.splitlines()[2:] for name in row.split(" | ")[0].split("`")[1::2]}
+    taken = {word for word, _ in f.questions._OPTIONS.values()}
+    assert words == taken | {"THEN", "EACH", "CROP", "EXIF", "NOEXIF", "NOCACHE"}
+    drawn = {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 7, "ngram": 0}
+    answers = {florence.ocr(SIGN, no_cache=True, **drawn) for _ in range(2)}
+    assert len(answers) == 1
+    assert florence.ocr(SIGN, beams=2, length_penalty=0.5) == "EXIT"
+
+
 def forged(server: Server, code: str) -> f.JobKey[str]:
     """A failed job with another code, as a dump of another server would bring it."""
     name = f"forged:{code}"

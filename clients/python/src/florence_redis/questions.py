@@ -417,6 +417,18 @@ class Options(TypedDict, total=False):
     beams: int
     #: Of the answer.
     max_tokens: int
+    #: No sequence of so many tokens occurs twice; 0 allows all.
+    ngram: int
+    #: Exponent of the length that a beam's score is divided by.
+    length_penalty: float
+    #: Draws tokens by chance, likely ones more often the lower it is; so do the next three.
+    temperature: float
+    #: Of so many of the likeliest tokens; 0 for all.
+    top_k: int
+    #: Of these, the likeliest that have this probability together.
+    top_p: float
+    #: The same seed draws the same tokens.
+    seed: int
     #: How much more than a region ``crop`` cuts out, in hundredths of its width and height.
     margin: int
     #: Turns the picture as its EXIF tag says, or leaves it as it is stored; else as the server
@@ -452,6 +464,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ttl": ("TTL", int),
     "beams": ("BEAMS", int),
     "max_tokens": ("MAXTOKENS", int),
+    "ngram": ("NGRAM", int),
+    "length_penalty": ("LENGTHPENALTY", float),
+    "temperature": ("TEMPERATURE", float),
+    "top_k": ("TOPK", int),
+    "top_p": ("TOPP", float),
+    "seed": ("SEED", int),
     "margin": ("MARGIN", int),
     "thumbnail": ("THUMBNAIL", int),
 }
