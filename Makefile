@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
@@ -96,6 +96,13 @@ agreement: .venv-reference build  ## compare precision auto with float32 on 500 
 stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
 
+label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
+	cd tools && for checkpoint in ../models/tiny base; do \
+	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+label-many:  ## label 100,000 small pictures in a run that is killed again and again
+	FLORENCE_LABEL_PICTURES=100000 $(CARGO) test --release --locked -p florence-cli --test label -- --nocapture killed_again
+
 .venv-baseline:
 	@tools/setup.sh reference
 	python3 -m venv $@
@@ -155,4 +162,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-reference .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/node/dist clients/python/dist demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-formats .venv-reference .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/node/dist clients/python/dist demo-out

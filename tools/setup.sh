@@ -112,6 +112,7 @@ cmp -s tests/requirements.txt .venv/installed.txt || rm -f .servers/redis-7.4 .s
 venv .venv tests/requirements.txt
 venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
 venv .venv-clients clients/python/tests/requirements.txt
+venv .venv-formats tests/requirements-formats.txt
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if [ ! -e .servers/redis-7.4 ]; then
     echo "installing Redis 7.4"

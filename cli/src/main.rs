@@ -16,13 +16,19 @@ macro_rules! eprintln {
     ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
 }
 
+mod agree;
+mod ask;
 mod bench;
+mod convert;
 mod doctor;
 mod draw;
+mod formats;
+mod label;
 mod load;
 mod pull;
 mod run;
 mod servers;
+mod source;
 mod top;
 mod web;
 
@@ -40,6 +46,12 @@ struct Cli {
 enum Command {
     /// Answer a prompt for pictures.
     Run(run::Args),
+    /// Answer prompts about a folder, a bucket, an archive or a list of pictures.
+    Label(label::Args),
+    /// Write the output of label in another format.
+    Convert(convert::Args),
+    /// Compare the answers of other precisions with those of float32, on pictures of your own.
+    Agree(agree::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
@@ -65,6 +77,9 @@ fn print(out: &mut dyn Write, text: fmt::Arguments<'_>) {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Label(args) => label::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Agree(args) => agree::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -8,15 +8,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use florence_engine::{
-    Answer, Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions,
+    Answer, Florence, GenerateOptions,
     chain::{Chain, Step, Told},
     generate::Sampling,
-    image::{Orientation, decode},
-    prompt::Prompts,
+    image::decode,
 };
 use serde_json::json;
 
-use crate::load::ModelArgs;
+use crate::{ask::AskArgs, load::ModelArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -34,23 +33,10 @@ pub(crate) struct Args {
     /// Most regions that a step asks about
     #[arg(long, value_name = "N", default_value_t = 64)]
     most_regions: usize,
-    /// Take the fifteen tasks only, or give the model any other text as it is
-    #[arg(long, value_name = "tasks|any", default_value = "tasks")]
-    prompts: Prompts,
-    /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long, conflicts_with = "temperature")]
-    beams: Option<usize>,
-    /// Most tokens of an answer
-    #[arg(long, default_value_t = 1024)]
-    max_new_tokens: usize,
-    /// No n-gram of this length may occur twice; 0 for no such rule (default: the checkpoint's)
-    #[arg(long)]
-    no_repeat_ngram: Option<usize>,
-    /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
-    #[arg(long)]
-    length_penalty: Option<f32>,
+    #[command(flatten)]
+    ask: AskArgs,
     /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = temperature)]
     temperature: Option<f64>,
     /// Draw from so many of the likeliest tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 50, requires = "temperature")]
@@ -61,15 +47,6 @@ pub(crate) struct Args {
     /// The same seed draws the same tokens
     #[arg(long, default_value_t = 0, requires = "temperature")]
     seed: u64,
-    /// Coordinates as floats, or truncated as newer transformers give them
-    #[arg(long, value_name = "float|int", default_value = "float")]
-    coordinates: Coordinates,
-    /// Digits after the point of coordinates, 0 to 9; all of them, as the reference has it
-    #[arg(long, value_name = "all|N", default_value = "all")]
-    decimals: Decimals,
-    /// Turn pictures as their EXIF tag says
-    #[arg(long)]
-    exif: bool,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -105,8 +82,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
     }
     // What is wrong with it is wrong for all pictures.
-    florence.question(&args.prompt, args.prompts)?;
-    chain(args).check(args.prompts)?;
+    florence.question(&args.prompt, args.ask.prompts)?;
+    chain(args).check(args.ask.prompts)?;
     let failed = args.images.iter().filter(|image| {
         let answered = answer(&florence, args, image);
         if let Err(error) = &answered {
@@ -121,30 +98,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {
-    let prepare = PrepareOptions {
-        prompts: args.prompts,
-        orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
-        ..PrepareOptions::default()
-    };
-    let generate = GenerateOptions {
-        beams: args.beams,
-        max_new_tokens: Some(args.max_new_tokens),
-        no_repeat_ngram: args.no_repeat_ngram,
-        length_penalty: args.length_penalty,
-        sampling: args.sampling(),
-        coordinates: args.coordinates,
-    };
+    let prepare = args.ask.prepare();
+    let generate = GenerateOptions { sampling: args.sampling(), ..args.ask.generate() };
     let bytes = std::fs::read(image).context("cannot read it")?;
     if !args.steps.is_empty() {
         let picture = decode(&bytes, &prepare.limits, prepare.orientation)?;
-        let run = florence.run_chain(&picture, chain(args), args.prompts, &generate)?;
-        print(florence, args, image, (&run.told(args.decimals), None));
+        let run = florence.run_chain(&picture, chain(args), args.ask.prompts, &generate)?;
+        print(florence, args, image, (&run.told(args.ask.decimals), None));
         return Ok(());
     }
     let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
     let answer = florence.run_one(&prepared, &generate)?;
     let told = Told {
-        json: answer.rounded(args.decimals),
+        json: answer.rounded(args.ask.decimals),
         text: json!(answer.text),
         scores: json!(answer.scores),
         tokens: answer.token_ids.len(),

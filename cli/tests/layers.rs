@@ -7,14 +7,20 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
+    ("agree", &["ask", "draw", "load", "source"]),
+    ("ask", &[]),
     ("bench", &["load"]),
+    ("convert", &["formats"]),
     ("doctor", &[]),
     ("draw", &[]),
+    ("formats", &["draw"]),
+    ("label", &["ask", "formats", "load", "source"]),
     ("load", &[]),
     ("pull", &[]),
-    ("run", &["load"]),
+    ("run", &["ask", "load"]),
     ("servers", &[]),
+    ("source", &[]),
     ("top", &["servers"]),
     ("web", &["draw", "servers"]),
 ];

@@ -190,7 +190,7 @@ export class Job {
      * @type {readonly (readonly [word: string, prompt: string])[]}
      */
     this.steps = (json(got.steps) ?? []).flatMap((/** @type {Record<string, string>} */ step) =>
-      Object.entries(step).map(([word, prompt]) => [word.toUpperCase(), prompt]),
+      Object.entries(step),
     );
     const isChain = this.steps.length > 0;
     const texts =

@@ -35,6 +35,11 @@ pub fn oldest_celery() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-celery-5.0/bin/python")
 }
 
+/// A Python with what tests/requirements-formats.txt lists.
+pub fn readers_of_formats() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-formats/bin/python")
+}
+
 /// Polls until `condition` gives a value; panics after a minute.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

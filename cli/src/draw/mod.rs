@@ -18,7 +18,7 @@ use image::{
 use redis::cmd;
 use serde_json::{Value, json};
 
-pub(crate) use marks::Findings;
+pub(crate) use marks::{Findings, Kind, Mark, Point};
 
 /// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
 /// (left, top, width, height), where the text begins, its size, its ink.
@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let extension = out.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
     let bytes = match extension.as_deref() {
         Some("png") => png(picture, &marks)?,
-        Some("jpg" | "jpeg") => jpeg(&paint::paint(&picture, &marks)?)?,
+        Some("jpg" | "jpeg") => drawn(&picture, &marks)?,
         Some("svg") => {
             // Turned pictures are written anew: programs do not agree about the tag.
             let own = image::guess_format(&drawing.picture).ok().filter(|_| !drawing.exif);
@@ -196,7 +196,7 @@ pub(crate) fn read(bytes: &[u8]) -> anyhow::Result<RgbImage> {
     decode(bytes, false)
 }
 
-fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
+pub(crate) fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
     let reader =
         ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("not a picture")?;
     let mut decoder = reader.into_decoder().context("not a picture in a known format")?;
@@ -213,6 +213,11 @@ pub(crate) fn png(picture: RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>
     let painted = paint::paint(&picture, marks)?;
     drop(picture);
     encode(&painted)
+}
+
+/// The picture with its marks, as a JPEG.
+pub(crate) fn drawn(picture: &RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>> {
+    jpeg(&paint::paint(picture, marks)?)
 }
 
 fn encode(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {

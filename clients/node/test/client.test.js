@@ -125,7 +125,7 @@ test("a chain asks about what was found", async () => {
   assert(grounded.answer.bboxes.length > 0 && grounded.text.includes("<loc_"));
   assert.deepEqual(
     job.steps.map(([word]) => word),
-    ["EACH", "THEN"],
+    ["each", "then"],
   );
   assert.deepEqual([job.texts, job.scores], [[], []]);
 
@@ -303,7 +303,10 @@ test("every option of the documentation is taken", async () => {
   const args = optionArguments(Object.fromEntries(names.map((name) => [name, 1])));
   const taken = args.filter((_, i) => i % 2 === 0);
   assert.deepEqual(new Set(words), new Set([...taken, ...steps, "EXIF", "NOEXIF", "NOCACHE"]));
-  const drawn = { temperature: 0.5, topK: 5, topP: 0.9, seed: 7, ngram: 0, noCache: true };
+  const drawn = { temperature: 0.5, topK: 5, topP: 0.9, seed: 7, ngram: 2, noCache: true };
+  const key = await florence.submit(SIGN, tasks.ocr, { ...drawn, delayMs: 60_000 });
+  const fields = ["temperature", "top_k", "top_p", "seed", "ngram"];
+  assert.deepEqual(await server.call("HMGET", key, ...fields), ["0.5", "5", "0.9", "7", "2"]);
   const answers = [await florence.ocr(SIGN, drawn), await florence.ocr(SIGN, drawn)];
   assert.equal(answers[0], answers[1]);
   assert.equal(await florence.ocr(SIGN, { beams: 2, lengthPenalty: 0.5 }), "EXIT");

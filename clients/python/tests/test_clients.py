@@ -101,7 +101,7 @@ def test_a_chain_asks_about_what_was_found(florence: Any) -> None:
     assert part.text == "</s><s>a medium red square</s>" and told.left_out == 0
     assert "a medium blue circle, a medium red square" in grounded.asked
     assert grounded.answer.bboxes and len(grounded.scores) == len(grounded.answer.bboxes)
-    assert [word for word, _ in job.steps] == ["EACH", "THEN"]
+    assert [word for word, _ in job.steps] == ["each", "then"]
     assert job.texts == job.scores == () and florence.get(job.key) == job
 
     words = f.chain(tasks.ocr_with_region, f.crop(tasks.ocr))
@@ -270,10 +270,15 @@ def test_every_field_of_the_documentation_is_one_of_a_job() -> None:
 def test_every_option_of_the_documentation_is_taken(florence: Any, server: Server) -> None:
     text = (ROOT / "docs/COMMANDS.md").read_text()
     table = text.split("| option | range | default | meaning |")[1].split("\n\n")[0]
-    words = {name for row in table.splitlines()[2:] for name in row.split(" | ")[0].split("`")[1::2]}
+    words = {
+        name for row in table.splitlines()[2:] for name in row.split(" | ")[0].split("`")[1::2]
+    }
     taken = {word for word, _ in f.questions._OPTIONS.values()}
     assert words == taken | {"THEN", "EACH", "CROP", "EXIF", "NOEXIF", "NOCACHE"}
-    drawn = {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 7, "ngram": 0}
+    drawn = {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 7, "ngram": 2}
+    key = florence.submit(SIGN, tasks.ocr, delay=60, **drawn)
+    names = "temperature top_k top_p seed ngram".split()
+    assert server.admin.hmget(key, names) == ["0.5", "5", "0.9", "7", "2"]
     answers = {florence.ocr(SIGN, no_cache=True, **drawn) for _ in range(2)}
     assert len(answers) == 1
     assert florence.ocr(SIGN, beams=2, length_penalty=0.5) == "EXIT"

@@ -397,7 +397,7 @@ def _job(reply: Any) -> Job[Any] | None:
     got = _mapping(reply)
     prompts, text = _several(got["prompt"]), got["text"]
     steps = json.loads(got["steps"]) if got["steps"] else []
-    got["steps"] = tuple((word.upper(), prompt) for step in steps for word, prompt in step.items())
+    got["steps"] = tuple(pair for step in steps for pair in step.items())
     got["key"], got["prompts"] = JobKey[Any](got["id"]), prompts
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
     for name in ("error", "errors", "result", "scores"):
