@@ -113,7 +113,11 @@ class Server:
         self._log = (self.directory / "log").open("w+")
         code = on_port("sh", "make run", self.port)
         self._process = subprocess.Popen(
-            ["bash", "-c", code], cwd=ROOT, stdout=self._log, stderr=self._log, start_new_session=True
+            ["bash", "-c", code],
+            cwd=ROOT,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
         )
         while not self._is_ready():
             if self._process.poll() is not None:
@@ -137,7 +141,9 @@ def check(document, used, server):
     for language, code, expected in (match.groups() for match in BLOCK.finditer(text)):
         first = code.splitlines()[0]
         name = f"{document}: {language}: {first}"
-        reason = next((reason for start, reason in NOT_RUN.items() if first.startswith(start)), None)
+        reason = next(
+            (reason for start, reason in NOT_RUN.items() if first.startswith(start)), None
+        )
         if reason:
             used.update(start for start in NOT_RUN if first.startswith(start))
             print(f"NOT RUN: {name} ({reason})")
@@ -149,7 +155,9 @@ def check(document, used, server):
         status, printed = run(language, code, server.port, server.directory)
         expected = expected and expected.replace("6379", str(server.port))
         if status != 0 or (expected is not None and not is_as_said(printed, expected)):
-            faults.append(f"{name}\n  exit status {status}\n  said:\n{expected}\n  printed:\n{printed}")
+            faults.append(
+                f"{name}\n  exit status {status}\n  said:\n{expected}\n  printed:\n{printed}"
+            )
         else:
             print(f"ran: {name}")
     for name in re.findall(r"\(docs/(\w+\.png)\)", text):

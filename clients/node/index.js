@@ -137,9 +137,13 @@ export class Florence {
    * @param {Options} [options]
    * @returns {Promise<JobKey<T>>}
    */
-  async submit(image, { prompts }, { key = newKey(this.#prefix, image), ...options } = {}) {
+  async submit(
+    image,
+    { prompts, steps = [] },
+    { key = newKey(this.#prefix, image), ...options } = {},
+  ) {
     const asked = prompts.length === 1 ? prompts : ["PROMPTS", String(prompts.length), ...prompts];
-    const args = [...imageArguments(image), ...asked, ...optionArguments(options)];
+    const args = [...imageArguments(image), ...asked, ...steps.flat(), ...optionArguments(options)];
     const reply = plain(await this.#send(["FLORENCE.SUBMIT", key, ...args]));
     return /** @type {JobKey<T>} */ (reply);
   }

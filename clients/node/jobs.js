@@ -1,6 +1,6 @@
 /** Jobs, why they give no answer, and the types of their keys. */
 
-import { readAnswer, timeOf } from "./wire.js";
+import { readAnswer, readStep, timeOf } from "./wire.js";
 
 /**
  * What the module says no with, and jobs that ended without an answer. Errors of the connection,
@@ -166,6 +166,9 @@ export const ERRORS = new Map(
  * @template T
  */
 export class Job {
+  /** @type {readonly import("./questions.js").Step[] | undefined} */
+  #chain;
+
   /** @param {Record<string, any>} got the map of FLORENCE.GET */
   constructor(got) {
     const json = (/** @type {string | null} */ text) =>
@@ -183,25 +186,36 @@ export class Job {
     /** The answer's JSON, as the module gives it. @type {Record<string, any> | undefined} */
     this.result = json(got.result);
     /**
-     * What is asked next about what was found: `["each", prompt]`.
-     * @type {readonly (readonly [string, string])[]}
+     * What a chain asked after the prompt: word and prompt.
+     * @type {readonly (readonly [word: string, prompt: string])[]}
      */
-    this.steps = (json(got.steps) ?? []).flatMap(Object.entries);
+    this.steps = (json(got.steps) ?? []).flatMap((/** @type {Record<string, string>} */ step) =>
+      Object.entries(step),
+    );
     const isChain = this.steps.length > 0;
-    /** What the model has written, for each prompt; none of jobs with steps. @type {readonly string[]} */
-    this.texts =
-      got.text === null || isChain
+    const texts =
+      got.text === null
         ? []
-        : this.prompts.length > 1
+        : isChain || this.prompts.length > 1
           ? JSON.parse(got.text)
           : [got.text];
-    const scores = isChain ? undefined : json(got.scores);
     /**
-     * How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text; none of
-     * jobs with steps.
+     * What the model has written, for each prompt; of a chain its steps have that, and the scores.
+     * @type {readonly string[]}
+     */
+    this.texts = isChain ? [] : texts;
+    const scores = json(got.scores);
+    /**
+     * How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
      * @type {readonly (readonly number[])[]}
      */
-    this.scores = !scores ? [] : this.prompts.length > 1 ? scores : [scores];
+    this.scores = !scores || isChain ? [] : this.prompts.length > 1 ? scores : [scores];
+    this.#chain =
+      isChain && this.result
+        ? this.result.steps.map((/** @type {any} */ step, /** @type {number} */ i) =>
+            readStep(step, texts[i], scores[i]),
+          )
+        : undefined;
     /** Of the picture, as the answer's coordinates mean it. @type {number | undefined} */
     this.width = got.width ?? undefined;
     /** @type {number | undefined} */
@@ -244,15 +258,11 @@ export class Job {
     return ["done", "failed", "cancelled", "expired"].includes(this.state);
   }
 
-  /**
-   * The answer, or as an exception why there is none; of `several`, a list; of a job with steps their
-   * list, as the module gives it.
-   * @returns {T}
-   */
+  /** The answer, or as an exception why there is none; of `several`, a list; of a `chain`, its steps. @returns {T} */
   get answer() {
     const { result } = this;
     if (!result) throw this.#whyNot();
-    if (this.steps.length > 0) return /** @type {T} */ (result.steps);
+    if (this.#chain) return /** @type {T} */ (this.#chain);
     const answers = this.prompts.map((prompt) => readAnswer(prompt, result));
     return /** @type {T} */ (answers.length > 1 ? answers : answers[0]);
   }

@@ -26,9 +26,36 @@
  */
 
 /**
- * A prompt, or several; its type says what the answer is.
+ * A prompt, or several, or a chain with its next steps, word and prompt; its type says what the
+ * answer is.
  * @template T
- * @typedef {{ readonly prompts: readonly string[], readonly answer?: T }} Question
+ * @typedef {object} Question
+ * @property {readonly string[]} prompts
+ * @property {readonly (readonly [word: string, prompt: string])[]} [steps]
+ * @property {T} [answer]
+ */
+
+/**
+ * What was answered about a region.
+ * @typedef {object} Part
+ * @property {Box} region
+ * @property {string} label
+ * @property {any} answer
+ * @property {string} text what the model has written
+ * @property {readonly number[]} scores
+ */
+
+/**
+ * A step of a chain: an answer, undefined where nothing was found to ask about, or one about each
+ * region of the answer before.
+ * @typedef {object} Step
+ * @property {string} prompt
+ * @property {any} [answer]
+ * @property {readonly Part[]} [parts]
+ * @property {number} [leftOut] regions that were not asked about
+ * @property {string} [asked] the prompt with what was found before in it
+ * @property {string} [text]
+ * @property {readonly number[]} [scores]
  */
 
 /** @type {(prompt: string) => Question<string>} */
@@ -84,9 +111,36 @@ export const prompt = text;
  * @param {{ [I in keyof Answers]: Question<Answers[I]> }} questions
  * @returns {Question<Answers>}
  */
-export const several = (...questions) => ({
-  prompts: questions.flatMap((question) => question.prompts),
-});
+export const several = (...questions) => {
+  if (questions.some(({ steps }) => steps)) throw new TypeError("a chain is asked alone");
+  return { prompts: questions.flatMap((question) => question.prompts) };
+};
+
+/** @typedef {readonly [word: string, prompt: string]} Next what a chain asks next */
+
+/** Asks about the picture again; `{}` in a text is what was answered before. @param {Question<any>} question @returns {Next} */
+export const then = ({ prompts }) => ["THEN", /** @type {string} */ (prompts[0])];
+
+/**
+ * Asks about each region that was found; a task of regions is given without one.
+ * @param {Question<any> | ((region: any) => Question<any>)} question
+ * @returns {Next}
+ */
+export const each = (question) => {
+  const { prompts } = typeof question === "function" ? question([]) : question;
+  return ["EACH", /** @type {string} */ (prompts[0])];
+};
+
+/** Asks about each region as a picture of its own, with `margin` around it. @param {Question<any>} question @returns {Next} */
+export const crop = ({ prompts }) => ["CROP", /** @type {string} */ (prompts[0])];
+
+/**
+ * A question, and up to three more about what was found, as one job.
+ * @param {Question<any>} question
+ * @param {...Next} steps
+ * @returns {Question<readonly Step[]>}
+ */
+export const chain = ({ prompts }, ...steps) => ({ prompts, steps });
 
 /**
  * A box as a region of a picture of this width and height.
@@ -113,21 +167,20 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {number} [ttlSeconds] how long the ended job is kept; 0 for ever
  * @property {number} [beams] 1 is greedy search
  * @property {number} [maxTokens] of the answer
+ * @property {number} [ngram] no sequence of so many tokens occurs twice; 0 allows all
+ * @property {number} [lengthPenalty] exponent of the length that a beam's score is divided by
+ * @property {number} [temperature] draws tokens by chance, likely ones more often the lower it is;
+ *   so do the next three
+ * @property {number} [topK] of so many of the likeliest tokens; 0 for all
+ * @property {number} [topP] of these, the likeliest that have this probability together
+ * @property {number} [seed] the same seed draws the same tokens
+ * @property {number} [margin] how much more than a region `crop` cuts out, in hundredths of its
+ *   width and height
  * @property {boolean} [exif] turns the picture as its EXIF tag says, or leaves it as it is stored;
  *   else as the server is set
  * @property {boolean} [noCache] computes the answer even if it is known
  * @property {number} [thumbnail] longer side in pixels of a small copy of the picture, which
  *   `thumbnail` gives; 0 for none
- * @property {readonly (readonly ["then" | "each" | "crop", string])[]} [steps] what is asked next
- *   about what was found: `[["each", "<REGION_TO_OCR>"]]`; the answer is then the list of all steps,
- *   as the module gives it
- * @property {number} [margin] how much more than a region `crop` cuts out on each side, in percent
- * @property {number} [ngram] no sequence of so many tokens occurs twice
- * @property {number} [lengthPenalty] exponent of the length that a beam's score is divided by
- * @property {number} [temperature] draws tokens by chance: likely ones more often the lower it is
- * @property {number} [topK] of so many of the likeliest tokens; 0 for all
- * @property {number} [topP] of these, the likeliest that have this probability together
- * @property {number} [seed] the same seed draws the same tokens
  */
 
 /**

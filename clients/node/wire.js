@@ -40,8 +40,8 @@ export const groupsOf = (keys, isCluster) => {
   );
 };
 
-/** @type {Record<string, string>} */
-const OPTIONS = {
+/** The word of each option that has a value. @type {Record<string, string>} */
+export const OPTIONS = {
   priority: "PRIORITY",
   delayMs: "DELAY",
   expiresMs: "EXPIRES",
@@ -51,14 +51,14 @@ const OPTIONS = {
   ttlSeconds: "TTL",
   beams: "BEAMS",
   maxTokens: "MAXTOKENS",
-  thumbnail: "THUMBNAIL",
-  margin: "MARGIN",
   ngram: "NGRAM",
   lengthPenalty: "LENGTHPENALTY",
   temperature: "TEMPERATURE",
   topK: "TOPK",
   topP: "TOPP",
   seed: "SEED",
+  margin: "MARGIN",
+  thumbnail: "THUMBNAIL",
 };
 
 /** @param {Omit<Options, "key">} options */
@@ -67,7 +67,6 @@ export const optionArguments = (options) =>
     if (value === undefined) return [];
     if (name === "noCache") return value ? ["NOCACHE"] : [];
     if (name === "exif") return [value ? "EXIF" : "NOEXIF"];
-    if (Array.isArray(value)) return value.flatMap(([link, prompt]) => [link.toUpperCase(), prompt]);
     const word = OPTIONS[name];
     if (!word) throw new TypeError(`there is no option ${name}`);
     return [word, String(value)];
@@ -154,4 +153,31 @@ export const readAnswer = (prompt, result) => {
   // By prompt if there are several, by token if there is one.
   const answer = prompt in result ? result[prompt] : result[token];
   return READERS[token]?.(answer) ?? answer;
+};
+
+/**
+ * A step, from the JSON of a chain's answers.
+ * @param {any} step
+ * @param {any} text
+ * @param {any} scores
+ * @returns {import("./questions.js").Step}
+ */
+export const readStep = (step, text, scores) => {
+  const { prompt, asked, left_out } = step;
+  const read = (/** @type {any} */ answer) => answer && readAnswer(prompt, answer);
+  const parts = step.each ?? step.crop;
+  if (parts) {
+    const told = parts.map(
+      (/** @type {any} */ { region, label, answer }, /** @type {number} */ i) => ({
+        region,
+        label,
+        answer: read(answer),
+        text: text[i],
+        scores: scores[i],
+      }),
+    );
+    return { prompt, parts: told, leftOut: left_out };
+  }
+  const answer = read(step.answer) ?? undefined;
+  return { prompt, answer, text, scores, ...(asked !== undefined && { asked }) };
 };

@@ -8,6 +8,7 @@ import { after, afterEach, before, beforeEach, test } from "node:test";
 import { createClient } from "redis";
 
 import * as f from "../index.js";
+import { OPTIONS, optionArguments } from "../wire.js";
 import { ROOT, SHAPES, SIGN, SIZE, Server, eventually, sleep } from "./harness.js";
 
 const { Florence, tasks } = f;
@@ -102,6 +103,42 @@ test("scores are of each label of each prompt", async () => {
   assert.deepEqual(await scores(tasks.detect), [2]);
 });
 
+test("a chain asks about what was found", async () => {
+  const { chain, crop, each, then } = f;
+  const question = chain(
+    tasks.detect,
+    each(tasks.regionToDescription),
+    then(tasks.phraseGrounding("{}")),
+  );
+  const job = await florence.wait(await florence.submit(SHAPES, question));
+  const [found, told, grounded] = job.answer;
+  assert.deepEqual(found.answer.labels, ["circle", "square", "triangle"]);
+  const parts = told.parts.map(({ label, answer, region, scores }) => [
+    label,
+    answer,
+    region.length,
+    scores.length,
+  ]);
+  assert.deepEqual(parts[1], ["square", "a medium red square", 4, 1]);
+  assert.equal(told.leftOut, 0);
+  assert.match(grounded.asked, /a medium blue circle, a medium red square/);
+  assert(grounded.answer.bboxes.length > 0 && grounded.text.includes("<loc_"));
+  assert.deepEqual(
+    job.steps.map(([word]) => word),
+    ["each", "then"],
+  );
+  assert.deepEqual([job.texts, job.scores], [[], []]);
+
+  const words = chain(tasks.ocrWithRegion, crop(tasks.ocr));
+  const [, cropped] = await florence.ask(SIGN, words, { margin: 5 });
+  assert.equal(cropped.parts[0].label, "EXIT");
+  assert.match(cropped.parts[0].answer, /EXIT/);
+  assert.throws(() => f.several(tasks.ocr, words), /a chain is asked alone/);
+  const nothing = chain(tasks.openVocabularyDetection("a black triangle"), crop(tasks.caption));
+  const [, none] = await florence.ask(SIGN, nothing);
+  assert.deepEqual(none.parts, []);
+});
+
 test("a waiting job tells when it is due", async () => {
   const key = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
   const { dueAt, submittedAt } = await florence.get(key);
@@ -168,32 +205,6 @@ test("options name their units", async () => {
   const asStored = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000, exif: false });
   assert.equal(await server.call("HGET", asStored, "exif"), "0");
   await assert.rejects(florence.submit(SIGN, tasks.ocr, { speed: 1 }), /no option speed/);
-});
-
-test("steps ask about what was found", async () => {
-  const steps = [
-    ["each", "<REGION_TO_CATEGORY>"],
-    ["then", "<OCR>"],
-  ];
-  const job = await florence.wait(await florence.submit(SIGN, tasks.detect, { steps }));
-  assert.deepEqual([job.steps, job.texts, job.scores], [steps, [], []]);
-  const [found, each, text] = job.answer;
-  assert.deepEqual(found.answer["<OD>"].labels, ["square", "word"]);
-  assert.deepEqual(
-    each.each.map(({ label }) => label),
-    ["square", "word"],
-  );
-  assert.deepEqual(text, { prompt: "<OCR>", answer: { "<OCR>": "EXIT" } });
-  const bad = florence.submit(SIGN, tasks.detect, { steps: [["each", "<CAPTION>"]] });
-  await assert.rejects(bad, f.BadPromptError);
-  const drawn = { temperature: 0.5, topK: 9, topP: 0.9, seed: 7, ngram: 2, delayMs: 60_000 };
-  const key = await florence.submit(SIGN, tasks.ocr, drawn);
-  const names = "temperature top_k top_p seed ngram".split(" ");
-  assert.deepEqual(await server.call("HMGET", key, ...names), ["0.5", "9", "0.9", "7", "2"]);
-  const cut = { lengthPenalty: 2, steps: [["crop", "<OCR>"]], margin: 5 };
-  const crops = await florence.submit(SIGN, tasks.ocr, cut);
-  const kept = await server.call("HMGET", crops, "length_penalty", "margin");
-  assert.deepEqual(kept, ["2", "5"]);
 });
 
 const refuses = async (Kind, promise) => {
@@ -280,6 +291,25 @@ test("every field of the documentation is one of a job", async () => {
   const job = await florence.wait(await florence.submit(SIGN, tasks.ocr));
   const expected = documented.split(" ").map((name) => names[name] ?? camel(name));
   assert.deepEqual(new Set(Object.keys(job)), new Set(expected));
+});
+
+test("every option of the documentation is taken", async () => {
+  const text = readFileSync(join(ROOT, "docs/COMMANDS.md"), "utf8");
+  const [table] = text.split("| option | range | default | meaning |")[1].split("\n\n");
+  const rows = table.split("\n").slice(2);
+  const words = rows.flatMap((row) => row.split(" | ")[0].match(/[A-Z]+/g));
+  const steps = ["THEN", "EACH", "CROP"];
+  const names = Object.keys(OPTIONS);
+  const args = optionArguments(Object.fromEntries(names.map((name) => [name, 1])));
+  const taken = args.filter((_, i) => i % 2 === 0);
+  assert.deepEqual(new Set(words), new Set([...taken, ...steps, "EXIF", "NOEXIF", "NOCACHE"]));
+  const drawn = { temperature: 0.5, topK: 5, topP: 0.9, seed: 7, ngram: 2, noCache: true };
+  const key = await florence.submit(SIGN, tasks.ocr, { ...drawn, delayMs: 60_000 });
+  const fields = ["temperature", "top_k", "top_p", "seed", "ngram"];
+  assert.deepEqual(await server.call("HMGET", key, ...fields), ["0.5", "5", "0.9", "7", "2"]);
+  const answers = [await florence.ocr(SIGN, drawn), await florence.ocr(SIGN, drawn)];
+  assert.equal(answers[0], answers[1]);
+  assert.equal(await florence.ocr(SIGN, { beams: 2, lengthPenalty: 0.5 }), "EXIT");
 });
 
 test("every code of the documentation has a class", () => {

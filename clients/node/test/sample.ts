@@ -3,6 +3,9 @@
 import { createClient, createCluster } from "redis";
 import {
   Florence,
+  chain,
+  crop,
+  each,
   prompt,
   regionOf,
   several,
@@ -14,6 +17,7 @@ import {
   type Listed,
   type Polygons,
   type Quads,
+  type Step,
 } from "florence-redis";
 
 /** Passes where both types are the same. */
@@ -47,6 +51,9 @@ is<Polygons>()(polygons);
 await florence.wait("job:1", { signal: AbortSignal.timeout(100) });
 
 is<string>()(await florence.ask(picture, prompt("<GENERATE_TAGS>"), { exif: true }));
+is<readonly Step[]>()(
+  await florence.ask(picture, chain(tasks.detect, each(tasks.regionToOcr), crop(tasks.ocr))),
+);
 is<Listed[]>()(await florence.jobs({ state: "ended" }));
 is<Buffer | undefined>()(await florence.thumbnail(key));
 

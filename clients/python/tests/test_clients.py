@@ -88,6 +88,31 @@ def test_scores_are_of_each_label_of_each_prompt(florence: Any) -> None:
     assert florence.wait(florence.submit(b"no picture", tasks.ocr)).scores == ()
 
 
+def test_a_chain_asks_about_what_was_found(florence: Any) -> None:
+    question = f.chain(
+        tasks.detect, f.each(tasks.region_to_description), f.then(tasks.phrase_grounding("{}"))
+    )
+    job = florence.wait(florence.submit(SHAPES, question))
+    found, told, grounded = job.answer
+    assert found.answer.labels == ("circle", "square", "triangle") and found.parts == ()
+    part = told.parts[1]
+    assert (part.label, part.answer) == ("square", "a medium red square")
+    assert part.region == found.answer.bboxes[1] and len(part.scores) == 1
+    assert part.text == "</s><s>a medium red square</s>" and told.left_out == 0
+    assert "a medium blue circle, a medium red square" in grounded.asked
+    assert grounded.answer.bboxes and len(grounded.scores) == len(grounded.answer.bboxes)
+    assert [word for word, _ in job.steps] == ["each", "then"]
+    assert job.texts == job.scores == () and florence.get(job.key) == job
+
+    words = f.chain(tasks.ocr_with_region, f.crop(tasks.ocr))
+    (cropped,) = florence.ask(SIGN, words, margin=5)[1].parts
+    assert cropped.label == "EXIT" and "EXIT" in cropped.answer
+    with pytest.raises(ValueError, match="a chain is asked alone"):
+        f.several(tasks.ocr, words)
+    nothing = f.chain(tasks.open_vocabulary_detection("a black triangle"), f.crop(tasks.caption))
+    assert florence.ask(SIGN, nothing)[1].parts == ()
+
+
 def test_a_waiting_job_tells_when_it_is_due(florence: Any) -> None:
     key = florence.submit(SIGN, tasks.ocr, delay=60)
     job = florence.get(key)
@@ -140,26 +165,6 @@ def test_pictures_are_bytes_files_keys_and_addresses(florence: Any, server: Serv
         assert [florence.ocr(image) for image in images] == ["EXIT"] * 6
         pictures.shutdown()
         thread.join()
-
-
-def test_steps_ask_about_what_was_found(florence: Any, server: Server) -> None:
-    steps = [("each", "<REGION_TO_CATEGORY>"), ("then", "<OCR>")]
-    key = florence.submit(SIGN, tasks.detect, steps=steps)
-    job = florence.wait(key)
-    assert job.steps == tuple(steps) and job.texts == () and job.scores == ()
-    found, each, text = job.answer
-    assert found["answer"]["<OD>"]["labels"] == ["square", "word"]
-    assert [one["label"] for one in each["each"]] == ["square", "word"]
-    assert text == {"prompt": "<OCR>", "answer": {"<OCR>": "EXIT"}}
-    with pytest.raises(f.BadPromptError):
-        florence.submit(SIGN, tasks.detect, steps=[("each", "<CAPTION>")])
-    drawn = {"temperature": 0.5, "top_k": 9, "top_p": 0.9, "seed": 7, "ngram": 2}
-    key = florence.submit(SIGN, tasks.ocr, delay=60, **drawn)
-    assert server.admin.hmget(key, "temperature top_k top_p seed ngram".split()) == [
-        "0.5", "9", "0.9", "7", "2",
-    ]
-    key = florence.submit(SIGN, tasks.ocr, length_penalty=2, steps=[("crop", "<OCR>")], margin=5)
-    assert server.admin.hmget(key, "length_penalty", "margin") == ["2", "5"]
 
 
 def test_options_are_in_seconds(florence: Any, server: Server) -> None:
@@ -258,7 +263,25 @@ def test_every_field_of_the_documentation_is_one_of_a_job() -> None:
     text = (ROOT / "docs/COMMANDS.md").read_text().split("flat array (RESP2): `")[1].split("`")[0]
     names = {"id": "key", "prompt": "prompts", "text": "texts"}
     documented = {names.get(name, name) for name in text.split()}
-    assert documented == {field.name for field in dataclasses.fields(f.Job)}
+    known = {field.name for field in dataclasses.fields(f.Job)}
+    assert documented == {name for name in known if not name.startswith("_")}
+
+
+def test_every_option_of_the_documentation_is_taken(florence: Any, server: Server) -> None:
+    text = (ROOT / "docs/COMMANDS.md").read_text()
+    table = text.split("| option | range | default | meaning |")[1].split("\n\n")[0]
+    words = {
+        name for row in table.splitlines()[2:] for name in row.split(" | ")[0].split("`")[1::2]
+    }
+    taken = {word for word, _ in f.questions._OPTIONS.values()}
+    assert words == taken | {"THEN", "EACH", "CROP", "EXIF", "NOEXIF", "NOCACHE"}
+    drawn = {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 7, "ngram": 2}
+    key = florence.submit(SIGN, tasks.ocr, delay=60, **drawn)
+    names = "temperature top_k top_p seed ngram".split()
+    assert server.admin.hmget(key, names) == ["0.5", "5", "0.9", "7", "2"]
+    answers = {florence.ocr(SIGN, no_cache=True, **drawn) for _ in range(2)}
+    assert len(answers) == 1
+    assert florence.ocr(SIGN, beams=2, length_penalty=0.5) == "EXIT"
 
 
 def forged(server: Server, code: str) -> f.JobKey[str]:
@@ -391,7 +414,9 @@ def test_latencies_and_ends_are_told_by_task(florence: Any) -> None:
         row["task"] == "<OCR>" and row["phase"] == "total" and row["count"] > 0 and row["buckets"]
         for row in latencies
     ), latencies
-    assert any(row["state"] == "done" and row["task"] == "<OCR>" and row["count"] > 0 for row in ends)
+    assert any(
+        row["state"] == "done" and row["task"] == "<OCR>" and row["count"] > 0 for row in ends
+    )
 
 
 def test_made_up_keys_can_be_told_apart_by_a_prefix(connect: Connect, server: Server) -> None:

@@ -21,11 +21,13 @@ from .questions import (
     Image,
     ImageKey,
     Question,
+    Step,
     T,
     T_co,
     image_arguments,
     option_arguments,
     read_answer,
+    read_step,
 )
 
 if TYPE_CHECKING:
@@ -276,14 +278,13 @@ class Job(Generic[T_co]):
     #: When a job is started that waits for a moment: for its delay to pass, or its next attempt.
     due_at: datetime | None = None
     retry_at: datetime | None = None
-    #: What is asked next about what was found: ``("each", prompt)``.
-    steps: tuple[tuple[str, str], ...] = ()
     #: The answer's JSON, as the module gives it.
     result: dict[str, Any] | None = field(default=None, repr=False)
-    #: What the model has written, for each prompt; none of jobs with steps.
+    #: What a chain asked after the prompt: word and prompt.
+    steps: tuple[tuple[str, str], ...] = ()
+    #: What the model has written, for each prompt; of a chain its steps have that, and the scores.
     texts: tuple[str, ...] = field(default=(), repr=False)
-    #: How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text; none
-    #: of jobs with steps.
+    #: How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
     scores: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     #: Of the picture, as the answer's coordinates mean it.
     width: int | None = None
@@ -301,6 +302,7 @@ class Job(Generic[T_co]):
     queue_ms: int | None = None
     fetch_ms: int | None = None
     infer_ms: int | None = None
+    _chain: tuple[Step, ...] = field(default=(), repr=False)
 
     @property
     def has_ended(self) -> bool:
@@ -309,14 +311,14 @@ class Job(Generic[T_co]):
 
     @property
     def answer(self) -> T_co:
-        """The answer, or as an exception why there is none; a tuple of ``several``.
+        """The answer, or as an exception why there is none.
 
-        Of a job with steps it is their list, as the module gives it.
+        Of ``several`` a tuple of answers, of a ``chain`` its steps.
         """
         if self.result is None:
             raise self.why_not()
-        if self.steps:
-            return cast(T_co, self.result["steps"])
+        if self._chain:
+            return cast(T_co, self._chain)
         answers = tuple(read_answer(prompt, self.result) for prompt in self.prompts)
         return cast(T_co, answers[0] if len(answers) == 1 else answers)
 
@@ -394,18 +396,22 @@ def _job(reply: Any) -> Job[Any] | None:
         return None
     got = _mapping(reply)
     prompts, text = _several(got["prompt"]), got["text"]
+    steps = json.loads(got["steps"]) if got["steps"] else []
+    got["steps"] = tuple(pair for step in steps for pair in step.items())
     got["key"], got["prompts"] = JobKey[Any](got["id"]), prompts
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
-    for name in ("error", "errors", "result", "scores", "steps"):
+    for name in ("error", "errors", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
     got["errors"] = tuple(
         FailedAttempt(**{**error, "at": _time(error["at"])}) for error in got["errors"] or []
     )
     got["error"] = Failure(**got["error"]) if got["error"] else None
-    got["steps"] = tuple(pair for step in got["steps"] or [] for pair in step.items())
-    if got["steps"]:
-        got["texts"], got["scores"] = (), None
-    scores = got["scores"] or []
+    scores, got["_chain"] = got["scores"] or [], ()
+    if steps:
+        if got["result"]:
+            rows = zip(got["result"]["steps"], json.loads(text), scores)
+            got["_chain"] = tuple(read_step(*row) for row in rows)
+        got["texts"], scores = (), []
     got["scores"] = tuple(map(tuple, scores if len(prompts) > 1 else [scores] if scores else []))
     for name in ("submitted_at", "started_at", "finished_at", "due_at", "retry_at"):
         got[name] = _time(got[name])
@@ -477,7 +483,8 @@ def submit(
     prompts: list[Any] = list(question.prompts)
     if len(prompts) != 1:
         prompts = ["PROMPTS", len(prompts), *prompts]
-    arguments = [*image_arguments(image), *prompts, *option_arguments(options)]
+    steps = [part for step in question.steps for part in step]
+    arguments = [*image_arguments(image), *prompts, *steps, *option_arguments(options)]
     (reply,) = yield Commands([["FLORENCE.SUBMIT", key, *arguments]])
     return JobKey(_text(_checked(reply)))
 

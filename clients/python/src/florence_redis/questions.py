@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -29,15 +29,21 @@ __all__ = [
     "Image",
     "ImageKey",
     "Options",
+    "Part",
     "Point",
     "Polygon",
     "Polygons",
     "Quads",
     "Question",
     "Region",
+    "Step",
+    "chain",
+    "crop",
+    "each",
     "prompt",
     "several",
     "tasks",
+    "then",
 ]
 
 A = TypeVar("A")
@@ -179,9 +185,11 @@ def _boxes_and_polygons(answer: Mapping[str, Any]) -> BoxesAndPolygons:
 
 @dataclass(frozen=True)
 class Question(Generic[T_co]):
-    """A prompt, or several; its type says what the answer is."""
+    """A prompt, or several, or a chain; its type says what the answer is."""
 
     prompts: tuple[str, ...]
+    #: What a chain asks after it: word and prompt.
+    steps: tuple[tuple[str, str], ...] = ()
 
 
 @overload
@@ -192,6 +200,8 @@ def several(a: Question[A], b: Question[B], c: Question[C], /) -> Question[tuple
 def several(*questions: Question[Any]) -> Question[tuple[Any, ...]]: ...
 def several(*questions: Question[Any]) -> Question[Any]:
     """Up to 16 different questions about one picture, as one: a tuple of answers."""
+    if any(question.steps for question in questions):
+        raise ValueError("a chain is asked alone")
     return Question(tuple(prompt for question in questions for prompt in question.prompts))
 
 
@@ -201,6 +211,61 @@ def prompt(text: str) -> Question[str]:
     The server takes it with ``florence.prompts any`` only.
     """
     return Question((text,))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was answered about a region."""
+
+    region: Box
+    label: str
+    answer: Any
+    text: str | None = field(default=None, repr=False)
+    scores: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a chain: an answer, or one about each region of the answer before."""
+
+    prompt: str
+    #: None where nothing was found to ask about.
+    answer: Any = None
+    parts: tuple[Part, ...] = ()
+    #: Regions that were not asked about.
+    left_out: int = 0
+    #: The prompt with what was found before in it.
+    asked: str | None = None
+    text: str | None = field(default=None, repr=False)
+    scores: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Next:
+    """What a chain asks next."""
+
+    word: str
+    prompt: str
+
+
+def then(question: Question[Any]) -> Next:
+    """Asks about the picture again; ``{}`` in a text is what was answered before."""
+    return Next("THEN", question.prompts[0])
+
+
+def each(question: Question[Any] | TaskWith[Region, Any]) -> Next:
+    """Asks about each region that was found; a task of regions is given without one."""
+    return Next("EACH", question.token if isinstance(question, TaskWith) else question.prompts[0])
+
+
+def crop(question: Question[Any]) -> Next:
+    """Asks about each region as a picture of its own, with ``margin`` around it."""
+    return Next("CROP", question.prompts[0])
+
+
+def chain(question: Question[Any], *following: Next) -> Question[tuple[Step, ...]]:
+    """A question, and up to three more about what was found, as one job."""
+    return Question(question.prompts, tuple((step.word, step.prompt) for step in following))
 
 
 class _Method(Protocol[T_co]):
@@ -314,6 +379,23 @@ def read_answer(prompt: str, result: Mapping[str, Any]) -> Any:
     return _READERS.get(token, str)(answer)
 
 
+def read_step(step: Mapping[str, Any], text: Any, scores: Any) -> Step:
+    """A step, from the JSON of a chain's answers."""
+
+    def read(answer: Mapping[str, Any] | None) -> Any:
+        return None if answer is None else read_answer(step["prompt"], answer)
+
+    parts = step.get("each", step.get("crop"))
+    if parts is None:
+        answer = read(step["answer"])
+        return Step(step["prompt"], answer, (), 0, step.get("asked"), text, tuple(scores or ()))
+    told = tuple(
+        Part(Box(*part["region"]), part["label"], read(part["answer"]), text, tuple(scores))
+        for part, text, scores in zip(parts, text, scores)
+    )
+    return Step(step["prompt"], None, told, step["left_out"])
+
+
 class Options(TypedDict, total=False):
     """How a job is to be run; times are in seconds."""
 
@@ -335,23 +417,11 @@ class Options(TypedDict, total=False):
     beams: int
     #: Of the answer.
     max_tokens: int
-    #: Turns the picture as its EXIF tag says, or leaves it as it is stored; else as the server
-    #: is set.
-    exif: bool
-    #: Computes the answer even if it is known.
-    no_cache: bool
-    #: Longer side in pixels of a small copy of the picture, which ``thumbnail`` gives; 0 for none.
-    thumbnail: int
-    #: What is asked next about what was found: ``[("each", "<REGION_TO_OCR>")]``, by ``then``,
-    #: ``each`` or ``crop``. The answer is then the list of all steps, as the module gives it.
-    steps: Sequence[tuple[str, str]]
-    #: How much more than a region ``crop`` cuts out on each side, in percent of its size.
-    margin: int
-    #: No sequence of so many tokens occurs twice.
+    #: No sequence of so many tokens occurs twice; 0 allows all.
     ngram: int
     #: Exponent of the length that a beam's score is divided by.
     length_penalty: float
-    #: Draws tokens by chance: likely ones more often the lower it is.
+    #: Draws tokens by chance, likely ones more often the lower it is; so do the next three.
     temperature: float
     #: Of so many of the likeliest tokens; 0 for all.
     top_k: int
@@ -359,6 +429,15 @@ class Options(TypedDict, total=False):
     top_p: float
     #: The same seed draws the same tokens.
     seed: int
+    #: How much more than a region ``crop`` cuts out, in hundredths of its width and height.
+    margin: int
+    #: Turns the picture as its EXIF tag says, or leaves it as it is stored; else as the server
+    #: is set.
+    exif: bool
+    #: Computes the answer even if it is known.
+    no_cache: bool
+    #: Longer side in pixels of a small copy of the picture, which ``thumbnail`` gives; 0 for none.
+    thumbnail: int
 
 
 class AskOptions(Options, total=False):
@@ -385,14 +464,14 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ttl": ("TTL", int),
     "beams": ("BEAMS", int),
     "max_tokens": ("MAXTOKENS", int),
-    "thumbnail": ("THUMBNAIL", int),
-    "margin": ("MARGIN", int),
     "ngram": ("NGRAM", int),
     "length_penalty": ("LENGTHPENALTY", float),
     "temperature": ("TEMPERATURE", float),
     "top_k": ("TOPK", int),
     "top_p": ("TOPP", float),
     "seed": ("SEED", int),
+    "margin": ("MARGIN", int),
+    "thumbnail": ("THUMBNAIL", int),
 }
 
 
@@ -403,8 +482,6 @@ def option_arguments(options: Mapping[str, Any]) -> list[Any]:
             arguments += ["NOCACHE"] if value else []
         elif name == "exif":
             arguments += ["EXIF" if value else "NOEXIF"]
-        elif name == "steps":
-            arguments += [word for link, prompt in value for word in (link.upper(), prompt)]
         elif name in _OPTIONS:
             word, convert = _OPTIONS[name]
             arguments += [word, convert(value)]
