@@ -17,9 +17,14 @@ fn url(server: &Server) -> String {
     format!("redis://127.0.0.1:{}", server.port)
 }
 
-/// Lines in an order, without what only says where they come from.
+/// Lines in an order, with scores as the model has them.
 fn answers(out: &std::path::Path) -> Vec<Value> {
     let mut lines = lines(out);
+    for score in lines.iter_mut().flat_map(|line| line["scores"].as_array_mut().unwrap()) {
+        #[expect(clippy::cast_possible_truncation, reason = "they are float32")]
+        let float = score.as_f64().unwrap() as f32;
+        *score = Value::from(float.to_string());
+    }
     lines.sort_by_key(|line| format!("{}{}", line["file"], line["prompt"]));
     lines
 }
