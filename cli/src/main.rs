@@ -47,7 +47,7 @@ enum Command {
     /// Answer a prompt for pictures.
     Run(run::Args),
     /// Answer prompts about a folder, a bucket, an archive or a list of pictures.
-    Label(label::Args),
+    Label(Box<label::Args>),
     /// Write the output of label in another format.
     Convert(convert::Args),
     /// Compare the answers of other precisions with those of float32, on pictures of your own.

@@ -1,5 +1,4 @@
 //! `florence agree` on the sample pictures: precisions that this machine has and such that nobody has.
-#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 mod labels;
 

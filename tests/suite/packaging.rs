@@ -100,9 +100,10 @@ fn the_entry_point_starts_a_server_with_a_password_and_the_settings_that_are_add
     for is_a_file in [false, true] {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), format!("{password}\n")).unwrap();
-        let env = match is_a_file {
-            true => ("FLORENCE_PASSWORD_FILE", file.path().to_str().unwrap()),
-            false => ("FLORENCE_PASSWORD", password),
+        let env = if is_a_file {
+            ("FLORENCE_PASSWORD_FILE", file.path().to_str().unwrap())
+        } else {
+            ("FLORENCE_PASSWORD", password)
         };
         let args = ["--florence.max-batch", "7", "--appendonly", "no"];
         let mut server = Process::start(&entrypoint(), &args, &[env]);
@@ -176,9 +177,10 @@ fn the_dockerfile_copies_what_the_build_needs() {
 /// All sources below a directory; texts that go on in the next line are joined.
 fn sources(directory: &Path) -> String {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let text = entries.map(|path| match path.is_dir() {
-        true => sources(&path),
-        false => {
+    let text = entries.map(|path| {
+        if path.is_dir() {
+            sources(&path)
+        } else {
             let text = fs::read_to_string(path).unwrap_or_default();
             text.split("\\\n").map(str::trim_start).collect()
         }

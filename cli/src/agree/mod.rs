@@ -62,7 +62,7 @@ struct Column {
 struct Answers {
     arithmetic: String,
     /// One for each question.
-    answers: Vec<Answer>,
+    each: Vec<Answer>,
     seconds: f64,
 }
 
@@ -172,7 +172,7 @@ fn answers(args: &Args, florence: &Florence, asked: &Asked) -> anyhow::Result<An
         seconds += start.elapsed().as_secs_f64();
         answers.extend(answered.into_iter().flatten());
     }
-    Ok(Answers { arithmetic: florence.arithmetic(), answers, seconds })
+    Ok(Answers { arithmetic: florence.arithmetic(), each: answers, seconds })
 }
 
 fn per_second(asked: &Asked, answers: &Answers) -> f64 {
@@ -182,7 +182,7 @@ fn per_second(asked: &Asked, answers: &Answers) -> f64 {
 fn row(args: &Args, asked: &Asked, reference: &Answers, name: &str, answers: &Answers) -> Row {
     let mut agreement = Agreement::default();
     let mut worst = Vec::new();
-    for (i, (expected, found)) in reference.answers.iter().zip(&answers.answers).enumerate() {
+    for (i, (expected, found)) in reference.each.iter().zip(&answers.each).enumerate() {
         let difference = Difference::of(expected, found);
         agreement.add(&difference);
         if !difference.ids {

@@ -59,7 +59,7 @@ pub(super) fn page(
             page.push_str("<p>All answers have the same tokens.</p>\n");
         }
         for (question, difference) in &row.worst {
-            let both = [&reference.answers[*question], &answers.answers[*question]];
+            let both = [&reference.each[*question], &answers.each[*question]];
             case(&mut page, args, asked, (*question, difference), (both, &row.name))?;
         }
     }
@@ -94,7 +94,7 @@ fn case(
     let small = resize(&picture, size(width), size(height), FilterType::Triangle);
     for (answer, name) in both.into_iter().zip(["float32", name]) {
         let mut marks = Findings::read(&answer.json, &json!(answer.scores));
-        marks.ask(&[question.prompt.clone()], (f64::from(width), f64::from(height)));
+        marks.ask(std::slice::from_ref(&question.prompt), (f64::from(width), f64::from(height)));
         marks.scale((scale, scale));
         let jpeg = BASE64_STANDARD.encode(draw::drawn(&small, &marks)?);
         let _ = writeln!(
@@ -141,7 +141,7 @@ mod tests {
             score: 0.0,
             timings: Timings::default(),
         };
-        Answers { arithmetic: "made up".to_owned(), answers: vec![answer], seconds: 2.0 }
+        Answers { arithmetic: "made up".to_owned(), each: vec![answer], seconds: 2.0 }
     }
 
     #[test]

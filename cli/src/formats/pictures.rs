@@ -35,7 +35,7 @@ pub(super) struct Picture {
     /// A line's each.
     pub(super) prompts: Vec<String>,
     pub(super) objects: Vec<Object>,
-    pub(super) texts: Vec<Text>,
+    pub(super) texts: Vec<Said>,
 }
 
 /// Something that was found.
@@ -56,7 +56,7 @@ pub(super) struct Object {
 
 /// Something that was said.
 #[derive(Debug, Clone)]
-pub(super) struct Text {
+pub(super) struct Said {
     pub(super) text: String,
     pub(super) score: Option<f64>,
     pub(super) prompt: usize,
@@ -170,7 +170,7 @@ impl Pictures {
                 picture.objects.push(Object { class, label, score, prompt, ..shape });
             }
             for text in findings.texts {
-                picture.texts.push(Text { text: text.text, score: text.score, prompt });
+                picture.texts.push(Said { text: text.text, score: text.score, prompt });
             }
         }
         Ok(picture)

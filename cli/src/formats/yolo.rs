@@ -19,7 +19,8 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
     all(pictures, folder, |picture, object, text| {
         let [x1, y1, x2, y2] = object.bounds;
         let (w, h) = (picture.width as f64, picture.height as f64);
-        let numbers = [(x1 + x2) / 2.0 / w, (y1 + y2) / 2.0 / h, (x2 - x1) / w, (y2 - y1) / h];
+        let numbers =
+            [f64::midpoint(x1, x2) / w, f64::midpoint(y1, y2) / h, (x2 - x1) / w, (y2 - y1) / h];
         line(text, object.class, numbers);
     })
 }

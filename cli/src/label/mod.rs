@@ -120,7 +120,7 @@ impl Answerer {
     fn most(&self, readers: usize) -> usize {
         match self {
             Self::Local(local) => local.most(readers),
-            Self::Remote(remote) => remote.most(readers),
+            Self::Remote(_) => Remote::most(readers),
         }
     }
 

@@ -1,6 +1,7 @@
 //! How far a run is: a bar on a terminal, a line now and then elsewhere.
 
 use std::{
+    fmt::Write as _,
     io::{IsTerminal as _, stderr},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -128,12 +129,12 @@ fn line(counts: Counts, total: u64, rate: f64) -> String {
     let of = if total == 0 { String::new() } else { format!(" of {}", HumanCount(total)) };
     let mut line = format!("{}{of} pictures, {rate:.1} a second", HumanCount(all));
     if counts.failed > 0 {
-        line.push_str(&format!(", {} failed", HumanCount(counts.failed)));
+        let _ = write!(line, ", {} failed", HumanCount(counts.failed));
     }
     let left = total.saturating_sub(all);
     if left > 0 && rate > 0.0 {
         let left = Duration::from_secs_f64((left as f64 / rate).min(1e9));
-        line.push_str(&format!(", {} left", HumanDuration(left)));
+        let _ = write!(line, ", {} left", HumanDuration(left));
     }
     line
 }

@@ -58,7 +58,7 @@ impl Remote {
         &self.model
     }
 
-    pub(super) fn most(&self, readers: usize) -> usize {
+    pub(super) fn most(readers: usize) -> usize {
         AT_ONCE.max(2 * readers)
     }
 

@@ -61,7 +61,7 @@ fn beside(path: &Path, ending: &str) -> bool {
 }
 
 /// Those whose names have the smallest hashes, in the order of the list.
-fn sample<'a>(list: List<'a>, count: usize, seed: u64) -> List<'a> {
+fn sample(list: List<'_>, count: usize, seed: u64) -> List<'_> {
     struct Chosen {
         hash: u64,
         index: usize,

@@ -128,7 +128,7 @@ impl Source {
 
 /// All arguments.
 pub(crate) struct Sources {
-    sources: Vec<Source>,
+    named: Vec<Source>,
     /// Of tables.
     column: Option<String>,
     fetcher: Fetcher,
@@ -144,17 +144,21 @@ impl Sources {
             arguments.iter().map(|argument| Source::of(argument)).collect::<Result<_, _>>()?;
         let stdins = sources.iter().filter(|source| matches!(source, Source::Stdin)).count();
         ensure!(stdins < 2, "standard input can be read only once");
-        Ok(Self { sources, column: column.map(str::to_owned), fetcher: fetcher(authorities)? })
+        Ok(Self {
+            named: sources,
+            column: column.map(str::to_owned),
+            fetcher: fetcher(authorities)?,
+        })
     }
 
     /// Whether the list can be made more than once, and soon.
     pub(crate) fn can_be_counted(&self) -> bool {
-        !self.sources.iter().any(|source| matches!(source, Source::Stdin | Source::Bucket(_)))
+        !self.named.iter().any(|source| matches!(source, Source::Stdin | Source::Bucket(_)))
     }
 
     /// The pictures, in an order that is the same each time as long as nothing changes.
     pub(crate) fn list(&self) -> List<'_> {
-        Box::new(self.sources.iter().flat_map(|source| self.list_of(source)))
+        Box::new(self.named.iter().flat_map(|source| self.list_of(source)))
     }
 
     fn list_of<'a>(&'a self, source: &'a Source) -> List<'a> {
