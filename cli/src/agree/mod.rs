@@ -26,7 +26,7 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     ask: AskArgs,
-    /// Task token, such as '<OD>', followed by its text where the task takes one; may be repeated
+    /// Task token, such as `<OD>`, followed by its text where the task takes one; may be repeated
     #[arg(long = "task", default_value = "<OD>", value_name = "PROMPT")]
     tasks: Vec<String>,
     /// Precisions that are compared with float32

@@ -24,7 +24,7 @@ pub(crate) struct ClassArgs {
     /// Leave out objects of a smaller area, in square pixels
     #[arg(long, value_name = "PIXELS")]
     min_area: Option<f64>,
-    /// Take only the answers of this task, such as '<OD>'; may be repeated
+    /// Take only the answers of this task, such as `<OD>`; may be repeated
     #[arg(long, value_name = "TASK")]
     only: Vec<String>,
 }

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// pictures, URLs, s3:// and gs:// prefixes; - for names or URLs on stdin, one a line
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<String>,
-    /// Task token, such as '<OD>', followed by its text where the task takes one; may be repeated
+    /// Task token, such as `<OD>`, followed by its text where the task takes one; may be repeated
     #[arg(long = "task", required = true, value_name = "PROMPT")]
     tasks: Vec<String>,
     /// The JSON Lines to write
