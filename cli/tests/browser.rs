@@ -192,6 +192,25 @@ fn outlines_lie_where_the_answer_says() {
 }
 
 #[test]
+fn a_chain_is_shown_with_its_steps() {
+    let server = server();
+    let steps = ["EACH", "<REGION_TO_SEGMENTATION>", "CROP", "<OCR>", "MARGIN", "5"];
+    let submit = ["FLORENCE.SUBMIT", "chain", &sample("shapes.png"), "<OD>"];
+    server.call::<()>(&[&submit[..], &steps].concat());
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "chain", "60"]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "job?server=0&id=chain"));
+    browser.wait("document.querySelectorAll('.mark').length >= 6");
+    browser.wait("document.querySelector('#job').innerText.includes('EACH <REGION_TO_SEG')");
+    browser.js("for (const one of document.querySelectorAll('details')) one.open = true");
+    browser.wait(
+        "document.querySelector('#cli').innerText.includes(\"EACH '<REGION_TO_SEGMENTATION>' CROP '<OCR>'\")",
+    );
+    browser.wait("document.querySelector('#cli').innerText.includes('MARGIN 5')");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
 fn attempts_are_listed_with_their_errors() {
     let (server, pictures) = (server(), Pictures::serve());
     server.call::<()>(&["CONFIG", "SET", "florence.retry-delay-ms", "1"]);

@@ -97,6 +97,20 @@ fn crops_are_pictures_of_their_own_with_places_in_the_whole() {
 }
 
 #[test]
+fn steps_after_crops_ask_about_the_whole_picture_again() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let url = pictures.url("shapes.png");
+    let alone = ask(&server, "alone", &url, &["<DETAILED_CAPTION>", "NOCACHE"]);
+    let steps = ["<OD>", "CROP", "<OD>", "EACH", "<REGION_TO_CATEGORY>"];
+    for (key, rest) in [("fresh", &["NOCACHE"][..]), ("cached", &[]), ("known", &[])] {
+        let then = ["THEN", "<DETAILED_CAPTION>"];
+        let found = ask(&server, key, &url, &[&steps[..], &then, rest].concat());
+        assert_eq!(found["steps"][3]["answer"], alone, "{key}: {found}");
+        assert!(found["steps"][2]["each"].as_array().unwrap().len() > 1, "{found}");
+    }
+}
+
+#[test]
 fn a_picture_is_fetched_and_seen_once_for_all_steps() {
     let (server, pictures) = (Server::ready(&[]), Pictures::serve());
     let url = pictures.url("shapes.png");

@@ -70,7 +70,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
         let shown = match (&value, name.as_str()) {
             (Value::Int(number), _) => json!(number),
             (Value::Nil, _) => continue,
-            (_, "result" | "error" | "errors" | "scores") => {
+            (_, "result" | "error" | "errors" | "scores" | "steps") => {
                 let text = text(&value);
                 serde_json::from_str(&text).unwrap_or(json!(text))
             }
@@ -82,7 +82,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
 }
 
 /// What a job was asked for, beside what FLORENCE.GET tells.
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 19] = [
     "priority",
     "delay",
     "expires",
@@ -91,6 +91,13 @@ const OPTIONS: [&str; 12] = [
     "ttl",
     "beams",
     "maxtokens",
+    "ngram",
+    "length_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "margin",
     "wants",
     "exif",
     "nocache",

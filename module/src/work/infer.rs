@@ -164,12 +164,13 @@ impl Asker for Claimant {
         }
         self.time += served.time;
         self.verdict = self.verdict.max(served.verdict);
+        let is_of_whole = self.run.asks().first().is_some_and(|asked| asked.area.is_none());
+        if let Some(picture) = self.picture.as_mut().filter(|_| is_of_whole) {
+            picture.keep(served.input);
+        }
         self.run.answered(served.answers);
         if self.run.is_over() {
             return self.answer();
-        }
-        if let Some(picture) = &mut self.picture {
-            picture.keep(served.input);
         }
         let next = self.ways.next.clone();
         // As above.

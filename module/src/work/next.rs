@@ -63,7 +63,8 @@ impl Picture {
         self.input = input.or(self.input.take());
     }
 
-    fn decoded(&mut self, claimant: &Claimant) -> Result<&Decoded, Failure> {
+    /// Decodes it, unless that was done.
+    pub(super) fn decode(&mut self, claimant: &Claimant) -> Result<&Decoded, Failure> {
         if self.decoded.is_none() {
             let limits = decode_limits(&claimant.lease.claim().stop, claimant.attempt.deadline);
             let decoded = image::decode(&self.bytes, &limits, self.orientation);
@@ -76,7 +77,7 @@ impl Picture {
     /// after this.
     pub(super) fn thumbnail(&mut self, claimant: &Claimant) -> Option<Box<[u8]>> {
         let side = claimant.attempt.request.thumbnail;
-        let decoded = (side > 0).then(|| self.decoded(claimant).ok()).flatten();
+        let decoded = (side > 0).then(|| self.decode(claimant).ok()).flatten();
         let small = decoded.and_then(|picture| image::thumbnail(picture, side));
         self.decoded = self.decoded.take().filter(|_| claimant.run.needs_parts());
         small
@@ -129,7 +130,7 @@ pub(super) fn next(
             continue;
         }
         let inputs = if first.area.is_some() {
-            let decoded = picture.decoded(claimant)?;
+            let decoded = picture.decode(claimant)?;
             let areas = asked.iter().filter_map(|asked| asked.area);
             areas.map(|area| Input::Picture(florence.preprocess(&decoded.part(area)))).collect()
         } else {
@@ -137,7 +138,7 @@ pub(super) fn next(
             let seen = || is_shared.then(seen).flatten().map(Input::Seen);
             let input = match picture.input.take().or_else(seen) {
                 Some(input) => input,
-                None => Input::Picture(florence.preprocess(picture.decoded(claimant)?)),
+                None => Input::Picture(florence.preprocess(picture.decode(claimant)?)),
             };
             vec![input]
         };

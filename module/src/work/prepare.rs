@@ -159,6 +159,10 @@ fn prepared(
     claimant.lease.claim().enter(Phase::Decoding);
     let mut picture = Picture::new(bytes, &claimant.attempt.request);
     let next = next::next(loaded, claimant, &mut picture)?;
+    if claimant.run.needs_parts() && matches!(next, Next::Infer { .. }) {
+        // Whoever asks the next questions must not wait for room, which others behind it may hold.
+        picture.decode(claimant)?;
+    }
     claimant.thumbnail = picture.thumbnail(claimant);
     claimant.picture = Some(picture).filter(|_| claimant.run.is_chain());
     Ok(next)

@@ -56,7 +56,7 @@ export function jobView(named, app, look) {
 }
 
 function head(found, named, app, look) {
-  return [state(found.job.state), el("b", {}, prompts(found.job.prompt)), el("span", { class: "grow" }), buttons(found, named, app, look)];
+  return [state(found.job.state), el("b", {}, [prompts(found.job.prompt), ...steps(found.job).map((step) => step.join(" "))].join(" ")), el("span", { class: "grow" }), buttons(found, named, app, look)];
 }
 
 function rest(found, named) {
@@ -181,13 +181,19 @@ function text(job) {
   return el("details", { class: "card" }, el("summary", {}, `Raw text, ${job.tokens ?? "?"} tokens`), el("pre", { id: "raw" }, job.text), scores);
 }
 
-const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["maxtokens", "MAXTOKENS"], ["wants", "MODEL"]];
+const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["maxtokens", "MAXTOKENS"], ["ngram", "NGRAM"], ["length_penalty", "LENGTHPENALTY"], ["temperature", "TEMPERATURE"], ["top_k", "TOPK"], ["top_p", "TOPP"], ["seed", "SEED"], ["margin", "MARGIN"], ["wants", "MODEL"]];
+
+/** What is asked after the first prompt: `["EACH", prompt]`. */
+function steps(job) {
+  const list = Array.isArray(job.steps) ? job.steps : [];
+  return list.flatMap((step) => Object.entries(step).map(([link, prompt]) => [link.toUpperCase(), String(prompt)]));
+}
 
 /** The command that submits the same job. What is secret in its address is not known here. */
 function command({ job, options }, named) {
   const quoted = (value) => (/^[\w:./-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
   const several = job.prompt.startsWith("[") ? JSON.parse(job.prompt) : null;
-  const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt];
+  const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt, ...steps(job).flat()];
   const image = job.image === "DATA" || job.image?.startsWith("data:") ? null : job.image;
   const source = image === null ? ["DATA", "\"$(cat picture)\""] : image?.startsWith("KEY ") ? ["KEY", quoted(image.slice(4))] : [quoted(image ?? "")];
   const words = WORDS.filter(([name]) => options[name] !== undefined).flatMap(([name, word]) => [word, options[name]]);
