@@ -279,6 +279,7 @@ impl Florence {
     pub fn arithmetic(&self) -> String {
         match self.compute {
             Compute::Kernels(cpu, precision) => format!("{} {}", precision.name(), cpu.name()),
+            Compute::Device(kind) => format!("{} cuda", kind.as_str()),
             Compute::Reference => "candle".to_owned(),
         }
     }

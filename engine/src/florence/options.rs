@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use candle_core::DType;
 use rustix::thread::CpuSet;
 
 use crate::{
@@ -59,8 +60,10 @@ pub enum Kernels {
     Best,
     /// This project's, on a given instruction set.
     On(Cpu),
-    /// candle's operations, as on other devices.
+    /// candle's operations: slow, and what the others are held against.
     Candle,
+    /// Those for CUDA devices, emulated; for tests.
+    Emulated,
 }
 
 /// How a checkpoint is loaded.
@@ -127,7 +130,14 @@ impl LoadOptions {
     /// What a model is to compute with.
     pub(super) fn compute(&self) -> Result<Compute, Error> {
         let cpu = match (self.device, self.kernels) {
-            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Reference),
+            (_, Kernels::Candle) => return Ok(Compute::Reference),
+            (Device::Cuda(_), _) | (_, Kernels::Emulated) => {
+                return match self.precision {
+                    Precision::F32 => Ok(Compute::Device(DType::F32)),
+                    Precision::Bf16 | Precision::Auto => Ok(Compute::Device(DType::BF16)),
+                    Precision::Int16 => Err(Error::NoPrecision("int16", "a processor")),
+                };
+            }
             (_, Kernels::Best) => Cpu::detect(),
             (_, Kernels::On(cpu)) => cpu,
         };

@@ -1,6 +1,7 @@
 //! The network: DaViT, projector and BART, on candle tensors, written once over a backend.
 //!
-//! - `backend`: the seam; `cpu` and `reference` are behind it
+//! - `backend`: the seam; `cpu`, `device` and `reference` are behind it
+//! - `launch`: how `device` runs CUDA kernels
 //! - `davit`, `projector`, `bart`: which parts there are, and in which order they work
 //! - `logits`: what a decoder step says of the next tokens
 //! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
@@ -16,7 +17,9 @@ mod checkpoint;
 mod config;
 mod cpu;
 mod davit;
+mod device;
 mod error;
+mod launch;
 mod logits;
 mod names;
 mod network;
@@ -27,7 +30,7 @@ mod scope;
 mod stand_in;
 mod weights;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
@@ -46,6 +49,7 @@ use crate::{
 };
 use backend::Backend;
 use cpu::OnCpu;
+use device::OnDevice;
 use network::{Net, Network};
 use reference::Reference;
 use weights::Weights;
@@ -55,6 +59,8 @@ use weights::Weights;
 pub(crate) enum Compute {
     /// This project's kernels.
     Kernels(Cpu, Precision),
+    /// Our CUDA kernels, with products in these numbers.
+    Device(DType),
     /// candle's operations.
     Reference,
 }
@@ -102,6 +108,10 @@ impl Model {
         let mut loading = Loading { weights, config, side, device: target.device };
         match (target.compute, checkpoint) {
             (Compute::Reference, _) => loading.load(|| Reference),
+            (Compute::Device(kind), _) => {
+                let device = OnDevice::new(target.device, kind).map_err(LoadError::Device)?;
+                loading.load(|| device.clone())
+            }
             (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
                 if target.keep_packed =>
             {
