@@ -1,4 +1,5 @@
 //! Picture files of every kind, against what Pillow makes of them.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 mod common;
 

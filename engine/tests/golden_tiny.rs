@@ -1,6 +1,6 @@
 //! `models/tiny` against the reference: ids and JSON of sixty pictures over all tasks.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 mod common;
 

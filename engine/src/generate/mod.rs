@@ -78,13 +78,14 @@ fn advance(searches: &mut [&mut Running], logits: Option<Logits<'_>>) -> Vec<(Jo
     let mut first = 0;
     let shares: Vec<_> = searches
         .iter_mut()
+        .map(|running| &mut **running)
         .map(|running| {
             let count = running.search.rows();
             first += count;
             (running, logits.map(|all| all.rows(first - count, count)))
         })
         .collect();
-    let advance = |(running, logits): (&mut &mut Running, Option<Logits<'_>>)| {
+    let advance = |(running, logits): (&mut Running, Option<Logits<'_>>)| {
         running.advance(logits).map(|parents| (running.job, parents))
     };
     shares.into_par_iter().filter_map(advance).collect()

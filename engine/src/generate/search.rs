@@ -83,12 +83,11 @@ impl Search {
     /// step, the row that it continues. `None` serves where the next token is forced.
     pub fn advance(&mut self, logits: Option<Logits<'_>>) -> Vec<usize> {
         let zeros;
-        let logits = match logits.filter(|_| !self.is_forced()) {
-            Some(logits) => logits,
-            None => {
-                zeros = vec![0.0; self.rows() * self.rules.vocabulary];
-                Logits::all(&zeros, self.rules.vocabulary)
-            }
+        let logits = if let Some(logits) = logits.filter(|_| !self.is_forced()) {
+            logits
+        } else {
+            zeros = vec![0.0; self.rows() * self.rules.vocabulary];
+            Logits::all(&zeros, self.rules.vocabulary)
         };
         match &mut self.state {
             State::Greedy { path, is_finished } => {

@@ -173,7 +173,7 @@ impl Backend for OnCpu {
 
 impl OnCpu {
     /// The packed weights of a linear layer, for kernels that do more than that layer.
-    fn matrix(&self, scope: &Scope<'_>, from: usize, to: usize) -> Loaded<kernels::Matrix> {
+    fn matrix(self, scope: &Scope<'_>, from: usize, to: usize) -> Loaded<kernels::Matrix> {
         let bias = scope.get("bias", &[to])?;
         scope.matrix(&Source::plain("weight", &[to, from]), Some(&bias), self.1)
     }

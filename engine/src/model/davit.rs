@@ -15,9 +15,11 @@ pub(crate) struct DaVit<B: Backend> {
     stages: Vec<Stage<B>>,
 }
 
+type Pair<B> = (Block<B, <B as Backend>::Windows>, Block<B, <B as Backend>::Channels>);
+
 struct Stage<B: Backend> {
     embed: ConvEmbed<B>,
-    blocks: Vec<(Block<B, B::Windows>, Block<B, B::Channels>)>,
+    blocks: Vec<Pair<B>>,
 }
 
 impl<B: Backend> DaVit<B> {

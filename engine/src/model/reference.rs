@@ -190,7 +190,7 @@ impl Backend for Reference {
 
 impl Reference {
     fn attention(
-        &self,
+        self,
         block: &Scope<'_>,
         name: &str,
         size: usize,

@@ -54,10 +54,8 @@ impl Request {
             ..GenerateOptions::default()
         };
         let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
-        let orientation = match turns.unwrap_or_else(|| settings::EXIF.get()) {
-            true => Orientation::Exif,
-            false => Orientation::AsStored,
-        };
+        let turns = turns.unwrap_or_else(|| settings::EXIF.get());
+        let orientation = if turns { Orientation::Exif } else { Orientation::AsStored };
         for (field, most) in [
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
