@@ -168,6 +168,7 @@ pub struct Florence {
     preprocessor: Preprocessor,
     generation: GenerationDefaults,
     compute: Compute,
+    device: String,
     threads: rayon::ThreadPool,
     /// Prompts that were asked lately: most servers see the same few all day.
     questions: Cache<String, Question>,
@@ -218,11 +219,8 @@ impl Florence {
         checkpoint.check()?;
         let inconsistent =
             |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
-        let device = match options.device {
-            Device::Cpu => candle_core::Device::Cpu,
-            Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
-        };
-        let compute = options.compute()?;
+        let (found, device) = options.device.open()?;
+        let compute = options.compute(found)?;
         let threads = options.thread_pool()?;
         let config: Config = checkpoint.read_json(CONFIG)?;
         if let Some(problem) = config.problem() {
@@ -255,6 +253,7 @@ impl Florence {
             preprocessor,
             generation,
             compute,
+            device: found.describe(&device),
             threads,
             questions,
         })
@@ -273,6 +272,11 @@ impl Florence {
     /// The network itself; for tests and tools.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Where the model runs: `cpu`, or `cuda:0` and the GPU's name and memory.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// What the model computes with: `f32 avx512`, `bf16 avx512`, `candle`.

@@ -9,7 +9,7 @@ use crate::{
     Coordinates, Error,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
-    model::Compute,
+    model::{self, Compute, LoadError},
     prompt::Prompts,
 };
 
@@ -21,6 +21,53 @@ pub enum Device {
     Cpu,
     /// A CUDA device by its ordinal; needs the `cuda` feature.
     Cuda(usize),
+    /// The first CUDA device, or where there is none the processor.
+    Auto,
+}
+
+impl Device {
+    /// Opens it; says which one it is.
+    pub(super) fn open(self) -> Result<(Self, candle_core::Device), LoadError> {
+        let open = |n| candle_core::Device::new_cuda(n);
+        match self {
+            Self::Cpu => Ok((self, candle_core::Device::Cpu)),
+            Self::Cuda(n) => match open(n) {
+                Ok(device) => Ok((self, device)),
+                Err(_) if !cfg!(feature = "cuda") => Err(LoadError::NotForCuda),
+                Err(problem) => Err(LoadError::NoDevice(n, problem)),
+            },
+            Self::Auto => Ok(match open(0) {
+                Ok(device) => (Self::Cuda(0), device),
+                Err(_none) => (Self::Cpu, candle_core::Device::Cpu),
+            }),
+        }
+    }
+}
+
+impl Device {
+    /// What it is, once it is open.
+    pub(super) fn describe(self, device: &candle_core::Device) -> String {
+        match self {
+            Self::Cuda(n) => format!("cuda:{n}{}", model::describe(device)),
+            Self::Cpu | Self::Auto => "cpu".to_owned(),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => return Ok(Self::Cuda(0)),
+            "auto" => return Ok(Self::Auto),
+            _ => {}
+        }
+        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        ordinal.map(Self::Cuda).ok_or_else(|| format!("{name} is not cpu, cuda, cuda:N or auto"))
+    }
 }
 
 /// In what numbers the model computes on the CPU.
@@ -127,9 +174,9 @@ pub struct GenerateOptions {
 }
 
 impl LoadOptions {
-    /// What a model is to compute with.
-    pub(super) fn compute(&self) -> Result<Compute, Error> {
-        let cpu = match (self.device, self.kernels) {
+    /// What a model on a device is to compute with.
+    pub(super) fn compute(&self, device: Device) -> Result<Compute, Error> {
+        let cpu = match (device, self.kernels) {
             (_, Kernels::Candle) => return Ok(Compute::Reference),
             (Device::Cuda(_), _) | (_, Kernels::Emulated) => {
                 return match self.precision {

@@ -90,6 +90,16 @@ pub(super) fn address(x: &Tensor) -> Result<u64> {
     Ok(found.0.into_inner())
 }
 
+/// What is to be said of a device: of a GPU its name and memory, with a blank before.
+pub(crate) fn describe(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::describe(device);
+    }
+    let _ = device;
+    String::new()
+}
+
 /// Asks a tensor where its elements are.
 struct Address(AtomicU64);
 
@@ -200,6 +210,15 @@ mod cuda {
             unsafe { builder.launch(config) }.w()?;
             Ok(())
         }
+    }
+
+    pub(super) fn describe(device: &candle_core::CudaDevice) -> String {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let name = context.name().unwrap_or_default();
+        let (major, minor) = context.compute_capability().unwrap_or_default();
+        let memory = context.total_mem().unwrap_or_default() >> 30;
+        format!(" {name}, {memory} GiB, compute capability {major}.{minor}")
     }
 
     /// Where a storage begins.

@@ -37,6 +37,7 @@ pub(crate) use checkpoint::{Checkpoint, embedded};
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
 pub use error::LoadError;
+pub(crate) use launch::describe;
 pub use logits::Logits;
 pub(crate) use logits::Row;
 pub(crate) use network::{Decoding, JobId, Look, Rows};

@@ -128,6 +128,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     };
     let florence = loaded.as_ref().map(|loaded| &loaded.florence);
     let name = florence.map_or(RedisValue::Null, |florence| bulk(florence.name()));
+    let device = florence.map_or(RedisValue::Null, |florence| bulk(florence.device()));
     let note = florence.and_then(model::note).map_or(RedisValue::Null, bulk);
     let arithmetic = florence.map(Florence::arithmetic).unwrap_or_default();
     let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
@@ -135,7 +136,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
         ("state", bulk(state)),
         ("name", name),
         ("directory", bulk(settings::MODEL.text())),
-        ("device", bulk("cpu")),
+        ("device", device),
         ("precision", bulk(precision)),
         ("kernels", bulk(kernels)),
         ("error", error),

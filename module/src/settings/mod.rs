@@ -11,7 +11,7 @@ mod kinds;
 mod values;
 
 use florence_engine::{
-    Coordinates, Decimals, Precision,
+    Coordinates, Decimals, Device, Precision,
     fetch::{Authorities, Buckets, Hosts, Networks},
     image::Formats,
     prompt::Prompts,
@@ -51,6 +51,8 @@ settings! {
         "keeps the packed weights in a file in the checkpoint's directory, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
     PRECISION: Parsed<Precision>("f32, int16, bf16 or auto"), "precision", "f32", AtStart,
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
+    DEVICE: Parsed<Device>("cpu, cuda, cuda:N or auto"), "device", "cpu", AtStart,
+        "where the model runs: `cuda` and `cuda:N` need a build for CUDA (`make cuda`), and there `precision` is `f32` or `bf16`, which `auto` takes; `auto` is the first GPU, or where there is none the CPU";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,
         "`float` as in Microsoft's code, `int` as in transformers' own";
     DECIMALS: Parsed<Decimals>("all, or a whole number from 0 to 9"), "decimals", "all", AnyTime,

@@ -36,6 +36,7 @@ fn options() -> LoadOptions {
         threads,
         nice: i32::try_from(settings::NICE.get()).unwrap_or_default(),
         cpus: settings::CPUS.get().0.clone(),
+        device: *settings::DEVICE.get(),
         precision: *settings::PRECISION.get(),
         keep_packed: settings::KEEP_PACKED.get(),
         ..LoadOptions::default()
