@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    Number, assert_near, dot, in_both_orders, input, int, made, maybe, output, plus, run_forwards,
-    unwritten, values, weighed,
+    Number, assert_near, dot, in_both_orders, index, input, int, made, maybe, narrow, output, plus,
+    run_forwards, unwritten, values, weighed,
 };
 use florence_cuda::geometry;
 use half::bf16;
@@ -50,9 +50,8 @@ impl<T: Number> Sequences<T> {
 
     /// Rows of queries, each with the sequence that it looks at.
     fn attend(&self, q: &[T], q_bias: &[f32], of_row: &[usize]) -> Vec<T> {
-        let pointers = |of: &[Vec<T>]| -> Vec<*const T> { of.iter().map(|x| x.as_ptr()).collect() };
+        let pointers = |of: &[Vec<T>]| -> Vec<*const T> { of.iter().map(Vec::as_ptr).collect() };
         let (keys, values) = (pointers(&self.keys), pointers(&self.values));
-        let narrow = |n: usize| i32::try_from(n).unwrap();
         let lengths: Vec<i32> = self.keys.iter().map(|keys| narrow(keys.len() / self.d)).collect();
         let of: Vec<i32> = of_row.iter().map(|of| narrow(*of)).collect();
         in_both_orders::<T, _>(|run| {
@@ -89,7 +88,7 @@ fn sequences<T: Number>(lengths: &[usize], of_row: &[usize], d: usize, heads: us
             attention(&query, &keys, &values, heads)
         })
         .collect();
-    assert_near(&out, &exact, 1e-5);
+    assert_near(&out, &exact, 3e-5);
 }
 
 #[test]
@@ -148,7 +147,7 @@ impl<T: Number> Histories<T> {
     /// Histories of these lengths, over slots in no order; all share some.
     fn made(counts: &[usize], d: usize, heads: usize) -> Self {
         const SLOTS: usize = 1031;
-        let slot = |row: usize, i: usize| i32::try_from((i * 577 + row % 3) % SLOTS).unwrap();
+        let slot = |row: usize, i: usize| narrow((i * 577 + row % 3) % SLOTS);
         let seen = |(row, count): (usize, &usize)| (0..*count).map(|i| slot(row, i)).collect();
         Self {
             arenas: [wide(1, SLOTS * d), wide(2, SLOTS * d)],
@@ -160,7 +159,7 @@ impl<T: Number> Histories<T> {
 
     fn attend(&self, q: &[T], q_bias: &[f32], rows: &[usize]) -> Vec<T> {
         let seen: Vec<*const i32> = rows.iter().map(|row| self.seen[*row].as_ptr()).collect();
-        let count = |row: &usize| i32::try_from(self.seen[*row].len()).unwrap();
+        let count = |row: &usize| narrow(self.seen[*row].len());
         let counts: Vec<i32> = rows.iter().map(count).collect();
         in_both_orders::<T, _>(|run| {
             let mut out = unwritten::<T>(rows.len() * self.d);
@@ -193,13 +192,13 @@ fn histories<T: Number>(counts: &[usize], d: usize, heads: usize) {
         .flat_map(|row| {
             let query = plus(&values(&q[row * d..(row + 1) * d]), &values(&q_bias));
             let [keys, values] = histories.arenas.each_ref().map(|arena| -> Vec<f64> {
-                let slots = histories.seen[*row].iter().map(|slot| usize::try_from(*slot).unwrap());
+                let slots = histories.seen[*row].iter().map(|slot| index(*slot));
                 slots.flat_map(|slot| values(&arena[slot * d..(slot + 1) * d])).collect()
             });
             attention(&query, &keys, &values, heads)
         })
         .collect();
-    assert_near(&out, &exact, 1e-5);
+    assert_near(&out, &exact, 3e-5);
     for row in rows {
         let at = row * d..(row + 1) * d;
         assert_eq!(histories.attend(&q[at.clone()], &q_bias, &[row]), out[at], "row {row} alone");
@@ -223,7 +222,7 @@ fn appended<T: Number>(rows: usize, d: usize) {
     let (k, v) = (made::<T>(1, rows * d), made::<T>(2, rows * d));
     let (k_bias, v_bias) = (made::<f32>(3, d), made::<f32>(4, d));
     let slots: Vec<usize> = (0..rows).map(|row| (row * 5 + 2) % (rows + 1)).collect();
-    let ints: Vec<i32> = slots.iter().map(|slot| i32::try_from(*slot).unwrap()).collect();
+    let ints: Vec<i32> = slots.iter().map(|slot| narrow(*slot)).collect();
     let before = made::<T>(5, (rows + 1) * d);
     let arenas = in_both_orders::<T, _>(|run| {
         let mut arenas = [before.clone(), before.clone()];
@@ -269,7 +268,7 @@ fn slots_beyond_the_reach_of_an_int_are_found() {
     let (d, slot) = (1024, 2_150_000usize);
     let mut arena = vec![0u16; (slot + 1) * d];
     let (x, bias) = (made::<bf16>(1, d), vec![0.0f32; d]);
-    let (slots, counts) = ([i32::try_from(slot).unwrap()], [1]);
+    let (slots, counts) = ([narrow(slot)], [1]);
     let launch = geometry::history_append(1, d);
     let arena_at = output(&mut arena);
     let (x_at, bias_at) = (input(&x), input(&bias));
@@ -327,7 +326,8 @@ fn assert_top(logits: &[f32], vocabulary: usize, k: usize) {
     for (row, logits) in logits.chunks(vocabulary).enumerate() {
         let (log_sum, words) = top_k_exactly(logits, k);
         let got = f64::from(log_sums[row]);
-        assert!((got - log_sum).abs() < 1e-5 || got == log_sum, "{got} instead of {log_sum}");
+        let near = if log_sum.is_finite() { (got - log_sum).abs() < 1e-5 } else { got < f64::MIN };
+        assert!(near, "{got} instead of {log_sum}");
         let at = row * k..(row + 1) * k;
         let got: Vec<(f32, i32)> =
             values[at.clone()].iter().copied().zip(ids[at].iter().copied()).collect();

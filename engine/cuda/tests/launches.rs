@@ -1,10 +1,7 @@
 //! What a launch on the host refuses and finds out.
 #![expect(unsafe_code, reason = "kernels work on pointers")]
 
-use florence_cuda::{
-    Arg, geometry,
-    host::{self, LaunchError},
-};
+use florence_cuda::{Arg, geometry, host};
 
 /// What is said of a faulty kernel of one block, which asks for as many floats as threads, less
 /// `short`.
@@ -12,7 +9,8 @@ fn faulty(kernel: &str, short: u32) -> String {
     let mut out = [0.0f32; 64];
     let arg = Arg::Pointer(out.as_mut_ptr().cast_const().cast());
     // SAFETY: the kernels write at most an element for each of the 64 threads.
-    unsafe { host::launch(kernel, [1; 3], 64, (64 - short) * 4, &[arg]) }.unwrap_err().to_string()
+    let result = unsafe { host::launch(kernel, [1; 3], 64, (64 - short) * 4, &[arg]) };
+    result.expect_err("a fault").to_string()
 }
 
 #[test]
@@ -38,14 +36,18 @@ fn pointers_that_are_not_aligned_are_found() {
 
 #[test]
 fn a_race_gives_another_result_backwards() {
-    let run = |launch: unsafe fn(&str, [u32; 3], u32, u32, &[Arg]) -> Result<(), LaunchError>| {
-        let mut out = [0.0f32; 64];
-        let arg = Arg::Pointer(out.as_mut_ptr().cast_const().cast());
-        // SAFETY: the kernel writes an element for each of the 64 threads.
-        unsafe { launch("races_f32", [1; 3], 64, 256, &[arg]) }.unwrap();
-        out.map(f32::to_bits)
+    let mut out = [[0.0f32; 64]; 2];
+    let [forwards, backwards] =
+        out.each_mut().map(|out| [Arg::Pointer(out.as_mut_ptr().cast_const().cast())]);
+    // SAFETY: the kernel writes an element for each of the 64 threads.
+    let results = unsafe {
+        [
+            host::launch("races_f32", [1; 3], 64, 256, &forwards),
+            host::launch_backwards("races_f32", [1; 3], 64, 256, &backwards),
+        ]
     };
-    assert_ne!(run(host::launch), run(host::launch_backwards));
+    assert_eq!(results, [Ok(()), Ok(())]);
+    assert_ne!(out[0].map(f32::to_bits), out[1].map(f32::to_bits));
 }
 
 #[test]

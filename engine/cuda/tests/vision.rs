@@ -10,19 +10,17 @@ use common::{
 use florence_cuda::geometry;
 use half::bf16;
 
+/// How near attentions come: a score is off by some of its steps, its exponential by as much, relatively.
+const NEAR: f64 = 3e-5;
+
 /// A grid of tokens: pictures, height, width, channels.
 type Grid = (usize, usize, usize, usize);
 
-/// The element of a grid, zero outside.
-fn at(x: &[f32], (_, h, w, c): Grid, [b, y, x_, channel]: [isize; 4]) -> f64 {
-    let inside = |i: isize, size: usize| usize::try_from(i).ok().filter(|i| *i < size);
+/// The element of a grid, zero outside; `y` and `x_` count from so many rows and columns before it.
+fn at(x: &[f32], (_, h, w, c): Grid, padding: usize, [b, y, x_, channel]: [usize; 4]) -> f64 {
+    let inside = |i: usize, size| i.checked_sub(padding).filter(|i| *i < size);
     let (Some(y), Some(x_)) = (inside(y, h), inside(x_, w)) else { return 0.0 };
-    let (b, channel) = (usize::try_from(b).unwrap(), usize::try_from(channel).unwrap());
     x[((b * h + y) * w + x_) * c + channel].value()
-}
-
-fn signed(n: usize) -> isize {
-    isize::try_from(n).unwrap()
 }
 
 fn patches<T: Number>(grid: Grid, [size, stride, padding]: [usize; 3]) {
@@ -44,10 +42,8 @@ fn patches<T: Number>(grid: Grid, [size, stride, padding]: [usize; 3]) {
         let (top, left) = (position / out_of(w) * stride, position % out_of(w) * stride);
         for i in 0..length {
             let (y, x_) = (i / c / size + top, i / c % size + left);
-            let (y, x_) = (signed(y) - signed(padding), signed(x_) - signed(padding));
             let inside = i < size * size * c;
-            let index = [signed(picture), y, x_, signed(i % c)];
-            exact.push(if inside { at(&x, grid, index) } else { 0.0 });
+            exact.push(if inside { at(&x, grid, padding, [picture, y, x_, i % c]) } else { 0.0 });
         }
     }
     assert_near(&out, &exact, 0.0);
@@ -86,9 +82,8 @@ fn depthwise_adds_what_is_around() {
                 let (channel, position) = (i % c, i / c);
                 let (x_, y, picture) = (position % w, position / w % h, position / w / h);
                 let around = |tap: usize| {
-                    let (y, x_) = (signed(y + tap / 3) - 1, signed(x_ + tap % 3) - 1);
-                    let index = [signed(picture), y, x_, signed(channel)];
-                    taps[tap * c + channel].value() * at(&x, grid, index)
+                    let index = [picture, y + tap / 3, x_ + tap % 3, channel];
+                    taps[tap * c + channel].value() * at(&x, grid, 1, index)
                 };
                 x[i].value() + bias[channel].value() + (0..9).map(around).sum::<f64>()
             })
@@ -100,7 +95,7 @@ fn depthwise_adds_what_is_around() {
 /// Queries, keys and values of a grid's tokens, and their bias.
 struct Qkv<T> {
     grid: Grid,
-    qkv: Vec<T>,
+    tokens: Vec<T>,
     bias: Vec<f32>,
 }
 
@@ -109,8 +104,8 @@ impl<T: Number> Qkv<T> {
         let (b, h, w, c) = grid;
         // Scores are to differ by more than one.
         let wide = |x: f32| T::round(x * 3.0);
-        let qkv = made::<f32>(1, b * h * w * 3 * c).into_iter().map(wide).collect();
-        Self { grid, qkv, bias: made::<f32>(2, 3 * c) }
+        let tokens = made::<f32>(1, b * h * w * 3 * c).into_iter().map(wide).collect();
+        Self { grid, tokens, bias: made::<f32>(2, 3 * c) }
     }
 
     /// Query, key or value, `part` 0 to 2, of channels from `first`: of a token, or of a padded
@@ -120,23 +115,23 @@ impl<T: Number> Qkv<T> {
         let at = part * c + first;
         let bias = values(&self.bias[at..at + k]);
         token.map_or(bias.clone(), |token| {
-            plus(&values(&self.qkv[token * 3 * c + at..token * 3 * c + at + k]), &bias)
+            plus(&values(&self.tokens[token * 3 * c + at..token * 3 * c + at + k]), &bias)
         })
     }
 
     /// One picture of all.
     fn picture(&self, i: usize) -> Self {
         let (b, h, w, c) = self.grid;
-        let size = self.qkv.len() / b;
-        let qkv = self.qkv[i * size..(i + 1) * size].to_vec();
-        Self { grid: (1, h, w, c), qkv, bias: self.bias.clone() }
+        let size = self.tokens.len() / b;
+        let tokens = self.tokens[i * size..(i + 1) * size].to_vec();
+        Self { grid: (1, h, w, c), tokens, bias: self.bias.clone() }
     }
 
     fn in_windows(&self, heads: usize, window: usize) -> Vec<T> {
         let (b, h, w, c) = self.grid;
         in_both_orders::<T, _>(|run| {
             let mut out = unwritten::<T>(b * h * w * c);
-            let pointers = vec![input(&self.qkv), input(&self.bias), output(&mut out)];
+            let pointers = vec![input(&self.tokens), input(&self.bias), output(&mut out)];
             let args = [pointers, [b, h, w, c, heads, window].map(int).to_vec()].concat();
             let launch = geometry::window_attention(b, [h, w], window, heads, c / heads);
             run("window_attention", launch, &args);
@@ -176,7 +171,7 @@ impl<T: Number> Qkv<T> {
         let (chunk, chunks) = (geometry::CHANNEL_CHUNK, geometry::channel_chunks(n));
         let partial = in_both_orders::<T, _>(|run| {
             let mut partial = unwritten::<f32>(b * groups * chunks * k * k);
-            let pointers = vec![input(&self.qkv), input(&self.bias), output(&mut partial)];
+            let pointers = vec![input(&self.tokens), input(&self.bias), output(&mut partial)];
             let args = [pointers, [b, n, c, groups, chunk].map(int).to_vec()].concat();
             run("channel_scores", geometry::channel_scores(b, n, groups, k), &args);
             partial
@@ -190,7 +185,7 @@ impl<T: Number> Qkv<T> {
         });
         in_both_orders::<T, _>(|run| {
             let mut out = unwritten::<T>(b * n * c);
-            let inputs = vec![input(&self.qkv), input(&self.bias), input(&weights)];
+            let inputs = vec![input(&self.tokens), input(&self.bias), input(&weights)];
             let sizes = [b, n, c, groups].map(int).to_vec();
             let args = [inputs, vec![output(&mut out)], sizes].concat();
             run("channel_apply", geometry::channel_apply(b, n, groups, k), &args);
@@ -226,7 +221,7 @@ impl<T: Number> Qkv<T> {
 
 fn windows<T: Number>(grid: Grid, heads: usize, window: usize) {
     let qkv = Qkv::<T>::made(grid);
-    assert_near(&qkv.in_windows(heads, window), &qkv.in_windows_exactly(heads, window), 1e-5);
+    assert_near(&qkv.in_windows(heads, window), &qkv.in_windows_exactly(heads, window), NEAR);
 }
 
 #[test]
@@ -249,7 +244,7 @@ fn window_attention_is_the_formula() {
 
 fn channels<T: Number>(grid: Grid, groups: usize) {
     let qkv = Qkv::<T>::made(grid);
-    assert_near(&qkv.across_channels(groups), &qkv.across_channels_exactly(groups), 2e-5);
+    assert_near(&qkv.across_channels(groups), &qkv.across_channels_exactly(groups), NEAR);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Kernels on made-up numbers, beside formulas in float64.
-#![expect(unsafe_code, reason = "kernels work on pointers")]
+#![expect(clippy::unwrap_used, unsafe_code, reason = "helpers of tests; kernels work on pointers")]
 #![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
 use std::fmt::Debug;
@@ -82,7 +82,7 @@ pub(crate) fn output<T>(of: &mut [T]) -> Arg {
 }
 
 pub(crate) fn int(n: usize) -> Arg {
-    Arg::Int(i32::try_from(n).unwrap())
+    Arg::Int(narrow(n))
 }
 
 /// Launches `kernel_suffix`.
@@ -102,6 +102,14 @@ fn run_backwards<T: Number>(kernel: &str, launch: Launch, args: &[Arg]) {
     let Launch { grid, block, shared } = launch;
     // SAFETY: as above.
     unsafe { host::launch_backwards(&name::<T>(kernel), grid, block, shared, args) }.unwrap();
+}
+
+pub(crate) fn index(i: i32) -> usize {
+    usize::try_from(i).unwrap()
+}
+
+pub(crate) fn narrow(n: usize) -> i32 {
+    i32::try_from(n).unwrap()
 }
 
 /// What `f` gives, which must not depend on the order in which blocks and threads run.
