@@ -41,7 +41,7 @@ integration:  ## the integration tests on every server that tools/setup.sh insta
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
-	@tools/arm.sh --lib --test golden_parts --test golden_random --test golden_jpeg
+	@tools/arm.sh --lib --test golden_parts --test golden_random --test golden_pictures
 
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check

@@ -19,10 +19,10 @@ def scene(rng, width, height, channels=3):
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def saved(pixels, mode="RGB", form="JPEG", **options):
+def saved(pixels, mode="RGB", **options):
     picture = Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels).tobytes())
     out = io.BytesIO()
-    picture.save(out, form, **options)
+    picture.save(out, "JPEG", **options)
     return out.getvalue()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import jpegs
-from jpegs import saved, scene
+from jpegs import scene
 
 FIXTURES = Path(__file__).parent.parent / "engine/tests/fixtures"
 

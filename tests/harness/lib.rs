@@ -8,6 +8,7 @@ mod pictures;
 mod secure;
 mod sentinel;
 mod server;
+mod tls;
 
 pub use celery::celery_message;
 pub use clock::Clock;

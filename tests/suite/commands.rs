@@ -54,6 +54,54 @@ fn submitting_again_is_a_no_op_and_another_request_is_refused() {
 }
 
 #[test]
+fn an_error_is_one_line_whatever_is_in_it() {
+    // The last one is a character whose low byte is zero.
+    const ODD: [&[u8]; 5] = [b"a\0b", b"a\r\n+b", b"\0", b"\x1b[31m\xff", "\u{100}".as_bytes()];
+    let mut server = with_samples();
+    server.wait_for_model();
+    let mut connection = server.connect();
+    let mut refused = |arguments: &[&[u8]]| {
+        let mut command = redis::cmd("FLORENCE.SUBMIT");
+        match command.arg(arguments).query::<String>(&mut connection) {
+            Ok(key) => server.call::<()>(&["DEL", &key]),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!text.contains(char::is_control), "{text:?}");
+            }
+        }
+    };
+    for odd in ODD {
+        refused(&[b"k", b"http://a.example/", odd]);
+        refused(&[b"k", b"http://a.example/", &[b"<OD>", odd].concat()]);
+        refused(&[b"k", b"http://a.example/", b"<OD>", odd]);
+        refused(&[b"k", b"http://a.example/", b"<OD>", b"MODEL", odd]);
+        refused(&[b"k", odd, b"<OD>"]);
+        refused(&[b"k", &[b"file:///", odd].concat(), b"<OD>"]);
+        refused(&[b"k", &[b"data:image/png;base64,", odd].concat(), b"<OD>"]);
+        refused(&[b"k", b"KEY", odd, b"<OD>"]);
+    }
+    let mut connection = server.connect();
+    for name in ["GET", "WAIT", "JOBS", "STATS", "MODEL", "HELP", "HOSTS"] {
+        for odd in ODD {
+            let mut command = redis::cmd(&format!("FLORENCE.{name}"));
+            let _ = command.arg("STATE").arg(odd).arg(odd).query::<Value>(&mut connection);
+        }
+    }
+    // A hash that somebody else has written says why its job failed.
+    for odd in ODD {
+        let fields =
+            [("florence", &b"1"[..]), ("state", b"failed"), ("error_code", odd), ("error", odd)];
+        redis::cmd("HSET").arg("forged").arg(&fields).exec(&mut connection).unwrap();
+        let mut get = redis::cmd("FLORENCE.GET");
+        let error = get.arg("forged").arg("RESULT").query::<Value>(&mut connection).unwrap_err();
+        let error = error.to_string();
+        assert!(!error.contains(char::is_control), "{error:?}");
+        redis::cmd("FLORENCE.WAIT").arg("forged").arg(1).exec(&mut connection).unwrap();
+    }
+    assert!(server.is_alive());
+}
+
+#[test]
 fn bad_arguments_are_refused_and_store_nothing() {
     let server = with_samples();
     server.wait_for_model();

@@ -86,7 +86,7 @@ fn random_commands_do_not_end_the_server() {
         <REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4> <OPEN_VOCABULARY_DETECTION>cat \
         <CAPTION_TO_PHRASE_GROUNDING> data: data:image/png;base64,iVBORw0KGgo= data:,x \
         http://127.0.0.1:1/x http:// https://[::1 file:///etc/passwd /etc/passwd gs://a/b s3://a/b \
-        s3:// text hash"
+        s3:// text hash \u{100}"
         .split_ascii_whitespace()
         .map(str::as_bytes)
         .collect();

@@ -5,7 +5,6 @@
 //! is reserved. There is one buffer from the decoder's output to RGB.
 
 use std::{
-    fmt,
     io::{BufRead, Cursor, Error as IoError, Read, Seek, SeekFrom},
     ops::Deref,
     time::Instant,
@@ -13,14 +12,15 @@ use std::{
 
 use image::{
     DynamicImage, ImageDecoder, ImageError as Failure, ImageFormat, ImageReader, Limits, RgbImage,
-    error::{ParameterError, ParameterErrorKind},
+    error::{DecodingError, ImageFormatHint, ParameterError, ParameterErrorKind},
     metadata::Orientation as Turn,
 };
 use tiff::tags::Tag;
 
 use super::{
+    formats::{Formats, known},
     gif::Gif,
-    jpeg::Jpeg,
+    jpeg::{Jpeg, Refused},
     memory::{self, Inner},
     png::Png,
     resize,
@@ -92,17 +92,6 @@ pub enum ImageError {
     },
 }
 
-impl ImageError {
-    /// The same where only some formats are allowed.
-    fn among(self, formats: Formats) -> Self {
-        match self {
-            Self::Unsupported(name, _) => Self::Unsupported(name, formats),
-            Self::UnsupportedKind(name, _) => Self::UnsupportedKind(name, formats),
-            other => other,
-        }
-    }
-}
-
 /// Most times that a picture is as long as wide.
 const MAX_ASPECT: u32 = 200;
 
@@ -133,56 +122,6 @@ impl Default for DecodeLimits {
             budget: None,
             deadline: None,
         }
-    }
-}
-
-const FORMATS: [(&str, ImageFormat); 6] = [
-    ("JPEG", ImageFormat::Jpeg),
-    ("PNG", ImageFormat::Png),
-    ("WebP", ImageFormat::WebP),
-    ("GIF", ImageFormat::Gif),
-    ("BMP", ImageFormat::Bmp),
-    ("TIFF", ImageFormat::Tiff),
-];
-
-/// Some of the formats that are read; by default all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Formats([bool; FORMATS.len()]);
-
-impl Default for Formats {
-    fn default() -> Self {
-        Self([true; FORMATS.len()])
-    }
-}
-
-/// `JPEG, PNG or WebP`.
-impl fmt::Display for Formats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let allowed = FORMATS.iter().zip(self.0).filter(|(_, allowed)| *allowed);
-        let names: Vec<&str> = allowed.map(|((name, _), _)| *name).collect();
-        match names.split_last() {
-            Some((last, others)) if !others.is_empty() => {
-                write!(f, "{} or {last}", others.join(", "))
-            }
-            _ => f.write_str(&names.concat()),
-        }
-    }
-}
-
-impl std::str::FromStr for Formats {
-    type Err = String;
-
-    /// Names, separated by spaces: `jpeg png`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Err("no format is named".to_owned());
-        }
-        let mut formats = Self([false; FORMATS.len()]);
-        for word in text.split_whitespace() {
-            let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
-            formats.0[found.ok_or_else(|| format!("'{word}' is no format that is read"))?] = true;
-        }
-        Ok(formats)
     }
 }
 
@@ -245,20 +184,17 @@ fn decode_all(
     limits: &DecodeLimits,
     orientation: Orientation,
 ) -> Result<Decoded, ImageError> {
-    let guessed = image::guess_format(bytes).ok();
-    let is_it = |(_, format): &(&str, ImageFormat)| guessed == Some(*format);
-    let refuse = || sniff::refuse(bytes, limits.formats);
-    let found = FORMATS.iter().position(is_it).ok_or_else(refuse)?;
-    let (name, format) = FORMATS[found];
-    if !limits.formats.0[found] {
-        return Err(ImageError::NotAllowed(name, limits.formats));
+    let formats = limits.formats;
+    let found = image::guess_format(bytes).ok().and_then(known);
+    let (name, format) = found.ok_or_else(|| sniff::refuse(bytes, formats))?;
+    if !formats.allow(format) {
+        return Err(ImageError::NotAllowed(name, formats));
     }
     let failed = |error: Failure| match error {
-        Failure::Unsupported(_) => ImageError::UnsupportedKind(name, limits.formats),
+        Failure::Unsupported(_) => ImageError::UnsupportedKind(name, formats),
         source => ImageError::Corrupt { format: name, source },
     };
-    let opened = open(format, bytes, &limits.stop, failed);
-    let (mut decoder, inner) = opened.map_err(|error| error.among(limits.formats))?;
+    let (mut decoder, inner) = open(format, bytes, limits, failed)?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         let empty = ParameterError::from_kind(ParameterErrorKind::DimensionMismatch);
@@ -289,17 +225,24 @@ type Opened<'a> = (Box<dyn ImageDecoder + 'a>, Inner);
 fn open<'a>(
     format: ImageFormat,
     bytes: &'a [u8],
-    stop: &'a Stop,
+    limits: &'a DecodeLimits,
     failed: impl Fn(Failure) -> ImageError,
 ) -> Result<Opened<'a>, ImageError> {
+    let DecodeLimits { stop, formats, .. } = limits;
     let source = || Source { bytes: Cursor::new(bytes), stop };
     let opened = match format {
-        ImageFormat::Jpeg => boxed(Jpeg::new(bytes)?, Jpeg::inner),
+        ImageFormat::Jpeg => {
+            let jpeg = Jpeg::new(bytes).map_err(|refused| match refused {
+                Refused::Unsupported(kind) => ImageError::Unsupported(kind, *formats),
+                Refused::Damaged(failure) => failed(failure),
+            });
+            boxed(jpeg?, Jpeg::inner)
+        }
         ImageFormat::Png => boxed(Png::new(source(), bytes).map_err(failed)?, Png::inner),
         ImageFormat::Gif => boxed(Gif::new(source()).map_err(failed)?, Gif::inner),
         ImageFormat::WebP => boxed(WebP::new(bytes, stop).map_err(failed)?, WebP::inner),
         ImageFormat::Tiff if has_jpeg_inside(source()) => {
-            return Err(ImageError::UnsupportedKind("TIFF", Formats::default()));
+            return Err(ImageError::UnsupportedKind("TIFF", *formats));
         }
         _ => {
             let mut reader = ImageReader::with_format(source(), format);
@@ -319,6 +262,14 @@ fn open<'a>(
         }
     };
     Ok(opened)
+}
+
+/// What a decoder says of a damaged file.
+pub(super) fn corrupt(
+    format: ImageFormat,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Failure {
+    Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(format), source))
 }
 
 /// Whether a TIFF file keeps its pixels as JPEG, which another decoder than Pillow's would read.
@@ -449,7 +400,7 @@ impl<T: AsRef<[u8]>> Seek for Source<'_, T> {
 mod tests {
     use image::{ExtendedColorType, ImageEncoder};
 
-    use super::*;
+    use super::{super::formats::FORMATS, *};
 
     fn png(pixels: &[u8], color: ExtendedColorType) -> Vec<u8> {
         let mut out = Vec::new();

@@ -3,12 +3,9 @@
 use std::io::Read;
 
 use gif::{ColorOutput, DecodeOptions, Decoder};
-use image::{
-    ColorType, ImageDecoder, ImageError as Failure, ImageFormat, ImageResult,
-    error::{DecodingError, ImageFormatHint},
-};
+use image::{ColorType, ImageDecoder, ImageFormat, ImageResult};
 
-use super::memory::Inner;
+use super::{decode::corrupt, memory::Inner};
 
 /// A GIF file that has been read up to the first pixel.
 pub(super) struct Gif<R: Read> {
@@ -24,9 +21,10 @@ impl<R: Read> Gif<R> {
     pub(super) fn new(source: R) -> ImageResult<Self> {
         let mut options = DecodeOptions::new();
         options.set_color_output(ColorOutput::Indexed);
-        let mut decoder = options.read_info(source).map_err(corrupt)?;
-        let frame = decoder.next_frame_info().map_err(corrupt)?;
-        let frame = frame.ok_or_else(|| corrupt("no picture"))?;
+        let mut decoder =
+            options.read_info(source).map_err(|error| corrupt(ImageFormat::Gif, error))?;
+        let frame = decoder.next_frame_info().map_err(|error| corrupt(ImageFormat::Gif, error))?;
+        let frame = frame.ok_or_else(|| corrupt(ImageFormat::Gif, "no picture"))?;
         let (left, top) = (frame.left.into(), frame.top.into());
         let background = frame.transparent.unwrap_or(0);
         let frame = (frame.width.into(), frame.height.into());
@@ -75,14 +73,10 @@ impl<R: Read> ImageDecoder for Gif<R> {
     }
 
     fn read_image(mut self, pixels: &mut [u8]) -> ImageResult<()> {
-        self.read(pixels).map_err(corrupt)
+        self.read(pixels).map_err(|error| corrupt(ImageFormat::Gif, error))
     }
 
     fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
         (*self).read_image(pixels)
     }
-}
-
-fn corrupt(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
-    Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Gif), source))
 }

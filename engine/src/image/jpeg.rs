@@ -4,13 +4,10 @@
 //! only the segments that decoding needs are in it, so neither sizes nor profiles and texts can
 //! surprise. One call decodes a picture and cannot be told to stop; the number of scans is bounded.
 
-use image::{
-    ColorType, ImageDecoder, ImageError as Failure, ImageFormat, ImageResult,
-    error::{DecodingError, ImageFormatHint},
-};
+use image::{ColorType, ImageDecoder, ImageError as Failure, ImageFormat, ImageResult};
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-use super::{ImageError, decode::Formats, memory::Inner};
+use super::{decode::corrupt, memory::Inner};
 
 /// Most scans of a file. Encoders make about ten.
 const MAX_SCANS: u32 = 200;
@@ -22,6 +19,14 @@ const APP13: u8 = 0xed;
 const APP14: u8 = 0xee;
 const START: [u8; 2] = [0xff, 0xd8];
 const END: [u8; 2] = [0xff, 0xd9];
+
+/// Why a file is not decoded.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// It is of this kind.
+    Unsupported(&'static str),
+    Damaged(Failure),
+}
 
 /// A JPEG file whose header has been read.
 pub(super) struct Jpeg<'a> {
@@ -36,16 +41,18 @@ pub(super) struct Jpeg<'a> {
 
 impl<'a> Jpeg<'a> {
     /// Reads a file up to its first scan.
-    pub(super) fn new(file: &'a [u8]) -> Result<Self, ImageError> {
+    pub(super) fn new(file: &'a [u8]) -> Result<Self, Refused> {
         let (mut frame, mut exif) = (None, None);
         for segment in segments(file) {
             let Segment { marker, start, content } = segment;
             match marker {
                 0xc0..=0xc2 if frame.is_none() => frame = Some(Frame::read(marker, content)?),
                 0xc0..=0xc2 => break,
-                0xc3 => return Err(unsupported("Lossless JPEG")),
-                0xc5..=0xc7 => return Err(unsupported("Hierarchical JPEG")),
-                0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported("Arithmetic-coded JPEG")),
+                0xc3 => return Err(Refused::Unsupported("Lossless JPEG")),
+                0xc5..=0xc7 => return Err(Refused::Unsupported("Hierarchical JPEG")),
+                0xc9..=0xcb | 0xcd..=0xcf => {
+                    return Err(Refused::Unsupported("Arithmetic-coded JPEG"));
+                }
                 APP1 => exif = exif.or_else(|| content.strip_prefix(b"Exif\0\0")),
                 0xda => {
                     let frame = frame.ok_or_else(bad_header)?;
@@ -174,7 +181,7 @@ impl ImageDecoder for Jpeg<'_> {
     }
 
     fn read_image(self, pixels: &mut [u8]) -> ImageResult<()> {
-        self.decode(pixels).map_err(corrupt)?;
+        self.decode(pixels).map_err(|error| corrupt(ImageFormat::Jpeg, error))?;
         if self.frame.count == 4 {
             pixels.as_chunks_mut().0.iter_mut().for_each(to_rgb);
         }
@@ -196,16 +203,8 @@ fn to_rgb(pixel: &mut [u8; 4]) {
     }
 }
 
-fn corrupt(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
-    Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Jpeg), source))
-}
-
-fn unsupported(name: &'static str) -> ImageError {
-    ImageError::Unsupported(name, Formats::default())
-}
-
-fn bad_header() -> ImageError {
-    ImageError::Corrupt { format: "JPEG", source: corrupt("the header is damaged") }
+fn bad_header() -> Refused {
+    Refused::Damaged(corrupt(ImageFormat::Jpeg, "the header is damaged"))
 }
 
 /// A start of frame.
@@ -220,12 +219,12 @@ struct Frame {
 }
 
 impl Frame {
-    fn read(marker: u8, content: &[u8]) -> Result<Self, ImageError> {
+    fn read(marker: u8, content: &[u8]) -> Result<Self, Refused> {
         let (head, components) = content.split_first_chunk::<6>().ok_or_else(bad_header)?;
         let [bits, h1, h2, w1, w2, count] = *head;
         match (bits, count) {
             (8, 1 | 3 | 4) => {}
-            (12, _) => return Err(unsupported("12-bit JPEG")),
+            (12, _) => return Err(Refused::Unsupported("12-bit JPEG")),
             _ => return Err(bad_header()),
         }
         let components = components.as_chunks::<3>().0.get(..usize::from(count));
@@ -282,7 +281,7 @@ mod tests {
     use image::{DynamicImage, ImageBuffer, Rgb};
 
     use super::*;
-    use crate::image::{DecodeLimits, Orientation, decode};
+    use crate::image::{DecodeLimits, ImageError, Orientation, decode};
 
     fn file(width: u32, height: u32) -> Vec<u8> {
         let mut file = Cursor::new(Vec::new());

@@ -1,6 +1,7 @@
 //! Bytes to RGB to pixel values, in the arithmetic of Pillow and the reference's processor.
 
 mod decode;
+mod formats;
 mod gif;
 mod jpeg;
 mod memory;
@@ -11,6 +12,7 @@ mod rgb;
 mod sniff;
 mod webp;
 
-pub use decode::{DecodeLimits, Decoded, Formats, ImageError, Orientation, Rgb, decode};
+pub use decode::{DecodeLimits, Decoded, ImageError, Orientation, Rgb, decode};
+pub use formats::Formats;
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;

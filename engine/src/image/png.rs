@@ -3,13 +3,13 @@
 
 use std::io::{BufRead, ErrorKind, Seek};
 
-use image::{
-    ColorType, ImageDecoder, ImageError as Failure, ImageFormat, ImageResult,
-    error::{DecodingError, ImageFormatHint},
-};
+use image::{ColorType, ImageDecoder, ImageFormat, ImageResult};
 use png::{BitDepth, DecodeOptions, Decoder, InterlaceInfo, Reader, Transformations};
 
-use super::memory::{self, Inner};
+use super::{
+    decode::corrupt,
+    memory::{self, Inner},
+};
 
 /// A PNG file whose header has been read.
 pub(super) struct Png<R: BufRead + Seek> {
@@ -22,14 +22,16 @@ pub(super) struct Png<R: BufRead + Seek> {
 impl<R: BufRead + Seek> Png<R> {
     /// Reads a file up to its first row.
     pub(super) fn new(source: R, file: &[u8]) -> ImageResult<Self> {
-        let metadata = read_header(file).ok_or_else(|| corrupt("a checksum of the header"))?;
+        let metadata = read_header(file)
+            .ok_or_else(|| corrupt(ImageFormat::Png, "a checksum of the header"))?;
         let mut options = DecodeOptions::default();
         options.set_ignore_crc(true);
         options.set_ignore_adler32(false);
         let mut decoder = Decoder::new_with_options(source, options);
         let bytes = usize::try_from(memory::METADATA).unwrap_or(usize::MAX);
         decoder.set_limits(png::Limits { bytes });
-        let header = decoder.read_header_info().map_err(corrupt)?;
+        let header =
+            decoder.read_header_info().map_err(|error| corrupt(ImageFormat::Png, error))?;
         let is_deep_grey =
             header.color_type == png::ColorType::Grayscale && header.bit_depth == BitDepth::Sixteen;
         // A colour that is transparent would else make it grey with alpha, which is something else.
@@ -39,14 +41,14 @@ impl<R: BufRead + Seek> Png<R> {
             Transformations::normalize_to_color8()
         };
         decoder.set_transformations(how);
-        let reader = decoder.read_info().map_err(corrupt)?;
+        let reader = decoder.read_info().map_err(|error| corrupt(ImageFormat::Png, error))?;
         let color = match reader.output_color_type() {
             (png::ColorType::Grayscale, BitDepth::Sixteen) => ColorType::L16,
             (png::ColorType::Grayscale, _) => ColorType::L8,
             (png::ColorType::GrayscaleAlpha, _) => ColorType::La8,
             (png::ColorType::Rgb, _) => ColorType::Rgb8,
             (png::ColorType::Rgba, _) => ColorType::Rgba8,
-            (png::ColorType::Indexed, _) => return Err(corrupt("no palette")),
+            (png::ColorType::Indexed, _) => return Err(corrupt(ImageFormat::Png, "no palette")),
         };
         Ok(Self { reader, color, metadata })
     }
@@ -102,7 +104,7 @@ impl<R: BufRead + Seek> ImageDecoder for Png<R> {
     }
 
     fn read_image(mut self, pixels: &mut [u8]) -> ImageResult<()> {
-        self.read(pixels).map_err(corrupt)?;
+        self.read(pixels).map_err(|error| corrupt(ImageFormat::Png, error))?;
         if self.color == ColorType::L16 {
             for value in pixels.as_chunks_mut().0 {
                 *value = u16::from_be_bytes(*value).to_ne_bytes();
@@ -114,10 +116,6 @@ impl<R: BufRead + Seek> ImageDecoder for Png<R> {
     fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
         (*self).read_image(pixels)
     }
-}
-
-fn corrupt(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
-    Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::Png), source))
 }
 
 /// Rows that a picture is stored in: of one, or of seven that are interlaced.

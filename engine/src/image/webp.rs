@@ -5,13 +5,12 @@
 
 use std::io::{BufRead, Cursor, Seek};
 
-use image::{
-    ColorType, ImageDecoder, ImageError as Failure, ImageFormat, ImageResult, Limits,
-    codecs::webp::WebPDecoder,
-    error::{DecodingError, ImageFormatHint},
-};
+use image::{ColorType, ImageDecoder, ImageFormat, ImageResult, Limits, codecs::webp::WebPDecoder};
 
-use super::{decode::Source, memory::Inner};
+use super::{
+    decode::{Source, corrupt},
+    memory::Inner,
+};
 use crate::Stop;
 
 /// Most bytes of tables that one byte of a lossless WebP can ask for: there may be 65,536 groups of
@@ -80,7 +79,9 @@ impl<'a> WebP<'a, Source<'a, Vec<u8>>> {
     pub(super) fn new(file: &'a [u8], stop: &'a Stop) -> ImageResult<Self> {
         let length = file.get(4..8).and_then(|bytes| bytes.first_chunk());
         let length = length.map_or(usize::MAX, |length| u32::from_le_bytes(*length) as usize);
-        let chunks = file.get(12..length.saturating_add(8)).ok_or_else(|| corrupt("cut off"))?;
+        let chunks = file
+            .get(12..length.saturating_add(8))
+            .ok_or_else(|| corrupt(ImageFormat::WebP, "cut off"))?;
         let mut found = Found::default();
         found.read(chunks);
         let picture = found.picture;
@@ -91,7 +92,7 @@ impl<'a> WebP<'a, Source<'a, Vec<u8>>> {
         let canvas = found.canvas.unwrap_or((width, height));
         let fits = left + width <= canvas.0 && top + height <= canvas.1;
         if !fits || !(found.is_animated || canvas == (width, height)) {
-            return Err(corrupt("the picture does not fit its canvas"));
+            return Err(corrupt(ImageFormat::WebP, "the picture does not fit its canvas"));
         }
         Ok(Self {
             decoder,
@@ -171,8 +172,4 @@ impl<R: BufRead + Seek> ImageDecoder for WebP<'_, R> {
     fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
         (*self).read_image(pixels)
     }
-}
-
-fn corrupt(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
-    Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(ImageFormat::WebP), source))
 }

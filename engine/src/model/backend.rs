@@ -53,7 +53,7 @@ pub(crate) trait History: Default + Send + Sync {
     fn select(&mut self, parents: &[usize]) -> Result<()>;
 }
 
-pub(crate) trait Backend: Send + Sync + 'static {
+pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// Pictures that are best encoded together.
     const PICTURES: usize;
 

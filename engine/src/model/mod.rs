@@ -108,20 +108,20 @@ impl Model {
         let weights = Weights::open(checkpoint, target.device)?;
         let mut loading = Loading { weights, config, side, device: target.device };
         match (target.compute, checkpoint) {
-            (Compute::Reference, _) => loading.load(|| Reference),
+            (Compute::Reference, _) => loading.load(&Reference),
             (Compute::Device(kind), _) => {
                 let device = OnDevice::new(target.device, kind).map_err(LoadError::Device)?;
-                loading.load(|| device.clone())
+                loading.load(&device)
             }
             (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
                 if target.keep_packed =>
             {
                 let problem = loading.weights.keep_packed(directory, precision).err();
-                let mut model = loading.load(|| OnCpu(cpu, precision))?;
+                let mut model = loading.load(&OnCpu(cpu, precision))?;
                 model.packing = problem.map_or(model.packing, Packing::Failed);
                 Ok(model)
             }
-            (Compute::Kernels(cpu, precision), _) => loading.load(|| OnCpu(cpu, precision)),
+            (Compute::Kernels(cpu, precision), _) => loading.load(&OnCpu(cpu, precision)),
         }
     }
 
@@ -207,15 +207,12 @@ struct Loading<'a> {
 }
 
 impl Loading<'_> {
-    fn load<B: Backend>(
-        &mut self,
-        backend: impl Fn() -> B,
-    ) -> std::result::Result<Model, LoadError> {
-        let mut model = self.build(backend())?;
+    fn load<B: Backend>(&mut self, backend: &B) -> std::result::Result<Model, LoadError> {
+        let mut model = self.build(backend.clone())?;
         let problem = match self.weights.finish_packed() {
             // What was packed in memory makes room for what all processes share.
             Ok(true) => {
-                model = self.build(backend())?;
+                model = self.build(backend.clone())?;
                 None
             }
             Ok(false) => None,

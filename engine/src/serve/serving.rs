@@ -187,6 +187,9 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
 
     /// Encodes the pictures of the next questions, if there are several that nobody has encoded.
     fn encode_together(&mut self, most: usize) {
+        if most < 2 {
+            return;
+        }
         let Self { machine, caches, jobs, ready, requests, admission: _, watch, .. } = self;
         let room = watch.most().saturating_sub(requests.len()).min(most);
         let mut chosen: Vec<(JobId, Keys)> = Vec::new();

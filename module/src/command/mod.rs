@@ -14,7 +14,7 @@ use redis_module::{Context, RedisError, RedisResult, RedisString};
 pub(crate) use info::add as add_info;
 pub(crate) use wait::finished;
 
-use crate::server::{self, CommandInfo, KeyBegin, KeySpec};
+use crate::server::{self, CommandInfo, KeyBegin, KeySpec, reply};
 use args::Args;
 
 type Handler = fn(&Context, &mut Args) -> RedisResult;
@@ -22,7 +22,8 @@ type Handler = fn(&Context, &mut Args) -> RedisResult;
 fn guarded(name: &str, ctx: &Context, args: Vec<RedisString>, handler: Handler) -> RedisResult {
     let mut args = Args::new(args);
     let failed = || Err(RedisError::Str("ERR florence internal error"));
-    server::catch(|| format!("command {name}"), || handler(ctx, &mut args)).unwrap_or_else(failed)
+    let reply = server::catch(|| format!("command {name}"), || handler(ctx, &mut args));
+    reply::send_error(ctx, reply.unwrap_or_else(failed))
 }
 
 macro_rules! handlers {

@@ -7,7 +7,7 @@ use redis_module::{Context, RedisString, raw};
 use super::{
     ERR,
     callbacks::{guard, handlers},
-    string,
+    reply, string,
 };
 
 /// A client that waits; the handle is good until the handler `freed` is called for it.
@@ -62,7 +62,7 @@ extern "C" fn on_key_ready(
         // The server keeps its own reference: this one must be counted too.
         let key = RedisString::new(std::ptr::NonNull::new(ctx), key);
         match (handlers().key_ready)(&context, &key) {
-            Some(reply) => context.reply(reply) as c_int,
+            Some(reply) => context.reply(reply::send_error(&context, reply)) as c_int,
             None => ERR,
         }
     })

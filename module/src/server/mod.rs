@@ -234,10 +234,14 @@ pub(crate) fn catch<T>(who: impl FnOnce() -> String, f: impl FnOnce() -> T) -> O
     None
 }
 
-/// One line, whatever a client's words in it hold.
+/// A text as one line, whatever a client's words in it hold.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// A text as the log shows it.
 fn line(text: &str) -> String {
-    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
-    "florence: ".chars().chain(text.chars().map(plain)).collect()
+    format!("florence: {}", one_line(text))
 }
 
 /// A key as log lines show it.

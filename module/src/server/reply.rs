@@ -1,12 +1,26 @@
 //! Errors as clients read them: the first word is the code.
 
-use florence_engine::prompt::PromptError;
-use redis_module::{Context, RedisError, RedisValue, raw};
+use std::ffi::CString;
 
-use super::printable;
+use florence_engine::prompt::PromptError;
+use redis_module::{Context, RedisError, RedisResult, RedisValue, raw};
+
+use super::{one_line, printable};
 
 pub(crate) fn error(code: &str, text: impl std::fmt::Display) -> RedisError {
     RedisError::String(format!("{code} {text}"))
+}
+
+/// Sends what is an error, in one line of UTF-8 whatever a client's words in it hold: the crate takes
+/// the low byte of each character, and panics if that is zero.
+pub(crate) fn send_error(ctx: &Context, reply: RedisResult) -> RedisResult {
+    let text = match reply {
+        Err(RedisError::String(text)) => text,
+        other => return other,
+    };
+    let text = CString::new(one_line(&text)).unwrap_or_default();
+    api!(RedisModule_ReplyWithError(ctx.get_raw(), text.as_ptr()));
+    Ok(RedisValue::NoReply)
 }
 
 /// Names the argument that is no option, or that lacks its value.

@@ -16,18 +16,10 @@ use flate2::{
     write::{DeflateEncoder, GzEncoder, ZlibEncoder},
 };
 use parking_lot::Mutex;
-use ureq::{
-    config::Config,
-    http::Uri,
-    unversioned::{
-        resolver::{ResolvedSocketAddrs, Resolver},
-        transport::NextTimeout,
-    },
-};
 
 use super::{
     super::{AccessRules, FetchError, FetchLimits},
-    fetcher, on_loopback, with_resolver,
+    Answering, fetcher, on_loopback, with_resolver,
 };
 use crate::Stop;
 
@@ -365,21 +357,6 @@ fn a_kept_connection_that_has_gone_stale_costs_no_attempt() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// A resolver that knows no name.
-#[derive(Debug)]
-struct Nobody;
-
-impl Resolver for Nobody {
-    fn resolve(
-        &self,
-        _uri: &Uri,
-        _config: &Config,
-        _timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        Err(io::Error::other("failed to lookup address information").into())
-    }
-}
-
 /// A server that takes connections and breaks them off, after these bytes.
 fn resets(bytes: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -418,8 +395,9 @@ fn failures_are_told_apart() {
         assert_eq!(error.to_string(), expected, "{}", String::from_utf8_lossy(bytes));
         assert!(error.is_transient());
     }
+    let nobody = Answering(|| Err(io::Error::other("failed to lookup address information").into()));
     let fetched =
-        with_resolver(Nobody).fetch("http://a.example/", &FetchLimits::default(), &Stop::default());
+        with_resolver(nobody).fetch("http://a.example/", &FetchLimits::default(), &Stop::default());
     assert!(matches!(fetched, Err(FetchError::NoHost)), "{fetched:?}");
 }
 

@@ -5,7 +5,7 @@ mod http;
 mod tls;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,31 +22,32 @@ use ureq::{
 
 use super::*;
 
-/// Gives one list of addresses after the other; 127.0.0.1 stands for what is allowed.
-#[derive(Debug, Clone)]
-struct Scripted {
-    answers: Vec<Vec<IpAddr>>,
-    port: u16,
-    asked: Arc<AtomicUsize>,
+/// A resolver that answers every name so.
+struct Answering<F>(F);
+
+impl<F> std::fmt::Debug for Answering<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answering")
+    }
 }
 
-impl Resolver for Scripted {
+impl<F: Fn() -> Result<Vec<SocketAddr>, ureq::Error> + Send + Sync + 'static> Resolver
+    for Answering<F>
+{
     fn resolve(
         &self,
         _uri: &Uri,
         _config: &Config,
         _timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let turn = self.asked.fetch_add(1, Ordering::SeqCst);
         let mut addresses = self.empty();
-        for address in &self.answers[turn.min(self.answers.len() - 1)] {
-            addresses.push(SocketAddr::new(*address, self.port));
-        }
+        self.0()?.into_iter().for_each(|address| addresses.push(address));
         Ok(addresses)
     }
 }
 
-/// Fetches `path` from a server that counts its requests; `/again` redirects to another name.
+/// Fetches `path` from a server that counts its requests; `/again` redirects to another name. Names
+/// have one list of addresses after the other; 127.0.0.1 stands for what is allowed.
 fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize, usize) {
     let server = Arc::new(Server::http("0.0.0.0:0").unwrap());
     let port = server.server_addr().to_ip().unwrap().port();
@@ -64,11 +65,15 @@ fn fetch(answers: &[&[&str]], path: &str) -> (Result<Vec<u8>, FetchError>, usize
             let _ = request.respond(answer);
         }
     });
-    let parse = |list: &&[&str]| list.iter().map(|address| address.parse().unwrap()).collect();
+    let address = |address: &&str| SocketAddr::new(address.parse().unwrap(), port);
+    let answers: Vec<Vec<SocketAddr>> =
+        answers.iter().map(|list| list.iter().map(address).collect()).collect();
     let asked = Arc::new(AtomicUsize::new(0));
-    let answers = answers.iter().map(parse).collect();
-    let resolver = Scripted { answers, port, asked: Arc::clone(&asked) };
-    let fetcher = with_resolver(resolver);
+    let counted = Arc::clone(&asked);
+    let fetcher = with_resolver(Answering(move || {
+        let turn = counted.fetch_add(1, Ordering::SeqCst);
+        Ok(answers[turn.min(answers.len() - 1)].clone())
+    }));
     let url = format!("http://first.example:{port}{path}");
     let fetched = fetcher.fetch(&url, &FetchLimits::default(), &Stop::default());
     server.unblock();
@@ -198,25 +203,12 @@ fn a_download_ends_in_time_however_the_server_trickles() {
     }
 }
 
-/// A resolver that does not answer for long.
-#[derive(Debug)]
-struct Slow;
-
-impl Resolver for Slow {
-    fn resolve(
-        &self,
-        _uri: &Uri,
-        _config: &Config,
-        _timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        thread::sleep(Duration::from_secs(20));
-        Err(ureq::Error::HostNotFound)
-    }
-}
-
 #[test]
 fn nobody_waits_for_a_name_longer_than_wanted() {
-    let fetcher = with_resolver(Slow);
+    let fetcher = with_resolver(Answering(|| {
+        thread::sleep(Duration::from_secs(20));
+        Err(ureq::Error::HostNotFound)
+    }));
     let short = FetchLimits { total: Duration::from_millis(300), ..FetchLimits::default() };
     let start = Instant::now();
     let fetched = fetcher.fetch("http://slow.example/", &short, &Stop::default());

@@ -1,18 +1,13 @@
 //! Secure connections to servers whose certificates are right and wrong.
 
+#[path = "../../../../tests/harness/tls.rs"]
+mod server;
+
 use std::{
     io::{Read, Write},
     net::TcpListener,
     path::Path,
-    sync::Arc,
     thread,
-};
-
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    crypto::ring,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
 use super::{
@@ -20,6 +15,7 @@ use super::{
     on_loopback,
 };
 use crate::Stop;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 
 /// An authority: it signs, and its certificate is in a file.
 struct Authority {
@@ -58,29 +54,7 @@ fn params(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
 
 /// A server that answers one picture over each connection.
 fn serve((certificate, key): Identity) -> u16 {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let config = Arc::new(config);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let session = ServerConnection::new(Arc::clone(&config)).unwrap();
-            let mut stream = StreamOwned::new(session, stream.unwrap());
-            let answer =
-                b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\npicture";
-            // Whoever does not trust us is gone.
-            let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(answer));
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-        }
-    });
-    port
+    server::serve(&certificate, &key, b"picture".to_vec()).port()
 }
 
 /// A server that answers a handshake with these bytes.

@@ -1,0 +1,66 @@
+//! The formats that are read, and which of them are allowed.
+
+use std::fmt;
+
+use image::ImageFormat;
+
+pub(super) const FORMATS: [(&str, ImageFormat); 6] = [
+    ("JPEG", ImageFormat::Jpeg),
+    ("PNG", ImageFormat::Png),
+    ("WebP", ImageFormat::WebP),
+    ("GIF", ImageFormat::Gif),
+    ("BMP", ImageFormat::Bmp),
+    ("TIFF", ImageFormat::Tiff),
+];
+
+/// Some of the formats that are read; by default all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formats([bool; FORMATS.len()]);
+
+impl Default for Formats {
+    fn default() -> Self {
+        Self([true; FORMATS.len()])
+    }
+}
+
+/// `JPEG, PNG or WebP`.
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let allowed = FORMATS.iter().zip(self.0).filter(|(_, allowed)| *allowed);
+        let names: Vec<&str> = allowed.map(|((name, _), _)| *name).collect();
+        match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                write!(f, "{} or {last}", others.join(", "))
+            }
+            _ => f.write_str(&names.concat()),
+        }
+    }
+}
+
+impl std::str::FromStr for Formats {
+    type Err = String;
+
+    /// Names, separated by spaces: `jpeg png`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("no format is named".to_owned());
+        }
+        let mut formats = Self([false; FORMATS.len()]);
+        for word in text.split_whitespace() {
+            let found = FORMATS.iter().position(|(name, _)| name.eq_ignore_ascii_case(word));
+            formats.0[found.ok_or_else(|| format!("'{word}' is no format that is read"))?] = true;
+        }
+        Ok(formats)
+    }
+}
+
+/// A format that is read, with its name.
+pub(super) fn known(format: ImageFormat) -> Option<(&'static str, ImageFormat)> {
+    FORMATS.into_iter().find(|(_, read)| *read == format)
+}
+
+impl Formats {
+    pub(super) fn allow(self, format: ImageFormat) -> bool {
+        FORMATS.iter().zip(self.0).any(|((_, read), allowed)| allowed && *read == format)
+    }
+}
