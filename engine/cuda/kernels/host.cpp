@@ -81,6 +81,7 @@ class Launch {
 
   private:
     static void prepare(Fiber& fiber, char* stack);
+    void run_warp(unsigned warp, bool backwards);
     bool release();
 
     bool last_block = false;
@@ -115,20 +116,16 @@ void Launch::prepare(Fiber& fiber, char* stack) {
 }
 
 bool Launch::run_block(bool backwards, bool last) {
-    const unsigned count = threads.size();
     last_block = last;
     memset(memory, 0xff, shared_bytes + GUARD);
     for (Thread& thread : threads) {
         thread.wait = Wait::None;
         thread.shuffles = 0;
     }
+    const unsigned count = warps.size();
     do {
         for (unsigned i = 0; i < count && !error; i++) {
-            threadIdx = {backwards ? count - 1 - i : i, 0, 0};
-            Thread& thread = threads[threadIdx.x];
-            if (thread.wait == Wait::None) {
-                switch_between(scheduler, thread.fiber, false);
-            }
+            run_warp(backwards ? count - 1 - i : i, backwards);
         }
     } while (!error && release());
     for (size_t i = 0; i < GUARD && !error; i++) {
@@ -139,6 +136,29 @@ bool Launch::run_block(bool backwards, bool last) {
     return !error;
 }
 
+// Runs a warp as far as it gets without the others.
+void Launch::run_warp(unsigned warp, bool backwards) {
+    const unsigned first = warp * WARP;
+    unsigned waiting;
+    do {
+        waiting = 0;
+        for (unsigned i = 0; i < WARP && !error; i++) {
+            threadIdx = {first + (backwards ? WARP - 1 - i : i), 0, 0};
+            Thread& thread = threads[threadIdx.x];
+            if (thread.wait == Wait::None) {
+                switch_between(scheduler, thread.fiber, false);
+            }
+            waiting += thread.wait == Wait::Warp;
+        }
+        for (unsigned i = 0; i < WARP && waiting == WARP; i++) {
+            threads[first + i].wait = Wait::None;
+        }
+    } while (waiting == WARP && !error);
+    if (waiting > 0) {
+        fail("lanes of a warp wait for lanes that wait elsewhere or have ended");
+    }
+}
+
 // The thread is not run again in this block; after an error, nor in any other.
 void Launch::end() {
     Thread& thread = threads[threadIdx.x];
@@ -146,38 +166,24 @@ void Launch::end() {
     switch_between(thread.fiber, scheduler, last_block || error);
 }
 
-// Lets those go on whose whole warp, or whose whole block, waits; false if all have ended.
+// Lets the threads go on if all wait for each other; false if all have ended.
 bool Launch::release() {
-    bool released = false;
     size_t blocked = 0, ended = 0;
-    for (size_t warp = 0; warp < warps.size(); warp++) {
-        int waiting = 0;
-        for (int lane = 0; lane < WARP; lane++) {
-            const Wait wait = threads[warp * WARP + lane].wait;
-            waiting += wait == Wait::Warp;
-            blocked += wait == Wait::Block;
-            ended += wait == Wait::Ended;
-        }
-        if (waiting == WARP) {
-            for (int lane = 0; lane < WARP; lane++) {
-                threads[warp * WARP + lane].wait = Wait::None;
-            }
-            released = true;
-        } else if (waiting > 0) {
-            fail("lanes of a warp wait for lanes that wait elsewhere or have ended");
-            return false;
-        }
+    for (const Thread& thread : threads) {
+        blocked += thread.wait == Wait::Block;
+        ended += thread.wait == Wait::Ended;
     }
-    if (blocked == threads.size()) {
-        for (Thread& thread : threads) {
-            thread.wait = Wait::None;
-        }
-        return true;
+    if (ended == threads.size()) {
+        return false;
     }
-    if (!released && ended != threads.size()) {
+    if (blocked < threads.size()) {
         fail("threads wait at a barrier for threads that have ended");
+        return false;
     }
-    return released;
+    for (Thread& thread : threads) {
+        thread.wait = Wait::None;
+    }
+    return true;
 }
 
 void Launch::wait(Wait wait) {
