@@ -32,7 +32,7 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	$(MAKE) --no-print-directory lint unit integration
 
 unit:  ## unit tests, goldens of the reference, documentation tests
-	$(CARGO) test --release --locked -p florence-engine -p florence-module -p florence-load
+	$(CARGO) test --release --locked -p florence-engine -p florence-cuda -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests on every server that tools/setup.sh installed
@@ -46,7 +46,7 @@ arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cuda
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 .venv-reference:
@@ -127,9 +127,9 @@ memcheck: build  ## jobs on a server under valgrind
 	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
 	tools/memcheck.sh
 
-asan: setup  ## the engine's tests under AddressSanitizer, all instruction sets of this CPU
+asan: setup  ## the engine's and the CUDA kernels' tests under AddressSanitizer, all instruction sets of this CPU
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --release --locked --target-dir target/asan \
-	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine --lib --tests
+	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine -p florence-cuda --lib --tests
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
 	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak

@@ -34,6 +34,8 @@ install_missing() {
 need redis-server redis-server
 need redis-cli redis-tools
 need cc gcc libc6-dev
+# The CUDA kernels are C++, on the host too.
+need c++ g++
 # What libjpeg-turbo is built with.
 need cmake cmake
 need nasm nasm

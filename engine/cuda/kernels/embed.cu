@@ -14,7 +14,7 @@ __device__ void embed(
 }
 
 #define EMBED(suffix)                                                                             \
-    ENTRY(embed, suffix, FOURS_THREADS, 4,                                                           \
+    ENTRY(embed, suffix, FOURS_THREADS, 4,                                                        \
           (const T* table, const float* positions, const int* ids, const int* at, float* out,     \
            int rows, int d),                                                                      \
           (table, positions, ids, at, out, rows, d))

@@ -3,6 +3,7 @@
 #include "all.cu"
 #include "faulty.cu"
 
+#include <csetjmp>
 #include <memory>
 #include <ucontext.h>
 #include <vector>
@@ -11,7 +12,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-constexpr size_t STACK = 128 << 10;
+constexpr size_t STACK = 64 << 10;
 // Bytes behind the shared memory that nobody may write to.
 constexpr size_t GUARD = 1024;
 // What a launch gets on a GPU without asking for more.
@@ -25,13 +26,17 @@ const Kernel* Kernel::first = nullptr;
 
 // A flow of control: a thread of the block, or the one that runs them all.
 struct Fiber {
+    // Where it begins.
     ucontext_t context;
+    bool entered = false;
+    // Where it goes on.
+    jmp_buf place;
     char* stack = nullptr;
     size_t stack_size = 0;
 };
 
-static void switch_between(Fiber& from, const Fiber& to, bool for_good);
-static void arrive(Fiber& from, void* saved);
+static void switch_between(Fiber& from, Fiber& to, bool for_good);
+static void arrive(Fiber& from);
 
 enum class Wait { None, Block, Warp, Ended };
 
@@ -46,16 +51,16 @@ struct Warp {
     uint32_t slots[2][32];
 };
 
-// A launch, of which one block is being run.
+// A launch, of which one block is being run. A fiber is a thread of one block after the other.
 class Launch {
   public:
     Launch(const Kernel& kernel, const Argument* arguments, unsigned block, size_t shared_bytes)
         : kernel(kernel), arguments(arguments), threads(block), warps(block / WARP),
           stacks(new char[block * STACK]), shared_bytes(shared_bytes),
           memory(new(std::align_val_t(16)) char[shared_bytes + GUARD]) {
+        scheduler.entered = true;
         for (unsigned i = 0; i < block; i++) {
-            threads[i].fiber.stack = stacks.get() + i * STACK;
-            threads[i].fiber.stack_size = STACK;
+            prepare(threads[i].fiber, stacks.get() + i * STACK);
         }
     }
     ~Launch() { operator delete[](memory, std::align_val_t(16)); }
@@ -63,7 +68,7 @@ class Launch {
     Launch& operator=(const Launch&) = delete;
 
     // Runs block `blockIdx`; false after an error.
-    bool run_block(bool backwards);
+    bool run_block(bool backwards, bool last);
     void wait(Wait wait);
     void end();
     void fail(const char* what);
@@ -75,8 +80,11 @@ class Launch {
     Fiber scheduler;
 
   private:
-    void start(unsigned thread);
+    static void prepare(Fiber& fiber, char* stack);
+    void run_warp(unsigned warp, bool backwards);
     bool release();
+
+    bool last_block = false;
 
     std::vector<Thread> threads;
     std::vector<Warp> warps;
@@ -90,35 +98,34 @@ class Launch {
 static thread_local Launch* launch = nullptr;
 
 static void body() {
-    arrive(launch->scheduler, nullptr);
-    launch->kernel(launch->arguments);
-    launch->end();
-}
-
-void Launch::start(unsigned thread) {
-    Thread& t = threads[thread];
-    getcontext(&t.fiber.context);
-    t.fiber.context.uc_stack.ss_sp = t.fiber.stack;
-    t.fiber.context.uc_stack.ss_size = t.fiber.stack_size;
-    t.fiber.context.uc_link = nullptr;
-    makecontext(&t.fiber.context, body, 0);
-    t.wait = Wait::None;
-    t.shuffles = 0;
-}
-
-bool Launch::run_block(bool backwards) {
-    const unsigned count = threads.size();
-    memset(memory, 0xff, shared_bytes + GUARD);
-    for (unsigned i = 0; i < count; i++) {
-        start(i);
+    arrive(launch->scheduler);
+    for (;;) {
+        launch->kernel(launch->arguments);
+        launch->end();
     }
+}
+
+void Launch::prepare(Fiber& fiber, char* stack) {
+    getcontext(&fiber.context);
+    fiber.stack = stack;
+    fiber.stack_size = STACK;
+    fiber.context.uc_stack.ss_sp = stack;
+    fiber.context.uc_stack.ss_size = STACK;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, body, 0);
+}
+
+bool Launch::run_block(bool backwards, bool last) {
+    last_block = last;
+    memset(memory, 0xff, shared_bytes + GUARD);
+    for (Thread& thread : threads) {
+        thread.wait = Wait::None;
+        thread.shuffles = 0;
+    }
+    const unsigned count = warps.size();
     do {
         for (unsigned i = 0; i < count && !error; i++) {
-            threadIdx = {backwards ? count - 1 - i : i, 0, 0};
-            Thread& thread = threads[threadIdx.x];
-            if (thread.wait == Wait::None) {
-                switch_between(scheduler, thread.fiber, false);
-            }
+            run_warp(backwards ? count - 1 - i : i, backwards);
         }
     } while (!error && release());
     for (size_t i = 0; i < GUARD && !error; i++) {
@@ -129,45 +136,54 @@ bool Launch::run_block(bool backwards) {
     return !error;
 }
 
-// The thread is never run again.
+// Runs a warp as far as it gets without the others.
+void Launch::run_warp(unsigned warp, bool backwards) {
+    const unsigned first = warp * WARP;
+    unsigned waiting;
+    do {
+        waiting = 0;
+        for (unsigned i = 0; i < WARP && !error; i++) {
+            threadIdx = {first + (backwards ? WARP - 1 - i : i), 0, 0};
+            Thread& thread = threads[threadIdx.x];
+            if (thread.wait == Wait::None) {
+                switch_between(scheduler, thread.fiber, false);
+            }
+            waiting += thread.wait == Wait::Warp;
+        }
+        for (unsigned i = 0; i < WARP && waiting == WARP; i++) {
+            threads[first + i].wait = Wait::None;
+        }
+    } while (waiting == WARP && !error);
+    if (waiting > 0) {
+        fail("lanes of a warp wait for lanes that wait elsewhere or have ended");
+    }
+}
+
+// The thread is not run again in this block; after an error, nor in any other.
 void Launch::end() {
     Thread& thread = threads[threadIdx.x];
     thread.wait = Wait::Ended;
-    switch_between(thread.fiber, scheduler, true);
+    switch_between(thread.fiber, scheduler, last_block || error);
 }
 
-// Lets those go on whose whole warp, or whose whole block, waits; false if all have ended.
+// Lets the threads go on if all wait for each other; false if all have ended.
 bool Launch::release() {
-    bool released = false;
     size_t blocked = 0, ended = 0;
-    for (size_t warp = 0; warp < warps.size(); warp++) {
-        int waiting = 0;
-        for (int lane = 0; lane < WARP; lane++) {
-            const Wait wait = threads[warp * WARP + lane].wait;
-            waiting += wait == Wait::Warp;
-            blocked += wait == Wait::Block;
-            ended += wait == Wait::Ended;
-        }
-        if (waiting == WARP) {
-            for (int lane = 0; lane < WARP; lane++) {
-                threads[warp * WARP + lane].wait = Wait::None;
-            }
-            released = true;
-        } else if (waiting > 0) {
-            fail("lanes of a warp wait for lanes that wait elsewhere or have ended");
-            return false;
-        }
+    for (const Thread& thread : threads) {
+        blocked += thread.wait == Wait::Block;
+        ended += thread.wait == Wait::Ended;
     }
-    if (blocked == threads.size()) {
-        for (Thread& thread : threads) {
-            thread.wait = Wait::None;
-        }
-        return true;
+    if (ended == threads.size()) {
+        return false;
     }
-    if (!released && ended != threads.size()) {
+    if (blocked < threads.size()) {
         fail("threads wait at a barrier for threads that have ended");
+        return false;
     }
-    return released;
+    for (Thread& thread : threads) {
+        thread.wait = Wait::None;
+    }
+    return true;
 }
 
 void Launch::wait(Wait wait) {
@@ -190,25 +206,33 @@ uint32_t Launch::exchange(uint32_t bits, unsigned from) {
 }
 
 #ifdef __SANITIZE_ADDRESS__
-static void switch_between(Fiber& from, const Fiber& to, bool for_good) {
+static void switch_between(Fiber& from, Fiber& to, bool for_good) {
     void* saved = nullptr;
     __sanitizer_start_switch_fiber(for_good ? nullptr : &saved, to.stack, to.stack_size);
     swapcontext(&from.context, &to.context);
     __sanitizer_finish_switch_fiber(saved, nullptr, nullptr);
 }
 
-// In a fiber that has just been started by `from`, whose stack becomes known.
-static void arrive(Fiber& from, void* saved) {
+// In a fiber that has just been entered from `from`, whose stack becomes known.
+static void arrive(Fiber& from) {
     const void* stack;
-    __sanitizer_finish_switch_fiber(saved, &stack, &from.stack_size);
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &from.stack_size);
     from.stack = const_cast<char*>(static_cast<const char*>(stack));
 }
 #else
-static void switch_between(Fiber& from, const Fiber& to, bool) {
-    swapcontext(&from.context, &to.context);
+// A jump, where there has been one before: unlike swapcontext it does not enter the system.
+static void switch_between(Fiber& from, Fiber& to, bool) {
+    if (_setjmp(from.place) != 0) {
+        return;
+    }
+    if (to.entered) {
+        _longjmp(to.place, 1);
+    }
+    to.entered = true;
+    setcontext(&to.context);
 }
 
-static void arrive(Fiber&, void*) {}
+static void arrive(Fiber&) {}
 #endif
 
 void* shared() { return launch->memory; }
@@ -260,7 +284,7 @@ static const char* run(Launch& it, Index grid, bool backwards) {
         const uint64_t block = backwards ? count - 1 - i : i;
         blockIdx = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y),
                     unsigned(block / grid.x / grid.y)};
-        if (!it.run_block(backwards)) {
+        if (!it.run_block(backwards, i + 1 == count)) {
             break;
         }
     }

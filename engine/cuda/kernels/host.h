@@ -1,7 +1,8 @@
 // CUDA's words for a C++ compiler, so that the kernels run, and can be debugged, without a GPU.
 //
 // Blocks run one after the other. The threads of a block are fibers: each runs until it has to wait
-// for others, at a barrier or a shuffle, and then lets the next one run. `host.cpp` has the rest.
+// for others, at a barrier or a shuffle; a warp runs until all its lanes wait for other warps.
+// `host.cpp` has the rest.
 #pragma once
 
 #include <algorithm>

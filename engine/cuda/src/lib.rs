@@ -1,6 +1,6 @@
 //! The CUDA kernels of Florence-2.
 //!
-//! Their sources, in `kernels`, are one C++ program: nvcc makes [`FATBIN`] of it for GPUs (feature
+//! Their sources, in `kernels`, are one C++ program: nvcc makes `FATBIN` of it for GPUs (feature
 //! `cuda`), the host's compiler makes what [`host::launch`] runs, on every machine and under its
 //! debuggers and sanitizers. A kernel is named after what it computes and the type of the numbers
 //! that products take and give: `layer_norm_f32`, `layer_norm_bf16`. The comment above it in the

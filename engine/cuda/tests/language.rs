@@ -101,6 +101,8 @@ fn sequence_attention_is_the_formula() {
         (&[577, 1029], &[0, 0, 0, 1, 1, 1], 128, 2),
         // Rows of a sequence that do not follow each other, more runs than sequences.
         (&[64, 9], &[0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 1], 32, 2),
+        // A block's warps go from one run to the next.
+        (&[70, 9], &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], 32, 2),
         (&[3; 20], &(0..20).collect::<Vec<_>>(), 96, 3),
         (&[130], &[0; 35], 36, 1),
         (&[100], &[0; 5], 8, 2),

@@ -84,3 +84,30 @@ fn launches_that_a_driver_would_refuse_are_refused() {
 fn what_is_beyond_the_driver_is_not_cut() {
     assert_eq!(geometry::top_k(usize::MAX).grid[0], u32::MAX);
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn the_gpu_program_has_every_kernel() {
+    use florence_cuda::FATBIN;
+    assert!(FATBIN.as_ptr().addr().is_multiple_of(16));
+    let both = [
+        "add_bias",
+        "bias_gelu",
+        "bias_residual",
+        "channel_apply",
+        "channel_scores",
+        "embed",
+        "history_append",
+        "history_attention",
+        "layer_norm",
+        "patches",
+        "sequence_attention",
+        "window_attention",
+    ];
+    let both = both.iter().flat_map(|name| [format!("{name}_f32"), format!("{name}_bf16")]);
+    let others = ["channel_softmax_f32", "depthwise_f32", "embed_f16", "top_k_f32"];
+    for name in both.chain(others.map(str::to_owned)) {
+        let entry = format!(".text.{name}\0");
+        assert!(FATBIN.windows(entry.len()).any(|at| at == entry.as_bytes()), "{name} is missing");
+    }
+}

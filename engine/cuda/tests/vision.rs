@@ -10,7 +10,8 @@ use common::{
 use florence_cuda::geometry;
 use half::bf16;
 
-/// How near attentions come: a score is off by some of its steps, its exponential by as much, relatively.
+/// How near attentions come: a score is off by some of its steps, its exponential by as much,
+/// relative to it.
 const NEAR: f64 = 3e-5;
 
 /// A grid of tokens: pictures, height, width, channels.
