@@ -6,6 +6,7 @@
 #include "history_attention.cu"
 #include "layer_norm.cu"
 #include "patches.cu"
+#include "product.cu"
 #include "sequence_attention.cu"
 #include "top_k.cu"
 #include "window_attention.cu"

@@ -35,6 +35,7 @@ struct alignas(16) float4 {
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+using std::fmaf;
 using std::isnan;
 using std::min;
 

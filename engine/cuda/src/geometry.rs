@@ -75,6 +75,21 @@ pub fn embed(rows: usize, d: usize) -> Launch {
     fours(rows, d)
 }
 
+/// The most rows that are few.
+pub const FEW_ROWS: usize = 64;
+
+/// `product` of `[rows, inputs]` and `[outputs, inputs]`
+pub fn product(rows: usize, outputs: usize) -> Launch {
+    let shared = 32 * (64 + 4 + 64 + 4) * FLOAT;
+    launch([rows.div_ceil(64), outputs.div_ceil(64), 1], 256, shared)
+}
+
+/// `product_few` of the same
+pub fn product_few(rows: usize, outputs: usize) -> Launch {
+    let shared = 32 * (32 + 4 + 16 + 4) * FLOAT;
+    launch([rows.div_ceil(32), outputs.div_ceil(16), 1], 128, shared)
+}
+
 /// `patches` that gives `[rows, patch_length]`, of `B * H' * W'` rows
 pub fn patches(rows: usize, patch_length: usize) -> Launch {
     fours(rows, patch_length)

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    Number, assert_near, dot, in_both_orders, index, input, int, made, maybe, narrow, output, plus,
-    run_forwards, unwritten, values, weighed,
+    Number, addresses, assert_near, dot, in_both_orders, index, input, int, list, made, maybe,
+    narrow, output, plus, run_forwards, unwritten, values, weighed,
 };
 use florence_cuda::geometry;
 use half::bf16;
@@ -50,8 +50,8 @@ impl<T: Number> Sequences<T> {
 
     /// Rows of queries, each with the sequence that it looks at.
     fn attend(&self, q: &[T], q_bias: &[f32], of_row: &[usize]) -> Vec<T> {
-        let pointers = |of: &[Vec<T>]| -> Vec<*const T> { of.iter().map(Vec::as_ptr).collect() };
-        let (keys, values) = (pointers(&self.keys), pointers(&self.values));
+        let starts = |of: &[Vec<T>]| addresses(&of.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let (keys, values) = (starts(&self.keys), starts(&self.values));
         let lengths: Vec<i32> = self.keys.iter().map(|keys| narrow(keys.len() / self.d)).collect();
         let of: Vec<i32> = of_row.iter().map(|of| narrow(*of)).collect();
         in_both_orders::<T, _>(|run| {
@@ -60,8 +60,8 @@ impl<T: Number> Sequences<T> {
             let args = [
                 input(q),
                 input(q_bias),
-                input(&keys),
-                input(&values),
+                list(&keys),
+                list(&values),
                 input(&lengths),
                 input(&of),
                 output(&mut out),
@@ -160,7 +160,8 @@ impl<T: Number> Histories<T> {
     }
 
     fn attend(&self, q: &[T], q_bias: &[f32], rows: &[usize]) -> Vec<T> {
-        let seen: Vec<*const i32> = rows.iter().map(|row| self.seen[*row].as_ptr()).collect();
+        let seen: Vec<&[i32]> = rows.iter().map(|row| self.seen[*row].as_slice()).collect();
+        let seen = addresses(&seen);
         let count = |row: &usize| narrow(self.seen[*row].len());
         let counts: Vec<i32> = rows.iter().map(count).collect();
         in_both_orders::<T, _>(|run| {
@@ -170,7 +171,7 @@ impl<T: Number> Histories<T> {
                 input(q_bias),
                 input(&self.arenas[0]),
                 input(&self.arenas[1]),
-                input(&seen),
+                list(&seen),
                 input(&counts),
                 output(&mut out),
                 int(rows.len()),
@@ -277,13 +278,13 @@ fn slots_beyond_the_reach_of_an_int_are_found() {
     let args = [x_at, x_at, bias_at, bias_at, arena_at, arena_at, input(&slots), int(1), int(d)];
     run_forwards::<bf16>("history_append", launch, &args);
     let mut out = unwritten::<bf16>(d);
-    let seen = [slots.as_ptr()];
+    let seen = addresses(&[&slots]);
     let args = [
         x_at,
         bias_at,
         arena_at,
         arena_at,
-        input(&seen),
+        list(&seen),
         input(&counts),
         output(&mut out),
         int(1),

@@ -105,7 +105,14 @@ fn the_gpu_program_has_every_kernel() {
         "window_attention",
     ];
     let both = both.iter().flat_map(|name| [format!("{name}_f32"), format!("{name}_bf16")]);
-    let others = ["channel_softmax_f32", "depthwise_f32", "embed_f16", "top_k_f32"];
+    let others = [
+        "channel_softmax_f32",
+        "depthwise_f32",
+        "embed_f16",
+        "product_f32",
+        "product_few_f32",
+        "top_k_f32",
+    ];
     for name in both.chain(others.map(str::to_owned)) {
         let entry = format!(".text.{name}\0");
         assert!(FATBIN.windows(entry.len()).any(|at| at == entry.as_bytes()), "{name} is missing");

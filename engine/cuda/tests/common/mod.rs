@@ -1,6 +1,10 @@
-//! Kernels on made-up numbers, beside formulas in float64.
+//! Kernels on made-up numbers, beside formulas in float64: emulated on the host, or with the feature
+//! `cuda` and FLORENCE_CUDA_TESTS=device on the first CUDA device.
 #![expect(clippy::unwrap_used, unsafe_code, reason = "helpers of tests; kernels work on pointers")]
 #![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
+
+#[cfg(feature = "cuda")]
+mod device;
 
 use std::fmt::Debug;
 
@@ -69,7 +73,30 @@ pub(crate) fn unwritten<T: Number>(count: usize) -> Vec<T> {
     vec![T::round(f32::NAN); count]
 }
 
+/// Notes a slice for launches on a device.
+macro_rules! note {
+    ($of:expr, $purpose:ident) => {
+        #[cfg(feature = "cuda")]
+        device::note($of, device::Use::$purpose);
+    };
+}
+
 pub(crate) fn input<T>(of: &[T]) -> Arg {
+    note!(of, Read);
+    Arg::Pointer(of.as_ptr().cast())
+}
+
+/// Where slices begin that a kernel finds through a list.
+pub(crate) fn addresses<T>(of: &[&[T]]) -> Vec<*const T> {
+    let address = |of: &&[T]| {
+        note!(of, Read);
+        of.as_ptr()
+    };
+    of.iter().map(address).collect()
+}
+
+pub(crate) fn list<T>(of: &[*const T]) -> Arg {
+    note!(of, List);
     Arg::Pointer(of.as_ptr().cast())
 }
 
@@ -78,6 +105,7 @@ pub(crate) fn maybe<T>(of: Option<&[T]>) -> Arg {
 }
 
 pub(crate) fn output<T>(of: &mut [T]) -> Arg {
+    note!(of, Written);
     Arg::Pointer(of.as_mut_ptr().cast_const().cast())
 }
 
@@ -93,12 +121,21 @@ fn name<T: Number>(kernel: &str) -> String {
 }
 
 pub(crate) fn run_forwards<T: Number>(kernel: &str, launch: Launch, args: &[Arg]) {
+    #[cfg(feature = "cuda")]
+    if device::is_wanted() {
+        return device::launch(&name::<T>(kernel), launch, args);
+    }
     let Launch { grid, block, shared } = launch;
     // SAFETY: the tests give slices of the sizes that they name.
     unsafe { host::launch(&name::<T>(kernel), grid, block, shared, args) }.unwrap();
 }
 
+/// On a device, where the order is its own, once more.
 fn run_backwards<T: Number>(kernel: &str, launch: Launch, args: &[Arg]) {
+    #[cfg(feature = "cuda")]
+    if device::is_wanted() {
+        return device::launch(&name::<T>(kernel), launch, args);
+    }
     let Launch { grid, block, shared } = launch;
     // SAFETY: as above.
     unsafe { host::launch_backwards(&name::<T>(kernel), grid, block, shared, args) }.unwrap();
