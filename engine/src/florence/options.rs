@@ -26,20 +26,26 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens it; says which one it is.
-    pub(super) fn open(self) -> Result<(Self, candle_core::Device), LoadError> {
-        let open = |n| candle_core::Device::new_cuda(n);
-        match self {
-            Self::Cpu => Ok((self, candle_core::Device::Cpu)),
-            Self::Cuda(n) => match open(n) {
-                Ok(device) => Ok((self, device)),
+    /// Opens it.
+    pub(super) fn open(self) -> Result<candle_core::Device, LoadError> {
+        match self.settled().0 {
+            Self::Cuda(n) => match model::open(n) {
+                Ok(device) => Ok(device),
                 Err(_) if !cfg!(feature = "cuda") => Err(LoadError::NotForCuda),
                 Err(problem) => Err(LoadError::NoDevice(n, problem)),
             },
-            Self::Auto => Ok(match open(0) {
-                Ok(device) => (Self::Cuda(0), device),
-                Err(_none) => (Self::Cpu, candle_core::Device::Cpu),
-            }),
+            Self::Cpu | Self::Auto => Ok(candle_core::Device::Cpu),
+        }
+    }
+
+    /// What it is where `Auto` has been decided; and if that took the processor, why.
+    pub fn settled(self) -> (Self, Option<String>) {
+        if self != Self::Auto {
+            return (self, None);
+        }
+        match Self::Cuda(0).open() {
+            Ok(_) => (Self::Cuda(0), None),
+            Err(problem) => (Self::Cpu, Some(problem.to_string())),
         }
     }
 }

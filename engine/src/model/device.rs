@@ -1,6 +1,6 @@
-//! The backend of a CUDA device: products by cuBLAS through candle, and between them kernels of
-//! `florence-cuda` that fuse what belongs together. On the host the same code runs with these kernels
-//! emulated, which is slow and for tests.
+//! The backend of a CUDA device: in bfloat16 products by cuBLAS through candle, in float32 by a kernel
+//! of `florence-cuda`, as is what comes between them and is fused there. On the host the same code
+//! runs with these kernels emulated, but for the products, which is slow and for tests.
 //!
 //! Products take and give the numbers that the backend is made for, float32 or bfloat16; sums,
 //! norms, softmax and what layers are added to stay float32. One thread drives a device.
@@ -37,7 +37,7 @@ struct Inner {
 
 pub(crate) struct Product {
     on: OnDevice,
-    /// `[inputs, outputs]`, a view of what is stored.
+    /// `[outputs, inputs]`
     weight: Tensor,
     bias: Tensor,
 }
@@ -167,14 +167,50 @@ fn rows(x: &Tensor) -> Result<(usize, usize)> {
 
 impl Product {
     /// `x W^T`, without the bias: `[.., inputs] -> [rows, outputs]`
+    ///
+    /// In bfloat16 the order of sums is cuBLAS's choice, which may be another one for another number
+    /// of rows; in float32 it is ours, and always the same.
     fn plain(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.reshape(rows(x)?)?.to_dtype(self.weight.dtype())?;
-        if self.weight.dtype() == DType::BF16 && self.on.device().is_cpu() {
-            // candle has no such product on the host.
-            let wide = |x: &Tensor| x.to_dtype(DType::F32);
-            return wide(&x)?.matmul(&wide(&self.weight)?)?.to_dtype(DType::BF16);
+        let Self { on, weight, .. } = self;
+        let x = x.reshape(rows(x)?)?.to_dtype(weight.dtype())?;
+        let is_emulated = on.device().is_cpu();
+        match weight.dtype() {
+            DType::BF16 if is_emulated => {
+                // candle has no such product on the host.
+                let wide = |x: &Tensor| x.to_dtype(DType::F32);
+                wide(&x)?.matmul(&wide(weight)?.t()?)?.to_dtype(DType::BF16)
+            }
+            DType::F32 if !is_emulated => self.in_float32(&x.contiguous()?),
+            _ => x.matmul(&weight.t()?),
         }
-        x.matmul(&self.weight)
+    }
+
+    fn in_float32(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { on, weight, .. } = self;
+        let ((rows, inputs), (outputs, expected)) = (x.dims2()?, weight.dims2()?);
+        if inputs != expected || !inputs.is_multiple_of(4) {
+            let problem = format!("a product of {inputs} elements with {expected}");
+            return Err(candle_core::Error::Msg(problem).bt());
+        }
+        let (name, launch) = if rows <= geometry::FEW_ROWS {
+            ("product_few", geometry::product_few(rows, outputs))
+        } else {
+            ("product", geometry::product(rows, outputs))
+        };
+        let out = on.fresh((rows, outputs), DType::F32)?;
+        on.run(
+            name,
+            launch,
+            &[
+                Arg::Tensor(x),
+                Arg::Tensor(weight),
+                Arg::Tensor(&out),
+                Arg::Size(rows),
+                Arg::int(inputs),
+                Arg::int(outputs),
+            ],
+        )?;
+        Ok(out)
     }
 }
 
@@ -265,7 +301,7 @@ impl Layer for Conv {
         let Patches { size, stride, padding, to, .. } = *patches;
         let side = |side: usize| (side + 2 * padding).saturating_sub(size) / stride + 1;
         let (rows, columns) = (side(h), side(w));
-        let inputs = product.weight.dim(0)?;
+        let inputs = product.weight.dim(1)?;
         let on = &product.on;
         let flat = on.fresh((b * rows * columns, inputs), on.0.kind)?;
         on.run(
@@ -415,7 +451,7 @@ impl Backend for OnDevice {
         };
         let (bias, kind) = load().map_err(LoadError::Device)?;
         let weight = scope.arranged(weight)?;
-        let weight = weight.to_dtype(kind).and_then(|weight| weight.t());
+        let weight = weight.to_dtype(kind).and_then(|weight| weight.contiguous());
         Ok(Product { on: self.clone(), weight: weight.map_err(LoadError::Device)?, bias })
     }
 
@@ -449,7 +485,7 @@ impl Backend for OnDevice {
         let mut product = self.linear(scope, &weight, Some(bias))?;
         // Rows of patches are filled up, so that products can load them in whole lines.
         let more = geometry::patch_length(from, size) - from * size * size;
-        let padded = product.weight.pad_with_zeros(0, 0, more);
+        let padded = product.weight.pad_with_zeros(1, 0, more);
         product.weight = padded.map_err(LoadError::Device)?;
         Ok(Conv { product, patches })
     }
@@ -682,17 +718,19 @@ impl Pool {
 
     /// A layer's arena, with room for all slots that have been given out.
     fn arena(&mut self, on: &OnDevice, layer: usize, (d, kind): (usize, DType)) -> Result<Arena> {
+        // A device has no memory of no bytes: nothing here may be empty.
         let new = |slots: usize| Tensor::zeros((slots, d), kind, on.device());
-        while self.layers.len() <= layer {
-            self.layers.push(Arena { k: new(0)?, v: new(0)? });
-        }
-        let Arena { k, v } = &mut self.layers[layer];
-        let missing = self.capacity - k.dim(0)?;
-        if missing > 0 {
-            *k = Tensor::cat(&[&*k, &new(missing)?], 0)?;
-            *v = Tensor::cat(&[&*v, &new(missing)?], 0)?;
-        }
-        Ok(self.layers[layer].clone())
+        let grown = match self.layers.get(layer) {
+            Some(arena) if arena.k.dim(0)? == self.capacity => return Ok(arena.clone()),
+            Some(Arena { k, v }) => {
+                let missing = self.capacity - k.dim(0)?;
+                let more = |x: &Tensor| Tensor::cat(&[x, &new(missing)?], 0);
+                Arena { k: more(k)?, v: more(v)? }
+            }
+            None => Arena { k: new(self.capacity)?, v: new(self.capacity)? },
+        };
+        self.layers.splice(layer..(layer + 1).min(self.layers.len()), [grown.clone()]);
+        Ok(grown)
     }
 }
 

@@ -48,8 +48,9 @@ impl Kernels {
     }
 
     pub(super) fn run(&self, name: &str, launch: Launch, args: &[Arg<'_>]) -> Result<()> {
-        /// Those that have nothing to do with products.
-        const FLOATS: [&str; 3] = ["depthwise", "channel_softmax", "top_k"];
+        /// Those that know no other numbers.
+        const FLOATS: [&str; 5] =
+            ["depthwise", "channel_softmax", "top_k", "product", "product_few"];
         let suffix = if FLOATS.contains(&name) { "f32" } else { self.suffix };
         let name = format!("{name}_{suffix}");
         #[cfg(feature = "cuda")]
@@ -88,16 +89,6 @@ pub(super) fn address(x: &Tensor) -> Result<u64> {
     let found = Address(AtomicU64::new(0));
     x.inplace_op1(&found)?;
     Ok(found.0.into_inner())
-}
-
-/// What is to be said of a device: of a GPU its name and memory, with a blank before.
-pub(crate) fn describe(device: &Device) -> String {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(device) = device {
-        return cuda::describe(device);
-    }
-    let _ = device;
-    String::new()
 }
 
 /// Asks a tensor where its elements are.
@@ -150,8 +141,11 @@ mod cuda {
         CudaStorage, Device, Result,
         cuda_backend::{
             CudaStorageSlice, WrapErr,
-            cudarc::driver::{
-                CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+            cudarc::{
+                driver::{
+                    CudaFunction, CudaModule, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+                },
+                nvrtc::Ptx,
             },
         },
     };
@@ -171,7 +165,7 @@ mod cuda {
         pub(super) fn load(device: &Device) -> Result<Option<Self>> {
             let Device::Cuda(device) = device else { return Ok(None) };
             let stream = device.cuda_stream();
-            let module = stream.context().load_module(FATBIN.to_vec().into()).w()?;
+            let module = stream.context().load_module(Ptx::from_binary(FATBIN.to_vec())).w()?;
             Ok(Some(Self { stream, module, functions: Mutex::default() }))
         }
 
@@ -210,15 +204,6 @@ mod cuda {
             unsafe { builder.launch(config) }.w()?;
             Ok(())
         }
-    }
-
-    pub(super) fn describe(device: &candle_core::CudaDevice) -> String {
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        let name = context.name().unwrap_or_default();
-        let (major, minor) = context.compute_capability().unwrap_or_default();
-        let memory = context.total_mem().unwrap_or_default() >> 30;
-        format!(" {name}, {memory} GiB, compute capability {major}.{minor}")
     }
 
     /// Where a storage begins.
