@@ -20,6 +20,7 @@ mod bench;
 mod doctor;
 mod draw;
 mod load;
+mod prove;
 mod pull;
 mod run;
 
@@ -43,6 +44,8 @@ enum Command {
     Draw(draw::Args),
     /// Measure how long each stage takes.
     Bench(bench::Args),
+    /// Hold a device against the reference's answers and this machine's processor.
+    Prove(prove::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Prove(args) => prove::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }
