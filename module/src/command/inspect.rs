@@ -69,9 +69,11 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
         ("waiters", waiters::count() as u64),
     ];
     figures.extend(COUNTERS.iter().map(|(name, counter)| (*name, counter.get())));
-    let (answers, pictures) =
-        model::loaded().map(|loaded| loaded.caches.bytes()).unwrap_or_default();
+    let (answers, pictures) = model::caches().bytes();
+    let engines = model::engines();
     figures.extend([
+        ("engines", engines.len() as u64),
+        ("engines_ready", engines.iter().filter(|engine| engine.is_ready()).count() as u64),
         ("cache_result_bytes", answers),
         ("cache_feature_bytes", pictures),
         ("retained_bytes", retained::bytes()),
@@ -82,14 +84,20 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
 
 /// What the engine holds beside the server's own memory.
 fn memory() -> [(&'static str, u64); 5] {
-    let (weights, caches) = model::loaded().map_or_else(Default::default, |loaded| {
-        let (answers, pictures) = loaded.caches.bytes();
-        (loaded.florence.model().weight_bytes(), answers + pictures)
-    });
+    let (mut mapped, mut owned) = (0, 0);
+    for engine in model::engines() {
+        if let Model::Ready(loaded) = &engine.model
+            && !loaded.florence.shares_weights()
+        {
+            let weights = loaded.florence.model().weight_bytes();
+            (mapped, owned) = (mapped + weights.mapped, owned + weights.owned);
+        }
+    }
+    let (answers, pictures) = model::caches().bytes();
     [
-        ("memory_weights_mapped", weights.mapped),
-        ("memory_weights_packed", weights.owned),
-        ("memory_caches", caches),
+        ("memory_weights_mapped", mapped),
+        ("memory_weights_packed", owned),
+        ("memory_caches", answers + pictures),
         ("memory_work", model::work().used()),
         ("memory_work_peak", model::work().peak()),
     ]
@@ -128,7 +136,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     };
     let florence = loaded.as_ref().map(|loaded| &loaded.florence);
     let name = florence.map_or(RedisValue::Null, |florence| bulk(florence.name()));
-    let device = florence.map_or(RedisValue::Null, |florence| bulk(florence.device()));
+    let device = florence.map_or(RedisValue::Null, |_loaded| bulk(devices()));
     let note = florence.and_then(model::note).map_or(RedisValue::Null, bulk);
     let arithmetic = florence.map(Florence::arithmetic).unwrap_or_default();
     let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
@@ -142,6 +150,19 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
         ("error", error),
         ("note", note),
     ]))
+}
+
+/// What the engines run on that are ready, each device once.
+fn devices() -> String {
+    let mut names: Vec<String> = Vec::new();
+    for engine in model::engines() {
+        if let Model::Ready(loaded) = &engine.model
+            && !names.iter().any(|name| name == loaded.florence.device())
+        {
+            names.push(loaded.florence.device().to_owned());
+        }
+    }
+    names.join("; ")
 }
 
 /// `FLORENCE.HELP`
