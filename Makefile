@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run test unit integration arm lint fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
-        serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
+        serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -37,7 +37,16 @@ unit:  ## unit tests, goldens of the reference, documentation tests
 
 integration:  ## the integration tests on every server that tools/setup.sh installed
 	$(CARGO) build --release --locked -p florence-module
+	@! readelf -d $(RELEASE)/libflorence.so | grep -E 'libcu(da|dart|blas|rand)' \
+	  || { echo "a build for the CPU must need no CUDA library"; exit 1; }
 	@tools/integration.sh
+
+cuda: setup  ## build for CUDA devices, into target/cuda; the tool kit comes from PyPI where there is none
+	@tools/setup.sh cuda
+	@tools/cuda.py build
+
+gpu-proof: cuda  ## pack target/gpu-proof, whose proof.py shows on a machine with a GPU what runs there
+	@tools/gpu_proof.py
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm

@@ -3,7 +3,8 @@
 # `setup.sh tests` also the servers and client libraries of the integration tests,
 # `setup.sh reference` the fonts of the pictures that tools/scenes.py draws,
 # `setup.sh arm` what builds for 64-bit Arm and runs that,
-# `setup.sh suite` what Redis' own tests need.
+# `setup.sh suite` what Redis' own tests need,
+# `setup.sh cuda` what tools/cuda.py needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,7 +43,7 @@ need nasm nasm
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
 command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
-if [ "$1" = tests ] || [ "$1" = reference ]; then
+if [ "$1" = tests ] || [ "$1" = reference ] || [ "$1" = cuda ]; then
     need python3 python3
     need "/usr/lib/python3*/ensurepip" python3-venv
 fi
