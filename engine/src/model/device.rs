@@ -519,7 +519,7 @@ impl Backend for OnDevice {
         let out = self.fresh((rows, d), q.dtype())?;
         let keys = sequences.iter().map(|(keys, _)| address(&keys.k));
         let values = sequences.iter().map(|(keys, _)| address(&keys.v));
-        let lengths = sequences.iter().map(|(keys, _)| Ok(keys.k.dim(0)?));
+        let lengths = sequences.iter().map(|(keys, _)| keys.k.dim(0));
         let of_row =
             sequences.iter().enumerate().flat_map(|(i, (_, rows))| std::iter::repeat_n(i, *rows));
         let of_row: Vec<usize> = of_row.collect();

@@ -33,6 +33,10 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, reason = "a device may fail")
+    )]
     pub(super) fn load(device: &Device, kind: DType) -> Result<Self> {
         let suffix = if kind == DType::BF16 { "bf16" } else { "f32" };
         Ok(Self {

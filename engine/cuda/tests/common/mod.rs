@@ -1,5 +1,5 @@
 //! Kernels on made-up numbers, beside formulas in float64: emulated on the host, or with the feature
-//! `cuda` and FLORENCE_CUDA_TESTS=device on the first CUDA device.
+//! `cuda` and `FLORENCE_CUDA_TESTS=device` on the first CUDA device.
 #![expect(clippy::unwrap_used, unsafe_code, reason = "helpers of tests; kernels work on pointers")]
 #![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
