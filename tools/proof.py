@@ -181,13 +181,14 @@ def kernels(proof):
 
 
 def wrong_answers(found):
-    """In float32 every answer has the reference's ids and JSON; in bfloat16 most tokens are the same."""
+    """In float32 every answer has the reference's ids and JSON; in bfloat16 most tokens are the same:
+    locations move by a few thousandths."""
     for model in found["models"]:
         cases, name = model["cases"], model["model"]
         if found["arithmetic"].startswith("f32"):
             if not cases == model["equal_ids"] == model["equal_json"] == model["same_in_batches"]:
                 return f"{name}: answers differ"
-        elif model["equal_tokens"] < 0.9 * model["tokens"] and name == "tiny":
+        elif model["equal_tokens"] < 0.8 * model["tokens"] and name == "tiny":
             return f"{name}: {model['equal_tokens']} of {model['tokens']} tokens are the same"
     return None
 
