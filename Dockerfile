@@ -18,6 +18,30 @@ COPY tests tests
 COPY models models
 RUN cargo build --release --locked -p florence-module -p florence-cli
 
+# For CUDA devices: docker build --target cuda -t florence-cuda . && docker run --gpus all florence-cuda
+# Neither stage has been built or run yet.
+FROM build AS build-cuda
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY tools tools
+RUN tools/cuda.py build
+
+FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS cuda
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends redis-server redis-tools \
+    && rm -rf /var/lib/apt/lists/* \
+    && install -d -o redis -g redis /data
+COPY --from=build-cuda /src/target/cuda/release/libflorence.so /usr/lib/redis/modules/libflorence.so
+COPY --from=build-cuda /src/target/cuda/release/florence /usr/bin/florence
+USER redis
+WORKDIR /data
+VOLUME /data
+EXPOSE 6379
+CMD ["redis-server", "--loadmodule", "/usr/lib/redis/modules/libflorence.so", "device", "cuda", \
+     "--dir", "/data", "--appendonly", "yes", "--maxmemory-policy", "noeviction", \
+     "--protected-mode", "no"]
+
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="Florence for Redis" \
       org.opencontainers.image.version="0.1.0" \

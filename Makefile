@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many baseline compare bench \
-        serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
+        serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -38,16 +38,25 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 
 unit:  ## unit tests, goldens of the reference, documentation tests, the command line and its page
 	$(CARGO) build --release --locked -p florence-module
-	$(CARGO) test --release --locked -p florence-engine -p florence-cli -p florence-module -p florence-load
+	$(CARGO) test --release --locked -p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests, the typed clients' and the documents' on every server of tools/setup.sh
 	$(CARGO) build --release --locked -p florence-module -p florence-cli
+	@! readelf -d $(RELEASE)/libflorence.so | grep -E 'libcu(da|dart|blas|rand)' \
+	  || { echo "a build for the CPU must need no CUDA library"; exit 1; }
 	@tools/integration.sh
 
 clients: build  ## build and test the typed clients on FLORENCE_SERVER (default: redis-server)
 	@tools/setup.sh tests
 	@tools/clients.sh
+
+cuda: setup  ## build for CUDA devices, into target/cuda; the tool kit comes from PyPI where there is none
+	@tools/setup.sh cuda
+	@tools/cuda.py build
+
+gpu-proof: cuda  ## pack target/gpu-proof, whose proof.py shows on a machine with a GPU what runs there
+	@tools/gpu_proof.py
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
@@ -56,7 +65,7 @@ arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cli
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cuda -p florence-cli
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 screenshots: setup  ## pictures of the page of `florence web`, some of them into docs
@@ -151,9 +160,9 @@ memcheck: build  ## jobs on a server under valgrind
 	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
 	tools/memcheck.sh
 
-asan: setup  ## the engine's tests under AddressSanitizer, all instruction sets of this CPU
+asan: setup  ## the engine's and the CUDA kernels' tests under AddressSanitizer, all instruction sets of this CPU
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --release --locked --target-dir target/asan \
-	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine --lib --tests
+	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine -p florence-cuda --lib --tests
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
 	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak

@@ -32,6 +32,8 @@ mod downloads; // how many at a time, from whom, and who waits for them
 mod durability; // crashes, replicas, migration, flushes: no job is lost
 #[path = "suite/ends.rs"]
 mod ends; // what is logged and counted when jobs end, downloads that are broken off
+#[path = "suite/engines.rs"]
+mod engines; // several engines, devices that are not there
 #[path = "suite/forged.rs"]
 mod forged; // hashes that claim to be jobs
 #[path = "suite/fuzz.rs"]

@@ -65,6 +65,8 @@ def main():
     args.add_argument("--tokenizer", type=Path, default=Path(__file__).parent.parent / "models/tiny")
     args.add_argument("--tokens", type=int, default=24)
     args.add_argument("--prompts", type=int, default=len(PROMPTS))
+    args.add_argument("--cuda", help="the device that `florence` runs on")
+    args.add_argument("--picture", type=Path, help="instead of a drawn one")
     args.add_argument("--spread", type=float, default=None, help="width of the random weights, 1 is the usual init")
     args = args.parse_args()
     native, original = args.work / f"{args.shape}-native", args.work / f"{args.shape}-original"
@@ -73,8 +75,10 @@ def main():
     tensors = reference.random_checkpoint(native, config(args.shape), 11, args.tokenizer, 768, spread=spread, half=True)
     reference.original_layout(native, original, tensors)
     del tensors
-    picture = args.work / "picture.png"
-    scenes.draw(scenes.make_scene(4242, 641, 479)).save(picture)
+    picture = args.picture or args.work / "picture.png"
+    if not args.picture:
+        scenes.draw(scenes.make_scene(4242, 641, 479)).save(picture)
+    device = ["--cuda", args.cuda, "--no-packed-file"] if args.cuda else []
     image = Image.open(picture)
     model = reference.Reference(native)
     compared = wrong = 0
@@ -86,7 +90,7 @@ def main():
             for directory in (native, original):
                 line = subprocess.run(
                     [args.florence, "run", "--model", directory, "--prompt", prompt, "--beams", str(beams), "--json",
-                     "--max-new-tokens", str(args.tokens), "--coordinates", "int", picture],
+                     "--max-new-tokens", str(args.tokens), "--coordinates", "int", *device, picture],
                     check=True, capture_output=True, text=True).stdout
                 found = json.loads(line)
                 same = found["token_ids"] == expected and found["answer"] == parsed

@@ -3,7 +3,8 @@
 # `setup.sh tests` also the servers and client libraries of the integration tests,
 # `setup.sh reference` the fonts of the pictures that tools/scenes.py draws,
 # `setup.sh arm` what builds for 64-bit Arm and runs that,
-# `setup.sh suite` what Redis' own tests need.
+# `setup.sh suite` what Redis' own tests need,
+# `setup.sh cuda` what tools/cuda.py needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,6 +35,8 @@ install_missing() {
 need redis-server redis-server
 need redis-cli redis-tools
 need cc gcc libc6-dev
+# The CUDA kernels are C++, on the host too.
+need c++ g++
 # What libjpeg-turbo is built with.
 need cmake cmake
 need nasm nasm
@@ -44,7 +47,7 @@ if ! printf '%s\n' "rustc $rust" "$(rustc --version 2> /dev/null)" | sort -CV; t
     echo "Rust $rust or newer is needed: https://rustup.rs ($(rustc --version 2> /dev/null || echo none) is here)"
     exit 1
 fi
-if [ "$1" = tests ] || [ "$1" = reference ]; then
+if [ "$1" = tests ] || [ "$1" = reference ] || [ "$1" = cuda ]; then
     need python3 python3
     need "/usr/lib/python3*/ensurepip" python3-venv
 fi

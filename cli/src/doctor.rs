@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use florence_engine::{Cpu, Florence, HAS_CUDA, LoadOptions};
+use florence_engine::{Cpu, Florence, LoadOptions};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,7 +17,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     println!("cpu features  {}", cpu_features().join(" "));
     let kernels: Vec<_> = Cpu::available().map(Cpu::name).collect();
     println!("kernels       {}", kernels.join(" "));
-    println!("cuda          {}", if HAS_CUDA { "built in" } else { "not built in" });
+    match florence_engine::cuda_devices() {
+        Ok(devices) if devices.is_empty() => println!("cuda          no devices"),
+        Ok(devices) => {
+            for (n, device) in devices.iter().enumerate() {
+                println!("cuda:{n:<9}{device}");
+            }
+        }
+        Err(problem) => println!("cuda          {problem}"),
+    }
     let options = LoadOptions::default();
     let start = std::time::Instant::now();
     let loaded = match &args.model {

@@ -1,6 +1,10 @@
 //! The options that say which model is loaded, and how.
 
-use std::path::PathBuf;
+use std::{
+    iter,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -17,8 +21,8 @@ pub(crate) struct ModelArgs {
     /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
     #[arg(long, default_value = "f32")]
     precision: Precision,
-    /// Instruction set: scalar, avx2, avx512, amx, neon, or candle for candle's own
-    /// operations (default: the best one)
+    /// Instruction set: scalar, avx2, avx512, amx, neon; candle for candle's own operations,
+    /// emulated for the CUDA kernels, which takes long (default: the best instruction set)
     #[arg(long)]
     kernels: Option<String>,
     /// Compute threads; 0 for all cores
@@ -30,9 +34,9 @@ pub(crate) struct ModelArgs {
     /// Directory of that file (default: the checkpoint's own)
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "no_packed_file")]
     packed_directory: Option<PathBuf>,
-    /// CUDA device to run on, where built with the cuda feature
-    #[arg(long)]
-    cuda: Option<usize>,
+    /// What it runs on: cpu, cuda, cuda:N, or auto, a GPU if there is one (built with `make cuda`)
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -48,21 +52,54 @@ impl ModelArgs {
 
     /// The same model in another precision.
     pub(crate) fn load_in(&self, precision: Precision) -> anyhow::Result<Florence> {
-        let options = LoadOptions {
-            device: self.cuda.map_or(Device::Cpu, Device::Cuda),
-            precision,
+        self.open(&LoadOptions { precision, ..self.options()? })
+    }
+
+    /// The same model on another device, with its best kernels.
+    pub(crate) fn load_on(&self, device: Device, precision: Precision) -> anyhow::Result<Florence> {
+        let kernels = Kernels::Best;
+        self.open(&LoadOptions { device, precision, kernels, ..self.options()? })
+    }
+
+    /// The same model `count` times, each with an equal share of the compute threads.
+    pub(crate) fn load_several(&self, count: usize) -> anyhow::Result<Vec<Florence>> {
+        let all = match self.threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let share = |i| (all * (i + 1) / count - all * i / count).max(1);
+        let options = self.options()?;
+        let options = |i| LoadOptions { threads: share(i), ..options.clone() };
+        let first = self.open(&options(0))?;
+        let others = (1..count).map(|i| first.another(&options(i)));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        Ok(iter::once(first).chain(others).collect())
+    }
+
+    /// Another checkpoint in the same way.
+    pub(crate) fn load_directory(&self, directory: &Path) -> anyhow::Result<Florence> {
+        Ok(Florence::load(directory, &self.options()?)?)
+    }
+
+    fn options(&self) -> anyhow::Result<LoadOptions> {
+        Ok(LoadOptions {
+            device: self.device,
+            precision: self.precision,
             kernels: self.kernels()?,
             threads: self.threads,
             nice: 0,
             cpus: Vec::new(),
             keep_packed: !self.no_packed_file,
             packed_directory: self.packed_directory.clone(),
-        };
+        })
+    }
+
+    fn open(&self, options: &LoadOptions) -> anyhow::Result<Florence> {
         Ok(match (&self.model, self.synthetic) {
-            (Some(directory), _) => Florence::load(directory, &options)?,
-            (None, Some(SyntheticShape::Base)) => Florence::synthetic(Shape::Base, &options)?,
-            (None, Some(SyntheticShape::Large)) => Florence::synthetic(Shape::Large, &options)?,
-            (None, None) => Florence::embedded(&options)?,
+            (Some(directory), _) => Florence::load(directory, options)?,
+            (None, Some(SyntheticShape::Base)) => Florence::synthetic(Shape::Base, options)?,
+            (None, Some(SyntheticShape::Large)) => Florence::synthetic(Shape::Large, options)?,
+            (None, None) => Florence::embedded(options)?,
         })
     }
 
@@ -70,11 +107,12 @@ impl ModelArgs {
         let name = match self.kernels.as_deref() {
             None => return Ok(Kernels::Best),
             Some("candle") => return Ok(Kernels::Candle),
+            Some("emulated") => return Ok(Kernels::Emulated),
             Some(name) => name,
         };
         let Some(cpu) = Cpu::available().find(|cpu| cpu.name() == name) else {
             let names: Vec<_> = Cpu::available().map(Cpu::name).collect();
-            bail!("no kernels '{name}' here; there are {} and candle", names.join(", "))
+            bail!("no kernels '{name}' here; there are {}, candle and emulated", names.join(", "))
         };
         Ok(Kernels::On(cpu))
     }

@@ -25,6 +25,7 @@ mod draw;
 mod formats;
 mod label;
 mod load;
+mod prove;
 mod pull;
 mod run;
 mod servers;
@@ -62,6 +63,8 @@ enum Command {
     Web(web::Args),
     /// Show how servers do, in a terminal.
     Top(top::Args),
+    /// Hold a device against the reference's answers and this machine's processor.
+    Prove(prove::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -85,6 +88,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Web(args) => web::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Prove(args) => prove::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

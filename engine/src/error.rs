@@ -30,6 +30,9 @@ pub enum Error {
     /// The computation itself failed.
     #[error("the model failed on this picture")]
     Compute(#[from] candle_core::Error),
+    /// The device could not compute: it is out of memory, or lost.
+    #[error("the device failed")]
+    Device(#[source] candle_core::Error),
     /// The thread pool could not be started.
     #[error("cannot start the compute threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),

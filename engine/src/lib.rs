@@ -63,6 +63,7 @@ pub use kernels::Cpu;
 /// The kernels one by one, for benchmarks.
 #[cfg(feature = "bench")]
 pub use kernels::bench;
+pub use model::cuda_devices;
 pub use panics::catch_panic;
 pub use postprocess::{Coordinates, Decimals, UnknownCoordinates, UnknownDecimals};
 pub use stop::Stop;

@@ -23,7 +23,8 @@ use crate::ask::AskArgs;
 const READY: usize = 4;
 
 pub(super) struct Local {
-    florence: Florence,
+    /// The model, once for each batch.
+    engines: Vec<Florence>,
     questions: Vec<(String, Question)>,
     prepare: PrepareOptions,
     generate: GenerateOptions,
@@ -33,13 +34,13 @@ pub(super) struct Local {
 
 impl Local {
     pub(super) fn new(
-        florence: Florence,
+        engines: Vec<Florence>,
         prompts: &[String],
         ask: &AskArgs,
         batch: usize,
     ) -> anyhow::Result<Self> {
-        let question =
-            |prompt: &String| Ok((prompt.clone(), florence.question(prompt, ask.prompts)?));
+        let first = engines.first().context("there must be an engine")?;
+        let question = |prompt: &String| Ok((prompt.clone(), first.question(prompt, ask.prompts)?));
         let questions = prompts.iter().map(question).collect::<anyhow::Result<_>>()?;
         let (prepare, generate) = (ask.prepare(), ask.generate());
         Ok(Self { florence, questions, prepare, generate, decimals: ask.decimals, batch })

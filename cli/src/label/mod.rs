@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// Most pictures that are decoded together
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
+    /// Batches that are answered at once, each with its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    engines: usize,
     /// Pictures that are read, downloaded and decoded at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     readers: usize,
@@ -103,11 +106,11 @@ impl Answerer {
         if let Some(url) = &args.redis {
             return Ok(Self::Remote(Box::new(Remote::new(url, &args.tasks, &args.ask)?)));
         }
-        let florence = args.model.load()?;
-        if let Some(note) = florence.note() {
+        let engines = args.model.load_several(args.engines)?;
+        if let Some(note) = engines.first().and_then(Florence::note) {
             eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
         }
-        Ok(Self::Local(Box::new(Local::new(florence, &args.tasks, &args.ask, args.batch)?)))
+        Ok(Self::Local(Box::new(Local::new(engines, &args.tasks, &args.ask, args.batch)?)))
     }
 
     fn model(&self) -> &str {
@@ -204,7 +207,8 @@ fn check(args: &Args) -> anyhow::Result<()> {
         ensure!(!args.tasks[..i].contains(task), "the task {task} is there twice");
     }
     ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
-    ensure!(args.batch > 0 && args.readers > 0, "--batch and --readers are at least 1");
+    let counts = [args.batch, args.engines, args.readers];
+    ensure!(!counts.contains(&0), "--batch, --engines and --readers are at least 1");
     ensure!(args.shard != Some(0), "--shard is at least 1");
     args.select.check()?;
     args.formats.check()

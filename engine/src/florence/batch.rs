@@ -46,12 +46,15 @@ impl<'a, T> Batch<'a, T> {
     ) -> Result<(), Error> {
         let Self { florence, decoding, members } = self;
         let start = Instant::now();
-        let encode = || florence.model.encode(&visual.tokens, &question.ids);
-        let encoded = florence.threads.install(encode)?.squeeze(0)?;
+        let encode = || {
+            let model = &florence.model;
+            model.encode(&visual.tokens.on(model)?, &question.ids)?.squeeze(0)
+        };
+        let encoded = florence.compute(encode)?;
         let timings = Timings { encoder: milliseconds(start), ..visual.timings };
         let since = Instant::now();
-        let lengths = [encoded.dim(0)?];
-        let job = florence.threads.install(|| decoding.add(&encoded, &lengths))?[0];
+        let add = || decoding.add(&encoded, &[encoded.dim(0)?]);
+        let job = florence.compute(add)?[0];
         let scale = Scale { size: visual.size, coordinates: options.coordinates };
         let name = Arc::clone(&question.name);
         let reading = Reading { name, answer: question.answer, scale };
@@ -71,7 +74,7 @@ impl<'a, T> Batch<'a, T> {
         let unfinished: Vec<_> = unfinished.filter(|running| !running.is_finished()).collect();
         if !unfinished.is_empty() {
             let decoding = &mut **decoding;
-            florence.threads.install(|| generate::step(decoding, unfinished))?;
+            florence.compute(|| generate::step(decoding, unfinished))?;
         }
         let is_finished = |member: &mut Member<T>| member.running.is_finished();
         let finished = members.extract_if(.., is_finished).map(|member| {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Answer, Picture, Question, Timings, Visual};
-use crate::{image::PixelValues, task::AnswerKind};
+use crate::{image::PixelValues, model::Kept, task::AnswerKind};
 
 impl Visual {
     pub(crate) fn made_up() -> Self {
@@ -12,7 +12,8 @@ impl Visual {
             candle_core::DType::F32,
             &candle_core::Device::Cpu,
         );
-        Self { tokens: tokens.expect("a small tensor"), size: (1, 1), timings: Timings::default() }
+        let tokens = Kept::new(tokens.expect("a small tensor"));
+        Self { tokens, size: (1, 1), timings: Timings::default() }
     }
 }
 

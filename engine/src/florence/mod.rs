@@ -19,8 +19,8 @@ use crate::{
     generate::{Generated, Rules},
     image::{PixelValues, Preprocessor, Rgb, decode},
     model::{
-        Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
-        Target,
+        Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, Kept, LoadError, Model,
+        Shape, Target,
     },
     postprocess::{Decimals, Parsed, Scale, Scored, post_process},
     prompt::{Prompt, PromptError, Prompts},
@@ -93,7 +93,7 @@ impl Prepared {
 #[derive(Debug, Clone)]
 pub struct Visual {
     /// `[1, 1 + N, D]`
-    tokens: candle_core::Tensor,
+    tokens: Kept,
     /// The picture's own size.
     size: (usize, usize),
     timings: Timings,
@@ -102,7 +102,7 @@ pub struct Visual {
 impl Visual {
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        self.tokens.elem_count() * size_of::<f32>()
+        self.tokens.bytes()
     }
 
     /// The same, for a job that did not have to wait for it.
@@ -164,11 +164,14 @@ pub struct Timings {
 pub struct Florence {
     name: String,
     is_embedded: bool,
-    model: Model,
-    text: Text,
+    model: Arc<Model>,
+    text: Arc<Text>,
     preprocessor: Preprocessor,
     generation: GenerationDefaults,
     compute: Compute,
+    device: String,
+    /// Whether another value has loaded the weights.
+    shares_weights: bool,
     threads: rayon::ThreadPool,
     /// Prompts that were asked lately: most servers see the same few all day.
     questions: Cache<String, Question>,
@@ -219,11 +222,9 @@ impl Florence {
         checkpoint.check()?;
         let inconsistent =
             |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
-        let device = match options.device {
-            Device::Cpu => candle_core::Device::Cpu,
-            Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
-        };
-        let compute = options.compute()?;
+        let (found, _) = options.device.settled();
+        let device = found.open()?;
+        let compute = options.compute(found)?;
         let threads = options.thread_pool()?;
         let config: Config = checkpoint.read_json(CONFIG)?;
         if let Some(problem) = config.problem() {
@@ -235,14 +236,15 @@ impl Florence {
         })?;
         let generation: Option<GenerationFields> =
             checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
-        let text = Text::load(checkpoint)?;
+        let text = Arc::new(Text::load(checkpoint)?);
         let target = Target {
             device: &device,
             compute,
             keep_packed: options.keep_packed,
             packed_directory: options.packed_directory.as_deref(),
         };
-        let model = threads.install(|| Model::load(checkpoint, &config, side, &target))?;
+        let load = || Model::load(checkpoint, &config, side, &target);
+        let model = Arc::new(compute.here(&threads, load)?);
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
@@ -261,8 +263,32 @@ impl Florence {
             preprocessor,
             generation,
             compute,
+            device: found.describe(&device),
+            shares_weights: false,
             threads,
             questions,
+        })
+    }
+
+    /// The same model for another thread, on compute threads of its own: on a processor both share
+    /// the weights.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Threads`].
+    pub fn another(&self, options: &LoadOptions) -> Result<Self, Error> {
+        Ok(Self {
+            name: self.name.clone(),
+            is_embedded: self.is_embedded,
+            model: Arc::clone(&self.model),
+            text: Arc::clone(&self.text),
+            preprocessor: self.preprocessor.clone(),
+            generation: self.generation.clone(),
+            compute: self.compute,
+            device: self.device.clone(),
+            shares_weights: true,
+            threads: options.thread_pool()?,
+            questions: Cache::new(QUESTIONS),
         })
     }
 
@@ -281,12 +307,44 @@ impl Florence {
         &self.model
     }
 
+    /// Where the model runs: `cpu`, or `cuda:0` and the GPU's name and memory.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Whether it is [`Self::another`].
+    pub fn shares_weights(&self) -> bool {
+        self.shares_weights
+    }
+
     /// What the model computes with: `f32 avx512`, `bf16 avx512`, `candle`.
     pub fn arithmetic(&self) -> String {
         match self.compute {
             Compute::Kernels(cpu, precision) => format!("{} {}", precision.name(), cpu.name()),
+            Compute::Device(kind) => format!("{} cuda", kind.as_str()),
             Compute::Reference => "candle".to_owned(),
         }
+    }
+
+    /// Whether the device still works.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`], if it will not before the process has let go of it.
+    pub fn check(&self) -> Result<(), Error> {
+        self.compute(|| self.model.check())
+    }
+
+    /// Runs the network: on a processor in the compute threads, for a device in the calling one.
+    fn compute<T: Send>(
+        &self,
+        f: impl FnOnce() -> candle_core::Result<T> + Send,
+    ) -> Result<T, Error> {
+        let done = self.compute.here(&self.threads, f);
+        done.map_err(|problem| match self.compute {
+            Compute::Device(_) => Error::Device(problem),
+            Compute::Kernels(..) | Compute::Reference => Error::Compute(problem),
+        })
     }
 
     /// Most tokens that an answer can have.
@@ -377,14 +435,6 @@ impl Florence {
         jobs: &[Job<'_>],
         stopped: &(dyn Fn(usize) -> bool + Sync),
     ) -> Result<Vec<Option<Answer>>, Error> {
-        self.threads.install(|| self.run_here(jobs, stopped))
-    }
-
-    fn run_here(
-        &self,
-        jobs: &[Job<'_>],
-        stopped: &(dyn Fn(usize) -> bool + Sync),
-    ) -> Result<Vec<Option<Answer>>, Error> {
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
         let mut batch = Batch::new(self);
         for (i, Job { prepared, options }) in jobs.iter().enumerate() {
@@ -420,18 +470,24 @@ impl Florence {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
         let pixels: Vec<&PixelValues> = pictures.iter().map(|picture| &picture.pixels).collect();
-        let tokens = self.threads.install(|| self.model.visual_tokens(&pixels, seen))?;
+        let encode = || {
+            let tokens = self.model.visual_tokens(&pixels, seen)?;
+            // Each of its own, so that none keeps the others.
+            let one = |i| tokens.narrow(0, i, 1)?.force_contiguous();
+            (0..pictures.len()).map(one).collect::<candle_core::Result<Vec<_>>>()
+        };
+        let tokens = self.compute(encode)?;
         let vision = milliseconds(start) / pictures.len() as f64;
-        let visual = |(i, picture): (usize, &&Picture)| {
+        let visual = |(tokens, picture): (candle_core::Tensor, &&Picture)| {
             let timings = Timings {
                 decode: picture.decode_ms,
                 preprocess: picture.preprocess_ms,
                 vision,
                 ..Timings::default()
             };
-            Ok(Visual { tokens: tokens.narrow(0, i, 1)?, size: picture.size, timings })
+            Visual { tokens: Kept::new(tokens), size: picture.size, timings }
         };
-        pictures.iter().enumerate().map(visual).collect()
+        Ok(tokens.into_iter().zip(pictures).map(visual).collect())
     }
 
     /// How many pictures are best encoded together.

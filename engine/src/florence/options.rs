@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
+use candle_core::DType;
 use rustix::thread::CpuSet;
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     generate::Sampling,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
-    model::Compute,
+    model::{self, Compute, LoadError},
     prompt::Prompts,
 };
 
@@ -21,6 +22,59 @@ pub enum Device {
     Cpu,
     /// A CUDA device by its ordinal; needs the `cuda` feature.
     Cuda(usize),
+    /// The first CUDA device, or where there is none the processor.
+    Auto,
+}
+
+impl Device {
+    /// Opens it.
+    pub(super) fn open(self) -> Result<candle_core::Device, LoadError> {
+        match self.settled().0 {
+            Self::Cuda(n) => match model::open(n) {
+                Ok(device) => Ok(device),
+                Err(_) if !cfg!(feature = "cuda") => Err(LoadError::NotForCuda),
+                Err(problem) => Err(LoadError::NoDevice(n, problem)),
+            },
+            Self::Cpu | Self::Auto => Ok(candle_core::Device::Cpu),
+        }
+    }
+
+    /// What it is where `Auto` has been decided; and if that took the processor, why.
+    pub fn settled(self) -> (Self, Option<String>) {
+        if self != Self::Auto {
+            return (self, None);
+        }
+        match Self::Cuda(0).open() {
+            Ok(_) => (Self::Cuda(0), None),
+            Err(problem) => (Self::Cpu, Some(problem.to_string())),
+        }
+    }
+}
+
+impl Device {
+    /// What it is, once it is open.
+    pub(super) fn describe(self, device: &candle_core::Device) -> String {
+        match self {
+            Self::Cuda(n) => format!("cuda:{n}{}", model::describe(device)),
+            Self::Cpu | Self::Auto => "cpu".to_owned(),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => return Ok(Self::Cuda(0)),
+            "auto" => return Ok(Self::Auto),
+            _ => {}
+        }
+        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        ordinal.map(Self::Cuda).ok_or_else(|| format!("{name} is not cpu, cuda, cuda:N or auto"))
+    }
 }
 
 /// In what numbers the model computes on the CPU.
@@ -60,8 +114,10 @@ pub enum Kernels {
     Best,
     /// This project's, on a given instruction set.
     On(Cpu),
-    /// candle's operations, as on other devices.
+    /// candle's operations: slow, and what the others are held against.
     Candle,
+    /// Those for CUDA devices, emulated; for tests.
+    Emulated,
 }
 
 /// How a checkpoint is loaded.
@@ -128,10 +184,17 @@ pub struct GenerateOptions {
 }
 
 impl LoadOptions {
-    /// What a model is to compute with.
-    pub(super) fn compute(&self) -> Result<Compute, Error> {
-        let cpu = match (self.device, self.kernels) {
-            (Device::Cuda(_), _) | (_, Kernels::Candle) => return Ok(Compute::Reference),
+    /// What a model on a device is to compute with.
+    pub(super) fn compute(&self, device: Device) -> Result<Compute, Error> {
+        let cpu = match (device, self.kernels) {
+            (_, Kernels::Candle) => return Ok(Compute::Reference),
+            (Device::Cuda(_), _) | (_, Kernels::Emulated) => {
+                return match self.precision {
+                    Precision::F32 => Ok(Compute::Device(DType::F32)),
+                    Precision::Bf16 | Precision::Auto => Ok(Compute::Device(DType::BF16)),
+                    Precision::Int16 => Err(Error::NoPrecision("int16", "a processor")),
+                };
+            }
             (_, Kernels::Best) => Cpu::detect(),
             (_, Kernels::On(cpu)) => cpu,
         };

@@ -7,6 +7,12 @@ use super::StandIn;
 /// Why a checkpoint directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// A CUDA device is wanted of a build that knows none.
+    #[error("this build is for the CPU; one for CUDA devices is made with `make cuda`")]
+    NotForCuda,
+    /// There is no such device, or it cannot be used.
+    #[error("the CUDA device {0} cannot be used: {1}")]
+    NoDevice(usize, #[source] candle_core::Error),
     /// There is no such directory.
     #[error("there is no directory {0}")]
     NoDirectory(PathBuf),

@@ -1,6 +1,7 @@
 //! The network: DaViT, projector and BART, on candle tensors, written once over a backend.
 //!
-//! - `backend`: the seam; `cpu` and `reference` are behind it
+//! - `backend`: the seam; `cpu`, `device` and `reference` are behind it
+//! - `launch`: how `device` runs CUDA kernels; `gpu`: which devices there are, how one is opened
 //! - `davit`, `projector`, `bart`: which parts there are, and in which order they work
 //! - `logits`: what a decoder step says of the next tokens
 //! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
@@ -16,7 +17,10 @@ mod checkpoint;
 mod config;
 mod cpu;
 mod davit;
+mod device;
 mod error;
+mod gpu;
+mod launch;
 mod logits;
 mod names;
 mod network;
@@ -29,13 +33,15 @@ mod weights;
 
 use std::path::Path;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
 pub(crate) use config::GenerationFields;
 pub use config::{Config, GenerationDefaults};
 pub use error::LoadError;
+pub use gpu::devices as cuda_devices;
+pub(crate) use gpu::{describe, open};
 pub use logits::Logits;
 pub(crate) use logits::Row;
 pub(crate) use network::{Decoding, JobId, Look, Rows};
@@ -48,6 +54,7 @@ use crate::{
 };
 use backend::Backend;
 use cpu::OnCpu;
+use device::OnDevice;
 use network::{Net, Network};
 use reference::Reference;
 use weights::Weights;
@@ -57,8 +64,25 @@ use weights::Weights;
 pub(crate) enum Compute {
     /// This project's kernels.
     Kernels(Cpu, Precision),
+    /// Our CUDA kernels, with products in these numbers.
+    Device(DType),
     /// candle's operations.
     Reference,
+}
+
+impl Compute {
+    /// Runs work of the network: in the compute threads, or for a device in the calling thread, so
+    /// that one thread drives it.
+    pub(crate) fn here<T: Send>(
+        self,
+        threads: &rayon::ThreadPool,
+        f: impl FnOnce() -> T + Send,
+    ) -> T {
+        match self {
+            Self::Device(_) => f(),
+            Self::Kernels(..) | Self::Reference => threads.install(f),
+        }
+    }
 }
 
 /// Florence-2's weights; immutable, shared by all requests.
@@ -106,13 +130,19 @@ impl Model {
         let mut loading = Loading { weights, config, side, device: target.device };
         match (target.compute, checkpoint) {
             (Compute::Reference, _) => loading.load(&Reference),
+            (Compute::Device(kind), _) => {
+                let device = OnDevice::new(target.device, kind).map_err(LoadError::Device)?;
+                loading.load(&device)
+            }
             (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
                 if target.keep_packed =>
             {
                 let to = target.packed_directory;
                 let problem = loading.weights.keep_packed(directory, to, precision).err();
                 let mut model = loading.load(&OnCpu(cpu, precision))?;
-                model.packing = problem.map_or(model.packing, Packing::Failed);
+                if let Some(problem) = problem {
+                    model.packing = Packing::Failed(problem);
+                }
                 Ok(model)
             }
             (Compute::Kernels(cpu, precision), _) => loading.load(&OnCpu(cpu, precision)),
@@ -153,6 +183,16 @@ impl Model {
         self.network.pictures_at_once()
     }
 
+    /// Whether the device still works.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    /// Where its tensors are.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Visual tokens of pictures, `[B, 1 + N, D]`; `seen` is shown the input and every stage.
     pub fn visual_tokens(
         &self,
@@ -189,6 +229,38 @@ impl Model {
             decoding.step(&[rows], Some(Look { highest: self.vocabulary, at: &mut look }))?;
         }
         Tensor::from_vec(logits, self.vocabulary, &Device::Cpu)
+    }
+}
+
+impl Drop for Model {
+    /// Whoever drops a model last may be any thread.
+    fn drop(&mut self) {
+        gpu::bind(&self.device);
+    }
+}
+
+/// A tensor that any thread may drop.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept(Tensor);
+
+impl Kept {
+    pub(crate) fn new(tensor: Tensor) -> Self {
+        Self(tensor)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.elem_count() * self.0.dtype().size_in_bytes()
+    }
+
+    /// The tensor where a model has its own.
+    pub(crate) fn on(&self, model: &Model) -> Result<Tensor> {
+        self.0.to_device(model.device())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        gpu::bind(self.0.device());
     }
 }
 

@@ -148,6 +148,11 @@ impl Caches {
         self.pictures.insert(keys.picture, visual.clone());
     }
 
+    /// Lets go of all encoded pictures.
+    pub fn forget_pictures(&self) {
+        self.pictures.clear();
+    }
+
     /// Bytes of answers and of encoded pictures.
     pub fn bytes(&self) -> (u64, u64) {
         (self.answers.weight(), self.pictures.weight())

@@ -33,6 +33,9 @@ pub(super) trait Machine {
     /// Drops the requests that `keep` refuses.
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool);
 
+    /// Whether it still works, after a failure.
+    fn check(&mut self) -> Result<(), Error>;
+
     /// Drops all requests, in whatever state a failure has left them.
     fn clear(&mut self);
 }
@@ -72,6 +75,10 @@ impl Machine for Decoder<'_> {
 
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
         self.batch.retain(|id| keep(*id));
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        self.florence.check()
     }
 
     fn clear(&mut self) {

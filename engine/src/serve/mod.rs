@@ -139,20 +139,27 @@ pub struct Turn {
     pub answers: usize,
 }
 
-/// Serves what comes through `inbox`, until its other end is dropped.
+/// Serves what comes through `inbox`, which several loops may share, until its other end is dropped.
+///
+/// # Errors
+///
+/// The model can do no more, for this reason; whoever it was working for has heard of it.
 pub fn serve<A: Asker>(
     florence: &Florence,
     caches: &Caches,
     inbox: &Receiver<Work<A>>,
     watch: &dyn Watch,
-) {
+) -> Result<(), Failure> {
     let machine = Decoder { florence, batch: Batch::new(florence) };
     let mut serving = Serving::new(machine, caches, watch);
     loop {
         if serving.is_idle() {
-            let Ok(work) = inbox.recv() else { return };
+            let Ok(work) = inbox.recv() else { return Ok(()) };
             serving.admit(work);
         }
         serving.turn(&mut || inbox.try_recv().ok());
+        if let Some(failure) = serving.take_lost() {
+            return Err(failure);
+        }
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Serving<'a, M, A> {
     ready: VecDeque<(Claimant, Part)>,
     admission: Admission,
     ids: u64,
+    /// Why the machine can do no more.
+    lost: Option<Failure>,
 }
 
 impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
@@ -74,11 +76,17 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             ready: VecDeque::new(),
             admission: Admission::default(),
             ids: 0,
+            lost: None,
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Why the machine can do no more, if it cannot.
+    pub(super) fn take_lost(&mut self) -> Option<Failure> {
+        self.lost.take()
     }
 
     fn new_id(&mut self) -> u64 {
@@ -117,7 +125,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     pub(super) fn turn(&mut self, arrivals: &mut dyn FnMut() -> Option<Work<A>>) {
         let start = self.machine.now();
         self.sweep();
-        while self.admission.admits(self.requests.len(), self.watch.most()) {
+        while self.lost.is_none() && self.admission.admits(self.requests.len(), self.watch.most()) {
             let enough = self.machine.pictures_at_once();
             if self.ready.len() < enough
                 && let Some(work) = arrivals()
@@ -180,7 +188,10 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
         let visual = match self.visual(claimant.job, picture, &keys) {
             Ok(visual) => visual,
-            Err(failure) => return self.fail(claimant.job, failure),
+            Err(failure) => {
+                self.fail(claimant.job, failure);
+                return self.check();
+            }
         };
         let id = self.new_id();
         let joined = guarded(|| self.machine.join(id, &question, &visual, &options));
@@ -309,7 +320,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     /// After a failure of the batch as a whole: each of its requests alone, so that one cannot harm
     /// the others. Returns the number of answers.
     fn restart(&mut self) -> usize {
-        let mut count = 0;
+        let (mut count, mut has_failed) = (0, false);
         for (id, request) in std::mem::take(&mut self.requests) {
             self.machine.clear();
             match self.alone(id, &request) {
@@ -318,6 +329,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                     self.answer(request, answer);
                 }
                 Err(failure) => {
+                    has_failed = true;
                     for claimant in request.claimants {
                         self.fail(claimant.job, failure.clone());
                     }
@@ -325,7 +337,21 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             }
         }
         self.machine.clear();
+        if has_failed {
+            self.check();
+        }
         count
+    }
+
+    /// After a failure: if the machine can do no more, nobody here gets an answer of it.
+    fn check(&mut self) {
+        let Err(failure) = guarded(|| self.machine.check()) else { return };
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.fail(id, failure.clone());
+        }
+        self.ready.clear();
+        self.requests.clear();
+        self.lost = Some(failure);
     }
 
     fn alone(&mut self, id: RequestId, request: &Request) -> Result<Answer, Failure> {

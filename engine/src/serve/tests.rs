@@ -22,6 +22,8 @@ const STEP: Duration = Duration::from_millis(4);
 const FAILS: u32 = 666;
 const PANICS: u32 = 667;
 const PANICS_IN_ENCODER: u32 = 668;
+/// With this one the machine is lost for all others too.
+const LOSES: u32 = 669;
 
 /// What happened, in order.
 type Diary = Rc<RefCell<Vec<String>>>;
@@ -33,6 +35,7 @@ struct Fake {
     running: Vec<(RequestId, u32, u32)>,
     steps: u32,
     pictures_at_once: usize,
+    is_lost: bool,
 }
 
 impl Fake {
@@ -77,6 +80,10 @@ impl Machine for Fake {
         if self.running.iter().any(|(_, question, _)| *question == FAILS) {
             return Err(Error::Cancelled);
         }
+        self.is_lost |= self.running.iter().any(|(_, question, _)| *question == LOSES);
+        if self.is_lost {
+            return Err(Error::Cancelled);
+        }
         assert!(self.running.iter().all(|(_, question, _)| *question != PANICS), "in a step");
         for request in &mut self.running {
             request.2 -= 1;
@@ -87,6 +94,10 @@ impl Machine for Fake {
 
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
         self.running.retain(|(id, ..)| keep(*id));
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        if self.is_lost { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn clear(&mut self) {
@@ -209,6 +220,7 @@ impl Bench {
             running: Vec::new(),
             steps: 3,
             pictures_at_once: self.pictures_at_once,
+            is_lost: false,
         };
         let mut serving = Serving::new(machine, &caches, onlooker);
         for i in 0..turns {
@@ -216,6 +228,9 @@ impl Bench {
                 return;
             }
             serving.turn(&mut || self.arrivals.pop_front());
+            if serving.take_lost().is_some() {
+                return;
+            }
             between(i);
         }
     }
@@ -365,6 +380,26 @@ fn an_encoder_that_panics_loses_nobody() {
         assert!(heard.contains(&end.to_owned()), "{heard:?}");
     }
     assert!(!heard.iter().any(|line| line.contains("dropped")), "{heard:?}");
+}
+
+#[test]
+fn a_machine_that_is_lost_fails_its_jobs_and_leaves_the_rest_to_another() {
+    let mut bench = Bench::new();
+    for (name, id) in [("a", 1), ("bad", LOSES), ("b", 2), ("c", 3), ("d", 4)] {
+        bench.job(name, "1", &[id]);
+    }
+    bench.turn(&onlooker(3), 50, |_| {});
+    let ends = |bench: &Bench| -> Vec<String> {
+        let mut ends = bench.heard();
+        ends.retain(|line| !line.contains("started"));
+        ends.sort();
+        ends
+    };
+    // The first was answered before the others came.
+    assert_eq!(ends(&bench), ["a: 1 Miss", "b: failed", "bad: failed", "c: failed"]);
+    // The other loop's machine is sound.
+    bench.turn(&onlooker(3), 50, |_| {});
+    assert_eq!(ends(&bench)[4..], ["d: 4 Miss"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use redis_module::InfoContext;
 use super::stats::figures;
 use crate::{
     figures::{self, latency},
-    model::{self, Model},
+    model::{self, Engine, Model},
 };
 
 /// Adds our section. In a crash report no lock may be taken, so it is left out there.
@@ -32,6 +32,10 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         let Ok(next) = section.field(&name, value) else { return };
         section = next;
     }
+    for (i, engine) in model::engines().iter().enumerate() {
+        let Ok(next) = section.field(&format!("engine_{i}"), describe(engine)) else { return };
+        section = next;
+    }
     if let Ok(built) = section.build_section() {
         let _ = built.build_info();
     }
@@ -43,4 +47,19 @@ fn percentiles(told: &latency::Told) -> (String, String) {
     let name = format!("latency_percentiles_usec_{}_{task}", told.phase);
     let at = |share| told.percentile(share);
     (name, format!("p50={:.3},p99={:.3},p99.9={:.3}", at(0.5), at(0.99), at(0.999)))
+}
+
+/// What an engine has done, and on what.
+fn describe(Engine { model, work }: &Engine) -> String {
+    let (state, device) = match model {
+        Model::Loading => ("loading", String::new()),
+        Model::Ready(loaded) => ("ready", loaded.florence.device().to_owned()),
+        Model::Failed(_) => ("failed", String::new()),
+    };
+    format!(
+        "state={state},answers={},steps={},busy_ms={},device={device}",
+        work.answers.get(),
+        work.steps.get(),
+        work.busy_us.get() / 1000,
+    )
 }

@@ -36,6 +36,7 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
     };
     let florence = loaded.as_ref().map(|loaded| &loaded.florence);
     let name = florence.map_or(RedisValue::Null, |florence| bulk(florence.name()));
+    let device = florence.map_or(RedisValue::Null, |_loaded| bulk(devices()));
     let note = florence.and_then(model::note).map_or(RedisValue::Null, bulk);
     let arithmetic = florence.map(Florence::arithmetic).unwrap_or_default();
     let (precision, kernels) = arithmetic.split_once(' ').unwrap_or_default();
@@ -43,10 +44,23 @@ pub(super) fn model(_ctx: &Context, args: &mut Args) -> RedisResult {
         ("state", bulk(state)),
         ("name", name),
         ("directory", bulk(settings::MODEL.text())),
-        ("device", bulk("cpu")),
+        ("device", device),
         ("precision", bulk(precision)),
         ("kernels", bulk(kernels)),
         ("error", error),
         ("note", note),
     ]))
+}
+
+/// What the engines run on that are ready, each device once.
+fn devices() -> String {
+    let mut names: Vec<String> = Vec::new();
+    for engine in model::engines() {
+        if let Model::Ready(loaded) = &engine.model
+            && !names.iter().any(|name| name == loaded.florence.device())
+        {
+            names.push(loaded.florence.device().to_owned());
+        }
+    }
+    names.join("; ")
 }

@@ -6,7 +6,7 @@ use super::args::{Args, is_word};
 use crate::{
     figures::{self, COUNTERS, latency},
     job::tally,
-    model,
+    model::{self, Model},
     queue::{queue, retained, waiters},
     server::reply::{self, bulk},
     settings,
@@ -41,9 +41,11 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
         ("waiters", waiters::count() as u64),
     ];
     figures.extend(COUNTERS.iter().map(|(name, counter)| (*name, counter.get())));
-    let (answers, pictures) =
-        model::loaded().map(|loaded| loaded.caches.bytes()).unwrap_or_default();
+    let (answers, pictures) = model::caches().bytes();
+    let engines = model::engines();
     figures.extend([
+        ("engines", engines.len() as u64),
+        ("engines_ready", engines.iter().filter(|engine| engine.is_ready()).count() as u64),
         ("cache_result_bytes", answers),
         ("cache_feature_bytes", pictures),
         ("retained_bytes", retained::bytes()),
@@ -52,16 +54,22 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
     figures
 }
 
-/// What the engine holds beside the server's own memory.
+/// What the engines hold beside the server's own memory.
 fn memory() -> [(&'static str, u64); 5] {
-    let (weights, caches) = model::loaded().map_or_else(Default::default, |loaded| {
-        let (answers, pictures) = loaded.caches.bytes();
-        (loaded.florence.model().weight_bytes(), answers + pictures)
-    });
+    let (mut mapped, mut owned) = (0, 0);
+    for engine in model::engines() {
+        if let Model::Ready(loaded) = &engine.model
+            && !loaded.florence.shares_weights()
+        {
+            let weights = loaded.florence.model().weight_bytes();
+            (mapped, owned) = (mapped + weights.mapped, owned + weights.owned);
+        }
+    }
+    let (answers, pictures) = model::caches().bytes();
     [
-        ("memory_weights_mapped", weights.mapped),
-        ("memory_weights_packed", weights.owned),
-        ("memory_caches", caches),
+        ("memory_weights_mapped", mapped),
+        ("memory_weights_packed", owned),
+        ("memory_caches", answers + pictures),
         ("memory_work", model::work().used()),
         ("memory_work_peak", model::work().peak()),
     ]

@@ -108,6 +108,11 @@ impl From<&Error> for Failure {
         let code = match error {
             Error::Image(ImageError::NoRoom(_)) => return Self::timeout(),
             Error::Fetch(error) => return error.into(),
+            // There may be room again by then, or another engine takes it.
+            Error::Device(_) => {
+                let failure = Self::permanent(Code::Internal, error.to_string());
+                return Self { is_retryable: true, ..failure };
+            }
             Error::Prompt(_) => Code::Prompt,
             Error::Image(_) => Code::Image,
             _ => return Self::internal(),

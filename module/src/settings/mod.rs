@@ -19,7 +19,7 @@ use florence_engine::{
 
 pub(crate) use kinds::Setting;
 use kinds::{About, Change, Flag, Number, Parsed};
-pub(crate) use values::{CpuList, Parameters, Queues, Roots, Signatures, Steps};
+pub(crate) use values::{CpuList, Devices, Parameters, Queues, Roots, Signatures, Steps};
 
 macro_rules! settings {
     ($(
@@ -53,6 +53,10 @@ settings! {
         "directory of that file, which may serve several checkpoints; without one, the checkpoint's own, which a server often may not write to";
     PRECISION: Parsed<Precision>("f32, int16, bf16 or auto"), "precision", "f32", AtStart,
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
+    DEVICE: Parsed<Devices>("cpu, auto, or devices such as cuda:0 cuda:1"), "device", "cpu", AtStart,
+        "where the model runs; each GPU has an engine of its own. `cuda:N` (`cuda` is the first) needs a build for CUDA (`make cuda`), and there `precision` is `f32` or `bf16`, which `auto` takes; `auto` is the first GPU, or where there is none the CPU";
+    ENGINES: Number(1, 64), "engines", "1", AtStart,
+        "engines on the CPU, which share `threads`, `cpus` and the weights: each has jobs of its own, and with several one picture takes longer, but many are answered sooner";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,
         "`float` as in Microsoft's code, `int` as in transformers' own";
     DECIMALS: Parsed<Decimals>("all, or a whole number from 0 to 9"), "decimals", "all", AnyTime,
@@ -80,8 +84,8 @@ settings! {
     NICE: Number(0, 19), "nice", "5", AtStart, "niceness of the compute threads";
     CPUS: Parsed<CpuList>("CPUs of this machine and ranges of them, such as 1-3 8"), "cpus", "", AtStart,
         "CPUs that the compute threads are pinned to, one each, in turns";
-    PREPARE_THREADS: Number(1, 256), "prepare-threads", "4", AtStart,
-        "threads that decode pictures at hand, and so many downloaded ones are decoded at a time";
+    PREPARE_THREADS: Number(0, 256), "prepare-threads", "0", AtStart,
+        "threads that decode pictures at hand, and so many downloaded ones are decoded at a time; 0 is half as many as there are cores, and at least 4";
     MAX_DOWNLOADS: Number(1, 1024), "max-downloads", "64", AtStart,
         "downloads at a time, each in a thread that mostly waits";
     MAX_DOWNLOADS_PER_HOST: Number(1, 1024), "max-downloads-per-host", "16", AnyTime,

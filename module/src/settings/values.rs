@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use florence_engine::has_cpu;
+use florence_engine::{Device, has_cpu};
 
 /// The value is not allowed; the table says what is.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +34,26 @@ fn listed(text: &str) -> Option<Vec<usize>> {
         }
     }
     Some(cpus)
+}
+
+/// Where the model runs: `cuda:0 cuda:1`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Devices(pub(crate) Vec<Device>);
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self(vec![Device::Cpu])
+    }
+}
+
+impl FromStr for Devices {
+    type Err = NotAllowed;
+
+    fn from_str(text: &str) -> Result<Self, NotAllowed> {
+        let device = |name: &str| name.parse().map_err(|_why| NotAllowed);
+        let devices = text.split_whitespace().map(device).collect::<Result<Vec<_>, _>>()?;
+        if devices.is_empty() { Err(NotAllowed) } else { Ok(Self(devices)) }
+    }
 }
 
 /// Directories that pictures may be read from.
@@ -215,6 +235,15 @@ mod tests {
         assert_eq!("".parse(), Ok(CpuList(Vec::new())));
         // No machine of ours has it.
         assert_eq!("1023".parse::<CpuList>(), Err(NotAllowed));
+    }
+
+    #[test]
+    fn devices_are_listed() {
+        assert_eq!("cuda:0 cuda:1".parse(), Ok(Devices(vec![Device::Cuda(0), Device::Cuda(1)])));
+        assert_eq!("auto".parse(), Ok(Devices(vec![Device::Auto])));
+        for wrong in ["", "gpu", "cuda:x", "cuda:0,cuda:1"] {
+            assert_eq!(wrong.parse::<Devices>(), Err(NotAllowed), "{wrong}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::prepare_threads;
 use crate::{
     queue::{Kind, queue},
     settings,
@@ -24,7 +25,7 @@ static AHEAD: Mutex<Ahead> = Mutex::new(Ahead { begun: Vec::new(), here: 0 });
 
 /// Whether another download may begin.
 pub(super) fn has_room() -> bool {
-    let enough = 4 * settings::PREPARE_THREADS.size() + settings::MAX_BATCH.size();
+    let enough = 4 * prepare_threads() + settings::MAX_BATCH.size();
     let ahead = AHEAD.lock();
     let is_quick = |begun: &&Instant| begun.elapsed() < SLOW;
     ahead.here + ahead.begun.iter().filter(is_quick).count() < enough

@@ -1,10 +1,11 @@
-//! The engine thread: runs the model for the jobs that are prepared. It never takes the server's
-//! lock: what is to be written goes to the committer.
+//! The threads of the engines: each runs a model for the jobs that are prepared. They never take the
+//! server's lock: what is to be written goes to the committer.
 
 use std::{
     cell::Cell,
     error::Error as _,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,13 @@ use florence_engine::{
 };
 use serde_json::Value;
 
-use super::{commit::Commit, load::load, milliseconds, next::Picture};
+use super::{
+    commit::Commit,
+    load::{Plan, load, plans},
+    milliseconds,
+    next::Picture,
+    spawn,
+};
 use crate::{
     figures::{
         self,
@@ -26,20 +33,55 @@ use crate::{
         Failure, Fields,
         life::{Attempt, Outcome},
     },
-    model, news,
+    model::{self, Model},
+    news,
     queue::{Lease, Phase, queue},
     server, settings,
 };
 
-pub(super) fn run(inbox: &Receiver<Work<Claimant>>) {
-    // It is there already if this thread was started again.
-    let Some(loaded) = model::loaded().or_else(load) else { return };
-    serve::serve(&loaded.florence, &loaded.caches, inbox, &Meter::default());
+/// Starts the engines.
+pub(super) fn start(inbox: &Receiver<Work<Claimant>>) {
+    let plans = plans();
+    model::begin(plans.len());
+    for plan in plans {
+        let inbox = inbox.clone();
+        spawn(&format!("fl-engine-{}", plan.engine), move || run(&plan, &inbox));
+    }
 }
 
-/// Keeps the figures of the engine.
-#[derive(Default)]
+/// How long a device that was lost is left alone.
+const LOST_PAUSE: Duration = Duration::from_secs(10);
+
+fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
+    let engine = plan.engine;
+    let mut was_lost = false;
+    loop {
+        // It is there already if this thread was started again.
+        let Some(loaded) = model::of(engine).or_else(|| load(plan)) else {
+            if !was_lost {
+                return;
+            }
+            thread::sleep(LOST_PAUSE);
+            continue;
+        };
+        let meter = Meter { engine, busy: Cell::default() };
+        let served = serve::serve(&loaded.florence, &loaded.caches, inbox, &meter);
+        let Err(failure) = served else { return };
+        let problem = format!("engine {engine} lost its device: {}", explain(&failure));
+        news::warn(&format!("{problem}; it will load the model again"));
+        model::set(engine, Model::Failed(problem));
+        // The device is let go of with the last thing that is stored there.
+        loaded.caches.forget_pictures();
+        drop(loaded);
+        was_lost = true;
+        thread::sleep(LOST_PAUSE);
+        model::set(engine, Model::Loading);
+    }
+}
+
+/// Keeps the figures of an engine.
 struct Meter {
+    engine: usize,
     /// Time spent since the last answer.
     busy: Cell<Duration>,
 }
@@ -53,8 +95,15 @@ impl Watch for Meter {
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
         self.busy.set(self.busy.get() + turn.time);
+        let engines = model::engines();
+        if let Some(work) = engines.get(self.engine).map(|engine| &engine.work) {
+            work.answers.add(turn.answers as u64);
+            work.steps.add(turn.has_stepped.into());
+            work.busy_us.add(u64::try_from(turn.time.as_micros()).unwrap_or_default());
+        }
         if turn.answers > 0 {
-            queue().record_pace(self.busy.take(), turn.answers);
+            let at_work = engines.iter().filter(|engine| engine.is_ready()).count().max(1);
+            queue().record_pace(self.busy.take(), turn.answers * at_work);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Loads the model, on the engine thread.
+//! Loads the model, on the threads of the engines.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use florence_engine::{Error, Florence, LoadOptions, model::Packing, serve::Caches};
+use florence_engine::{Device, Error, Florence, LoadOptions, model::Packing};
 
 use super::elapsed_ms;
 use crate::{
@@ -16,28 +16,31 @@ use crate::{
     server, settings,
 };
 
-/// The model of the settings; its failure is told to all who ask.
-pub(super) fn load() -> Option<Arc<Loaded>> {
-    let start = Instant::now();
-    let options = options();
-    let problem = match server::catch(|| "loading the model".to_owned(), || from_settings(&options))
-    {
-        Some(Ok(florence)) => return Some(ready(florence, &options, start)),
-        Some(Err(error)) => error.to_string(),
-        None => "loading it failed with an internal error".to_owned(),
-    };
-    server::warn(&format!("cannot load the model: {problem}"));
-    model::set(Model::Failed(problem));
-    None
+/// What an engine runs on.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) engine: usize,
+    options: LoadOptions,
+    /// The engine whose weights it shares.
+    shares: Option<usize>,
 }
 
-fn options() -> LoadOptions {
+/// The engines of the settings.
+pub(super) fn plans() -> Vec<Plan> {
+    let settle = |device: &Device| {
+        let (device, problem) = device.settled();
+        if let Some(problem) = problem {
+            server::tell(&format!("the model runs on the CPU: {problem}"));
+        }
+        device
+    };
+    let devices: Vec<Device> = settings::DEVICE.get().0.iter().map(settle).collect();
     let threads = match settings::THREADS.size() {
         // Redis keeps a core to itself.
-        0 => thread::available_parallelism().map_or(1, |n| (n.get() - 1).max(1)),
+        0 => (cores() - 1).max(1),
         threads => threads,
     };
-    LoadOptions {
+    let options = LoadOptions {
         threads,
         nice: i32::try_from(settings::NICE.get()).unwrap_or_default(),
         cpus: settings::CPUS.get().0.clone(),
@@ -47,17 +50,80 @@ fn options() -> LoadOptions {
             .filter(|directory| !directory.is_empty())
             .map(PathBuf::from),
         ..LoadOptions::default()
-    }
+    };
+    planned(&devices, settings::ENGINES.size(), &options)
 }
 
-fn from_settings(options: &LoadOptions) -> Result<Florence, Error> {
-    match settings::MODEL.get().as_str() {
-        "" => Florence::embedded(options),
-        directory => Florence::load(Path::new(directory), options),
-    }
+pub(super) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loaded> {
+/// An engine for each device, and several for a processor: these share its threads, CPUs and weights.
+fn planned(devices: &[Device], on_cpu: usize, options: &LoadOptions) -> Vec<Plan> {
+    let count = |device: &Device| if *device == Device::Cpu { on_cpu } else { 1 };
+    let all = devices.iter().flat_map(|device| std::iter::repeat_n(*device, count(device)));
+    let all: Vec<Device> = all.collect();
+    let parts = all.iter().filter(|device| **device == Device::Cpu).count();
+    let mut first = None;
+    let mut part = 0;
+    let plan = |(engine, device): (usize, &Device)| {
+        let mut options = LoadOptions { device: *device, ..options.clone() };
+        let mut shares = None;
+        if *device == Device::Cpu {
+            options.threads = share(options.threads, part, parts).len().max(1);
+            options.cpus = match options.cpus.get(share(options.cpus.len(), part, parts)) {
+                Some([]) | None => {
+                    options.cpus.iter().cycle().skip(part).take(1).copied().collect()
+                }
+                Some(cpus) => cpus.to_vec(),
+            };
+            (shares, part) = (first, part + 1);
+            first = first.or(Some(engine));
+        }
+        Plan { engine, options, shares }
+    };
+    all.iter().enumerate().map(plan).collect()
+}
+
+/// One of `parts` equal parts of `all`.
+fn share(all: usize, part: usize, parts: usize) -> std::ops::Range<usize> {
+    all * part / parts..all * (part + 1) / parts
+}
+
+/// The model of an engine; its failure is told to all who ask.
+pub(super) fn load(plan: &Plan) -> Option<Arc<Loaded>> {
+    let start = Instant::now();
+    let loading = || "loading the model".to_owned();
+    let problem = match server::catch(loading, || from_settings(plan)) {
+        Some(Ok(florence)) => return Some(ready(florence, plan, start)),
+        Some(Err(problem)) => problem,
+        None => "loading it failed with an internal error".to_owned(),
+    };
+    server::warn(&format!("engine {} cannot load the model: {problem}", plan.engine));
+    model::set(plan.engine, Model::Failed(problem));
+    None
+}
+
+fn from_settings(Plan { options, shares, .. }: &Plan) -> Result<Florence, String> {
+    let loaded = if let Some(engine) = shares {
+        let shared = model::wait_for(*engine);
+        let shared = shared.ok_or_else(|| format!("engine {engine} could not load it"))?;
+        shared.florence.another(options)
+    } else {
+        match settings::MODEL.get().as_str() {
+            "" => Florence::embedded(options),
+            directory => Florence::load(Path::new(directory), options),
+        }
+    };
+    // What follows the first line, a backtrace perhaps, is of no use to clients.
+    loaded.map_err(|problem: Error| problem.to_string().lines().take(1).collect())
+}
+
+fn ready(
+    florence: Florence,
+    Plan { engine, options, shares }: &Plan,
+    start: Instant,
+) -> Arc<Loaded> {
     if let Packing::Failed(problem) = florence.model().packing() {
         server::warn(&format!(
             "packed weights stay in this process's memory: {problem}; florence.packed-directory \
@@ -65,26 +131,70 @@ fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loade
         ));
     }
     server::tell(&format!(
-        "model {} ({}) ready after {} ms, {} threads",
+        "engine {engine}: model {} ({}) ready on {} after {} ms, {} threads",
         florence.name(),
         florence.arithmetic(),
+        florence.device(),
         elapsed_ms(start),
         options.threads,
     ));
-    if let Some(note) = model::note(&florence) {
-        server::warn(&note);
+    if shares.is_none() {
+        if let Some(note) = model::note(&florence) {
+            server::warn(&note);
+        }
+        let held = florence.model().weight_bytes();
+        server::tell(&format!(
+            "its weights take {} MiB in memory and {} MiB in a mapped file, of which used_memory and \
+             maxmemory know nothing: mem_fragmentation_ratio looks high for that reason",
+            held.owned >> 20,
+            held.mapped >> 20,
+        ));
     }
-    let held = florence.model().weight_bytes();
-    server::tell(&format!(
-        "its weights take {} MiB in memory and {} MiB in a mapped file, of which used_memory and \
-         maxmemory know nothing: mem_fragmentation_ratio looks high for that reason",
-        held.owned >> 20,
-        held.mapped >> 20,
-    ));
-    let (answers, pictures) =
-        (settings::RESULT_CACHE_BYTES.get(), settings::FEATURE_CACHE_BYTES.get());
-    let loaded = Arc::new(Loaded { florence, caches: Caches::new(answers, pictures) });
-    model::set(Model::Ready(Arc::clone(&loaded)));
+    let loaded = Arc::new(Loaded { florence, caches: Arc::clone(model::caches()) });
+    model::set(*engine, Model::Ready(Arc::clone(&loaded)));
     queue().wake();
     loaded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_of_a_processor_share_threads_cpus_and_weights() {
+        let options =
+            LoadOptions { threads: 7, cpus: vec![1, 2, 3, 8, 9], ..LoadOptions::default() };
+        let plans = planned(&[Device::Cpu], 3, &options);
+        let threads: Vec<usize> = plans.iter().map(|plan| plan.options.threads).collect();
+        assert_eq!(threads, [2, 2, 3]);
+        let cpus: Vec<&[usize]> = plans.iter().map(|plan| plan.options.cpus.as_slice()).collect();
+        assert_eq!(cpus, [&[1][..], &[2, 3], &[8, 9]]);
+        let shares: Vec<Option<usize>> = plans.iter().map(|plan| plan.shares).collect();
+        assert_eq!(shares, [None, Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn each_gpu_has_an_engine_with_weights_of_its_own() {
+        let options = LoadOptions { threads: 4, ..LoadOptions::default() };
+        let plans = planned(&[Device::Cuda(0), Device::Cpu, Device::Cuda(1)], 2, &options);
+        let seen: Vec<_> = plans
+            .iter()
+            .map(|plan| (plan.engine, plan.options.device, plan.options.threads, plan.shares))
+            .collect();
+        let expected = [
+            (0, Device::Cuda(0), 4, None),
+            (1, Device::Cpu, 2, None),
+            (2, Device::Cpu, 2, Some(1)),
+            (3, Device::Cuda(1), 4, None),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn where_there_are_more_engines_than_threads_or_cpus_each_has_one() {
+        let options = LoadOptions { threads: 1, cpus: vec![5], ..LoadOptions::default() };
+        for plan in planned(&[Device::Cpu], 3, &options) {
+            assert_eq!((plan.options.threads, plan.options.cpus), (1, vec![5]));
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The threads: prepare threads fetch and decode, one engine thread computes, one committer stores.
+//! The threads: prepare threads fetch and decode, engines compute, one committer stores.
 //!
 //! ```text
 //! queue -> prepare (claim, fetch, decode) -> infer (join, step by step) -> commit (store)
@@ -7,7 +7,7 @@
 //! - `prepare`, `infer`, `commit`: as above
 //! - `next`: what is asked about a picture, first and after answers
 //! - `ahead`: how far downloads are ahead of the engine
-//! - `load`: the model, when the engine thread begins
+//! - `load`: which engines there are; the model, when they begin
 //! - `adopt`: jobs of which no event told
 //!
 //! Only claims, state changes and answers take the server's lock, each for a few calls. A job is
@@ -52,21 +52,29 @@ pub(crate) fn start(ctx: &Context) {
     let (commits, outbox) = unbounded();
     let (next, answered) = unbounded();
     let ways = Ways { commits, next };
-    for i in 0..settings::PREPARE_THREADS.get() {
+    for i in 0..prepare_threads() {
         let (work, ways) = (work.clone(), ways.clone());
         spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &ways));
     }
-    let permits = bounded(settings::PREPARE_THREADS.size());
+    let permits = bounded(prepare_threads());
     for i in 0..settings::MAX_DOWNLOADS.get() {
         let (permits, work, ways) = (permits.clone(), work.clone(), ways.clone());
         spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &ways));
     }
     spawn("fl-next", move || next::run(&answered, &work));
-    spawn("fl-engine", move || infer::run(&inbox));
+    spawn("fl-engines", move || infer::start(&inbox));
     spawn("fl-commit", move || commit::run(&outbox));
     spawn("fl-celery", celery::run);
     spawn("fl-adopt", adopt::run);
     sync::take_role(ctx);
+}
+
+/// How many threads decode pictures at hand.
+fn prepare_threads() -> usize {
+    match settings::PREPARE_THREADS.size() {
+        0 => (load::cores() / 2).clamp(4, 256),
+        threads => threads,
+    }
 }
 
 /// Starts a thread, and again if it panics: what it held is given back. It is never joined: at

@@ -1,0 +1,12 @@
+// All kernels, as one program.
+#include "bias.cu"
+#include "channel_attention.cu"
+#include "depthwise.cu"
+#include "embed.cu"
+#include "history_attention.cu"
+#include "layer_norm.cu"
+#include "patches.cu"
+#include "product.cu"
+#include "sequence_attention.cu"
+#include "top_k.cu"
+#include "window_attention.cu"

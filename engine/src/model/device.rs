@@ -1,0 +1,775 @@
+//! The backend of a CUDA device: in bfloat16 products by cuBLAS through candle, in float32 by a kernel
+//! of `florence-cuda`, as is what comes between them and is fused there. On the host the same code
+//! runs with these kernels emulated, but for the products, which is slow and for tests.
+//!
+//! Products take and give the numbers that the backend is made for, float32 or bfloat16; sums,
+//! norms, softmax and what layers are added to stay float32. One thread drives a device.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use florence_cuda::geometry;
+use parking_lot::Mutex;
+
+use super::{
+    LoadError, Logits,
+    backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches},
+    launch::{Arg, Kernels, address, fresh},
+    network::Look,
+    scope::{Scope, Source},
+};
+
+/// A device and what is loaded there; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct OnDevice(Arc<Inner>);
+
+struct Inner {
+    kernels: Kernels,
+    /// The numbers of products.
+    kind: DType,
+    /// Where there is no bias.
+    nothing: Mutex<HashMap<usize, Tensor>>,
+    pool: Mutex<Pool>,
+}
+
+pub(crate) struct Product {
+    on: OnDevice,
+    /// `[outputs, inputs]`
+    weight: Tensor,
+    bias: Tensor,
+}
+
+pub(crate) struct Norm {
+    on: OnDevice,
+    weight: Tensor,
+    shift: Tensor,
+}
+
+pub(crate) struct Mlp {
+    norm: Option<Norm>,
+    fc1: Product,
+    fc2: Product,
+}
+
+pub(crate) struct Conv {
+    product: Product,
+    patches: Patches,
+}
+
+pub(crate) struct Depthwise {
+    on: OnDevice,
+    taps: Tensor,
+    bias: Tensor,
+}
+
+/// What both attentions of a block have; `parts` are heads, or groups of channels.
+struct Attention {
+    norm: Norm,
+    qkv: Product,
+    proj: Product,
+    parts: usize,
+}
+
+pub(crate) struct Windows {
+    attention: Attention,
+    side: usize,
+}
+
+pub(crate) struct Channels(Attention);
+
+/// `[S, D]` each.
+pub(crate) struct Keys {
+    k: Tensor,
+    v: Tensor,
+}
+
+impl OnDevice {
+    pub(crate) fn new(device: &Device, kind: DType) -> Result<Self> {
+        let kernels = Kernels::load(device, kind)?;
+        let (nothing, pool) = (Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { kernels, kind, nothing, pool })))
+    }
+
+    fn device(&self) -> &Device {
+        self.0.kernels.device()
+    }
+
+    /// A tensor that a kernel is about to fill.
+    fn fresh(&self, shape: impl Into<candle_core::Shape>, kind: DType) -> Result<Tensor> {
+        fresh(self.device(), shape, kind)
+    }
+
+    /// As many zeros.
+    fn nothing(&self, count: usize) -> Result<Tensor> {
+        let mut known = self.0.nothing.lock();
+        if let Some(zeros) = known.get(&count) {
+            return Ok(zeros.clone());
+        }
+        let zeros = Tensor::zeros(count, DType::F32, self.device())?;
+        known.insert(count, zeros.clone());
+        Ok(zeros)
+    }
+
+    fn run(&self, name: &str, launch: florence_cuda::Launch, args: &[Arg<'_>]) -> Result<()> {
+        self.0.kernels.run(name, launch, args)
+    }
+
+    fn product(&self, scope: &Scope<'_>, from: usize, to: usize) -> Loaded<Product> {
+        let bias = scope.get("bias", &[to])?;
+        self.linear(scope, &Source::plain("weight", &[to, from]), Some(bias))
+    }
+
+    fn attention(
+        &self,
+        block: &Scope<'_>,
+        name: &str,
+        size: usize,
+        parts: usize,
+    ) -> Loaded<Attention> {
+        let scope = block.pp(name);
+        Ok(Attention {
+            norm: self.norm(&block.pp("norm1"), size)?,
+            qkv: self.product(&scope.pp("qkv"), size, 3 * size)?,
+            proj: self.product(&scope.pp("proj"), size, size)?,
+            parts,
+        })
+    }
+
+    /// `product + bias + residual`
+    fn add(&self, product: &Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (rows, size) = product.dims2()?;
+        let sum = self.fresh(residual.shape(), DType::F32)?;
+        let residual = residual.contiguous()?;
+        self.run(
+            "bias_residual",
+            geometry::bias_residual(rows, size),
+            &[
+                Arg::Tensor(product),
+                Arg::Tensor(bias),
+                Arg::Tensor(&residual),
+                Arg::Tensor(&sum),
+                Arg::Size(rows),
+                Arg::int(size),
+            ],
+        )?;
+        Ok(sum)
+    }
+}
+
+/// Rows of the last dimension.
+fn rows(x: &Tensor) -> Result<(usize, usize)> {
+    let size = x.dim(D::Minus1)?;
+    Ok((x.elem_count() / size.max(1), size))
+}
+
+impl Product {
+    /// `x W^T`, without the bias: `[.., inputs] -> [rows, outputs]`
+    ///
+    /// In bfloat16 the order of sums is cuBLAS's choice, which may be another one for another number
+    /// of rows; in float32 it is ours, and always the same.
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { on, weight, .. } = self;
+        let x = x.reshape(rows(x)?)?.to_dtype(weight.dtype())?;
+        let is_emulated = on.device().is_cpu();
+        match weight.dtype() {
+            DType::BF16 if is_emulated => {
+                // candle has no such product on the host.
+                let wide = |x: &Tensor| x.to_dtype(DType::F32);
+                wide(&x)?.matmul(&wide(weight)?.t()?)?.to_dtype(DType::BF16)
+            }
+            DType::F32 if !is_emulated => self.in_float32(&x.contiguous()?),
+            _ => x.matmul(&weight.t()?),
+        }
+    }
+
+    fn in_float32(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { on, weight, .. } = self;
+        let ((rows, inputs), (outputs, expected)) = (x.dims2()?, weight.dims2()?);
+        if inputs != expected || !inputs.is_multiple_of(4) {
+            let problem = format!("a product of {inputs} elements with {expected}");
+            return Err(candle_core::Error::Msg(problem).bt());
+        }
+        let (name, launch) = if rows <= geometry::FEW_ROWS {
+            ("product_few", geometry::product_few(rows, outputs))
+        } else {
+            ("product", geometry::product(rows, outputs))
+        };
+        let out = on.fresh((rows, outputs), DType::F32)?;
+        on.run(
+            name,
+            launch,
+            &[
+                Arg::Tensor(x),
+                Arg::Tensor(weight),
+                Arg::Tensor(&out),
+                Arg::Size(rows),
+                Arg::int(inputs),
+                Arg::int(outputs),
+            ],
+        )?;
+        Ok(out)
+    }
+}
+
+impl Layer for Product {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let product = self.plain(x)?;
+        let (rows, size) = product.dims2()?;
+        let sum = self.on.fresh((rows, size), product.dtype())?;
+        self.on.run(
+            "add_bias",
+            geometry::add_bias(rows, size),
+            &[
+                Arg::Tensor(&product),
+                Arg::Tensor(&self.bias),
+                Arg::Tensor(&sum),
+                Arg::Size(rows),
+                Arg::int(size),
+            ],
+        )?;
+        let mut dims = x.dims().to_vec();
+        dims.pop();
+        dims.push(size);
+        sum.reshape(dims)
+    }
+}
+
+impl Linear for Product {
+    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.on.add(&self.plain(x)?, &self.bias, residual)
+    }
+}
+
+impl Norm {
+    /// The norm in float32, or in the numbers of products.
+    fn of(&self, x: &Tensor, kind: DType) -> Result<Tensor> {
+        let (on, x) = (&self.on, x.contiguous()?);
+        let (rows, size) = rows(&x)?;
+        let out = on.fresh(x.shape(), kind)?;
+        let nothing = || Arg::Null;
+        let is_wide = x.dtype() == DType::F32;
+        // Where products are float32 too, either place will do.
+        on.run(
+            "layer_norm",
+            geometry::layer_norm(rows, size),
+            &[
+                if is_wide { Arg::Tensor(&x) } else { nothing() },
+                if is_wide { nothing() } else { Arg::Tensor(&x) },
+                nothing(),
+                Arg::Tensor(&self.weight),
+                Arg::Tensor(&self.shift),
+                nothing(),
+                if kind == DType::F32 { Arg::Tensor(&out) } else { nothing() },
+                if kind == DType::F32 { nothing() } else { Arg::Tensor(&out) },
+                Arg::int(rows),
+                Arg::int(size),
+            ],
+        )?;
+        Ok(out)
+    }
+}
+
+impl Layer for Norm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.of(x, DType::F32)
+    }
+}
+
+impl Layer for Mlp {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { norm, fc1, fc2 } = self;
+        let on = &fc1.on;
+        let normed = norm.as_ref().map(|norm| norm.of(x, on.0.kind)).transpose()?;
+        let hidden = fc1.plain(normed.as_ref().unwrap_or(x))?;
+        let (rows, size) = hidden.dims2()?;
+        on.run(
+            "bias_gelu",
+            geometry::bias_gelu(rows, size),
+            &[Arg::Tensor(&hidden), Arg::Tensor(&fc1.bias), Arg::Size(rows), Arg::int(size)],
+        )?;
+        on.add(&fc2.plain(&hidden)?, &fc2.bias, x)
+    }
+}
+
+impl Layer for Conv {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (Self { product, patches }, x) = (self, x.contiguous()?);
+        let (b, h, w, c) = x.dims4()?;
+        let Patches { size, stride, padding, to, .. } = *patches;
+        let side = |side: usize| (side + 2 * padding).saturating_sub(size) / stride + 1;
+        let (rows, columns) = (side(h), side(w));
+        let inputs = product.weight.dim(1)?;
+        let on = &product.on;
+        let flat = on.fresh((b * rows * columns, inputs), on.0.kind)?;
+        on.run(
+            "patches",
+            geometry::patches(b * rows * columns, inputs),
+            &[
+                Arg::Tensor(&x),
+                Arg::Tensor(&flat),
+                Arg::int(b),
+                Arg::int(h),
+                Arg::int(w),
+                Arg::int(c),
+                Arg::int(size),
+                Arg::int(stride),
+                Arg::int(padding),
+            ],
+        )?;
+        product.forward(&flat)?.to_dtype(DType::F32)?.reshape((b, rows, columns, to))
+    }
+}
+
+impl OnGrid for Depthwise {
+    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+        let (Self { on, taps, bias }, x) = (self, x.contiguous()?);
+        let (b, _, c) = x.dims3()?;
+        let out = on.fresh(x.shape(), DType::F32)?;
+        on.run(
+            "depthwise",
+            geometry::depthwise(b, h, w, c),
+            &[
+                Arg::Tensor(&x),
+                Arg::Tensor(taps),
+                Arg::Tensor(bias),
+                Arg::Tensor(&out),
+                Arg::int(b),
+                Arg::int(h),
+                Arg::int(w),
+                Arg::int(c),
+            ],
+        )?;
+        Ok(out)
+    }
+}
+
+impl OnGrid for Windows {
+    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+        let (side, Attention { norm, qkv, proj, parts: heads }) = (self.side, &self.attention);
+        let (on, (b, n, c)) = (&qkv.on, x.dims3()?);
+        let mixed = qkv.plain(&norm.of(x, on.0.kind)?)?;
+        let out = on.fresh((b * n, c), on.0.kind)?;
+        on.run(
+            "window_attention",
+            geometry::window_attention(b, [h, w], side, *heads, c / heads),
+            &[
+                Arg::Tensor(&mixed),
+                Arg::Tensor(&qkv.bias),
+                Arg::Tensor(&out),
+                Arg::int(b),
+                Arg::int(h),
+                Arg::int(w),
+                Arg::int(c),
+                Arg::int(*heads),
+                Arg::int(side),
+            ],
+        )?;
+        on.add(&proj.plain(&out)?, &proj.bias, x)
+    }
+}
+
+impl OnGrid for Channels {
+    fn forward(&self, x: &Tensor, _grid: Grid) -> Result<Tensor> {
+        let Attention { norm, qkv, proj, parts: groups } = &self.0;
+        let (on, (b, n, c)) = (&qkv.on, x.dims3()?);
+        let (groups, size) = (*groups, c / groups);
+        let (chunk, chunks) = (geometry::CHANNEL_CHUNK, geometry::channel_chunks(n));
+        let mixed = qkv.plain(&norm.of(x, on.0.kind)?)?;
+        let partial = on.fresh(vec![b, groups, chunks, size, size], DType::F32)?;
+        on.run(
+            "channel_scores",
+            geometry::channel_scores(b, n, groups, size),
+            &[
+                Arg::Tensor(&mixed),
+                Arg::Tensor(&qkv.bias),
+                Arg::Tensor(&partial),
+                Arg::int(b),
+                Arg::int(n),
+                Arg::int(c),
+                Arg::int(groups),
+                Arg::int(chunk),
+            ],
+        )?;
+        let weights = on.fresh((b, groups, size, size), DType::F32)?;
+        on.run(
+            "channel_softmax",
+            geometry::channel_softmax(b, groups, size),
+            &[
+                Arg::Tensor(&partial),
+                Arg::Tensor(&weights),
+                Arg::int(b),
+                Arg::int(n),
+                Arg::int(groups),
+                Arg::int(size),
+                Arg::int(chunks),
+            ],
+        )?;
+        let out = on.fresh((b * n, c), on.0.kind)?;
+        on.run(
+            "channel_apply",
+            geometry::channel_apply(b, n, groups, size),
+            &[
+                Arg::Tensor(&mixed),
+                Arg::Tensor(&qkv.bias),
+                Arg::Tensor(&weights),
+                Arg::Tensor(&out),
+                Arg::int(b),
+                Arg::int(n),
+                Arg::int(c),
+                Arg::int(groups),
+            ],
+        )?;
+        on.add(&proj.plain(&out)?, &proj.bias, x)
+    }
+}
+
+impl Backend for OnDevice {
+    const PICTURES: usize = 16;
+
+    type Linear = Product;
+    type Norm = Norm;
+    type Mlp = Mlp;
+    type Conv = Conv;
+    type Depthwise = Depthwise;
+    type Windows = Windows;
+    type Channels = Channels;
+    type Keys = Keys;
+    type History = Seen;
+
+    fn linear(
+        &self,
+        scope: &Scope<'_>,
+        weight: &Source<'_>,
+        bias: Option<Tensor>,
+    ) -> Loaded<Product> {
+        let load = || {
+            let bias = bias.map_or_else(|| self.nothing(weight.shape[0]), Ok)?;
+            Ok((bias, self.0.kind))
+        };
+        let (bias, kind) = load().map_err(LoadError::Device)?;
+        let weight = scope.arranged(weight)?;
+        let weight = weight.to_dtype(kind).and_then(|weight| weight.contiguous());
+        Ok(Product { on: self.clone(), weight: weight.map_err(LoadError::Device)?, bias })
+    }
+
+    fn norm(&self, scope: &Scope<'_>, size: usize) -> Loaded<Norm> {
+        let vector = |name| scope.get(name, &[size]);
+        Ok(Norm { on: self.clone(), weight: vector("weight")?, shift: vector("bias")? })
+    }
+
+    fn mlp(
+        &self,
+        scope: &Scope<'_>,
+        norm: Option<&Scope<'_>>,
+        (size, hidden): (usize, usize),
+    ) -> Loaded<Mlp> {
+        Ok(Mlp {
+            norm: norm.map(|scope| self.norm(scope, size)).transpose()?,
+            fc1: self.product(&scope.pp("fc1"), size, hidden)?,
+            fc2: self.product(&scope.pp("fc2"), hidden, size)?,
+        })
+    }
+
+    fn conv(&self, scope: &Scope<'_>, patches: Patches) -> Loaded<Conv> {
+        let Patches { from, to, size, .. } = patches;
+        let bias = scope.get("bias", &[to])?;
+        let weight = Source {
+            name: "weight",
+            stored: &[to, from, size, size],
+            shape: [to, from * size * size],
+            arrange: |weight| weight.permute((0, 2, 3, 1)),
+        };
+        let mut product = self.linear(scope, &weight, Some(bias))?;
+        // Rows of patches are filled up, so that products can load them in whole lines.
+        let more = geometry::patch_length(from, size) - from * size * size;
+        let padded = product.weight.pad_with_zeros(1, 0, more);
+        product.weight = padded.map_err(LoadError::Device)?;
+        Ok(Conv { product, patches })
+    }
+
+    fn depthwise(&self, scope: &Scope<'_>, channels: usize) -> Loaded<Depthwise> {
+        let (taps, bias) = scope.taps(channels)?;
+        Ok(Depthwise { on: self.clone(), taps, bias })
+    }
+
+    fn windows(
+        &self,
+        block: &Scope<'_>,
+        size: usize,
+        heads: usize,
+        window: usize,
+    ) -> Loaded<Windows> {
+        let attention = self.attention(block, "window_attn", size, heads)?;
+        Ok(Windows { attention, side: window })
+    }
+
+    fn channels(&self, block: &Scope<'_>, size: usize, groups: usize) -> Loaded<Channels> {
+        Ok(Channels(self.attention(block, "channel_attn", size, groups)?))
+    }
+
+    fn keys(&self, k: &Tensor, v: &Tensor, _heads: usize) -> Result<Keys> {
+        Ok(Keys { k: k.contiguous()?, v: v.contiguous()? })
+    }
+
+    fn attend(&self, q: &Tensor, sequences: &[(&Keys, usize)], heads: usize) -> Result<Tensor> {
+        let (rows, d) = q.dims2()?;
+        let out = self.fresh((rows, d), q.dtype())?;
+        let keys = sequences.iter().map(|(keys, _)| address(&keys.k));
+        let values = sequences.iter().map(|(keys, _)| address(&keys.v));
+        let lengths = sequences.iter().map(|(keys, _)| keys.k.dim(0));
+        let of_row =
+            sequences.iter().enumerate().flat_map(|(i, (_, rows))| std::iter::repeat_n(i, *rows));
+        let of_row: Vec<usize> = of_row.collect();
+        let lengths = lengths.collect::<Result<Vec<_>>>()?;
+        let nothing = self.nothing(d)?;
+        let [keys, values] =
+            [keys.collect::<Result<Vec<_>>>()?, values.collect::<Result<Vec<_>>>()?];
+        self.run(
+            "sequence_attention",
+            geometry::sequence_attention(rows, sequences.len(), heads, d / heads),
+            &[
+                Arg::Tensor(q),
+                Arg::Tensor(&nothing),
+                Arg::Tensor(&self.addresses(&keys)?),
+                Arg::Tensor(&self.addresses(&values)?),
+                Arg::Tensor(&self.ints(&lengths)?),
+                Arg::Tensor(&self.ints(&of_row)?),
+                Arg::Tensor(&out),
+                Arg::int(rows),
+                Arg::int(d),
+                Arg::int(heads),
+            ],
+        )?;
+        Ok(out)
+    }
+
+    fn attend_histories(
+        &self,
+        layer: usize,
+        mut jobs: Vec<&mut Seen>,
+        [q, k, v]: [&Tensor; 3],
+        heads: usize,
+    ) -> Result<Tensor> {
+        let (rows, d) = q.dims2()?;
+        let mut pool = self.0.pool.lock();
+        if layer == 0 {
+            for job in &mut jobs {
+                job.take_slots(self, &mut pool);
+            }
+            pool.step = Some(self.step(&jobs)?);
+        }
+        let arena = pool.arena(self, layer, (d, q.dtype()))?;
+        let Some(step) = &pool.step else { return Err(no_step()) };
+        let nothing = self.nothing(d)?;
+        self.run(
+            "history_append",
+            geometry::history_append(rows, d),
+            &[
+                Arg::Tensor(k),
+                Arg::Tensor(v),
+                Arg::Tensor(&nothing),
+                Arg::Tensor(&nothing),
+                Arg::Tensor(&arena.k),
+                Arg::Tensor(&arena.v),
+                Arg::Tensor(&step.slots),
+                Arg::int(rows),
+                Arg::int(d),
+            ],
+        )?;
+        let out = self.fresh((rows, d), q.dtype())?;
+        self.run(
+            "history_attention",
+            geometry::history_attention(rows, heads, d / heads),
+            &[
+                Arg::Tensor(q),
+                Arg::Tensor(&nothing),
+                Arg::Tensor(&arena.k),
+                Arg::Tensor(&arena.v),
+                Arg::Tensor(&step.seen),
+                Arg::Tensor(&step.counts),
+                Arg::Tensor(&out),
+                Arg::int(rows),
+                Arg::int(d),
+                Arg::int(heads),
+            ],
+        )?;
+        Ok(out)
+    }
+
+    fn logits(&self, head: &Product, hidden: &Tensor, look: Look<'_>) -> Result<()> {
+        let logits = head.plain(hidden)?.to_dtype(DType::F32)?;
+        let (rows, vocabulary) = logits.dims2()?;
+        let width = look.highest.min(vocabulary);
+        if width > MOST_HIGHEST {
+            let all = logits.broadcast_add(&head.bias)?.flatten_all()?.to_vec1()?;
+            (look.at)(Logits::all(&all, vocabulary));
+            return Ok(());
+        }
+        let log_sums = self.fresh(rows, DType::F32)?;
+        let (values, ids) =
+            (self.fresh((rows, width), DType::F32)?, self.fresh((rows, width), DType::U32)?);
+        self.run(
+            "top_k",
+            geometry::top_k(rows),
+            &[
+                Arg::Tensor(&logits),
+                Arg::Tensor(&head.bias),
+                Arg::Tensor(&log_sums),
+                Arg::Tensor(&values),
+                Arg::Tensor(&ids),
+                Arg::int(rows),
+                Arg::int(vocabulary),
+                Arg::int(width),
+            ],
+        )?;
+        let (values, ids) = (values.to_vec2::<f32>()?, ids.to_vec2::<u32>()?);
+        let sorted = ids.into_iter().zip(values).flat_map(|(ids, values)| {
+            let mut row: Vec<(u32, f32)> = ids.into_iter().zip(values).collect();
+            row.sort_unstable_by_key(|(token, _)| *token);
+            row
+        });
+        let (ids, values): (Vec<u32>, Vec<f32>) = sorted.unzip();
+        (look.at)(Logits::highest(&values, &ids, &log_sums.to_vec1::<f32>()?, width));
+        Ok(())
+    }
+}
+
+impl OnDevice {
+    /// Whole numbers as the kernels take them.
+    fn ints(&self, values: &[usize]) -> Result<Tensor> {
+        #[expect(clippy::cast_possible_truncation, reason = "numbers of rows, tokens and slots")]
+        let values: Vec<u32> = values.iter().map(|value| *value as u32).collect();
+        Tensor::from_slice(&values, values.len(), self.device())
+    }
+
+    fn addresses(&self, values: &[u64]) -> Result<Tensor> {
+        let values: Vec<i64> = values.iter().map(|address| address.cast_signed()).collect();
+        Tensor::from_slice(&values, values.len(), self.device())
+    }
+
+    /// What all layers of a step need to know of its rows.
+    fn step(&self, jobs: &[&mut Seen]) -> Result<Step> {
+        let rows = || jobs.iter().flat_map(|job| &job.rows);
+        let slots: Vec<usize> = rows().filter_map(|row| row.last()).copied().collect();
+        let counts: Vec<usize> = rows().map(Vec::len).collect();
+        let all = self.ints(&rows().flatten().copied().collect::<Vec<_>>())?;
+        let start = address(&all)?;
+        let mut first = 0;
+        let lists = counts.iter().map(|count| {
+            let list = start + first * size_of::<u32>() as u64;
+            first += *count as u64;
+            list
+        });
+        let seen = self.addresses(&lists.collect::<Vec<_>>())?;
+        Ok(Step { slots: self.ints(&slots)?, counts: self.ints(&counts)?, seen, _all: all })
+    }
+}
+
+fn no_step() -> candle_core::Error {
+    candle_core::Error::Msg("a layer before the first".to_owned()).bt()
+}
+
+/// Keys and values of what all jobs' rows have seen, by slots: a search that drops, keeps and doubles
+/// rows moves none of them.
+#[derive(Default)]
+struct Pool {
+    layers: Vec<Arena>,
+    /// Slots that an arena has room for, and those that nobody holds.
+    capacity: usize,
+    free: Vec<usize>,
+    step: Option<Step>,
+}
+
+/// `[slots, D]` each.
+#[derive(Clone)]
+struct Arena {
+    k: Tensor,
+    v: Tensor,
+}
+
+struct Step {
+    /// Of each row, where its new token goes.
+    slots: Tensor,
+    /// Of each row, the address of a list of slots, and how many these are.
+    seen: Tensor,
+    counts: Tensor,
+    /// What the addresses point to.
+    _all: Tensor,
+}
+
+/// The most of a row's logits that `top_k` finds.
+const MOST_HIGHEST: usize = 64;
+
+/// Slots of the first arenas.
+const FEW_SLOTS: usize = 4096;
+
+impl Pool {
+    fn take(&mut self) -> usize {
+        if self.free.is_empty() {
+            let more = self.capacity.max(FEW_SLOTS);
+            self.free.extend((self.capacity..self.capacity + more).rev());
+            self.capacity += more;
+        }
+        self.free.pop().unwrap_or_default()
+    }
+
+    /// A layer's arena, with room for all slots that have been given out.
+    fn arena(&mut self, on: &OnDevice, layer: usize, (d, kind): (usize, DType)) -> Result<Arena> {
+        // A device has no memory of no bytes: nothing here may be empty.
+        let new = |slots: usize| Tensor::zeros((slots, d), kind, on.device());
+        let grown = match self.layers.get(layer) {
+            Some(arena) if arena.k.dim(0)? == self.capacity => return Ok(arena.clone()),
+            Some(Arena { k, v }) => {
+                let missing = self.capacity - k.dim(0)?;
+                let more = |x: &Tensor| Tensor::cat(&[x, &new(missing)?], 0);
+                Arena { k: more(k)?, v: more(v)? }
+            }
+            None => Arena { k: new(self.capacity)?, v: new(self.capacity)? },
+        };
+        self.layers.splice(layer..(layer + 1).min(self.layers.len()), [grown.clone()]);
+        Ok(grown)
+    }
+}
+
+/// What a job's rows have seen: slots of the pool, which go back there with the job.
+#[derive(Default)]
+pub(crate) struct Seen {
+    rows: Vec<Vec<usize>>,
+    /// All that the job holds, whether a row still has them or not.
+    held: Vec<usize>,
+    on: Weak<Inner>,
+}
+
+impl Seen {
+    /// Gives each row a slot for its new token.
+    fn take_slots(&mut self, on: &OnDevice, pool: &mut Pool) {
+        self.on = Arc::downgrade(&on.0);
+        for row in &mut self.rows {
+            let slot = pool.take();
+            row.push(slot);
+            self.held.push(slot);
+        }
+    }
+}
+
+impl History for Seen {
+    fn advance(&mut self, rows: usize) {
+        self.rows.resize_with(rows, Vec::new);
+    }
+
+    fn select(&mut self, parents: &[usize]) -> Result<()> {
+        self.rows = parents.iter().map(|parent| self.rows[*parent].clone()).collect();
+        Ok(())
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        if let Some(on) = self.on.upgrade() {
+            on.pool.lock().free.append(&mut self.held);
+        }
+    }
+}
