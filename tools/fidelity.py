@@ -65,7 +65,7 @@ def main():
     args.add_argument("--tokenizer", type=Path, default=Path(__file__).parent.parent / "models/tiny")
     args.add_argument("--tokens", type=int, default=24)
     args.add_argument("--prompts", type=int, default=len(PROMPTS))
-    args.add_argument("--cuda", help="the device that `florence` runs on")
+    args.add_argument("--device", help="the device that `florence` runs on")
     args.add_argument("--picture", type=Path, help="instead of a drawn one")
     args.add_argument("--spread", type=float, default=None, help="width of the random weights, 1 is the usual init")
     args = args.parse_args()
@@ -78,7 +78,7 @@ def main():
     picture = args.picture or args.work / "picture.png"
     if not args.picture:
         scenes.draw(scenes.make_scene(4242, 641, 479)).save(picture)
-    device = ["--cuda", args.cuda, "--no-packed-file"] if args.cuda else []
+    device = ["--device", args.device, "--no-packed-file"] if args.device else []
     image = Image.open(picture)
     model = reference.Reference(native)
     compared = wrong = 0

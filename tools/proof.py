@@ -90,7 +90,7 @@ class Proof:
         return None
 
     def where(self):
-        return ["--kernels", "emulated"] if self.args.emulate else ["--cuda", "0"]
+        return ["--kernels", "emulated"] if self.args.emulate else ["--device", "cuda:0"]
 
     def can_compute(self, part):
         """Whether there is anything to compute on; notes it if not."""
@@ -241,7 +241,7 @@ def fidelity(proof):
         return
     status, said, told = proof.run(
         [sys.executable, proof.work / "tools/fidelity.py", "base", "--florence", proof.work / "florence", "--work",
-         proof.work / "fidelity", "--tokenizer", proof.work / "tiny", "--cuda", "0", "--prompts", "1", "--picture",
+         proof.work / "fidelity", "--tokenizer", proof.work / "tiny", "--device", "cuda:0", "--prompts", "1", "--picture",
          proof.work / "samples/shapes.png"], 100)
     lines = [line for line in said.splitlines() if line.startswith(("equal", "DIFFERENT"))]
     proof.note(part, "ok" if status == 0 else "failed", lines=lines, status=status, error=told[-400:])

@@ -61,13 +61,18 @@ impl ModelArgs {
         self.open(&LoadOptions { device, precision, kernels, ..self.options()? })
     }
 
-    /// The same model `count` times, each with an equal share of the compute threads.
-    pub(crate) fn load_several(&self, count: usize) -> anyhow::Result<Vec<Florence>> {
+    /// The same model several times, each with an equal share of the compute threads. By default
+    /// they have a thread each, which are busier than threads that share a product, up to four:
+    /// each needs memory for its batch.
+    pub(crate) fn load_several(&self, count: Option<usize>) -> anyhow::Result<Vec<Florence>> {
+        const MOST: usize = 4;
         let all = match self.threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let share = |i| (all * (i + 1) / count - all * i / count).max(1);
+        let alone = if self.device == Device::Cpu { all.min(MOST) } else { 1 };
+        let count = count.unwrap_or(alone);
+        let share = |i: usize| (all * (i + 1) / count - all * i / count).max(1);
         let options = self.options()?;
         let options = |i| LoadOptions { threads: share(i), ..options.clone() };
         let first = self.open(&options(0))?;

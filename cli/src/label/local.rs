@@ -3,11 +3,13 @@
 
 use std::{
     error::Error as _,
+    iter,
     sync::Arc,
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use crossbeam_channel::{Sender, bounded};
 use florence_engine::{
     Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
@@ -23,8 +25,9 @@ use crate::ask::AskArgs;
 const READY: usize = 4;
 
 pub(super) struct Local {
-    /// The model, once for each batch.
-    engines: Vec<Florence>,
+    florence: Florence,
+    /// The same model again, for more batches at once.
+    others: Vec<Florence>,
     questions: Vec<(String, Question)>,
     prepare: PrepareOptions,
     generate: GenerateOptions,
@@ -39,30 +42,39 @@ impl Local {
         ask: &AskArgs,
         batch: usize,
     ) -> anyhow::Result<Self> {
-        let first = engines.first().context("there must be an engine")?;
-        let question = |prompt: &String| Ok((prompt.clone(), first.question(prompt, ask.prompts)?));
+        let mut others = engines;
+        let florence = others.pop().context("there must be an engine")?;
+        let question =
+            |prompt: &String| Ok((prompt.clone(), florence.question(prompt, ask.prompts)?));
         let questions = prompts.iter().map(question).collect::<anyhow::Result<_>>()?;
         let (prepare, generate) = (ask.prepare(), ask.generate());
-        Ok(Self { florence, questions, prepare, generate, decimals: ask.decimals, batch })
+        let decimals = ask.decimals;
+        Ok(Self { florence, others, questions, prepare, generate, decimals, batch })
     }
 
     pub(super) fn model(&self) -> &str {
         self.florence.name()
     }
 
+    fn engines(&self) -> impl Iterator<Item = &Florence> {
+        iter::once(&self.florence).chain(&self.others)
+    }
+
     /// How many pictures may be on their way: as many as are read, ready and answered at once.
     pub(super) fn most(&self, readers: usize) -> usize {
-        2 * readers + READY + 2 * self.batch
+        2 * readers + READY + 2 * self.batch * self.engines().count()
     }
 
     /// Answers what `flow` reads, until there is no more.
     pub(super) fn run(&self, flow: &Flow<'_>, readers: usize) {
         let (work, inbox) = bounded(READY);
         thread::scope(|scope| {
-            scope.spawn(move || {
+            let serve = |florence| {
+                let inbox = inbox.clone();
                 let watch = Batches { most: self.batch };
-                serve::serve(&self.florence, &Caches::new(0, 0), &inbox, &watch);
-            });
+                move || serve::serve(florence, &Caches::new(0, 0), &inbox, &watch)
+            };
+            let engines: Vec<_> = self.engines().map(|it| scope.spawn(serve(it))).collect();
             for _ in 0..readers {
                 let work = work.clone();
                 scope.spawn(move || {
@@ -72,6 +84,12 @@ impl Local {
                 });
             }
             drop(work);
+            let ends = engines.into_iter().map(ScopedJoinHandle::join);
+            let lost = ends.filter_map(|end| end.ok()?.err()).last();
+            // There is more only if no engine can do it.
+            for Work { asker, .. } in inbox {
+                asker.failed(lost.clone().unwrap_or(Failure::Cancelled), Duration::ZERO);
+            }
         });
     }
 
@@ -102,7 +120,7 @@ impl Local {
         };
         let options = self.generate.clone();
         let input = Input::Picture(picture);
-        // The engine goes only when all readers have gone.
+        // The engines go only when all readers have gone, or are heard of.
         let _ = work.send(Work { asker, parts, inputs: vec![input], options, is_shared: false });
     }
 }

@@ -25,7 +25,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use florence_engine::{Stop, fetch::Authorities, prompt::Prompt};
+use florence_engine::{Florence, Stop, fetch::Authorities, prompt::Prompt};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
@@ -79,9 +79,10 @@ pub(crate) struct Args {
     /// Most pictures that are decoded together
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
-    /// Batches that are answered at once, each with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    engines: usize,
+    /// Batches that are answered at once, each with its share of the threads (default: one for each
+    /// thread, at most 4; on a GPU 1)
+    #[arg(long, value_name = "N")]
+    engines: Option<usize>,
     /// Pictures that are read, downloaded and decoded at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     readers: usize,
@@ -207,7 +208,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
         ensure!(!args.tasks[..i].contains(task), "the task {task} is there twice");
     }
     ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
-    let counts = [args.batch, args.engines, args.readers];
+    let counts = [args.batch, args.engines.unwrap_or(1), args.readers];
     ensure!(!counts.contains(&0), "--batch, --engines and --readers are at least 1");
     ensure!(args.shard != Some(0), "--shard is at least 1");
     args.select.check()?;
