@@ -1,14 +1,13 @@
 //! `florence doctor`: what this machine offers, and whether a model loads.
 
-use std::path::PathBuf;
+use florence_engine::{Cpu, HAS_CUDA, LoadOptions};
 
-use florence_engine::{Cpu, Florence, HAS_CUDA, LoadOptions};
+use crate::load::FilesArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint directory to check; without it the embedded tiny model
-    #[arg(long)]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    files: FilesArgs,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -18,13 +17,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let kernels: Vec<_> = Cpu::available().map(Cpu::name).collect();
     println!("kernels       {}", kernels.join(" "));
     println!("cuda          {}", if HAS_CUDA { "built in" } else { "not built in" });
-    let options = LoadOptions::default();
     let start = std::time::Instant::now();
-    let loaded = match &args.model {
-        Some(directory) => Florence::load(directory, &options),
-        None => Florence::embedded(&options),
-    };
-    let florence = loaded?;
+    let florence = args.files.load(LoadOptions::default())?;
     println!(
         "model         {} loads in {} ms, answers of up to {} tokens",
         florence.name(),

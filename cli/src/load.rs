@@ -4,15 +4,51 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use florence_engine::{Cpu, Device, Florence, Kernels, LoadOptions, Precision, model::Shape};
+use florence_engine::{
+    Cpu, Device, Florence, Kernels, LoadOptions, Precision, TokenIds, model::Shape,
+};
 
+/// The files of a model.
 #[derive(clap::Args)]
-pub(crate) struct ModelArgs {
+pub(crate) struct FilesArgs {
     /// Checkpoint directory; without it the embedded tiny model answers
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Directory of a PEFT adapter that is merged into the model's weights
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Directory whose tokenizer is taken instead of the model's
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Which tokens begin and end answers: those of the model's files, or `<s>` and `</s>` of the
+    /// tokenizer, where the files are wrong
+    #[arg(long, value_name = "checkpoint|tokenizer", default_value = "checkpoint")]
+    token_ids: TokenIds,
+}
+
+impl FilesArgs {
+    /// The model, or the embedded one.
+    pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Florence> {
+        let Self { model, adapter, tokenizer, token_ids } = self;
+        let (adapter, tokenizer) = (adapter.clone(), tokenizer.clone());
+        let options = LoadOptions { adapter, tokenizer, token_ids: *token_ids, ..options };
+        let florence = match model {
+            Some(directory) => Florence::load(directory, &options)?,
+            None => Florence::embedded(&options)?,
+        };
+        for remark in florence.remarks() {
+            eprintln!("{}: {remark}", florence.name());
+        }
+        Ok(florence)
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    files: FilesArgs,
     /// Made-up weights of a published size instead, to measure speed
-    #[arg(long, value_enum, conflicts_with = "model")]
+    #[arg(long, value_enum, conflicts_with_all = ["model", "adapter", "tokenizer"])]
     synthetic: Option<SyntheticShape>,
     /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
     #[arg(long, default_value = "f32")]
@@ -53,13 +89,14 @@ impl ModelArgs {
             nice: 0,
             cpus: Vec::new(),
             keep_packed: !self.no_packed_file,
+            ..LoadOptions::default()
         };
-        Ok(match (&self.model, self.synthetic) {
-            (Some(directory), _) => Florence::load(directory, &options)?,
-            (None, Some(SyntheticShape::Base)) => Florence::synthetic(Shape::Base, &options)?,
-            (None, Some(SyntheticShape::Large)) => Florence::synthetic(Shape::Large, &options)?,
-            (None, None) => Florence::embedded(&options)?,
-        })
+        let shape = match self.synthetic {
+            None => return self.files.load(options),
+            Some(SyntheticShape::Base) => Shape::Base,
+            Some(SyntheticShape::Large) => Shape::Large,
+        };
+        Ok(Florence::synthetic(shape, &options)?)
     }
 
     fn kernels(&self) -> anyhow::Result<Kernels> {

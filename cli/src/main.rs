@@ -20,6 +20,7 @@ mod bench;
 mod doctor;
 mod draw;
 mod load;
+mod merge;
 mod pull;
 mod run;
 mod web;
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
+    /// Merge a PEFT adapter into a model, and write that as a checkpoint of its own.
+    Merge(merge::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
     Draw(draw::Args),
     /// Measure how long each stage takes.
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Web(args) => web::run(&args),

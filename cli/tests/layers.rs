@@ -7,11 +7,12 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 8] = [
     ("bench", &["load"]),
-    ("doctor", &[]),
+    ("doctor", &["load"]),
     ("draw", &[]),
     ("load", &[]),
+    ("merge", &[]),
     ("pull", &[]),
     ("run", &["load"]),
     ("web", &["draw"]),

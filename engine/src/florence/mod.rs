@@ -18,8 +18,8 @@ use crate::{
     generate::{Generated, Rules},
     image::{PixelValues, Preprocessor, Rgb, decode},
     model::{
-        Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, LoadError, Model, Shape,
-        Target,
+        Checkpoint, Compute, ConfigFile, GenerationDefaults, GenerationFields, LoadError, Model,
+        Shape, Target,
     },
     postprocess::{Decimals, Parsed, Scale, Scored, post_process},
     prompt::{Prompt, PromptError, Prompts},
@@ -29,7 +29,7 @@ use crate::{
 
 pub use batch::Batch;
 pub use options::{
-    Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, has_cpu,
+    Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
 };
 
 /// A decoded picture as the model's input.
@@ -163,6 +163,7 @@ pub struct Timings {
 pub struct Florence {
     name: String,
     is_embedded: bool,
+    remarks: Vec<String>,
     model: Model,
     text: Text,
     preprocessor: Preprocessor,
@@ -212,44 +213,55 @@ impl Florence {
     }
 
     fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
-        const CONFIG: &str = "config.json";
-        const PREPROCESSOR: &str = "preprocessor_config.json";
-        const GENERATION: &str = "generation_config.json";
-        checkpoint.check()?;
-        let inconsistent =
-            |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
+        checkpoint.check_model()?;
         let device = match options.device {
             Device::Cpu => candle_core::Device::Cpu,
             Device::Cuda(n) => candle_core::Device::new_cuda(n).map_err(LoadError::Device)?,
         };
         let compute = options.compute()?;
         let threads = options.thread_pool()?;
-        let config: Config = checkpoint.read_json(CONFIG)?;
-        if let Some(problem) = config.problem() {
-            return Err(inconsistent(CONFIG, problem).into());
-        }
-        let preprocessor: Preprocessor = checkpoint.read_json(PREPROCESSOR)?;
+        let Files { config, generation, preprocessor, text, mut remarks } =
+            Files::read(checkpoint, options)?;
         let side = preprocessor.side().ok_or_else(|| {
-            inconsistent(PREPROCESSOR, "the picture size must be a square".to_owned())
+            inconsistent(checkpoint, PREPROCESSOR, "the picture size must be a square".to_owned())
         })?;
-        let generation: Option<GenerationFields> =
-            checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
-        let text = Text::load(checkpoint)?;
-        let target = Target { device: &device, compute, keep_packed: options.keep_packed };
+        let adapter = options.adapter.as_deref();
+        let target = Target { device: &device, compute, keep_packed: options.keep_packed, adapter };
         let model = threads.install(|| Model::load(checkpoint, &config, side, &target))?;
+        if !model.told().is_empty() {
+            remarks.push(format!(
+                "{CONFIG} has no {}: what the tensors' shapes and Florence-2's own values give is \
+                 taken",
+                model.told().join(", ")
+            ));
+        }
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
             let problem = format!("the tokenizer has {ids} ids, the model only {rows}");
-            return Err(inconsistent(CONFIG, problem).into());
+            return Err(inconsistent(checkpoint, CONFIG, problem).into());
         }
-        let generation = config.generation(generation);
-        let name = checkpoint.name();
+        let mut generation = config.generation(generation);
+        if let (Some(bos), Some(eos)) = (text.id("<s>"), text.id("</s>"))
+            && let Some(given) = generation.other_ids(bos, eos)
+        {
+            if options.token_ids == TokenIds::Tokenizer {
+                generation.take_ids(bos, eos);
+            } else {
+                remarks.push(format!(
+                    "{given} are given for answers, where the tokenizer has <s> as {bos} and </s> \
+                     as {eos}; token-ids tokenizer takes these"
+                ));
+            }
+        }
+        let adapter = adapter.map(|adapter| format!("+{}", Checkpoint::Directory(adapter).name()));
+        let name = checkpoint.name() + &adapter.unwrap_or_default();
         let questions = Cache::new(QUESTIONS);
         let is_embedded = matches!(checkpoint, Checkpoint::Embedded);
         Ok(Self {
             name,
             is_embedded,
+            remarks,
             model,
             text,
             preprocessor,
@@ -260,9 +272,14 @@ impl Florence {
         })
     }
 
-    /// Name of the checkpoint's directory.
+    /// Name of the checkpoint's directory, and of the adapter's: `base+adapter`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the checkpoint's files leave out or contradict, and what was taken instead.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// What its users have to know of the model.
@@ -324,15 +341,20 @@ impl Florence {
         let start = Instant::now();
         let rgb = decode(bytes, &options.limits, options.orientation)?;
         let decode_ms = milliseconds(start);
-        Ok(Picture { decode_ms, ..self.preprocess(&rgb) })
+        Ok(Picture { decode_ms, ..self.preprocess(&rgb)? })
     }
 
     /// Preprocesses a picture that somebody else has decoded.
-    pub fn preprocess(&self, picture: &Rgb) -> Picture {
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::NotResized`](crate::image::ImageError::NotResized), if the checkpoint takes
+    /// pictures as they are and this one is none that it can take.
+    pub fn preprocess(&self, picture: &Rgb) -> Result<Picture, Error> {
         let start = Instant::now();
-        let pixels = self.threads.install(|| self.preprocessor.pixel_values(picture));
+        let pixels = self.threads.install(|| self.preprocessor.pixel_values(picture))?;
         let size = (picture.width, picture.height);
-        Picture { pixels, size, decode_ms: 0.0, preprocess_ms: milliseconds(start) }
+        Ok(Picture { pixels, size, decode_ms: 0.0, preprocess_ms: milliseconds(start) })
     }
 
     /// Both of a job's parts.
@@ -430,7 +452,8 @@ impl Florence {
 
     /// How many pictures are best encoded together.
     pub fn pictures_at_once(&self) -> usize {
-        self.model.pictures_at_once()
+        // Those that are not resized may differ in size.
+        if self.preprocessor.resizes() { self.model.pictures_at_once() } else { 1 }
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {
@@ -483,6 +506,46 @@ fn mean(scores: &[f32]) -> f32 {
         return 0.0;
     }
     (scores.iter().sum::<f32>() / scores.len() as f32).exp()
+}
+
+const CONFIG: &str = "config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+const GENERATION: &str = "generation_config.json";
+
+/// A checkpoint's files, but for the weights.
+struct Files {
+    config: ConfigFile,
+    generation: Option<GenerationFields>,
+    preprocessor: Preprocessor,
+    text: Text,
+    remarks: Vec<String>,
+}
+
+impl Files {
+    fn read(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, LoadError> {
+        let mut remarks = Vec::new();
+        let config = checkpoint.read_json(CONFIG)?;
+        let has = |name| checkpoint.has(name);
+        let generation = has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
+        let tokenizer = options.tokenizer.as_deref().map(Checkpoint::Directory);
+        let text = Text::load(tokenizer.unwrap_or(checkpoint))?;
+        let preprocessor = match tokenizer.filter(|_| !has(PREPROCESSOR)) {
+            None if has(PREPROCESSOR) => checkpoint.read_json(PREPROCESSOR)?,
+            Some(other) if other.has(PREPROCESSOR) => {
+                remarks.push(format!("{PREPROCESSOR} is the tokenizer's"));
+                other.read_json(PREPROCESSOR)?
+            }
+            _ => {
+                remarks.push(format!("there is no {PREPROCESSOR}: Florence-2's own is taken"));
+                Preprocessor::default()
+            }
+        };
+        Ok(Self { config, generation, preprocessor, text, remarks })
+    }
+}
+
+fn inconsistent(checkpoint: Checkpoint<'_>, file: &str, problem: String) -> LoadError {
+    LoadError::Config { path: checkpoint.path(file), problem }
 }
 
 /// How the answer's text is to be read.

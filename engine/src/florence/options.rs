@@ -1,6 +1,6 @@
 //! What a caller may choose: how a checkpoint is loaded, a picture read, an answer generated.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use rustix::thread::CpuSet;
 
@@ -63,6 +63,28 @@ pub enum Kernels {
     Candle,
 }
 
+/// Which tokens begin and end answers, where a checkpoint's files contradict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenIds {
+    /// As `config.json` or `generation_config.json` has them: the reference's answers.
+    #[default]
+    Checkpoint,
+    /// `<s>` and `</s>` of the tokenizer.
+    Tokenizer,
+}
+
+impl FromStr for TokenIds {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "checkpoint" => Ok(Self::Checkpoint),
+            "tokenizer" => Ok(Self::Tokenizer),
+            _ => Err(Error::UnknownTokenIds(name.to_owned())),
+        }
+    }
+}
+
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
@@ -81,6 +103,12 @@ pub struct LoadOptions {
     /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
     /// and all processes of the host share their pages.
     pub keep_packed: bool,
+    /// Directory of a PEFT adapter that is merged into the weights.
+    pub adapter: Option<PathBuf>,
+    /// Directory whose tokenizer is taken instead of the checkpoint's.
+    pub tokenizer: Option<PathBuf>,
+    /// Which tokens begin and end answers.
+    pub token_ids: TokenIds,
 }
 
 /// How a picture and a prompt are read.

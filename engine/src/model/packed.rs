@@ -52,28 +52,30 @@ pub(super) enum Packed {
 }
 
 impl Place {
-    /// The file in `directory` that belongs to these weight files.
+    /// The file in `directory` that belongs to what is made of these files, `adapter` among them.
     ///
     /// # Errors
     ///
-    /// A weight file's length or time cannot be read.
-    pub(super) fn new<'a>(
+    /// A file's length or time cannot be read.
+    pub(super) fn new(
         directory: &Path,
-        weights: impl Iterator<Item = &'a Path>,
+        files: &[&Path],
         precision: Precision,
+        adapter: Option<&Path>,
     ) -> io::Result<Self> {
         let mut origin = HashMap::from([
             ("format".to_owned(), format!("florence packed {}", Matrix::LAYOUT)),
             ("precision".to_owned(), precision.name().to_owned()),
         ]);
-        for path in weights {
+        for path in files {
             let file = fs::metadata(path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let changed = file.modified()?.duration_since(std::time::UNIX_EPOCH);
             let changed = changed.unwrap_or_default().as_nanos();
             origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
         }
-        let name = format!("florence-packed-{}.safetensors", precision.name());
+        let adapter = adapter.map(adapter_name).transpose()?.unwrap_or_default();
+        let name = format!("florence-packed-{}{adapter}.safetensors", precision.name());
         Ok(Self { directory: directory.to_owned(), name, origin })
     }
 
@@ -131,6 +133,16 @@ impl Place {
         });
         is_whole.then(|| Mapped { map: Arc::new(map), tensors })
     }
+}
+
+/// What tells the file of one adapter from that of another: its directory's name, as far as a
+/// file's name has room for it, and a digest of the whole path.
+fn adapter_name(directory: &Path) -> io::Result<String> {
+    const MOST: usize = 40;
+    let path = fs::canonicalize(directory)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().take(MOST).collect();
+    Ok(format!("+{name}-{}", checksum(path.as_os_str().as_encoded_bytes())))
 }
 
 fn checksum(bytes: &[u8]) -> String {

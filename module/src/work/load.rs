@@ -1,6 +1,6 @@
 //! Loads the model, on the engine thread.
 
-use std::{path::Path, sync::Arc, thread, time::Instant};
+use std::{path::PathBuf, sync::Arc, thread, time::Instant};
 
 use florence_engine::{Error, Florence, LoadOptions, model::Packing, serve::Caches};
 
@@ -38,14 +38,22 @@ fn options() -> LoadOptions {
         cpus: settings::CPUS.get().0.clone(),
         precision: *settings::PRECISION.get(),
         keep_packed: settings::KEEP_PACKED.get(),
+        adapter: directory(&settings::ADAPTER.get()),
+        tokenizer: directory(&settings::TOKENIZER.get()),
+        token_ids: *settings::TOKEN_IDS.get(),
         ..LoadOptions::default()
     }
 }
 
+/// A directory, if the setting names one.
+fn directory(setting: &str) -> Option<PathBuf> {
+    (!setting.is_empty()).then(|| PathBuf::from(setting))
+}
+
 fn from_settings(options: &LoadOptions) -> Result<Florence, Error> {
-    match settings::MODEL.get().as_str() {
-        "" => Florence::embedded(options),
-        directory => Florence::load(Path::new(directory), options),
+    match directory(&settings::MODEL.get()) {
+        None => Florence::embedded(options),
+        Some(directory) => Florence::load(&directory, options),
     }
 }
 
@@ -60,6 +68,9 @@ fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loade
         elapsed_ms(start),
         options.threads,
     ));
+    for remark in florence.remarks() {
+        server::warn(&format!("model {}: {remark}", florence.name()));
+    }
     if let Some(note) = model::note(&florence) {
         server::warn(&note);
     }

@@ -223,7 +223,8 @@ fn prepared(
         Err(parts) => parts,
     };
     let picture = decoded().map_err(|error| Failure::from(&Error::from(error)))?;
-    let input = Input::Picture(florence.preprocess(&picture));
+    let input = florence.preprocess(&picture).map_err(|error| Failure::from(&error))?;
+    let input = Input::Picture(input);
     Ok(Prepared { work: Next::Infer { parts, input }, thumbnail: small(&picture) })
 }
 
