@@ -1,6 +1,7 @@
 """Writes the golden fixtures of adapters: PEFT makes them, and merges them itself.
 
     python tools/make_adapters.py
+    python tools/make_adapters.py check target/release/florence     what `florence merge` writes
 
 Adapters of random numbers for engine/tests/fixtures/random-native and models/tiny, and the answers
 of the merged models. Before PEFT sees a model its tied weights are copied, so that each module has
@@ -10,6 +11,9 @@ Each answer must be the one of the adapter that is not merged.
 
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import peft
@@ -147,5 +151,23 @@ def main():
     (FIXTURES / "adapters.json").write_text(json.dumps({"provenance": provenance, "cases": cases}) + "\n")
 
 
+def check(florence):
+    """The reference loads merged checkpoints, and they answer as PEFT's do."""
+    for case in json.loads((FIXTURES / "adapters.json").read_text())["cases"]:
+        base = TINY if case["checkpoint"] == "models/tiny" else FIXTURES / case["checkpoint"]
+        with tempfile.TemporaryDirectory() as work:
+            # float16 would round what the adapter adds.
+            shutil.copytree(base, Path(work) / "base", ignore=shutil.ignore_patterns("samples", "florence-*"))
+            path = Path(work) / "base/model.safetensors"
+            save_file({k: v.float() for k, v in load_file(path).items()}, path, {"format": "pt"})
+            out = Path(work) / "merged"
+            subprocess.run([florence, "merge", path.parent, OUT / case["adapter"], out], check=True)
+            model, image = reference.Reference(out), Image.open(FIXTURES / case["picture"])
+            for answer in case["answers"]:
+                ids, _, parsed = model.answer(image, answer["prompt"], answer["beams"], 40)
+                assert (ids, parsed) == (answer["token_ids"], answer["answer"]), (case["adapter"], answer)
+            print(case["adapter"], len(case["answers"]), "answers equal")
+
+
 if __name__ == "__main__":
-    main()
+    check(sys.argv[2]) if sys.argv[1:2] == ["check"] else main()

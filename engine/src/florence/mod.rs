@@ -4,6 +4,7 @@
 //! engine's own threads, for one or several prepared pictures together.
 
 mod batch;
+mod files;
 #[cfg(test)]
 mod made_up;
 mod options;
@@ -17,10 +18,7 @@ use crate::{
     Error,
     generate::{Generated, Rules},
     image::{PixelValues, Preprocessor, Rgb, decode},
-    model::{
-        Checkpoint, Compute, ConfigFile, GenerationDefaults, GenerationFields, LoadError, Model,
-        Shape, Target,
-    },
+    model::{Checkpoint, Compute, GenerationDefaults, LoadError, Model, Shape, Target},
     postprocess::{Decimals, Parsed, Scale, Scored, post_process},
     prompt::{Prompt, PromptError, Prompts},
     task::AnswerKind,
@@ -28,6 +26,7 @@ use crate::{
 };
 
 pub use batch::Batch;
+use files::{CONFIG, Files, PREPROCESSOR, inconsistent};
 pub use options::{
     Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
 };
@@ -506,46 +505,6 @@ fn mean(scores: &[f32]) -> f32 {
         return 0.0;
     }
     (scores.iter().sum::<f32>() / scores.len() as f32).exp()
-}
-
-const CONFIG: &str = "config.json";
-const PREPROCESSOR: &str = "preprocessor_config.json";
-const GENERATION: &str = "generation_config.json";
-
-/// A checkpoint's files, but for the weights.
-struct Files {
-    config: ConfigFile,
-    generation: Option<GenerationFields>,
-    preprocessor: Preprocessor,
-    text: Text,
-    remarks: Vec<String>,
-}
-
-impl Files {
-    fn read(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, LoadError> {
-        let mut remarks = Vec::new();
-        let config = checkpoint.read_json(CONFIG)?;
-        let has = |name| checkpoint.has(name);
-        let generation = has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
-        let tokenizer = options.tokenizer.as_deref().map(Checkpoint::Directory);
-        let text = Text::load(tokenizer.unwrap_or(checkpoint))?;
-        let preprocessor = match tokenizer.filter(|_| !has(PREPROCESSOR)) {
-            None if has(PREPROCESSOR) => checkpoint.read_json(PREPROCESSOR)?,
-            Some(other) if other.has(PREPROCESSOR) => {
-                remarks.push(format!("{PREPROCESSOR} is the tokenizer's"));
-                other.read_json(PREPROCESSOR)?
-            }
-            _ => {
-                remarks.push(format!("there is no {PREPROCESSOR}: Florence-2's own is taken"));
-                Preprocessor::default()
-            }
-        };
-        Ok(Self { config, generation, preprocessor, text, remarks })
-    }
-}
-
-fn inconsistent(checkpoint: Checkpoint<'_>, file: &str, problem: String) -> LoadError {
-    LoadError::Config { path: checkpoint.path(file), problem }
 }
 
 /// How the answer's text is to be read.

@@ -287,9 +287,9 @@ impl Settings {
 
     /// Whether a parameter's module was copied whole, and trained beside the one it was tied to.
     fn saves(&self, parameter: &str) -> bool {
-        let modules = self.modules_to_save.iter().flatten();
+        let mut modules = self.modules_to_save.iter().flatten();
         let parameter = format!(".{parameter}.");
-        modules.into_iter().any(|module| parameter.contains(&format!(".{module}.")))
+        modules.any(|module| parameter.contains(&format!(".{module}.")))
     }
 
     /// A module's rank, and what its product is multiplied by.

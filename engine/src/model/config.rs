@@ -194,67 +194,98 @@ impl ConfigFile {
         &self,
         shape: impl Fn(&str) -> Option<Vec<usize>>,
     ) -> (Config, Vec<&'static str>) {
-        let mut missing = Vec::new();
-        let vision = self.vision_config.clone();
-        let conv = |i: usize| shape(&format!("vision_tower.convs.{i}.conv.weight"));
+        let mut told = Told { shape, missing: Vec::new() };
+        let vision = self.vision_config.clone().complete(&mut told);
+        let text = self.text_config.clone().complete(&mut told);
+        (Config { vision, text }, told.missing)
+    }
+}
+
+/// What the tensors of a checkpoint tell, and what they were asked for.
+struct Told<F> {
+    shape: F,
+    missing: Vec<&'static str>,
+}
+
+impl<F: Fn(&str) -> Option<Vec<usize>>> Told<F> {
+    /// A field; one that the file does not have goes on the list.
+    fn or<T>(&mut self, given: Option<T>, name: &'static str, own: impl FnOnce(&F) -> T) -> T {
+        given.unwrap_or_else(|| {
+            self.missing.push(name);
+            own(&self.shape)
+        })
+    }
+}
+
+/// How many tensors of numbered names there are, one after the other.
+fn count(name: impl Fn(usize) -> String, shape: impl Fn(&str) -> Option<Vec<usize>>) -> usize {
+    (0..).take_while(|i| shape(&name(*i)).is_some()).count()
+}
+
+impl VisionFields {
+    fn complete<F>(self, told: &mut Told<F>) -> VisionConfig
+    where
+        F: Fn(&str) -> Option<Vec<usize>>,
+    {
+        let conv = |i: usize| (told.shape)(&format!("vision_tower.convs.{i}.conv.weight"));
         let convs: Vec<Vec<usize>> = (0..).map_while(conv).collect();
-        let sizes = |dim: usize| convs.iter().filter_map(|conv| conv.get(dim)).copied().collect();
-        let stages = 0..convs.len();
-        let dims = vision.dim_embed.clone().unwrap_or_else(|| sizes(0));
-        let heads: Vec<usize> = dims.iter().map(|dim| dim / DAVIT_HEAD).collect();
-        let blocks = |i: usize| {
-            count(|b| format!("vision_tower.blocks.{i}.{b}.spatial_block.norm1.weight"), &shape)
+        let sizes = |dim: usize| -> Vec<usize> {
+            convs.iter().filter_map(|conv| conv.get(dim)).copied().collect()
         };
-        let patch_size = or(vision.patch_size, "patch_size", &mut missing, || sizes(2));
-        let vision = VisionConfig {
-            dim_embed: or(vision.dim_embed, "dim_embed", &mut missing, || dims),
-            num_heads: or(vision.num_heads, "num_heads", &mut missing, || heads.clone()),
-            num_groups: or(vision.num_groups, "num_groups", &mut missing, || heads),
-            depths: or(vision.depths, "depths", &mut missing, || {
-                stages.clone().map(blocks).collect()
+        let stages = 0..convs.len();
+        let dim_embed = told.or(self.dim_embed, "dim_embed", |_| sizes(0));
+        let heads: Vec<usize> = dim_embed.iter().map(|dim| dim / DAVIT_HEAD).collect();
+        let patch_size = told.or(self.patch_size, "patch_size", |_| sizes(2));
+        let blocks = |shape: &F, i: usize| {
+            count(|b| format!("vision_tower.blocks.{i}.{b}.spatial_block.norm1.weight"), shape)
+        };
+        VisionConfig {
+            num_heads: told.or(self.num_heads, "num_heads", |_| heads.clone()),
+            num_groups: told.or(self.num_groups, "num_groups", |_| heads.clone()),
+            depths: told.or(self.depths, "depths", |shape| {
+                stages.clone().map(|i| blocks(shape, i)).collect()
             }),
-            patch_stride: or(vision.patch_stride, "patch_stride", &mut missing, || {
+            patch_stride: told.or(self.patch_stride, "patch_stride", |_| {
                 stages.clone().map(|i| if i == 0 { 4 } else { 2 }).collect()
             }),
-            patch_padding: or(vision.patch_padding, "patch_padding", &mut missing, || {
+            patch_padding: told.or(self.patch_padding, "patch_padding", |_| {
                 patch_size.iter().map(|size| size / 2).collect()
             }),
-            patch_prenorm: or(vision.patch_prenorm, "patch_prenorm", &mut missing, || {
+            patch_prenorm: told.or(self.patch_prenorm, "patch_prenorm", |_| {
                 stages.clone().map(|i| i > 0).collect()
             }),
-            window_size: or(vision.window_size, "window_size", &mut missing, || WINDOW),
+            window_size: told.or(self.window_size, "window_size", |_| WINDOW),
+            dim_embed,
             patch_size,
+        }
+    }
+}
+
+impl TextFields {
+    fn complete<F>(self, told: &mut Told<F>) -> TextConfig
+    where
+        F: Fn(&str) -> Option<Vec<usize>>,
+    {
+        let d_model = told.or(self.d_model, "d_model", |shape| {
+            let table = TABLES.iter().find_map(|table| shape(table)).unwrap_or_default();
+            table.get(1).copied().unwrap_or_default()
+        });
+        let layers = |side: &str, shape: &F| {
+            count(|i| format!("text.{side}.layers.{i}.final_layer_norm.weight"), shape)
         };
-        let text = self.text_config.clone();
-        let table = TABLES.iter().find_map(|table| shape(table)).unwrap_or_default();
-        let d_model =
-            or(text.d_model, "d_model", &mut missing, || table.get(1).copied().unwrap_or_default());
-        let layers = |side: &'static str| {
-            count(|i| format!("text.{side}.layers.{i}.final_layer_norm.weight"), &shape)
-        };
-        let heads = || d_model / BART_HEAD;
-        let text = TextConfig {
+        let heads = |_: &F| d_model / BART_HEAD;
+        let encoder = self.encoder_layers;
+        let encoder_layers = told.or(encoder, "encoder_layers", |shape| layers("encoder", shape));
+        let decoder = self.decoder_layers;
+        let decoder_layers = told.or(decoder, "decoder_layers", |shape| layers("decoder", shape));
+        let (encoder, decoder) = (self.encoder_attention_heads, self.decoder_attention_heads);
+        TextConfig {
             d_model,
-            encoder_layers: or(text.encoder_layers, "encoder_layers", &mut missing, || {
-                layers("encoder")
-            }),
-            decoder_layers: or(text.decoder_layers, "decoder_layers", &mut missing, || {
-                layers("decoder")
-            }),
-            encoder_attention_heads: or(
-                text.encoder_attention_heads,
-                "encoder_attention_heads",
-                &mut missing,
-                heads,
-            ),
-            decoder_attention_heads: or(
-                text.decoder_attention_heads,
-                "decoder_attention_heads",
-                &mut missing,
-                heads,
-            ),
-        };
-        (Config { vision, text }, missing)
+            encoder_layers,
+            decoder_layers,
+            encoder_attention_heads: told.or(encoder, "encoder_attention_heads", heads),
+            decoder_attention_heads: told.or(decoder, "decoder_attention_heads", heads),
+        }
     }
 }
 
@@ -267,24 +298,6 @@ const WINDOW: usize = 12;
 /// The ids of `<s>` and `</s>`.
 const BOS: u32 = 0;
 const EOS: u32 = 2;
-
-/// A field; one that the file does not have goes on the list.
-fn or<T>(
-    given: Option<T>,
-    name: &'static str,
-    missing: &mut Vec<&'static str>,
-    told: impl FnOnce() -> T,
-) -> T {
-    given.unwrap_or_else(|| {
-        missing.push(name);
-        told()
-    })
-}
-
-/// How many tensors of numbered names there are, one after the other.
-fn count(name: impl Fn(usize) -> String, shape: impl Fn(&str) -> Option<Vec<usize>>) -> usize {
-    (0..).take_while(|i| shape(&name(*i)).is_some()).count()
-}
 
 impl Config {
     /// One sentence on what is inconsistent, if anything is.

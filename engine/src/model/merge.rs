@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::{
-    Checkpoint, LoadError, adapter,
+    Checkpoint, ConfigFile, LoadError, adapter,
     names::{HEAD, PROJECTION, PROJECTION_TRANSPOSED, TABLES},
     weights::Weights,
 };
@@ -41,6 +41,8 @@ pub fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<usize, LoadErro
     let plain = Weights::open(checkpoint, &Device::Cpu)?;
     let mut adapted = Weights::open(checkpoint, &Device::Cpu)?;
     adapted.adapt(adapter)?;
+    // What it is not, cannot be changed.
+    let _is_config: ConfigFile = checkpoint.read_json(CONFIG)?;
     let mut config: Value = checkpoint.read_json(CONFIG)?;
     let tensors = tensors(&plain, &adapted, &mut config)?;
 
