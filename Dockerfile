@@ -1,4 +1,9 @@
-# Redis with Florence-2: docker build -t florence . && docker run -p 6379:6379 florence
+# Redis with Florence-2.
+#
+#     docker build -t florence .
+#     docker run -p 6379:6379 -e FLORENCE_PASSWORD=secret -v florence-data:/data florence
+#
+# Settings follow: `-v florence-models:/models .. florence --florence.model /models/base-ft`.
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libclang-14-dev cmake nasm \
@@ -14,19 +19,19 @@ COPY models models
 RUN cargo build --release --locked -p florence-module -p florence-cli
 
 FROM debian:bookworm-slim
+LABEL org.opencontainers.image.title="Florence for Redis" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="MIT"
 RUN apt-get update \
     && apt-get install -y --no-install-recommends redis-server redis-tools \
     && rm -rf /var/lib/apt/lists/* \
-    && install -d -o redis -g redis /data
+    && install -d -o redis -g redis /data /models
 COPY --from=build /src/target/release/libflorence.so /usr/lib/redis/modules/libflorence.so
 COPY --from=build /src/target/release/florence /usr/bin/florence
+COPY packaging/entrypoint.sh /usr/bin/florence-redis
 USER redis
 WORKDIR /data
 VOLUME /data
 EXPOSE 6379
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD redis-cli INFO florence | grep -q 'florence_model:ready'
-# Protected mode would refuse clients outside of the container: publish the port with care.
-CMD ["redis-server", "--loadmodule", "/usr/lib/redis/modules/libflorence.so", \
-     "--dir", "/data", "--appendonly", "yes", "--maxmemory-policy", "noeviction", \
-     "--protected-mode", "no"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["florence-redis", "is-ready"]
+ENTRYPOINT ["florence-redis"]

@@ -2,13 +2,15 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test unit integration arm lint screenshots fixtures fidelity jpegs evaluate agreement stages baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train clean
 
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 RELEASE := target/release
 WORK   ?= /tmp/florence-work
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 # Used by the developers' targets only: a Python with tools/requirements.txt.
 REFERENCE_PYTHON ?= .venv-reference/bin/python
 
@@ -24,8 +26,11 @@ build: setup  ## build the module and the command line
 demo: build  ## start redis-server with the module and ask it about the sample pictures
 	@tools/demo.sh
 
-run: build  ## redis-server with redis.conf, in the foreground
-	redis-server redis.conf
+run: build  ## redis-server with redis.conf, in the foreground; ARGS="--port 6380" adds settings
+	@tools/run.sh $(ARGS)
+
+install:  ## module, command line and systemd unit to PREFIX (/usr/local), after `make build`; as root
+	@tools/install.sh "$(PREFIX)" "$(SYSCONFDIR)" "$(DESTDIR)"
 
 test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	@tools/setup.sh tests
@@ -36,9 +41,13 @@ unit:  ## unit tests, goldens of the reference, documentation tests, the command
 	$(CARGO) test --release --locked -p florence-engine -p florence-cli -p florence-module -p florence-load
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
-integration:  ## the integration tests on every server that tools/setup.sh installed
-	$(CARGO) build --release --locked -p florence-module
+integration:  ## the integration tests, the typed clients' and the documents' on every server of tools/setup.sh
+	$(CARGO) build --release --locked -p florence-module -p florence-cli
 	@tools/integration.sh
+
+clients: build  ## build and test the typed clients on FLORENCE_SERVER (default: redis-server)
+	@tools/setup.sh tests
+	@tools/clients.sh
 
 arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 	@tools/setup.sh arm
@@ -50,10 +59,12 @@ lint:  ## formatting, clippy, documentation, layers
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cli
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
-screenshots: setup  ## pictures of the page of `florence web`, into docs
+screenshots: setup  ## pictures of the page of `florence web`, some of them into docs
 	@tools/setup.sh tests
 	$(CARGO) build --release --locked -p florence-module
-	FLORENCE_SCREENSHOTS=$(CURDIR)/docs $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
+	mkdir -p target/screenshots
+	FLORENCE_SCREENSHOTS=$(CURDIR)/target/screenshots $(CARGO) test --release --locked -p florence-cli --test browser pictures_of_the_page
+	for part in overview jobs job; do cp target/screenshots/$$part-light.png docs/web-$$part.png; done
 
 .venv-reference:
 	@tools/setup.sh reference
@@ -61,7 +72,7 @@ screenshots: setup  ## pictures of the page of `florence web`, into docs
 	$@/bin/pip install -q -r tools/requirements.txt
 
 fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
-	cd tools && for kind in random tiny; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
+	cd tools && for kind in random tiny chains; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
 	cd tools && for kind in adapters finetunes; do ../$(REFERENCE_PYTHON) make_$$kind.py || exit 1; done
 	$(REFERENCE_PYTHON) tools/pictures.py
 
@@ -85,6 +96,13 @@ agreement: .venv-reference build  ## compare precision auto with float32 on 500 
 
 stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
+
+label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
+	cd tools && for checkpoint in ../models/tiny base; do \
+	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+label-many:  ## label 100,000 small pictures in a run that is killed again and again
+	FLORENCE_LABEL_PICTURES=100000 $(CARGO) test --release --locked -p florence-cli --test label -- --nocapture killed_again
 
 .venv-baseline:
 	@tools/setup.sh reference
@@ -145,4 +163,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-reference .venv-baseline .servers .arm tests/clients/node_modules demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-formats .venv-reference .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/node/dist clients/python/dist demo-out

@@ -12,6 +12,8 @@ mod celery; // Celery's clients and Flower
 mod celery_messages; // messages of other forms, and what is told of those that are not taken
 #[path = "suite/celery_refusals.rs"]
 mod celery_refusals; // messages while the server refuses to write
+#[path = "suite/chains.rs"]
+mod chains; // questions that follow from answers
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds
 #[path = "suite/claims.rs"]
@@ -50,8 +52,12 @@ mod metrics; // latencies, ends and figures, and the page that documents them
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/packaging.rs"]
+mod packaging; // the container's entry point, `make install` and `make run`, versions
 #[path = "suite/prompts.rs"]
 mod prompts; // blanks around tasks, other texts than the fifteen tasks
+#[path = "suite/sampling.rs"]
+mod sampling; // answers that are drawn by chance, options of the search
 #[path = "suite/secrets.rs"]
 mod secrets; // what nobody who watches may see, and what everybody does
 #[path = "suite/settings.rs"]

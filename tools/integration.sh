@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Runs the integration tests, and those of `florence web`, on Debian's redis-server, Redis 7.4, Redis 8.2 and Valkey 9.
-# A server that is missing is a failure, not a silent pass.
+# Runs the integration tests, those of `florence web` and those of the typed clients on Debian's
+# redis-server, Redis 7.4, Redis 8.2 and Valkey 9. A server that is missing is a failure, not a silent
+# pass.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
+# As `make unit` names them: another choice would build the engine once more.
+packages=(-p florence-engine -p florence-cli -p florence-module -p florence-load)
 failed=0
 for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
     libraries=""
@@ -12,6 +15,9 @@ for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries FLORENCE_PYTHON="$PWD/.venv/bin/python" \
         cargo test --release --locked -p florence-tests -- --test-threads=2 || failed=1
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries \
-        cargo test --release --locked -p florence-cli --test web -- --test-threads=2 || failed=1
+        cargo test --release --locked "${packages[@]}" --test web -- --test-threads=2 || failed=1
+    FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries tools/clients.sh || failed=1
 done
+echo "== README.md and docs/CLIENTS.md"
+.venv-clients/bin/python tools/readme.py || failed=1
 exit $failed

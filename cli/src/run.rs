@@ -1,16 +1,21 @@
 //! `florence run`: answers for pictures, as text or as one JSON object a line. A picture that has
 //! none is told of on stderr, and the next one goes on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use florence_engine::{
-    Coordinates, Decimals, Florence, GenerateOptions, PrepareOptions, image::Orientation,
-    prompt::Prompts,
+    Answer, Florence, GenerateOptions,
+    chain::{Chain, Step, Told},
+    generate::Sampling,
+    image::decode,
 };
 use serde_json::json;
 
-use crate::load::ModelArgs;
+use crate::{ask::AskArgs, load::ModelArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -19,30 +24,29 @@ pub(crate) struct Args {
     /// Task token, such as `<OD>`, followed by its text where the task takes one
     #[arg(long)]
     prompt: String,
-    /// Take the fifteen tasks only, or give the model any other text as it is
-    #[arg(long, value_name = "tasks|any", default_value = "tasks")]
-    prompts: Prompts,
-    /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long)]
-    beams: Option<usize>,
-    /// Most tokens of an answer
-    #[arg(long, default_value_t = 1024)]
-    max_new_tokens: usize,
-    /// No n-gram of this length may occur twice; 0 for no such rule (default: the checkpoint's)
-    #[arg(long)]
-    no_repeat_ngram: Option<usize>,
-    /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
-    #[arg(long)]
-    length_penalty: Option<f32>,
-    /// Coordinates as floats, or truncated as newer transformers give them
-    #[arg(long, value_name = "float|int", default_value = "float")]
-    coordinates: Coordinates,
-    /// Digits after the point of coordinates, 0 to 9; all of them, as the reference has it
-    #[arg(long, value_name = "all|N", default_value = "all")]
-    decimals: Decimals,
-    /// Turn pictures as their EXIF tag says
-    #[arg(long)]
-    exif: bool,
+    /// What is asked then: THEN, EACH or CROP and a prompt, as in `EACH <REGION_TO_OCR>`; up to three
+    #[arg(long = "step", value_name = "STEP")]
+    steps: Vec<Step>,
+    /// How much more than a region CROP cuts out on each side, in percent of its size
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    margin: u32,
+    /// Most regions that a step asks about
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    most_regions: usize,
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
+    #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = temperature)]
+    temperature: Option<f64>,
+    /// Draw from so many of the likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 50, requires = "temperature")]
+    top_k: usize,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P", requires = "temperature", value_parser = share)]
+    top_p: Option<f64>,
+    /// The same seed draws the same tokens
+    #[arg(long, default_value_t = 0, requires = "temperature")]
+    seed: u64,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -51,13 +55,35 @@ pub(crate) struct Args {
     images: Vec<PathBuf>,
 }
 
+impl Args {
+    fn sampling(&self) -> Option<Sampling> {
+        let Self { top_k, top_p, seed, .. } = *self;
+        let top_k = Some(top_k).filter(|k| *k > 0);
+        self.temperature.map(|temperature| Sampling { temperature, top_k, top_p, seed })
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    within(text, 0.01..=100.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    within(text, 0.01..=1.0)
+}
+
+fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("a number from {} to {}", range.start(), range.end()))
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let florence = args.model.load()?;
     if let Some(note) = florence.note() {
         eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
     }
     // What is wrong with it is wrong for all pictures.
-    florence.question(&args.prompt, args.prompts)?;
+    florence.question(&args.prompt, args.ask.prompts)?;
+    chain(args).check(args.ask.prompts)?;
     let failed = args.images.iter().filter(|image| {
         let answered = answer(&florence, args, image);
         if let Err(error) = &answered {
@@ -72,39 +98,57 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {
-    let prepare = PrepareOptions {
-        prompts: args.prompts,
-        orientation: if args.exif { Orientation::Exif } else { Orientation::AsStored },
-        ..PrepareOptions::default()
-    };
-    let generate = GenerateOptions {
-        beams: args.beams,
-        max_new_tokens: Some(args.max_new_tokens),
-        no_repeat_ngram: args.no_repeat_ngram,
-        length_penalty: args.length_penalty,
-        coordinates: args.coordinates,
-    };
+    let prepare = args.ask.prepare();
+    let generate = GenerateOptions { sampling: args.sampling(), ..args.ask.generate() };
     let bytes = std::fs::read(image).context("cannot read it")?;
+    if !args.steps.is_empty() {
+        let picture = decode(&bytes, &prepare.limits, prepare.orientation)?;
+        let run = florence.run_chain(&picture, chain(args), args.ask.prompts, &generate)?;
+        print(florence, args, image, (&run.told(args.ask.decimals), None));
+        return Ok(());
+    }
     let prepared = florence.prepare(&bytes, &args.prompt, &prepare)?;
     let answer = florence.run_one(&prepared, &generate)?;
-    let (shown, result) = (image.display(), answer.rounded(args.decimals));
-    if args.json {
-        let (width, height) = answer.size;
-        let line = json!({
-            "image": shown.to_string(),
-            "prompt": args.prompt,
-            "model": florence.name(),
-            "width": width,
-            "height": height,
-            "text": answer.text,
-            "token_ids": answer.token_ids,
-            "answer": result,
-            "scores": answer.scores,
-            "timings_ms": answer.timings,
-        });
-        println!("{line}");
-    } else {
-        println!("{shown}: {result}");
-    }
+    let told = Told {
+        json: answer.rounded(args.ask.decimals),
+        text: json!(answer.text),
+        scores: json!(answer.scores),
+        tokens: answer.token_ids.len(),
+        size: answer.size,
+    };
+    print(florence, args, image, (&told, Some(&answer)));
     Ok(())
+}
+
+/// What is told, with the rest of the answer if there is just one.
+fn print(florence: &Florence, args: &Args, image: &Path, (told, answer): (&Told, Option<&Answer>)) {
+    let (shown, (width, height)) = (image.display(), told.size);
+    if !args.json {
+        println!("{shown}: {}", told.json);
+        return;
+    }
+    let mut line = json!({
+        "image": shown.to_string(),
+        "prompt": args.prompt,
+        "model": florence.name(),
+        "width": width,
+        "height": height,
+        "text": told.text,
+        "answer": told.json,
+        "scores": told.scores,
+    });
+    if let Some(answer) = answer {
+        line["token_ids"] = json!(answer.token_ids);
+        line["timings_ms"] = json!(answer.timings);
+    }
+    println!("{line}");
+}
+
+fn chain(args: &Args) -> Chain {
+    Chain {
+        prompts: vec![args.prompt.clone()],
+        steps: args.steps.clone(),
+        margin: args.margin,
+        most_regions: args.most_regions,
+    }
 }

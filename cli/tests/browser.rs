@@ -150,8 +150,8 @@ fn what_has_not_changed_stays_under_the_pointer() {
 #[test]
 fn outlines_lie_where_the_answer_says() {
     let server = server();
-    let result = json!({ "<OD>": { "bboxes": [[36, 28, 180, 140], [0, 0, 360, 280]],
-        "labels": ["a quarter", "all"] }});
+    let result = json!({ "<OD>": { "bboxes": [[36, 28, 180, 140], [0, 0, 360, 280],
+        [36, 28, 180, 200]], "labels": ["a quarter", "", "more"] }});
     forged(&server, "known", &result);
     let (page, browser) = (Page::about(&[&server], &[]), window());
     browser.go(&address(&page, "job?server=0&id=known"));
@@ -171,11 +171,54 @@ fn outlines_lie_where_the_answer_says() {
             assert!((found - expected).abs() < 0.01, "{mark}: {found} {expected}");
         }
     }
+    // Labels are in the picture, and not one over the other.
+    let labels = browser.js(
+        "const stage = document.querySelector('.stage').getBoundingClientRect();
+         return [...document.querySelectorAll('.label')].map((label) => {
+             const [box, text] = [...label.children].map((part) => part.getBoundingClientRect());
+             return [box.top - stage.top, box.bottom - stage.top, text.left - box.left, box.right - text.right];
+         });",
+    );
+    let labels: Vec<[f64; 4]> = serde_json::from_value(labels).unwrap();
+    let [first, second] = labels[..] else { panic!("{labels:?}") };
+    assert!(first[1] <= second[0] || second[1] <= first[0], "{labels:?}");
+    assert!(labels.iter().flatten().all(|edge| *edge > -1.0), "{labels:?}");
     // List and outline light up together.
     browser.js("document.querySelector('.found li').focus()");
     let lit =
         browser.js("return [...document.querySelectorAll('.lit')].map((e) => e.dataset.mark)");
     assert_eq!(lit, json!(["0", "0"]));
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn a_chain_is_shown_with_its_steps() {
+    let server = server();
+    let steps = ["EACH", "<REGION_TO_SEGMENTATION>", "CROP", "<OCR>", "MARGIN", "5"];
+    let submit = ["FLORENCE.SUBMIT", "chain", &sample("shapes.png"), "<OD>"];
+    server.call::<()>(&[&submit[..], &steps].concat());
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "chain", "60"]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "job?server=0&id=chain"));
+    browser.wait("document.querySelectorAll('.mark').length >= 6");
+    browser.wait("document.querySelector('#job').innerText.includes('EACH <REGION_TO_SEG')");
+    browser.js("for (const one of document.querySelectorAll('details')) one.open = true");
+    browser.wait(
+        "document.querySelector('#cli').innerText.includes(\"EACH '<REGION_TO_SEGMENTATION>' CROP '<OCR>'\")",
+    );
+    browser.wait("document.querySelector('#cli').innerText.includes('MARGIN 5')");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn attempts_are_listed_with_their_errors() {
+    let (server, pictures) = (server(), Pictures::serve());
+    server.call::<()>(&["CONFIG", "SET", "florence.retry-delay-ms", "1"]);
+    answered(&server, "again", &pictures.url("flaky/2/shapes.png"), "<OD>");
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "job?server=0&id=again"));
+    browser.wait("document.querySelectorAll('#attempts dd').length === 2");
+    browser.wait("document.querySelector('#attempts').innerText.includes('FETCH: ')");
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -193,6 +236,8 @@ fn texts_of_jobs_are_never_html() {
     ]);
     let failed = format!("f:{HOSTILE}");
     forged(&server, &failed, &json!({}));
+    let errors = json!([{ "attempt": 1, "at": 0, "code": HOSTILE, "message": HOSTILE }]);
+    server.call::<()>(&["HSET", &failed, "errors", &errors.to_string()]);
     server.call::<()>(&[
         "HSET",
         &failed,
@@ -361,7 +406,7 @@ fn narrow_windows_and_both_themes_show_all() {
     assert_ne!(paper(), before, "the choice is kept");
 }
 
-/// Writes the pictures of README and documents into the directory that `FLORENCE_SCREENSHOTS` names
+/// Writes pictures of every part, in both themes, into the directory that `FLORENCE_SCREENSHOTS` names
 /// (`make screenshots`), else into one that is thrown away.
 #[test]
 fn pictures_of_the_page_can_be_taken() {
@@ -388,15 +433,10 @@ fn pictures_of_the_page_can_be_taken() {
         ["<OD>", "<DETAILED_CAPTION>", "<REFERRING_EXPRESSION_SEGMENTATION>a black triangle"];
     let url = pictures.url("shapes.png");
     let submit = ["FLORENCE.SUBMIT", "shapes", &url, "PROMPTS", "3"];
-    server.call::<()>(&[&submit[..], &asked, &["NOCACHE"]].concat());
+    server.call::<()>(&[&submit[..], &asked, &["NOCACHE", "THUMBNAIL", "720"]].concat());
     server.call::<redis::Value>(&["FLORENCE.WAIT", "shapes", "60"]);
-    let bytes = std::fs::read(picture("shapes.png")).unwrap();
-    redis::cmd("HSET")
-        .arg("shapes")
-        .arg("thumbnail")
-        .arg(bytes)
-        .exec(&mut server.connect())
-        .unwrap();
+    let message = celery_message("id-1", "tasks.ask", &[&sample("sign.png"), "<OCR>"]);
+    server.call::<()>(&["LPUSH", "celery", &message]);
     for (name, part, is_there) in [
         ("overview", "overview", "document.querySelector('#ends meter')"),
         (
@@ -405,13 +445,18 @@ fn pictures_of_the_page_can_be_taken() {
             "document.querySelectorAll('.long-body .state.done').length > 8",
         ),
         ("job", "job?server=0&id=shapes", "document.querySelector('.stage img')?.complete"),
+        ("try", "try", "document.querySelectorAll('.task').length === 15"),
+        ("celery", "celery", "document.querySelector('.long-body')?.innerText.includes('id-1')"),
     ] {
         browser.go(&address(&page, part));
         browser.wait(is_there);
         browser.wait("document.querySelector('#lost').hidden");
-        let png = browser.screenshot();
-        let picture = image::load_from_memory(&png).unwrap();
-        assert!(picture.width() > 1000, "{name}");
-        std::fs::write(directory.join(format!("web-{name}.png")), png).unwrap();
+        for theme in ["light", "dark"] {
+            browser.js(&format!("document.documentElement.dataset.theme = '{theme}'"));
+            let png = browser.screenshot();
+            let picture = image::load_from_memory(&png).unwrap();
+            assert!(picture.width() > 1000, "{name}");
+            std::fs::write(directory.join(format!("{name}-{theme}.png")), png).unwrap();
+        }
     }
 }

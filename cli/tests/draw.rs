@@ -100,6 +100,16 @@ fn a_line_of_run_is_an_answer_with_its_scores() {
 }
 
 #[test]
+fn a_line_of_run_without_json_is_an_answer_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shapes, path) = (sample("shapes.png"), out(&directory, "a.svg"));
+    let line = florence(&["run", "--prompt", "<OD>", &shapes], "");
+    draw(&[&shapes, "-", &path], &String::from_utf8(line.stdout).unwrap());
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(["circle", "square", "triangle"].iter().all(|label| svg.contains(label)), "{svg}");
+}
+
+#[test]
 fn a_job_is_drawn_from_its_server() {
     let root = picture("shapes.png").parent().unwrap().display().to_string();
     let server = Server::ready(&[&format!("florence.file-roots {root}")]);

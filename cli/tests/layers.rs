@@ -7,15 +7,23 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
+    ("agree", &["ask", "draw", "load", "source"]),
+    ("ask", &[]),
     ("bench", &["load"]),
+    ("convert", &["formats"]),
     ("doctor", &["load"]),
     ("draw", &[]),
+    ("formats", &["draw"]),
+    ("label", &["ask", "formats", "load", "source"]),
     ("load", &[]),
     ("merge", &[]),
     ("pull", &[]),
-    ("run", &["load"]),
-    ("web", &["draw"]),
+    ("run", &["ask", "load"]),
+    ("servers", &[]),
+    ("source", &[]),
+    ("top", &["servers"]),
+    ("web", &["draw", "servers"]),
 ];
 
 #[test]

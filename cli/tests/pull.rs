@@ -76,17 +76,22 @@ fn answer(request: Request, base: &str, sha256: &str) {
             None => Response::from_data(content(name)),
         }
     } else {
-        Response::from_string("no").with_status_code(404)
+        let status = if url.contains("/gated/") { 401 } else { 404 };
+        Response::from_string("no").with_status_code(status)
     };
     request.respond(response).unwrap();
 }
 
 fn pull(endpoint: &str, to: &Path, repo: &str) -> Output {
+    pull_with("secret", endpoint, to, repo)
+}
+
+fn pull_with(token: &str, endpoint: &str, to: &Path, repo: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_florence"))
         .args(["pull", repo, "--to"])
         .arg(to)
         .env("HF_ENDPOINT", endpoint)
-        .env("HF_TOKEN", "secret")
+        .env("HF_TOKEN", token)
         .output()
         .unwrap()
 }
@@ -129,6 +134,17 @@ fn a_wrong_hash_and_a_missing_repository_are_errors() {
     let output = pull(&endpoint, directory.path(), "org/other");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("the hub answers 404"), "{error}");
+}
+
+#[test]
+fn a_repository_that_needs_a_token_says_so_and_an_empty_token_is_none() {
+    let (endpoint, log) = hub(right_hash());
+    let directory = tempfile::tempdir().unwrap();
+    let output = pull_with("", &endpoint, directory.path(), "org/gated");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("access token is in HF_TOKEN"), "{error}");
+    let asked = log.lock().unwrap().clone();
+    assert!(asked.iter().all(|line| !line.contains("Authorization")), "{asked:?}");
 }
 
 /// A hub of one large file that sends it in pieces: `how` says what becomes of each request.

@@ -216,3 +216,44 @@ fn the_version_is_told_under_the_programs_name() {
     let told = Command::new(env!("CARGO_BIN_EXE_florence")).arg("--version").output().unwrap();
     assert_eq!(text(&told.stdout).trim(), concat!("florence ", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn steps_ask_about_what_was_found_and_can_be_drawn() {
+    let shapes = sample("shapes.png");
+    let told = json(&["--prompt", "<OD>", "--step", "EACH <REGION_TO_SEGMENTATION>", &shapes]);
+    let steps = told["answer"]["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 2);
+    let found = steps[0]["answer"]["<OD>"]["labels"].as_array().unwrap().len();
+    assert_eq!(steps[1]["each"].as_array().unwrap().len(), found);
+    let one = json(&["--prompt", "<OD>", "--step", "CROP <OCR>", "--most-regions", "1", &shapes]);
+    assert_eq!(one["answer"]["steps"][1]["left_out"], found - 1);
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out.svg").display().to_string();
+    let drawn = Command::new(env!("CARGO_BIN_EXE_florence"))
+        .args(["draw", &shapes, &told.to_string(), &out])
+        .output()
+        .unwrap();
+    assert!(drawn.status.success(), "{}", text(&drawn.stderr));
+    let svg = std::fs::read_to_string(&out).unwrap();
+    assert_eq!(svg.matches("<path").count(), 2 * found);
+    for (step, problem) in [
+        ("EACH <CAPTION>", "EACH asks about regions"),
+        ("<OCR>", "a step is THEN, EACH or CROP, and a prompt"),
+    ] {
+        let output = run(&["--prompt", "<OD>", "--step", step, &shapes]);
+        assert!(!output.status.success() && text(&output.stderr).contains(problem), "{step}");
+    }
+}
+
+#[test]
+fn tokens_are_drawn_alike_with_the_same_seed() {
+    let drawn = |seed: &str| {
+        let options = ["--temperature", "8", "--seed", seed, "--max-new-tokens", "24"];
+        let asked = ["--prompt", "<DETAILED_CAPTION>", &sample("shapes.png")];
+        json(&[&options[..], &asked].concat())["token_ids"].clone()
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    let output = run(&["--prompt", "<OD>", "--temperature", "1", "--beams", "3", "x.png"]);
+    assert_eq!(output.status.code(), Some(2), "beams and chance do not go together");
+}

@@ -13,6 +13,7 @@
 //! - [`model`]: DaViT, the projector and BART on candle tensors
 //! - [`generate`]: greedy and beam search
 //! - `postprocess`: answer text to the reference's JSON
+//! - [`chain`]: questions about what other answers have found
 //! - [`fetch`]: a picture's bytes from an `http(s)` URL
 //! - [`Budget`]: working memory that threads share
 //! - [`Florence`]: all of the above in one value
@@ -35,6 +36,8 @@
 #![warn(missing_docs)]
 
 mod budget;
+pub mod chain;
+mod child;
 mod error;
 pub mod fetch;
 mod florence;

@@ -136,7 +136,7 @@ impl Prompt {
         if trimmed.is_empty() {
             return Err(PromptError::Empty);
         }
-        if let Some(task) = Task::ALL.into_iter().find(|task| trimmed.starts_with(task.token())) {
+        if let Some(task) = Task::of(trimmed) {
             return Self::of_task(task, trimmed);
         }
         // The reference looks for tokens anywhere, and either fails or takes the rest for a text.

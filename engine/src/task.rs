@@ -111,6 +111,12 @@ impl Task {
         }
     }
 
+    /// The task whose token a prompt begins with.
+    pub fn of(prompt: &str) -> Option<Self> {
+        let prompt = prompt.trim_start();
+        Self::ALL.into_iter().find(|task| prompt.starts_with(task.token()))
+    }
+
     /// What the model is asked, `{input}` standing for the text or region.
     pub const fn sentence(self) -> &'static str {
         self.spec().sentence

@@ -10,7 +10,8 @@ use std::path::Path;
 use candle_core::DType;
 use common::{copy, edit_json, edit_tensors, fixture, path};
 use florence_engine::{
-    Coordinates, Florence, GenerateOptions, LoadOptions, PrepareOptions, TokenIds,
+    Coordinates, Florence, GenerateOptions, LoadOptions, PrepareOptions, TokenIds, Visual,
+    image::Rgb,
 };
 use serde_json::{Value, json};
 
@@ -109,6 +110,13 @@ fn a_square_of_64_pixels_that_is_not_resized_has_five_tokens() {
     let prepared = prepare("random-64.png").unwrap();
     let visual = florence.model().visual_tokens(&[prepared.pixels()], |_| {}).unwrap();
     assert_eq!(visual.dims(), [1, 5, 32]);
+    // Pictures of several sizes are encoded as each alone.
+    let larger = Rgb { width: 96, height: 96, data: vec![99; 3 * 96 * 96] };
+    let larger = florence.preprocess(&larger).unwrap();
+    let sizes = florence.visuals(&[prepared.picture(), &larger, prepared.picture()]).unwrap();
+    assert_eq!(sizes.len(), 3);
+    let bytes = [5, 10, 5].map(|tokens| tokens * 32 * 4);
+    assert!(sizes.iter().map(Visual::bytes).eq(bytes));
     let refused = prepare("random.png").unwrap_err().to_string();
     let expected = "the picture is 120x90, but this model takes pictures as they are: squares of \
         up to 100 pixels";

@@ -67,6 +67,7 @@ fn searches_equal_the_references() {
             no_repeat_ngram: number("no_repeat_ngram_size"),
             early_stopping: case["early_stopping"].as_bool().unwrap_or(true),
             length_penalty: case["length_penalty"].as_f64().unwrap_or(1.0) as f32,
+            sampling: None,
             start: 2,
             eos: 2,
             forced_bos: Some(0),

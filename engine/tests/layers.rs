@@ -7,9 +7,12 @@ use std::path::Path;
 mod imports;
 
 /// A module of the engine, and the modules that it may name.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
+    // Besides, by the names that the crate shows to all.
+    ("chain", &["image", "postprocess", "prompt", "task"]),
     ("stop", &[]),
     ("budget", &[]),
+    ("child", &[]),
     ("panics", &[]),
     // Besides, by the names that the crate shows to all.
     ("serve", &["image"]),
@@ -17,7 +20,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("prompt", &["task"]),
     ("fetch", &[]),
     ("image", &[]),
-    ("kernels", &[]),
+    ("kernels", &["child"]),
     ("model", &["image", "kernels"]),
     ("generate", &["kernels", "model"]),
     ("postprocess", &["task"]),

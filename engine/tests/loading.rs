@@ -8,7 +8,7 @@ use std::{collections::HashMap, path::Path};
 use candle_core::{Device, safetensors};
 use common::{load, path};
 use florence_engine::{
-    Florence, GenerateOptions, LoadOptions, PrepareOptions,
+    Florence, GenerateOptions, LoadOptions, PrepareOptions, has_cpu,
     model::Packing,
     prompt::{PromptError, Prompts},
 };
@@ -114,6 +114,80 @@ fn a_model_loads_where_nothing_can_be_kept() {
     let florence = Florence::load(directory.path(), &options).unwrap();
     assert!(matches!(florence.model().packing(), Packing::Failed(_)));
     assert_eq!(answer(&florence), answer(&load(&path("random-native"))));
+}
+
+#[test]
+fn packed_weights_of_several_checkpoints_are_kept_in_one_directory() {
+    let (original, native) = (copy("random-original"), copy("random-native"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    for directory in [&original, &native] {
+        // As a directory that may not be written to.
+        let lock = directory.path().join("florence-packed-f32.safetensors.lock");
+        std::fs::create_dir(lock).unwrap();
+    }
+    let options = LoadOptions {
+        keep_packed: true,
+        packed_directory: Some(elsewhere.path().to_owned()),
+        ..LoadOptions::default()
+    };
+    let kept = || {
+        let files = std::fs::read_dir(elsewhere.path()).unwrap().map(|file| file.unwrap());
+        let kept = files.filter(|file| file.path().extension().unwrap() == "safetensors");
+        let kept = kept.map(|file| (file.path(), file.metadata().unwrap().modified().unwrap()));
+        kept.collect::<HashMap<_, _>>()
+    };
+    let check = || {
+        for directory in [&original, &native] {
+            let florence = Florence::load(directory.path(), &options).unwrap();
+            assert!(matches!(florence.model().packing(), Packing::Mapped));
+            assert_eq!(answer(&florence), answer(&load(directory.path())));
+        }
+        kept()
+    };
+    let first = check();
+    assert_eq!(first.len(), 2, "{first:?}");
+    assert_eq!(check(), first, "they were made anew");
+}
+
+/// A service manager's filter of system calls, as in Debian's unit of Redis, which ends the
+/// process at `setpriority` and `sched_setaffinity`; for this thread and those that it starts.
+#[expect(unsafe_code, reason = "system calls that have no wrapper")]
+fn end_the_process_at_changes_of_priority() {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+    let line = |code: u32, jt, jf, k| sock_filter { code: code.try_into().unwrap(), jt, jf, k };
+    let is = |call: i64, to_the_end| {
+        line(BPF_JMP | BPF_JEQ | BPF_K, to_the_end, 0, u32::try_from(call).unwrap())
+    };
+    let mut lines = [
+        line(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        is(libc::SYS_setpriority, 2),
+        is(libc::SYS_sched_setaffinity, 1),
+        line(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        line(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    let len = lines.len().try_into().unwrap();
+    let program = libc::sock_fprog { len, filter: lines.as_mut_ptr() };
+    // SAFETY: the kernel copies the program.
+    let results = unsafe {
+        [
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
+        ]
+    };
+    assert_eq!(results, [0, 0], "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_model_loads_where_its_threads_may_be_neither_nice_nor_pinned() {
+    let filtered = || {
+        end_the_process_at_changes_of_priority();
+        assert!(!has_cpu(0));
+        let options = LoadOptions { nice: 5, cpus: vec![0], ..LoadOptions::default() };
+        answer(&Florence::load(&path("random-native"), &options).unwrap())
+    };
+    let found = std::thread::scope(|scope| scope.spawn(filtered).join().unwrap());
+    assert_eq!(found, answer(&load(&path("random-native"))));
+    assert!(has_cpu(0));
 }
 
 #[test]

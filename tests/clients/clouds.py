@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 directory, picture = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]).read_bytes()
 key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 TOKEN = "token-of-the-account"
+OBJECTS = ["folder/", "folder/a picture.png", "folder/lost.png", "folder/notes.txt", "other.png"]
 
 
 def decoded(part):
@@ -47,14 +48,27 @@ class Google(BaseHTTPRequestHandler):
             assert self.headers["Metadata-Flavor"] == "Google"
             self.answer(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}).encode())
             return
-        _, _, _, _, bucket, _, name = self.path.split("?")[0].split("/")
+        path, _, query = self.path.partition("?")
+        _, _, _, _, bucket, _, *rest = path.split("/")
+        name = "/".join(rest)
         is_ours = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if bucket == "private" and not is_ours:
             self.answer(401, b"")
+        elif not name:
+            self.list(urllib.parse.parse_qs(query))
         elif urllib.parse.unquote(name) == "folder/a picture.png":
             self.answer(200, picture)
         else:
             self.answer(404, b"")
+
+    def list(self, query):
+        """Two objects a page."""
+        prefix, start = query.get("prefix", [""])[0], int(query.get("pageToken", ["0"])[0])
+        found = [name for name in OBJECTS if name.startswith(prefix)]
+        page = {"items": [{"name": name} for name in found[start : start + 2]]}
+        if start + 2 < len(found):
+            page["nextPageToken"] = str(start + 2)
+        self.answer(200, json.dumps(page).encode())
 
     def log_message(self, *_):
         pass
@@ -86,6 +100,11 @@ s3 = boto3.client(
     aws_secret_access_key="secret",
 )
 s3.create_bucket(Bucket="private")
+for name in ["folder/", "folder/notes.txt", "other.png"]:
+    s3.put_object(Bucket="private", Key=name, Body=b"")
 s3.put_object(Bucket="private", Key="folder/a picture.png", Body=picture)
+# More than a page of a listing has.
+for i in range(1001):
+    s3.put_object(Bucket="private", Key=f"many/{i:04}.png", Body=b"no picture")
 print(moto_port, google_port, flush=True)
 sys.stdin.read()

@@ -16,7 +16,7 @@ pub use cluster::Cluster;
 pub use pictures::{Asked, Pictures, blank_png, picture};
 pub use secure::{Authority, Validity};
 pub use sentinel::Sentinel;
-pub use server::{Server, Settings, call, free_port};
+pub use server::{Server, Settings, call, free_port, module};
 
 use std::{
     path::PathBuf,
@@ -33,6 +33,11 @@ pub fn python() -> PathBuf {
 /// A Python with what tests/requirements-celery-5.0.txt lists.
 pub fn oldest_celery() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-celery-5.0/bin/python")
+}
+
+/// A Python with what tests/requirements-formats.txt lists.
+pub fn readers_of_formats() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv-formats/bin/python")
 }
 
 /// Polls until `condition` gives a value; panics after a minute.

@@ -56,7 +56,7 @@ pub struct Server {
 }
 
 /// The module under test.
-fn module() -> PathBuf {
+pub fn module() -> PathBuf {
     let default = || {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
         root.join("target/release/libflorence.so")

@@ -217,7 +217,10 @@ fn option(value: &str) -> End {
 fn beams_tokens_and_thumbnails_that_nobody_can_compute() {
     assert_harmless(
         &[],
-        &each_alone(&["beams", "maxtokens", "thumbnail_px"], |_, value| option(value)),
+        &each_alone(
+            &["beams", "maxtokens", "thumbnail_px", "margin", "top_k", "seed", "ngram"],
+            |_, value| option(value),
+        ),
     );
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use florence_tests::{Pictures, Server, Settings, eventually, picture};
+use serde_json::{Value, json};
 
 type Entries = Vec<(String, HashMap<String, String>)>;
 type Map = HashMap<String, Option<String>>;
@@ -59,7 +60,7 @@ fn several_prompts_take_one_download_and_give_one_result() {
     assert_eq!(server.error(none), "ERR PROMPTS is not an integer from 1 to 16");
 }
 
-fn json(job: &Map, field: &str) -> serde_json::Value {
+fn json(job: &Map, field: &str) -> Value {
     serde_json::from_str(job[field].as_deref().unwrap()).unwrap()
 }
 
@@ -89,7 +90,7 @@ fn an_answer_has_scores_and_the_pictures_size_wherever_it_is_told() {
         assert!(scores.iter().all(|score| *score > 0.0 && *score <= 1.0), "{job:?}");
         assert_eq!((number(&job, "width"), number(&job, "height")), size);
         let published: String = subscriber.get_message().unwrap().get_payload().unwrap();
-        let published: serde_json::Value = serde_json::from_str(&published).unwrap();
+        let published: Value = serde_json::from_str(&published).unwrap();
         assert_eq!(published["scores"], json(&job, "scores"));
         assert_eq!((&published["width"], &published["height"]), (&size.0.into(), &size.1.into()));
         // From the cache, on a replica and after a restart it is the same.
@@ -201,6 +202,33 @@ fn a_job_that_waits_for_its_time_tells_when_that_is() {
     assert!(!row("now").contains_key("due_at"));
     submit(&server, "soon", &url, &["<CAPTION>", "DELAY", "10"]);
     assert_eq!(wait(&server, "soon")["due_at"], None);
+}
+
+#[test]
+fn attempts_that_another_followed_are_told_with_their_errors() {
+    let (server, pictures) = (Server::ready(&["florence.retry-delay-ms 1"]), Pictures::serve());
+    submit(&server, "thrice", &pictures.url("flaky/2/shapes.png"), &["<OD>"]);
+    let job = wait(&server, "thrice");
+    assert_eq!(job["state"].as_deref(), Some("done"));
+    let told = json(&job, "errors");
+    let told = told.as_array().unwrap();
+    assert_eq!(told.len(), 2);
+    for (error, attempt) in told.iter().zip(1..) {
+        assert_eq!((&error["attempt"], &error["code"]), (&attempt.into(), &"FETCH".into()));
+        assert!(error["message"].as_str().unwrap().contains("503"), "{error}");
+        assert!(error["at"].as_i64().unwrap() >= number(&job, "submitted_at"), "{error}");
+    }
+    submit(&server, "once", &pictures.url("shapes.png"), &["<OD>"]);
+    assert_eq!(wait(&server, "once")["errors"], None);
+    // The newest ten; the last error is `error`. RETRY begins anew.
+    submit(&server, "never", &pictures.url("status/503"), &["<OD>", "RETRIES", "12"]);
+    let job = wait(&server, "never");
+    let told = json(&job, "errors");
+    let attempts = told.as_array().unwrap().iter().map(|error| error["attempt"].clone()).collect();
+    assert_eq!(Value::Array(attempts), json!([3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "yes"]);
+    server.call::<()>(&["FLORENCE.RETRY", "never"]);
+    assert_eq!(server.job("never")["errors"], None);
 }
 
 #[test]
@@ -339,14 +367,12 @@ fn the_end_of_a_job_is_published_and_added_to_the_stream() {
     submit(&server, "good", &pictures.url("shapes.png"), &["<OD>"]);
     let message = subscriber.get_message().unwrap();
     assert_eq!(message.get_channel_name(), "florence:good");
-    let map: serde_json::Value =
-        serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+    let map: Value = serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
     assert_eq!((&map["id"], &map["state"]), (&"good".into(), &"done".into()));
     assert_eq!(map["result"]["<OD>"]["labels"][0], "circle");
     submit(&server, "bad", &pictures.url("status/404"), &["<OD>"]);
     let message = subscriber.get_message().unwrap();
-    let map: serde_json::Value =
-        serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
+    let map: Value = serde_json::from_str(&message.get_payload::<String>().unwrap()).unwrap();
     assert_eq!((&map["state"], &map["error"]["code"]), (&"failed".into(), &"FETCH".into()));
 
     let entries: Entries = server.call(&["XRANGE", "ended", "-", "+"]);

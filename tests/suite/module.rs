@@ -314,6 +314,24 @@ fn servers_of_a_host_share_the_packed_weights() {
 }
 
 #[test]
+fn packed_weights_of_a_directory_that_may_not_be_written_to_are_kept_elsewhere() {
+    let (model, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    copy_model(model.path());
+    std::fs::create_dir(model.path().join("florence-packed-f32.safetensors.lock")).unwrap();
+    let line = format!("florence.model {}", model.path().display());
+    let server = Server::ready(&[&line]);
+    let advice = "florence.packed-directory names a directory";
+    assert!(server.log().contains(advice), "{}", server.log());
+
+    let elsewhere = format!("florence.packed-directory {}", state.path().display());
+    let server = Server::ready(&[&line, &elsewhere]);
+    let maps = std::fs::read_to_string(server.proc().join("maps")).unwrap();
+    let file = format!("{}/florence-packed-f32-", state.path().display());
+    assert!(maps.contains(&file), "{}", server.log());
+    assert!(!server.log().contains(advice), "{}", server.log());
+}
+
+#[test]
 fn compute_threads_are_pinned_where_the_operator_says() {
     let server = Server::with(Settings::lines(&[
         "florence.threads 3",

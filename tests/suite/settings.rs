@@ -12,7 +12,7 @@ const DIRECTORIES: &[&str] = &["absolute paths of directories that are there"];
 const YES_OR_NO: &[&str] = &["yes", "no"];
 
 /// These may be changed while the server runs.
-const CHANGEABLE: [Bad; 18] = [
+const CHANGEABLE: [Bad; 19] = [
     ("max-batch", "0", NUMBER),
     ("max-batch", "65", NUMBER),
     ("max-batch", "abc", NUMBER),
@@ -29,6 +29,7 @@ const CHANGEABLE: [Bad; 18] = [
     ("decimals", "-1", &["all", "from 0 to 9"]),
     ("prompts", "all", &["tasks or any"]),
     ("paused", "1", YES_OR_NO),
+    ("max-regions", "257", &["is not a whole number from 1 to 256"]),
     ("thumbnails", "1025", &["is not a whole number from 0 to 1024"]),
     ("ended-jobs", "-1", &["is not a whole number from 0 to 1000000"]),
 ];
@@ -143,6 +144,7 @@ fn config_set_takes_good_values() {
         ("file-roots", "", ""),
         ("stream", "ended", "ended"),
         ("paused", "yes", "yes"),
+        ("max-regions", "256", "256"),
         ("thumbnails", "256", "256"),
         ("ended-jobs", "0", "0"),
     ] {

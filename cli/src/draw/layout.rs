@@ -60,6 +60,8 @@ pub(super) struct Line {
 
 #[derive(Debug)]
 pub(super) struct Label {
+    /// Which mark it belongs to.
+    pub(super) mark: usize,
     pub(super) back: Rect,
     pub(super) line: Line,
     pub(super) colour: [u8; 3],
@@ -159,6 +161,8 @@ impl Type {
     }
 }
 
+/// The most marks that are labelled: each label looks for a place among the others.
+const MOST_LABELS: usize = 1000;
 /// The most lines below a picture.
 const MOST_LINES: usize = 60;
 
@@ -173,17 +177,21 @@ impl Layout {
             captions: Vec::new(),
             caption_height: 0.0,
         };
-        for mark in &marks.marks {
-            if let Some(label) = layout.label(&letters, mark, (width, height)) {
-                layout.labels.push(label);
-            }
+        for (i, mark) in marks.marks.iter().take(MOST_LABELS).enumerate() {
+            let label = layout.label(&letters, (i, mark), (width, height));
+            layout.labels.extend(label);
         }
         layout.caption(&letters, marks, (width, height));
         Ok(layout)
     }
 
     /// Above its outline, else within or below it, where no other label is; always in the picture.
-    fn label(&self, letters: &Type, mark: &Mark, (width, height): (f32, f32)) -> Option<Label> {
+    fn label(
+        &self,
+        letters: &Type,
+        (index, mark): (usize, &Mark),
+        (width, height): (f32, f32),
+    ) -> Option<Label> {
         let text = caption_of(mark);
         if text.is_empty() || mark.kind == Kind::Region {
             return None;
@@ -204,7 +212,7 @@ impl Layout {
         let back = *places.iter().find(is_free).unwrap_or(&places[0]);
         let baseline = back.y + (label_height - self.font_size) / 2.0 + letters.ascent() * 0.92;
         let line = Line { text, x: back.x + pad, baseline };
-        Some(Label { back, line, colour: colour(mark) })
+        Some(Label { mark: index, back, line, colour: colour(mark) })
     }
 
     fn caption(&mut self, letters: &Type, marks: &Findings, (width, height): (f32, f32)) {

@@ -53,15 +53,56 @@ impl Findings {
     /// What `result` says, an object by prompt, with the `scores` that came with it.
     pub(crate) fn read(result: &Value, scores: &Value) -> Self {
         let mut found = Self::default();
+        if let Some(steps) = result.get("steps").and_then(Value::as_array) {
+            for (i, step) in steps.iter().enumerate() {
+                found.add_step(i, step, scores.get(i).unwrap_or(&Value::Null));
+            }
+            found.give_colours();
+            return found;
+        }
         for (prompt, (name, answer)) in result.as_object().into_iter().flatten().enumerate() {
             found.prompts.push(name.clone());
             // Of several prompts they are lists in a list.
             let own = scores.get(prompt).filter(|own| own.is_array()).unwrap_or(scores);
-            let scores = own.as_array().into_iter().flatten().map(Value::as_f64);
-            found.add(prompt, answer, &mut scores.chain(std::iter::repeat(None)));
+            found.add(prompt, answer, &mut in_turn(own));
         }
         found.give_colours();
         found
+    }
+
+    /// Adds a step of a chain: its answer, or one for each region.
+    fn add_step(&mut self, index: usize, step: &Value, scores: &Value) {
+        self.prompts.push(step["prompt"].as_str().unwrap_or_default().to_owned());
+        if let Some(answer) = only_value(&step["answer"]) {
+            self.add(index, answer, &mut in_turn(scores));
+        }
+        let several = ["each", "crop"].iter().flat_map(|link| list(step.get(link)));
+        for (i, one) in several.enumerate() {
+            let Some(answer) = only_value(&one["answer"]) else { continue };
+            let scores = &mut in_turn(scores.get(i).unwrap_or(&Value::Null));
+            let label = one["label"].as_str().unwrap_or_default();
+            let first = self.marks.len();
+            match answer.as_str() {
+                // A text is what is written at its region.
+                Some(text) => {
+                    let label = without_locations(text);
+                    let (kind, outlines) = (Kind::Box, outlines(Kind::Box, &one["region"]));
+                    let score = scores.next().flatten();
+                    self.marks.push(Mark {
+                        kind,
+                        outlines,
+                        label,
+                        score,
+                        colour: 0,
+                        prompt: index,
+                    });
+                }
+                None => self.add(index, answer, scores),
+            }
+            for mark in self.marks[first..].iter_mut().filter(|mark| mark.label.is_empty()) {
+                label.clone_into(&mut mark.label);
+            }
+        }
     }
 
     fn add(
@@ -174,6 +215,17 @@ fn outlines(kind: Kind, located: &Value) -> Vec<Vec<Point>> {
     found.into_iter().filter(|outline: &Vec<Point>| outline.len() > 1).collect()
 }
 
+/// The reference's object has one entry, named by the task.
+fn only_value(answer: &Value) -> Option<&Value> {
+    answer.as_object()?.values().next()
+}
+
+/// The numbers of a list, then none.
+fn in_turn(list: &Value) -> impl Iterator<Item = Option<f64>> {
+    let numbers = list.as_array().into_iter().flatten().map(Value::as_f64);
+    numbers.chain(std::iter::repeat(None))
+}
+
 fn rectangle(x1: f64, y1: f64, x2: f64, y2: f64) -> Vec<Point> {
     vec![(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
 }
@@ -190,6 +242,32 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn steps_of_a_chain_are_drawn_at_their_regions() {
+        let boxes = json!({ "<OD>": { "bboxes": [[0, 0, 20, 10]], "labels": ["car"] } });
+        let polygons = json!({ "<S>": { "polygons": [[[1, 1, 2, 1, 2, 2]]], "labels": [""] } });
+        let each = |answer: &Value| json!([{ "region": [0, 0, 20, 10], "label": "car", "answer": answer }]);
+        let result = json!({ "steps": [
+            { "prompt": "<OD>", "answer": boxes },
+            { "prompt": "<S>", "each": each(&polygons), "left_out": 0 },
+            { "prompt": "<OCR>", "crop": each(&json!({ "<OCR>": "stop<loc_1>" })), "left_out": 0 },
+            { "prompt": "<T> {}", "answer": null },
+        ] });
+        let found = Findings::read(&result, &json!([[0.5], [[0.25]], [[0.75]], null]));
+        let marks = found
+            .marks
+            .iter()
+            .map(|mark| (mark.kind, mark.label.as_str(), mark.score, mark.prompt));
+        let expected = [
+            (Kind::Box, "car", Some(0.5), 0),
+            (Kind::Polygon, "car", Some(0.25), 1),
+            (Kind::Box, "stop", Some(0.75), 2),
+        ];
+        assert_eq!(marks.collect::<Vec<_>>(), expected);
+        assert_eq!(found.prompts, ["<OD>", "<S>", "<OCR>", "<T> {}"]);
+        assert!(found.texts.is_empty());
+    }
 
     #[test]
     fn boxes_quads_and_polygons_have_their_labels_and_scores() {

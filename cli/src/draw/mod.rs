@@ -16,9 +16,27 @@ use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, codecs::jpeg::JpegEncoder,
 };
 use redis::cmd;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-pub(crate) use marks::Findings;
+pub(crate) use marks::{Findings, Kind, Mark, Point};
+
+/// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
+/// (left, top, width, height), where the text begins, its size, its ink.
+pub(crate) fn labels(marks: &Findings, size: (f32, f32)) -> anyhow::Result<Value> {
+    let layout = layout::Layout::new(marks, size)?;
+    let labels = layout.labels.iter().map(|label| {
+        let (back, line) = (label.back, &label.line);
+        json!({
+            "mark": label.mark,
+            "back": [back.x, back.y, back.width, back.height],
+            "at": [line.x, line.baseline],
+            "size": layout.font_size,
+            "text": line.text,
+            "ink": svg::hex(layout::ink(label.colour)),
+        })
+    });
+    Ok(labels.collect())
+}
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -56,8 +74,13 @@ struct Answer {
 }
 
 impl Answer {
-    /// The answer alone, or an object that has it: of `run --json`, or of a job.
+    /// The answer alone, also after its picture's name as `run` writes it, or an object that has it:
+    /// of `run --json`, or of a job.
     fn read(text: &str) -> anyhow::Result<Self> {
+        let text = match text.split_once(": {") {
+            Some((name, _)) if !name.contains('{') => &text[name.len() + 2..],
+            _ => text,
+        };
         let value: Value = serde_json::from_str(text).context("the answer is not JSON")?;
         ensure!(value.is_object(), "the answer is not a JSON object");
         let named = ["answer", "result"].into_iter().find(|name| value[*name].is_object());
@@ -95,7 +118,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let extension = out.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
     let bytes = match extension.as_deref() {
         Some("png") => png(picture, &marks)?,
-        Some("jpg" | "jpeg") => jpeg(&paint::paint(&picture, &marks)?)?,
+        Some("jpg" | "jpeg") => drawn(&picture, &marks)?,
         Some("svg") => {
             // Turned pictures are written anew: programs do not agree about the tag.
             let own = image::guess_format(&drawing.picture).ok().filter(|_| !drawing.exif);
@@ -173,7 +196,7 @@ pub(crate) fn read(bytes: &[u8]) -> anyhow::Result<RgbImage> {
     decode(bytes, false)
 }
 
-fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
+pub(crate) fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
     let reader =
         ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("not a picture")?;
     let mut decoder = reader.into_decoder().context("not a picture in a known format")?;
@@ -190,6 +213,11 @@ pub(crate) fn png(picture: RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>
     let painted = paint::paint(&picture, marks)?;
     drop(picture);
     encode(&painted)
+}
+
+/// The picture with its marks, as a JPEG.
+pub(crate) fn drawn(picture: &RgbImage, marks: &Findings) -> anyhow::Result<Vec<u8>> {
+    jpeg(&paint::paint(picture, marks)?)
 }
 
 fn encode(picture: &RgbImage) -> anyhow::Result<Vec<u8>> {

@@ -6,9 +6,8 @@ use serde_json::json;
 use super::{
     jobs::{Named, rows},
     routes::Refusal,
-    server::text,
-    watch::Watch,
 };
+use crate::servers::{server::text, watch::Watch};
 
 /// The tasks of these jobs; null where there is none.
 ///

@@ -9,10 +9,14 @@ use serde_json::{Map, json};
 use super::{
     list::{Wanted, list},
     routes::Refusal,
-    server::{Key, Server, entries, number, text, words},
-    watch::Watch,
 };
-use crate::draw::{self, Findings};
+use crate::{
+    draw::{self, Findings},
+    servers::{
+        server::{Key, Server, entries, number, text, words},
+        watch::Watch,
+    },
+};
 
 /// Most jobs that one request names.
 pub(super) const MOST_NAMED: usize = 1000;
@@ -49,7 +53,8 @@ pub(super) async fn rows(watch: &Watch, jobs: &[Named]) -> Result<Vec<serde_json
         let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
         for ((place, _), reply) in jobs.iter().zip(server.each::<Value>(&commands).await?) {
             let (Ok(reply), Some(row)) = (reply, rows.get_mut(*place)) else { continue };
-            *row = shown(reply, |name| matches!(name, "result" | "text" | "scores" | "id"));
+            *row =
+                shown(reply, |name| matches!(name, "result" | "text" | "scores" | "errors" | "id"));
         }
     }
     Ok(rows)
@@ -65,7 +70,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
         let shown = match (&value, name.as_str()) {
             (Value::Int(number), _) => json!(number),
             (Value::Nil, _) => continue,
-            (_, "result" | "error" | "scores") => {
+            (_, "result" | "error" | "errors" | "scores" | "steps") => {
                 let text = text(&value);
                 serde_json::from_str(&text).unwrap_or(json!(text))
             }
@@ -77,7 +82,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
 }
 
 /// What a job was asked for, beside what FLORENCE.GET tells.
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 19] = [
     "priority",
     "delay",
     "expires",
@@ -86,6 +91,13 @@ const OPTIONS: [&str; 12] = [
     "ttl",
     "beams",
     "maxtokens",
+    "ngram",
+    "length_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "margin",
     "wants",
     "exif",
     "nocache",
@@ -127,12 +139,15 @@ pub(super) async fn one(server: &Server, job: &Named) -> Result<serde_json::Valu
         .collect();
     let mut count = || next().map(|value| number(&value)).unwrap_or_default();
     let (ttl, thumbnail, data) = (count(), count(), count());
+    let marks = marks(&map);
+    let labels = size(&map).and_then(|size| draw::labels(&marks, size).ok());
     Ok(json!({
         "options": options,
         "ttl_ms": (ttl > 0.0).then_some(ttl),
         "has_thumbnail": thumbnail > 0.0,
         "has_data": data > 0.0,
-        "marks": marks(&map),
+        "marks": marks,
+        "labels": labels,
         "job": map,
     }))
 }
@@ -140,12 +155,18 @@ pub(super) async fn one(server: &Server, job: &Named) -> Result<serde_json::Valu
 /// What a job's answer, and its question, locate.
 pub(super) fn marks(job: &serde_json::Value) -> Findings {
     let mut marks = Findings::read(&job["result"], &job["scores"]);
-    let size = (&job["width"], &job["height"]);
-    if let (Some(width), Some(height)) = (size.0.as_f64(), size.1.as_f64()) {
+    if let Some((width, height)) = size(job) {
         let prompts = draw::prompts(job["prompt"].as_str().unwrap_or_default());
-        marks.ask(&prompts, (width, height));
+        marks.ask(&prompts, (width.into(), height.into()));
     }
     marks
+}
+
+/// Width and height of the picture of an answered job.
+#[expect(clippy::cast_possible_truncation, reason = "pixels")]
+fn size(job: &serde_json::Value) -> Option<(f32, f32)> {
+    let side = |name: &str| job[name].as_f64().filter(|side| *side > 0.0);
+    Some((side("width")? as f32, side("height")? as f32))
 }
 
 /// The map of one job alone.

@@ -12,8 +12,8 @@ use std::{
 use redis::{Cmd, RedisResult, Value, cmd};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    routes::Refusal,
+use super::routes::Refusal;
+use crate::servers::{
     server::{Key, Server, entries, number, text, words},
     watch::Watch,
 };

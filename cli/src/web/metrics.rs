@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{
-    figures::{Ends, Histogram},
+use crate::servers::{
+    figures::Histogram,
     watch::{Told, Watch},
 };
 
@@ -212,7 +212,7 @@ impl Page {
         const NAME: &str = "florence_jobs_total";
         self.head(NAME, "counter", "Jobs that have ended, by how.");
         for of in servers {
-            for ((state, task, code), count) in &ends(of.told) {
+            for ((state, task, code), count) in &of.told.ended() {
                 let labels =
                     [("server", of.server), ("state", state), ("task", task), ("code", code)];
                 self.sample(NAME, &labels, *count);
@@ -242,24 +242,6 @@ impl Page {
         self.sample("florence_phase_seconds_sum", labels, histogram.sum_ms / 1e3);
         self.sample("florence_phase_seconds_count", labels, histogram.count);
     }
-}
-
-/// How jobs ended; of an older server, which does not tell their tasks, by state and code alone.
-pub(super) fn ends(told: &Told) -> Ends {
-    if let Some(ends) = &told.ends {
-        return ends.clone();
-    }
-    let key = |state: &str, code: &str| (state.to_owned(), String::new(), code.to_owned());
-    let mut ends = Ends::new();
-    for state in ["done", "cancelled", "expired"] {
-        ends.insert(key(state, ""), told.stat(&format!("jobs_{state}")));
-    }
-    for (name, count) in &told.stats {
-        if let Some(code) = name.strip_prefix("failed_") {
-            ends.insert(key("failed", &code.to_ascii_uppercase()), *count);
-        }
-    }
-    ends
 }
 
 /// A label's value as the format wants it.
@@ -328,7 +310,7 @@ mod tests {
         let stats = [("jobs_done", 7.0), ("failed_fetch", 2.0)];
         let told =
             Told { stats: stats.map(|(name, n)| (name.to_owned(), n)).into(), ..Told::default() };
-        let ends = ends(&told);
+        let ends = told.ended();
         assert_eq!(ends[&("done".to_owned(), String::new(), String::new())], 7.0);
         assert_eq!(ends[&("failed".to_owned(), String::new(), "FETCH".to_owned())], 2.0);
     }

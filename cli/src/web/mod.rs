@@ -1,51 +1,37 @@
 //! `florence web`: a page about any number of servers, and Prometheus' figures of them.
 //!
-//! One process beside the servers. [`watch`] asks each of them every second and keeps the last hour;
+//! One process beside the servers. [`crate::servers`] asks each of them every second and keeps the last hour;
 //! what the page asks besides goes to the server that it is about. The page itself is part of the
 //! program.
 //!
 //! # Layout
 //!
-//! - [`server`]: a connection to a server; [`figures`]: histograms and counts
-//! - [`watch`]: what servers tell of themselves; [`view`] and [`metrics`] show it
+//! - [`view`] and [`metrics`] show what servers tell of themselves
 //! - [`list`], [`jobs`], [`celery`], [`picture`], [`submit`]: what is asked about jobs
 //! - [`guard`]: who may ask; [`routes`]: what can be asked for; [`assets`]: the page
 
 mod assets;
 mod celery;
-mod figures;
 mod guard;
 mod jobs;
 mod list;
 mod metrics;
 mod picture;
 mod routes;
-mod server;
 mod submit;
 mod view;
-mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, ensure};
 
+use crate::servers::{self, server::Server, watch::Watch};
 use guard::Guard;
-use server::Server;
-use watch::Watch;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A server; several for masters, replicas, a cluster's nodes. The variable keeps passwords out
-    /// of the list of processes, with a blank between URLs
-    #[arg(
-        long,
-        value_name = "URL",
-        required = true,
-        env = "FLORENCE_REDIS",
-        hide_env_values = true,
-        value_delimiter = ' '
-    )]
-    redis: Vec<String>,
+    #[command(flatten)]
+    servers: servers::Args,
     /// Where the page is; other than at loopback it needs a password
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -80,14 +66,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "{} is not loopback: give --password-file, or listen at 127.0.0.1",
         args.listen
     );
-    let servers = args.redis.iter().map(|url| Server::new(url));
-    let servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(serve(args, password.as_deref(), servers))
+    let servers = args.servers.servers()?;
+    servers::runtime()?.block_on(serve(args, password.as_deref(), servers))
 }
 
 async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> anyhow::Result<()> {

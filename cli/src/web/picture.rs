@@ -8,9 +8,8 @@ use redis::{Cmd, cmd};
 use super::{
     jobs::{self, Named},
     routes::Refusal,
-    server::Server,
 };
-use crate::draw;
+use crate::{draw, servers::server::Server};
 
 /// What a task takes after its token, for the page's form.
 pub(super) fn input(task: Task) -> &'static str {

@@ -29,6 +29,7 @@ use super::{
     list::{self, List, Wanted},
     metrics, picture, submit, view,
 };
+use crate::servers::{server::words, watch::NoServer};
 
 /// The largest picture that is passed on: what a server takes by default, and room for the rest.
 const MOST_BYTES: usize = (32 << 20) + (64 << 10);
@@ -47,9 +48,15 @@ impl Refusal {
     }
 }
 
+impl From<NoServer> for Refusal {
+    fn from(_: NoServer) -> Self {
+        Self::bad("there is no such server")
+    }
+}
+
 impl From<RedisError> for Refusal {
     fn from(error: RedisError) -> Self {
-        let text = super::server::words(&error);
+        let text = words(&error);
         // What a server says is the request's fault; what it does not say is the connection's.
         let is_said = error.code().is_some();
         Self(if is_said { StatusCode::CONFLICT } else { StatusCode::BAD_GATEWAY }, text)

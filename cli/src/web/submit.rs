@@ -4,8 +4,8 @@ use redis::{Cmd, RedisResult, Value, cmd};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    routes::Refusal,
+use super::routes::Refusal;
+use crate::servers::{
     server::{Key, Server},
     watch::Watch,
 };

@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{
+use crate::servers::{
     figures::{Histogram, Latencies, of_phase},
-    metrics,
     watch::{POINT, Watch},
 };
 
@@ -21,7 +20,7 @@ pub(super) fn overview(watch: &Watch, one: Option<usize>) -> Value {
     let latencies = told.latencies.as_ref().map(|all| {
         json!({ "phases": phases(all, view.recent.as_ref()), "tasks": tasks(all, view.recent.as_ref()) })
     });
-    let ends: Vec<Value> = metrics::ends(told)
+    let ends: Vec<Value> = told.ended()
         .iter()
         .filter(|(_, count)| **count > 0.0)
         .map(|((state, task, code), count)| {

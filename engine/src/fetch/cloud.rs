@@ -10,7 +10,10 @@ use std::{
 
 use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle, actions::GetObject};
+use rusty_s3::{
+    Bucket, Credentials, S3Action, UrlStyle,
+    actions::{GetObject, ListObjectsV2},
+};
 use serde::Deserialize;
 use ureq::Agent;
 use url::Url;
@@ -117,13 +120,11 @@ impl Cloud {
         url: &str,
         download: &Download<'_>,
     ) -> Option<Result<Object, FetchError>> {
-        let (scheme, rest) = url.trim_start().split_once("://")?;
-        let scheme = ["gs", "s3"].into_iter().find(|it| it.eq_ignore_ascii_case(scheme))?;
+        let (scheme, rest) = scheme(url)?;
         let parts = rest.split_once('/').filter(|(bucket, object)| {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             // In a URL's path, such parts would lead out of the bucket.
             let is_below = !object.split('/').any(|part| matches!(part, "." | ".."));
-            !bucket.is_empty() && bucket.chars().all(is_plain) && !object.is_empty() && is_below
+            is_name(bucket) && !object.is_empty() && is_below
         });
         Some(match parts {
             Some((bucket, object)) if scheme == "gs" => self.gs(bucket, object, download),
@@ -138,11 +139,21 @@ impl Cloud {
         object: &str,
         download: &Download<'_>,
     ) -> Result<Object, FetchError> {
+        let object = utf8_percent_encode(object, NON_ALPHANUMERIC);
+        self.google(bucket, &format!("o/{object}?alt=media"), download)
+    }
+
+    /// A request about a bucket of Google's.
+    fn google(
+        &self,
+        bucket: &str,
+        path: &str,
+        download: &Download<'_>,
+    ) -> Result<Object, FetchError> {
         const GOOGLE: &str = "https://storage.googleapis.com";
         let host = self.gs_emulator.as_ref().map_or(GOOGLE, Url::as_str).trim_end_matches('/');
-        let object = utf8_percent_encode(object, NON_ALPHANUMERIC);
-        let url = format!("{host}/storage/v1/b/{bucket}/o/{object}?alt=media");
-        let url = Url::parse(&url).map_err(|_error| FetchError::BadObject)?;
+        let url = Url::parse(&format!("{host}/storage/v1/b/{bucket}/{path}"))
+            .map_err(|_error| FetchError::BadObject)?;
         let is_trusted = self.gs_emulator.is_some();
         // An emulator wants no token, unless the environment says where one comes from.
         let has_source = self.gs_key_file.is_some() || self.gs_metadata.is_some();
@@ -205,16 +216,24 @@ impl Cloud {
         read_token(request.header("Metadata-Flavor", "Google").call())
     }
 
-    /// A signed URL for listed buckets, a plain one for others. Buckets on an endpoint of the
-    /// environment stand in the path, as S3-compatible servers have them.
+    /// A signed URL for listed buckets, a plain one for others.
     fn s3(&self, bucket: &str, object: &str) -> Result<Object, FetchError> {
-        const LIFETIME: Duration = Duration::from_mins(15);
+        let (bucket, credentials) = self.amazon(bucket)?;
+        Ok(self.s3_object(GetObject::new(&bucket, credentials, object).sign(LIFETIME)))
+    }
+
+    fn s3_object(&self, url: Url) -> Object {
+        Object { url, token: None, is_trusted: self.s3_endpoint.is_some() }
+    }
+
+    /// A bucket, and what opens it if it is listed. Buckets on an endpoint of the environment stand in
+    /// the path, as S3-compatible servers have them.
+    fn amazon(&self, bucket: &str) -> Result<(Bucket, Option<&Credentials>), FetchError> {
         let amazon = || Url::parse(&format!("https://s3.{}.amazonaws.com", self.s3_region)).ok();
         let endpoint = self.s3_endpoint.clone().or_else(amazon).ok_or(FetchError::BadObject)?;
-        let is_trusted = self.s3_endpoint.is_some();
         // A dot in a name does not go with the certificate of the endpoint.
-        let style =
-            if is_trusted || bucket.contains('.') { UrlStyle::Path } else { UrlStyle::VirtualHost };
+        let is_in_path = self.s3_endpoint.is_some() || bucket.contains('.');
+        let style = if is_in_path { UrlStyle::Path } else { UrlStyle::VirtualHost };
         let is_ours = self.buckets.contains("s3", bucket);
         let credentials = self.s3_credentials.as_ref().filter(|_| is_ours);
         if is_ours && credentials.is_none() {
@@ -222,8 +241,103 @@ impl Cloud {
         }
         let bucket = Bucket::new(endpoint, style, bucket.to_owned(), self.s3_region.clone())
             .map_err(|_error| FetchError::BadObject)?;
-        let url = GetObject::new(&bucket, credentials, object).sign(LIFETIME);
-        Ok(Object { url, token: None, is_trusted })
+        Ok((bucket, credentials))
+    }
+
+    /// The request for a page of what is in a bucket below a prefix, the one after `page`.
+    pub(super) fn listing(
+        &self,
+        prefix: &str,
+        page: Option<&str>,
+        download: &Download<'_>,
+    ) -> Result<(Prefix, Object), FetchError> {
+        let (scheme, rest) = scheme(prefix).ok_or(FetchError::BadObject)?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if !is_name(bucket) {
+            return Err(FetchError::BadObject);
+        }
+        let object = if scheme == "gs" {
+            let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+            let page = page.map_or(String::new(), |it| format!("&pageToken={}", encoded(it)));
+            let fields = "fields=nextPageToken,items(name)";
+            let path = format!("o?prefix={}&{fields}{page}", encoded(prefix));
+            self.google(bucket, &path, download)?
+        } else {
+            let (bucket, credentials) = self.amazon(bucket)?;
+            let mut list = ListObjectsV2::new(&bucket, credentials);
+            list.with_prefix(prefix);
+            if let Some(page) = page {
+                list.with_continuation_token(page);
+            }
+            self.s3_object(list.sign(LIFETIME))
+        };
+        Ok((Prefix { scheme, bucket: bucket.to_owned() }, object))
+    }
+}
+
+/// How long a signed URL may be used.
+const LIFETIME: Duration = Duration::from_mins(15);
+
+/// The scheme of a bucket's address, and the rest.
+fn scheme(url: &str) -> Option<(&'static str, &str)> {
+    let (scheme, rest) = url.trim_start().split_once("://")?;
+    let scheme = ["gs", "s3"].into_iter().find(|it| it.eq_ignore_ascii_case(scheme))?;
+    Some((scheme, rest))
+}
+
+/// Whether it can be a bucket's, and part of a host's name.
+fn is_name(bucket: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !bucket.is_empty() && bucket.chars().all(is_plain)
+}
+
+/// Where a list is of.
+pub(super) struct Prefix {
+    scheme: &'static str,
+    bucket: String,
+}
+
+/// A page of what is in a bucket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Of objects.
+    pub addresses: Vec<String>,
+    /// What asks for the next page; `None` on the last one.
+    pub next: Option<String>,
+}
+
+/// A page as Google tells it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    #[serde(default)]
+    items: Vec<Named>,
+    next_page_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl Prefix {
+    /// Reads a page; folders' own names are no objects.
+    pub(super) fn read(&self, body: &[u8]) -> Result<Listing, FetchError> {
+        let (names, next): (Vec<String>, _) = if self.scheme == "gs" {
+            let page: Page =
+                serde_json::from_slice(body).map_err(|_error| FetchError::BadListing)?;
+            (page.items.into_iter().map(|it| it.name).collect(), page.next_page_token)
+        } else {
+            let text = str::from_utf8(body).map_err(|_error| FetchError::BadListing)?;
+            let page =
+                ListObjectsV2::parse_response(text).map_err(|_error| FetchError::BadListing)?;
+            let names = page.contents.into_iter().map(|it| it.key);
+            (names.collect(), page.next_continuation_token)
+        };
+        let Self { scheme, bucket } = self;
+        let objects = names.into_iter().filter(|name| !name.ends_with('/'));
+        let addresses = objects.map(|name| format!("{scheme}://{bucket}/{name}")).collect();
+        Ok(Listing { addresses, next })
     }
 }
 

@@ -17,6 +17,9 @@ pub enum FetchError {
     /// A bucket's name or object is malformed.
     #[error("not a URL of a bucket's object")]
     BadObject,
+    /// What lists a bucket's objects is not as it must be.
+    #[error("the list of the bucket's objects cannot be read")]
+    BadListing,
     /// There are no credentials, or the token server refused them.
     #[error("the server has no valid credentials for the bucket")]
     Credentials,
@@ -136,6 +139,7 @@ impl FetchError {
             | Self::Other(_) => true,
             Self::BadUrl
             | Self::BadObject
+            | Self::BadListing
             | Self::Credentials
             | Self::Denied(_)
             | Self::DeniedRedirect(_)

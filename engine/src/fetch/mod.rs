@@ -39,8 +39,8 @@ use url::Url;
 
 pub use address::spelling;
 use address::{credentials, parse, redirect, target};
-pub use cloud::Buckets;
-use cloud::Cloud;
+pub use cloud::{Buckets, Listing};
+use cloud::{Cloud, Object};
 pub use error::{FetchError, Phase, Rule};
 use guard::GuardedResolver;
 pub use guard::{AccessRules, Hosts, Networks};
@@ -135,13 +135,7 @@ impl Fetcher {
     fn fetch_watched(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>, FetchError> {
         let download = Download { limits, deadline: Instant::now() + limits.total };
         if let Some(object) = self.cloud.object(url, &download) {
-            let object = object?;
-            let agent = if object.is_trusted { &self.cloud.agent } else { &self.agent };
-            let response = download.get(agent, &object.url, object.token.as_deref())?;
-            if !response.status().is_success() {
-                return Err(FetchError::Status(response.status().as_u16()));
-            }
-            return download.read(response);
+            return self.object(&download, &object?);
         }
         let mut url = parse(url)?;
         for hop in 0..=limits.redirects {
@@ -156,6 +150,35 @@ impl Fetcher {
             return download.read(response);
         }
         Err(FetchError::Redirects(limits.redirects))
+    }
+
+    /// A page of what is in a bucket below a prefix, `s3://bucket/folder/`: the first one, or that
+    /// which a page before it names.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub fn list(
+        &self,
+        prefix: &str,
+        page: Option<&str>,
+        limits: &FetchLimits,
+        stop: &Stop,
+    ) -> Result<Listing, FetchError> {
+        interrupt::watching(stop, limits.asker, || {
+            let download = Download { limits, deadline: Instant::now() + limits.total };
+            let (prefix, object) = self.cloud.listing(prefix, page, &download)?;
+            prefix.read(&self.object(&download, &object)?)
+        })
+    }
+
+    fn object(&self, download: &Download<'_>, object: &Object) -> Result<Vec<u8>, FetchError> {
+        let agent = if object.is_trusted { &self.cloud.agent } else { &self.agent };
+        let response = download.get(agent, &object.url, object.token.as_deref())?;
+        if !response.status().is_success() {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        download.read(response)
     }
 
     fn get(&self, download: &Download<'_>, url: &Url) -> Result<Response, FetchError> {

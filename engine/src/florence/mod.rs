@@ -4,6 +4,7 @@
 //! engine's own threads, for one or several prepared pictures together.
 
 mod batch;
+mod chained;
 mod files;
 #[cfg(test)]
 mod made_up;
@@ -225,7 +226,13 @@ impl Florence {
             inconsistent(checkpoint, PREPROCESSOR, "the picture size must be a square".to_owned())
         })?;
         let adapter = options.adapter.as_deref();
-        let target = Target { device: &device, compute, keep_packed: options.keep_packed, adapter };
+        let target = Target {
+            device: &device,
+            compute,
+            keep_packed: options.keep_packed,
+            packed_directory: options.packed_directory.as_deref(),
+            adapter,
+        };
         let model = threads.install(|| Model::load(checkpoint, &config, side, &target))?;
         if !model.told().is_empty() {
             remarks.push(format!(
@@ -426,12 +433,21 @@ impl Florence {
         self.visuals(&[picture])?.pop().ok_or(Error::Cancelled)
     }
 
-    /// The visual tokens of several pictures, encoded together; the order is theirs.
+    /// The visual tokens of several pictures, in their order; those of one size that stand together
+    /// are encoded together.
     ///
     /// # Errors
     ///
     /// [`Error::Compute`].
     pub fn visuals(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
+        let mut visuals = Vec::with_capacity(pictures.len());
+        for group in pictures.chunk_by(|a, b| a.pixels.side == b.pixels.side) {
+            visuals.extend(self.visuals_of_one_size(group)?);
+        }
+        Ok(visuals)
+    }
+
+    fn visuals_of_one_size(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
         let pixels: Vec<&PixelValues> = pictures.iter().map(|picture| &picture.pixels).collect();
@@ -451,8 +467,7 @@ impl Florence {
 
     /// How many pictures are best encoded together.
     pub fn pictures_at_once(&self) -> usize {
-        // Those that are not resized may differ in size.
-        if self.preprocessor.resizes() { self.model.pictures_at_once() } else { 1 }
+        self.model.pictures_at_once()
     }
 
     fn rules(&self, options: &GenerateOptions) -> Rules {
@@ -465,7 +480,8 @@ impl Florence {
             length_penalty: options.length_penalty.unwrap_or(defaults.length_penalty),
             ..defaults.clone()
         };
-        Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit))
+        let rules = Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit));
+        Rules { sampling: options.sampling.clone(), ..rules }
     }
 
     fn answer(&self, reading: &Reading, generated: Generated, timings: Timings) -> Answer {

@@ -5,7 +5,8 @@ use std::{path::PathBuf, str::FromStr};
 use rustix::thread::CpuSet;
 
 use crate::{
-    Coordinates, Error,
+    Coordinates, Error, child,
+    generate::Sampling,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
     model::Compute,
@@ -100,9 +101,11 @@ pub struct LoadOptions {
     pub nice: i32,
     /// The CPUs that the compute threads are pinned to, one each, in turns; none leaves them free.
     pub cpus: Vec<usize>,
-    /// Whether packed weights are kept in a file beside the checkpoint: the next start maps them,
-    /// and all processes of the host share their pages.
+    /// Whether packed weights are kept in a file: the next start maps them, and all processes of
+    /// the host share their pages.
     pub keep_packed: bool,
+    /// The directory of that file; by default the checkpoint's own.
+    pub packed_directory: Option<PathBuf>,
     /// Directory of a PEFT adapter that is merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Directory whose tokenizer is taken instead of the checkpoint's.
@@ -124,9 +127,8 @@ pub struct PrepareOptions {
 
 /// Whether compute threads can be pinned to a CPU.
 pub fn has_cpu(cpu: usize) -> bool {
-    // Asked of a thread of its own, since the answer is given by doing it.
-    let pin = move || cpu < CpuSet::MAX_CPU && pin_to(cpu).is_ok();
-    std::thread::scope(|scope| scope.spawn(pin).join()).unwrap_or(false)
+    // Asked of a child, since the answer is given by doing it.
+    cpu < CpuSet::MAX_CPU && child::succeeds(&mut || pin_to(cpu).is_ok())
 }
 
 /// Pins the calling thread.
@@ -147,6 +149,8 @@ pub struct GenerateOptions {
     pub no_repeat_ngram: Option<usize>,
     /// Exponent of the length by which a hypothesis' log-probability is divided.
     pub length_penalty: Option<f32>,
+    /// How tokens are drawn, instead of a search; then there are no beams.
+    pub sampling: Option<Sampling>,
     /// How coordinates are written.
     pub coordinates: Coordinates,
 }
@@ -172,12 +176,14 @@ impl LoadOptions {
 
     /// The threads that it computes on.
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool, Error> {
-        let (nice, cpus) = (self.nice, self.cpus.clone());
+        // Best effort: without the permission the threads just run at normal priority, and on any
+        // CPU. Who lacks it may be ended for the attempt, hence the child.
+        let be_nice = |nice| rustix::process::setpriority_process(None, nice).is_ok();
+        let nice = Some(self.nice).filter(|nice| child::succeeds(&mut || be_nice(*nice)));
+        let cpus: Vec<usize> = self.cpus.iter().copied().filter(|cpu| has_cpu(*cpu)).collect();
         let started = move |i: usize| {
-            // Best effort: without the permission the threads just run at normal priority.
-            let _ = rustix::process::setpriority_process(None, nice);
+            nice.map(be_nice);
             if let Some(cpu) = cpus.get(i % cpus.len().max(1)) {
-                // A CPU that is not there leaves the thread free.
                 let _ = pin_to(*cpu);
             }
         };

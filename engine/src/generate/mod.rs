@@ -7,12 +7,14 @@
 mod beam;
 mod path;
 mod rules;
+mod sample;
 mod search;
 
 use candle_core::Result;
 use rayon::prelude::*;
 
 pub use rules::Rules;
+pub use sample::Sampling;
 pub use search::{Generated, Search};
 
 use crate::model::{Decoding, JobId, Logits, Look, Rows};

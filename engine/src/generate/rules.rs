@@ -1,5 +1,6 @@
 //! What a search obeys: its width and length, and the reference's logits processors.
 
+use super::Sampling;
 use crate::{
     kernels::{Cpu, log_sum_exp},
     model::{GenerationDefaults, Row},
@@ -20,6 +21,8 @@ pub struct Rules {
     pub early_stopping: bool,
     /// Exponent of the length by which a hypothesis' log-probability is divided.
     pub length_penalty: f32,
+    /// How tokens are drawn, if they are: then there is one beam.
+    pub sampling: Option<Sampling>,
     /// The token that begins a sequence.
     pub start: u32,
     /// The token that ends a sequence.
@@ -44,6 +47,7 @@ impl Rules {
             no_repeat_ngram: defaults.no_repeat_ngram,
             early_stopping: defaults.early_stopping,
             length_penalty: defaults.length_penalty,
+            sampling: None,
             start: defaults.start,
             eos: defaults.eos,
             forced_bos: defaults.forced_bos,

@@ -4,6 +4,7 @@ use super::{
     beam::Beams,
     path::Path,
     rules::{Rules, Scores, log_sum},
+    sample::Sampler,
 };
 use crate::model::Logits;
 
@@ -18,7 +19,7 @@ pub struct Generated {
     pub score: f32,
 }
 
-/// Greedy or beam search, by the number of beams.
+/// Greedy or beam search, by the number of beams, or tokens that are drawn.
 pub struct Search {
     rules: Rules,
     state: State,
@@ -26,6 +27,7 @@ pub struct Search {
 
 enum State {
     Greedy { path: Path, is_finished: bool },
+    Sampled { path: Path, is_finished: bool, sampler: Box<Sampler> },
     Beams(Beams),
 }
 
@@ -33,10 +35,13 @@ impl Search {
     /// A search at the start token.
     pub fn new(rules: Rules) -> Self {
         let path = Path::new(rules.start);
-        let state = if rules.beams <= 1 {
-            State::Greedy { path, is_finished: rules.max_length <= 1 }
-        } else {
-            State::Beams(Beams::new(rules.beams, &path))
+        let is_finished = rules.max_length <= 1;
+        let state = match &rules.sampling {
+            Some(sampling) => {
+                State::Sampled { path, is_finished, sampler: Box::new(Sampler::new(sampling)) }
+            }
+            None if rules.beams <= 1 => State::Greedy { path, is_finished },
+            None => State::Beams(Beams::new(rules.beams, &path)),
         };
         Self { rules, state }
     }
@@ -44,7 +49,7 @@ impl Search {
     /// Rows of logits that [`Self::advance`] expects.
     pub fn rows(&self) -> usize {
         match &self.state {
-            State::Greedy { .. } => 1,
+            State::Greedy { .. } | State::Sampled { .. } => 1,
             State::Beams(beams) => beams.rows().len(),
         }
     }
@@ -52,7 +57,7 @@ impl Search {
     /// The sequence of every row.
     pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
         let paths = match &self.state {
-            State::Greedy { path, .. } => std::slice::from_ref(path),
+            State::Greedy { path, .. } | State::Sampled { path, .. } => std::slice::from_ref(path),
             State::Beams(beams) => beams.rows(),
         };
         paths.iter().map(|path| path.ids.as_slice())
@@ -73,6 +78,7 @@ impl Search {
     pub(super) fn wanted(&self) -> usize {
         let wanted = match &self.state {
             State::Greedy { .. } => 1,
+            State::Sampled { sampler, .. } => sampler.wanted(&self.rules),
             State::Beams(beams) => beams.wanted(),
         };
         let banned = self.sequences().map(|ids| self.rules.banned(ids).len());
@@ -95,6 +101,11 @@ impl Search {
                 *is_finished = self.rules.ends(token, path.ids.len());
                 vec![0]
             }
+            State::Sampled { path, is_finished, sampler } => {
+                let token = sampler.advance(&self.rules, path, logits);
+                *is_finished = self.rules.ends(token, path.ids.len());
+                vec![0]
+            }
             State::Beams(beams) => beams.advance(&self.rules, logits),
         }
     }
@@ -102,7 +113,7 @@ impl Search {
     /// Whether the answer is complete.
     pub fn is_finished(&self) -> bool {
         match &self.state {
-            State::Greedy { is_finished, .. } => *is_finished,
+            State::Greedy { is_finished, .. } | State::Sampled { is_finished, .. } => *is_finished,
             State::Beams(beams) => beams.is_finished(),
         }
     }
@@ -110,7 +121,7 @@ impl Search {
     /// The best sequence.
     pub fn finish(self) -> Generated {
         let (path, score) = match self.state {
-            State::Greedy { path, .. } => {
+            State::Greedy { path, .. } | State::Sampled { path, .. } => {
                 let mean = path.scores.iter().sum::<f32>() / path.scores.len().max(1) as f32;
                 (path, mean)
             }

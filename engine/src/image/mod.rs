@@ -1,5 +1,6 @@
 //! Bytes to RGB to pixel values, in the arithmetic of Pillow and the reference's processor.
 
+mod area;
 mod decode;
 mod formats;
 mod gif;
@@ -13,6 +14,7 @@ mod sniff;
 mod thumbnail;
 mod webp;
 
+pub use area::Area;
 pub use decode::{DecodeLimits, Decoded, ImageError, Orientation, Rgb, decode};
 pub use formats::Formats;
 pub use preprocess::{PixelValues, Preprocessor};

@@ -53,11 +53,6 @@ impl Default for Preprocessor {
 }
 
 impl Preprocessor {
-    /// Whether pictures are stretched to the square, or taken as they are.
-    pub fn resizes(&self) -> bool {
-        self.do_resize
-    }
-
     /// Side of the square input, or `None` if the configuration asks for a rectangle or nothing.
     pub fn side(&self) -> Option<usize> {
         (self.size.height == self.size.width && self.size.height > 0).then_some(self.size.height)

@@ -85,8 +85,10 @@ pub struct Model {
 pub(crate) struct Target<'a> {
     pub(crate) device: &'a Device,
     pub(crate) compute: Compute,
-    /// Whether packed matrices are kept beside the checkpoint's files.
+    /// Whether packed matrices are kept in a file.
     pub(crate) keep_packed: bool,
+    /// Where, if not beside the checkpoint's files.
+    pub(crate) packed_directory: Option<&'a Path>,
     /// The directory of an adapter to merge in.
     pub(crate) adapter: Option<&'a Path>,
 }
@@ -96,7 +98,7 @@ pub(crate) struct Target<'a> {
 pub enum Packing {
     /// In this process's own memory.
     InMemory,
-    /// In a file beside the checkpoint, which all its processes share.
+    /// In a file, which all processes of the checkpoint share.
     Mapped,
     /// In memory: the file could not be made.
     Failed(std::io::Error),
@@ -122,7 +124,8 @@ impl Model {
             (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
                 if target.keep_packed =>
             {
-                let problem = loading.weights.keep_packed(directory, precision).err();
+                let to = target.packed_directory;
+                let problem = loading.weights.keep_packed(directory, to, precision).err();
                 let mut model = loading.load(&OnCpu(cpu, precision))?;
                 model.packing = problem.map_or(model.packing, Packing::Failed);
                 Ok(model)

@@ -1,5 +1,6 @@
-//! Packed matrices in a file beside the checkpoint: the next start maps them instead of packing,
-//! and all servers of a host that run the checkpoint share their pages.
+//! Packed matrices in a file, beside the checkpoint or in a directory for those of several: the
+//! next start maps them instead of packing, and all servers of a host that run the checkpoint share
+//! their pages.
 //!
 //! The file is a safetensors file. Each matrix has its panels, in the bits of int32, and what a
 //! unit of each column is worth, both under the name of the tensor that they were made of. Every
@@ -13,6 +14,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,6 +35,15 @@ const HEADER: usize = 1 << 18;
 /// What stands before the header.
 const LENGTH: usize = size_of::<u64>();
 
+/// What matrices are packed of, and in which numbers.
+pub(super) struct Content<'a> {
+    /// Whatever they depend on, the adapter's files too.
+    pub(super) files: &'a [&'a Path],
+    /// The directory of an adapter that is merged in.
+    pub(super) adapter: Option<&'a Path>,
+    pub(super) precision: Precision,
+}
+
 /// Where the packed matrices of a checkpoint are in one precision, and what they are made of.
 pub(super) struct Place {
     directory: PathBuf,
@@ -52,17 +63,31 @@ pub(super) enum Packed {
 }
 
 impl Place {
-    /// The file in `directory` that belongs to what is made of these files, `adapter` among them.
+    /// The file beside the weight files, of the checkpoint in `directory`.
     ///
     /// # Errors
     ///
     /// A file's length or time cannot be read.
-    pub(super) fn new(
+    pub(super) fn beside(directory: &Path, content: &Content<'_>) -> io::Result<Self> {
+        Self::new(directory, "", content)
+    }
+
+    /// The file in `directory` that belongs to a checkpoint elsewhere. Its path is part of the
+    /// name: others have files of the same lengths, and perhaps of the same times.
+    ///
+    /// # Errors
+    ///
+    /// The path, or a file's length or time, cannot be read.
+    pub(super) fn within(
         directory: &Path,
-        files: &[&Path],
-        precision: Precision,
-        adapter: Option<&Path>,
+        checkpoint: &Path,
+        content: &Content<'_>,
     ) -> io::Result<Self> {
+        Self::new(directory, &format!("-{}", digest(&fs::canonicalize(checkpoint)?)), content)
+    }
+
+    fn new(directory: &Path, suffix: &str, content: &Content<'_>) -> io::Result<Self> {
+        let Content { files, adapter, precision } = *content;
         let mut origin = HashMap::from([
             ("format".to_owned(), format!("florence packed {}", Matrix::LAYOUT)),
             ("precision".to_owned(), precision.name().to_owned()),
@@ -75,7 +100,7 @@ impl Place {
             origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
         }
         let adapter = adapter.map(adapter_name).transpose()?.unwrap_or_default();
-        let name = format!("florence-packed-{}{adapter}.safetensors", precision.name());
+        let name = format!("florence-packed-{}{suffix}{adapter}.safetensors", precision.name());
         Ok(Self { directory: directory.to_owned(), name, origin })
     }
 
@@ -142,7 +167,11 @@ fn adapter_name(directory: &Path) -> io::Result<String> {
     let path = fs::canonicalize(directory)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().take(MOST).collect();
-    Ok(format!("+{name}-{}", checksum(path.as_os_str().as_encoded_bytes())))
+    Ok(format!("+{name}-{}", digest(&path)))
+}
+
+fn digest(path: &Path) -> String {
+    checksum(path.as_os_str().as_bytes())
 }
 
 fn checksum(bytes: &[u8]) -> String {

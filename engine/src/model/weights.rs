@@ -25,7 +25,7 @@ use super::{
     error::LoadError,
     lora::Change,
     names::{HEAD, PROJECTION, PROJECTION_TRANSPOSED, TABLES, canonical},
-    packed::{Packed, Place},
+    packed::{Content, Packed, Place},
 };
 use crate::kernels::{Matrix, Precision};
 
@@ -223,21 +223,26 @@ impl Weights {
         Ok(differ().map_err(LoadError::Device)? == 0)
     }
 
-    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or leaves
-    /// them there.
+    /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or in a
+    /// directory of files of several checkpoints, or leaves them there.
     ///
     /// # Errors
     ///
     /// There is no such file, and none can be made; the weights are of use all the same.
     pub(crate) fn keep_packed(
         &mut self,
-        directory: &Path,
+        checkpoint: &Path,
+        elsewhere: Option<&Path>,
         precision: Precision,
     ) -> std::io::Result<()> {
         let mut files: Vec<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
         let settings = self.adapter.as_ref().map(|adapter| adapter.join(adapter::CONFIG));
         files.extend(settings.as_deref());
-        let place = Place::new(directory, &files, precision, self.adapter.as_deref())?;
+        let content = Content { files: &files, adapter: self.adapter.as_deref(), precision };
+        let place = match elsewhere {
+            None => Place::beside(checkpoint, &content)?,
+            Some(directory) => Place::within(directory, checkpoint, &content)?,
+        };
         self.packed = place.claim()?;
         Ok(())
     }

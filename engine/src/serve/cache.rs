@@ -8,7 +8,10 @@ use std::sync::Arc;
 use quick_cache::{Weighter, sync::Cache};
 use sha2::{Digest, Sha256};
 
-use crate::{Answer, GenerateOptions, Question, Visual, image::Orientation};
+use crate::{
+    Answer, GenerateOptions, Question, Visual,
+    image::{Area, Orientation},
+};
 
 /// A picture: SHA-256 of a scope, of the bytes, and of how they are read.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +22,13 @@ impl PictureKey {
     pub fn new(scope: &str, bytes: &[u8], orientation: Orientation) -> Self {
         let orientation = format!("{orientation:?}");
         Self(digest([scope.as_bytes(), orientation.as_bytes(), bytes]))
+    }
+
+    /// Of a part of the picture.
+    #[must_use]
+    pub fn part(&self, part: Area) -> Self {
+        let edges = [part.left, part.top, part.width, part.height].map(usize::to_le_bytes);
+        Self(digest([b"part", &self.0, edges.as_flattened()]))
     }
 }
 
@@ -63,8 +73,8 @@ fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
     sha.finalize().into()
 }
 
-/// What a job was spared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a job was spared; the least of it comes last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Everything: the same request had been answered, or was being answered.
     Result,

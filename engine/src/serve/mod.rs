@@ -60,10 +60,11 @@ pub enum Wants {
 }
 
 /// A job's answers.
-#[derive(Debug, Clone)]
 pub struct Served {
     /// One for each part.
     pub answers: Vec<Arc<Answer>>,
+    /// The first picture, for what may be asked about it next.
+    pub input: Option<Input>,
     /// What the job was spared.
     pub verdict: Verdict,
     /// Time in the engine.
@@ -89,8 +90,8 @@ pub struct Work<A> {
     pub asker: A,
     /// Its questions.
     pub parts: Vec<Part>,
-    /// What they are about.
-    pub input: Input,
+    /// The pictures that they are about.
+    pub inputs: Vec<Input>,
     /// How the answers are generated.
     pub options: GenerateOptions,
     /// Whether it takes from the caches, leaves in them, and shares answers.
@@ -101,6 +102,8 @@ pub struct Work<A> {
 pub struct Part {
     /// The question.
     pub question: Question,
+    /// Which of the job's pictures it is about.
+    pub picture: usize,
     /// What its answer depends on.
     pub keys: Keys,
 }

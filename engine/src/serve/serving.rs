@@ -19,13 +19,18 @@ type JobId = u64;
 struct Job<A> {
     asker: A,
     answers: Vec<Option<Arc<Answer>>>,
-    /// The picture, until it is encoded.
-    input: Option<Input>,
-    visual: Option<Visual>,
+    pictures: Vec<Slot>,
     options: GenerateOptions,
     is_shared: bool,
     verdict: Verdict,
     since: Instant,
+}
+
+/// A picture of a job.
+struct Slot {
+    /// Until it is encoded.
+    input: Option<Input>,
+    visual: Option<Visual>,
 }
 
 /// One of a job's questions, by its place.
@@ -82,18 +87,21 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     }
 
     pub(super) fn admit(&mut self, work: Work<A>) {
-        let Work { asker, parts, input, options, is_shared } = work;
+        let Work { asker, parts, inputs, options, is_shared } = work;
         asker.started();
         if parts.is_empty() {
             let (answers, verdict) = (Vec::new(), Verdict::Result);
-            return asker.answered(Served { answers, verdict, time: Duration::ZERO });
+            let time = Duration::ZERO;
+            return asker.answered(Served { answers, input: None, verdict, time });
         }
         let id = self.new_id();
         let job = Job {
             asker,
             answers: vec![None; parts.len()],
-            input: Some(input),
-            visual: None,
+            pictures: inputs
+                .into_iter()
+                .map(|input| Slot { input: Some(input), visual: None })
+                .collect(),
             options,
             is_shared,
             verdict: Verdict::Result,
@@ -156,7 +164,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
 
     /// Answers a question from the cache, or lets it join a request or the batch.
     fn take(&mut self, claimant: Claimant, part: Part) {
-        let Part { question, keys } = part;
+        let Part { question, picture, keys } = part;
         let Some(job) = self.jobs.get(&claimant.job) else { return };
         let (is_shared, options) = (job.is_shared, job.options.clone());
         if is_shared {
@@ -170,7 +178,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 return;
             }
         }
-        let visual = match self.visual(claimant.job, &keys) {
+        let visual = match self.visual(claimant.job, picture, &keys) {
             Ok(visual) => visual,
             Err(failure) => return self.fail(claimant.job, failure),
         };
@@ -192,48 +200,60 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
         let Self { machine, caches, jobs, ready, requests, admission: _, watch, .. } = self;
         let room = watch.most().saturating_sub(requests.len()).min(most);
-        let mut chosen: Vec<(JobId, Keys)> = Vec::new();
-        for (claimant, Part { keys, .. }) in ready.iter() {
+        let mut chosen: Vec<(JobId, usize, Keys)> = Vec::new();
+        for (claimant, Part { picture, keys, .. }) in ready.iter() {
             let Some(job) = jobs.get(&claimant.job).filter(|_| chosen.len() < room) else { break };
-            let is_known = job.visual.is_some() || !matches!(job.input, Some(Input::Picture(_)));
+            let slot = job.pictures.get(*picture);
+            let is_known = !slot.is_some_and(|slot| matches!(slot.input, Some(Input::Picture(_))));
             let is_shared = job.is_shared
                 && (caches.answer(keys).is_some()
                     || caches.visual(keys).is_some()
-                    || chosen.iter().any(|(_, other)| other.is_same_picture(keys)));
-            if !is_known && !is_shared && chosen.iter().all(|(id, _)| *id != claimant.job) {
-                chosen.push((claimant.job, *keys));
+                    || chosen.iter().any(|(_, _, other)| other.is_same_picture(keys)));
+            let is_new =
+                |(id, known, _): &(JobId, usize, Keys)| (id, known) != (&claimant.job, picture);
+            if !is_known && !is_shared && chosen.iter().all(is_new) {
+                chosen.push((claimant.job, *picture, *keys));
             }
         }
         if chosen.len() < 2 {
             return;
         }
-        let picture = |(id, _): &(JobId, Keys)| match &jobs.get(id)?.input {
+        let picture = |(id, index, _): &(JobId, usize, Keys)| match &jobs
+            .get(id)?
+            .pictures
+            .get(*index)?
+            .input
+        {
             Some(Input::Picture(picture)) => Some(picture),
             _ => None,
         };
         let pictures: Vec<&Picture> = chosen.iter().filter_map(picture).collect();
         // Where it fails, each is tried alone when its turn comes: one cannot harm the others.
         let Ok(visuals) = guarded(|| machine.visuals(&pictures)) else { return };
-        for ((id, keys), visual) in chosen.into_iter().zip(visuals) {
-            if let Some(job) = jobs.get_mut(&id) {
+        for ((id, index, keys), visual) in chosen.into_iter().zip(visuals) {
+            if let Some(job) = jobs.get_mut(&id)
+                && let Some(slot) = job.pictures.get_mut(index)
+            {
                 if job.is_shared {
                     caches.keep_visual(&keys, &visual);
                 }
-                (job.visual, job.verdict, job.input) = (Some(visual), Verdict::Miss, None);
+                (slot.visual, slot.input) = (Some(visual), None);
+                job.verdict = Verdict::Miss;
             }
         }
     }
 
-    /// The encoded picture of a job; its other questions find it there.
-    fn visual(&mut self, id: JobId, keys: &Keys) -> Result<Visual, Failure> {
+    /// An encoded picture of a job; its other questions find it there.
+    fn visual(&mut self, id: JobId, index: usize, keys: &Keys) -> Result<Visual, Failure> {
         let Self { machine, caches, jobs, .. } = self;
         let job = jobs.get_mut(&id).ok_or(Failure::Cancelled)?;
-        if let Some(visual) = &job.visual {
+        let slot = job.pictures.get_mut(index).ok_or(Failure::Cancelled)?;
+        if let Some(visual) = &slot.visual {
             return Ok(visual.reused());
         }
         // Another job may have encoded it since this one was prepared.
         let known = caches.visual(keys).filter(|_| job.is_shared);
-        let (visual, verdict) = match (known, job.input.take()) {
+        let (visual, verdict) = match (known, slot.input.take()) {
             (Some(visual), _) | (None, Some(Input::Seen(visual))) => (visual, Verdict::Features),
             (None, Some(Input::Picture(picture))) => {
                 let encoded = guarded(|| machine.visuals(&[&picture]))?;
@@ -245,8 +265,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             }
             (None, None) => return Err(Failure::Cancelled),
         };
-        job.visual = Some(visual.clone());
-        job.verdict = verdict;
+        slot.visual = Some(visual.clone());
+        job.verdict = job.verdict.max(verdict);
         Ok(visual)
     }
 
@@ -337,7 +357,9 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         if let Some(job) = self.jobs.remove(&claimant.job) {
             let time = self.machine.now() - job.since;
             let answers = job.answers.into_iter().flatten().collect();
-            job.asker.answered(Served { answers, verdict: job.verdict, time });
+            let first = job.pictures.into_iter().next();
+            let input = first.and_then(|Slot { input, visual }| visual.map(Input::Seen).or(input));
+            job.asker.answered(Served { answers, input, verdict: job.verdict, time });
         }
     }
 

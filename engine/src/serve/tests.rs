@@ -192,11 +192,11 @@ impl Bench {
         let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
         let part = |id: &u32| {
             let question = Question::made_up(*id);
-            Part { keys: Keys::new(picture, &question, &options), question }
+            Part { keys: Keys::new(picture, &question, &options), picture: 0, question }
         };
         let parts = questions.iter().map(part).collect();
-        let input = Input::Picture(Picture::made_up());
-        self.arrivals.push_back(Work { asker, parts, input, options, is_shared: true });
+        let inputs = vec![Input::Picture(Picture::made_up())];
+        self.arrivals.push_back(Work { asker, parts, inputs, options, is_shared: true });
         self.arrivals.back_mut().unwrap()
     }
 

@@ -3,7 +3,7 @@
 use redis_module::{RedisError, RedisString};
 
 use crate::{
-    job::limits::{KEYS, Limit},
+    job::limits::{KEYS, Limit, Range},
     server::reply,
 };
 
@@ -57,6 +57,15 @@ impl Args {
         value
             .filter(|value| (min..=max).contains(value))
             .ok_or_else(|| reply::not_an_integer(option, min, max))
+    }
+
+    /// The number after an option, which need not be whole.
+    pub(crate) fn ranged(&mut self, range: Range) -> Result<f64, RedisError> {
+        let value = self.value(range.option)?.parse_float().ok();
+        value.filter(|value| range.holds(*value)).ok_or_else(|| {
+            let Range { option, least, most } = range;
+            reply::error("ERR", format!("{option} is not a number from {least} to {most}"))
+        })
     }
 
     /// The integer after an option that has a limit.

@@ -16,6 +16,10 @@ const fn integer(name: &'static std::ffi::CStr) -> Arg {
     Arg::new(name, ArgKind::Integer)
 }
 
+const fn decimal(name: &'static std::ffi::CStr) -> Arg {
+    Arg::new(name, ArgKind::Decimal)
+}
+
 /// A word that stands for itself.
 const fn word(word: &'static std::ffi::CStr) -> Arg {
     Arg::new(word, ArgKind::Word).after(word)
@@ -57,6 +61,17 @@ const INFOS: [CommandInfo; 11] = [
             KEY,
             IMAGE,
             QUESTION,
+            Arg::new(
+                c"step",
+                ArgKind::OneOf(&[
+                    text(c"prompt").after(c"THEN"),
+                    text(c"prompt").after(c"EACH"),
+                    text(c"prompt").after(c"CROP"),
+                ]),
+            )
+            .several()
+            .optional(),
+            integer(c"percent").after(c"MARGIN").optional(),
             COUNT.after(c"PRIORITY").optional(),
             integer(c"ms").after(c"DELAY").optional(),
             integer(c"ms").after(c"EXPIRES").optional(),
@@ -65,6 +80,12 @@ const INFOS: [CommandInfo; 11] = [
             integer(c"s").after(c"TTL").optional(),
             COUNT.after(c"BEAMS").optional(),
             COUNT.after(c"MAXTOKENS").optional(),
+            COUNT.after(c"NGRAM").optional(),
+            decimal(c"x").after(c"LENGTHPENALTY").optional(),
+            decimal(c"t").after(c"TEMPERATURE").optional(),
+            integer(c"k").after(c"TOPK").optional(),
+            decimal(c"p").after(c"TOPP").optional(),
+            integer(c"seed").after(c"SEED").optional(),
             text(c"name").after(c"MODEL").optional(),
             Arg::new(c"exif", ArgKind::OneOf(&[word(c"EXIF"), word(c"NOEXIF")])).optional(),
             word(c"NOCACHE").optional(),
@@ -191,7 +212,7 @@ mod tests {
         assert_eq!(of("florence.jobs"), "FLORENCE.JOBS [STATE state] [COUNT n]");
         let submit = of("florence.submit");
         let start = "FLORENCE.SUBMIT key uri|DATA bytes|KEY key prompt|PROMPTS n prompt [prompt ...] \
-                     [PRIORITY n]";
+                     [THEN prompt|EACH prompt|CROP prompt";
         assert!(
             submit.starts_with(start) && submit.contains("[EXIF|NOEXIF] [NOCACHE]"),
             "{submit}"

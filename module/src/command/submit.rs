@@ -9,6 +9,8 @@ use redis_module::{
     RedisResult, RedisString, RedisValue,
 };
 
+use florence_engine::chain::{Link, Step};
+
 use super::args::{Args, is_word, utf8};
 use crate::{
     job::{
@@ -25,7 +27,10 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = options(args)?;
-    new::check_prompts(&prompts, options.model.as_deref())?;
+    if let Some(problem) = options.problem() {
+        return Err(reply::error("ERR", problem));
+    }
+    new::check_prompts(&prompts, &options)?;
 
     let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
     let new = new::new(&user, picture, &prompts, &options);
@@ -136,6 +141,18 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "EXIF" => options.exif = Some(true),
             "NOEXIF" => options.exif = Some(false),
             "NOCACHE" => options.no_cache = true,
+            "TEMPERATURE" => options.temperature = Some(args.ranged(limits::TEMPERATURE)?),
+            "TOPK" => options.top_k = Some(args.limited(limits::TOP_K)?),
+            "TOPP" => options.top_p = Some(args.ranged(limits::TOP_P)?),
+            "SEED" => options.seed = Some(args.limited(limits::SEED)?),
+            "LENGTHPENALTY" => {
+                options.length_penalty = Some(args.ranged(limits::LENGTH_PENALTY)?);
+            }
+            "NGRAM" => options.ngram = Some(args.limited(limits::NGRAM)?),
+            "MARGIN" => options.margin = Some(args.limited(limits::MARGIN)?),
+            word if let Some(link) = Link::named(word) => {
+                options.steps.push(Step { link, prompt: prompt(&args.value(word)?)? });
+            }
             "THUMBNAIL" => options.thumbnail = Some(args.limited(limits::THUMBNAIL)?),
             _ => return Err(reply::syntax(option.as_slice())),
         }

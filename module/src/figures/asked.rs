@@ -1,6 +1,6 @@
 //! What a job asks for, as figures tell jobs apart: clients choose prompts, so they are no names.
 
-use florence_engine::task::Task;
+use florence_engine::{chain::Chain, task::Task};
 
 /// One of the fifteen tasks, another text, or several prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +28,23 @@ impl Asked {
         task.or_else(|| OTHERS.get(self.0 - Task::ALL.len()).copied()).unwrap_or_default()
     }
 
-    /// What a job with these prompts asks for.
-    pub(crate) fn of(prompts: &[String]) -> Self {
-        match prompts {
-            [prompt] => Self::of_one(prompt.as_bytes()),
+    /// What a job asks for.
+    pub(crate) fn of(chain: &Chain) -> Self {
+        match &chain.prompts[..] {
+            [prompt] if chain.steps.is_empty() => Self::of_one(prompt.as_bytes()),
             _ => Self::SEVERAL,
         }
     }
 
-    /// As [`Self::of`], by the field that keeps one prompt, or a JSON list of several.
-    pub(crate) fn of_field(field: &[u8]) -> Self {
+    /// As [`Self::of`], by the field that keeps one prompt, or a JSON list of several, and by
+    /// whether there are steps.
+    pub(crate) fn of_field(field: &[u8], has_steps: bool) -> Self {
         let list = || serde_json::from_slice::<Vec<String>>(field).ok();
-        match field.first().filter(|first| **first == b'[').and_then(|_| list()) {
-            Some(prompts) => Self::of(&prompts),
+        let list = field.first().filter(|first| **first == b'[').and_then(|_| list());
+        match list.as_deref() {
+            _ if has_steps => Self::SEVERAL,
+            Some([prompt]) => Self::of_one(prompt.as_bytes()),
+            Some(_) => Self::SEVERAL,
             None => Self::of_one(field),
         }
     }
@@ -68,10 +72,9 @@ mod tests {
             (r#"["<OD>"]"#, "<OD>"),
             ("[\"<OD>", "other"),
         ] {
-            assert_eq!(Asked::of_field(field.as_bytes()).name(), name, "{field}");
+            assert_eq!(Asked::of_field(field.as_bytes(), false).name(), name, "{field}");
+            assert_eq!(Asked::of_field(field.as_bytes(), true).name(), "several", "{field}");
         }
-        assert_eq!(Asked::of(&["<OD>".to_owned()]).name(), "<OD>");
-        assert_eq!(Asked::of(&["<OD>".to_owned(), "<OCR>".to_owned()]).name(), "several");
         let names: std::collections::BTreeSet<_> = Asked::all().map(Asked::name).collect();
         assert_eq!(names.len(), Asked::COUNT);
     }

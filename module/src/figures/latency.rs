@@ -169,7 +169,7 @@ mod tests {
             histogram.add(Duration::from_millis(*time));
         }
         let sum_ms = histogram.sum.load(Ordering::Relaxed) / MS;
-        let asked = Asked::of_field(b"<OD>");
+        let asked = Asked::of_field(b"<OD>", false);
         Told { phase: "total", asked, sum_ms, counts: histogram.counts() }
     }
 

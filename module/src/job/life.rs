@@ -11,7 +11,7 @@ use std::{
 use redis_module::{Context, RedisString};
 
 use super::{
-    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner,
+    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner, past,
     record::Content, retry::pause_ms, tally, write,
 };
 use crate::{
@@ -143,7 +143,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     if let Err(error) = write(ctx, name, &fields) {
         return Claim::Refused(Refused::of(&error));
     }
-    let asked = Asked::of(&request.prompts);
+    let asked = Asked::of(&request.chain);
     if let Some(since) = waits_since {
         latency::record_between(Phase::Queue, asked, (since, unix_ms()));
     }
@@ -208,6 +208,8 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
     }
     let retries = job.limited("retries", limits::RETRIES).unwrap_or_default();
     let retried = job.number("retried").unwrap_or_default().max(0);
+    let failed = |failure| past::and(&job, failure, unix_ms());
+    let errors = outcome.result.as_ref().err().map(failed);
     drop(job);
     let name = &key.name;
     let mut fields: Fields = vec![
@@ -225,6 +227,7 @@ pub(crate) fn store(ctx: &Context, key: &JobKey, attempt: &Attempt, outcome: &Ou
             finish(ctx, name, end)
         }
         Err(failure) if failure.is_retryable && !is_over(failure) => {
+            fields.extend(errors);
             retry_later(ctx, name, failure, (retried, fields))
         }
         Err(failure) => {
@@ -350,7 +353,12 @@ struct Ending {
 impl Ending {
     fn of(ctx: &Context, name: &RedisString) -> Self {
         let Ok(job) = Job::look(ctx, name) else {
-            return Self { attempts: 0, ttl: 0, asked: Asked::of_field(b""), wanted_at: None };
+            return Self {
+                attempts: 0,
+                ttl: 0,
+                asked: Asked::of_field(b"", false),
+                wanted_at: None,
+            };
         };
         Self {
             attempts: job.number("attempts").unwrap_or_default(),
@@ -399,13 +407,16 @@ fn counter(state: State) -> &'static Counter {
 
 /// Queues a job again whose claim nobody holds any more; `has_crashed` if the server died on it.
 pub(crate) fn unclaim(ctx: &Context, key: &JobKey, has_crashed: bool) -> Result<(), String> {
-    let crashes = match open(ctx, key) {
-        Ok(job) if job.state.is_claimed() => job.crashes(),
-        _ => return Ok(()),
-    };
     let mut fields: Fields = Vec::new();
-    if has_crashed {
-        fields.push(("crashes", crashes.saturating_add(1).to_string().into()));
+    match open(ctx, key) {
+        Ok(job) if job.state.is_claimed() && has_crashed => {
+            let failure = Failure::permanent(Code::Crash, "the server died during the attempt");
+            let crashes = job.crashes().saturating_add(1);
+            fields.push(("crashes", crashes.to_string().into()));
+            fields.push(past::and(&job, &failure, unix_ms()));
+        }
+        Ok(job) if job.state.is_claimed() => {}
+        _ => return Ok(()),
     }
     fields.push(("state", State::Queued.name().into()));
     write(ctx, &key.name, &fields)?;
@@ -419,6 +430,7 @@ pub(crate) fn requeue(ctx: &Context, key: &[u8]) -> Result<(), String> {
     let mut gone =
         vec!["finished_at", "started_at", "crashes", "attempts", "retried", "delay", "queue_ms"];
     gone.extend(ERROR);
+    gone.push(past::FIELD);
     let fields = [
         server::field(ctx, "submitted_at", unix_ms().to_string().as_bytes()),
         server::field(ctx, "state", State::Queued.name().as_bytes()),

@@ -16,6 +16,22 @@ const fn limit(option: &'static str, least: i64, most: i64) -> Limit {
     Limit { option, least, most }
 }
 
+/// The same of a number that need not be whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) option: &'static str,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
+}
+
+const fn range(option: &'static str, least: f64, most: f64) -> Range {
+    Range { option, least, most }
+}
+
+pub(crate) const TEMPERATURE: Range = range("TEMPERATURE", 0.01, 100.0);
+pub(crate) const TOP_P: Range = range("TOPP", 0.01, 1.0);
+pub(crate) const LENGTH_PENALTY: Range = range("LENGTHPENALTY", -10.0, 10.0);
+
 /// A year.
 const MOST_MS: i64 = 31_536_000_000;
 
@@ -29,8 +45,12 @@ pub(crate) const RETRIES: Limit = limit("RETRIES", 0, 100);
 pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
 pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
+pub(crate) const TOP_K: Limit = limit("TOPK", 0, 100_000);
+pub(crate) const SEED: Limit = limit("SEED", 0, i64::MAX);
+pub(crate) const NGRAM: Limit = limit("NGRAM", 0, 4096);
 pub(crate) const EXIF: Limit = limit("EXIF", 0, 1);
 pub(crate) const THUMBNAIL: Limit = limit("THUMBNAIL", 0, 1024);
+pub(crate) const MARGIN: Limit = limit("MARGIN", 0, 100);
 pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.
@@ -47,6 +67,12 @@ pub(crate) fn check_prompt_bytes(bytes: usize) -> Result<(), RedisError> {
     }
     let text = format!("the prompts have {bytes} bytes, more than {PROMPT_BYTES}");
     Err(reply::error("BADPROMPT", text))
+}
+
+impl Range {
+    pub(crate) fn holds(self, value: f64) -> bool {
+        (self.least..=self.most).contains(&value)
+    }
 }
 
 impl Limit {

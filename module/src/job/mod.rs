@@ -7,9 +7,11 @@
 //! - `record`: the hash, read
 //! - `limits`: the ranges of SUBMIT's options
 //! - `new`: what a new job is to answer, checked and written
+//! - `steps`: what is asked after the first prompt, written and read
 //! - `request`: what a claimed job is to answer
 //! - `failure`: why an attempt gave no answer
 //! - `retry`: how long it waits before it is tried again
+//! - `past`: what earlier attempts failed with
 //! - `life`: claimed, tried again, ended; and who follows that
 //! - `tally`: how many have ended, and how
 //! - `view`: a job as clients see it
@@ -18,10 +20,12 @@ mod failure;
 pub(crate) mod life;
 pub(crate) mod limits;
 pub(crate) mod new;
+mod past;
 mod record;
 mod request;
 mod retry;
 mod state;
+mod steps;
 pub(crate) mod tally;
 pub(crate) mod view;
 

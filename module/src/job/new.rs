@@ -2,12 +2,15 @@
 //! as the job's first fields.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use florence_engine::prompt::Prompt;
+use florence_engine::{
+    chain::{Chain, Link, Step},
+    prompt::Prompt,
+};
 use redis_module::{Context, RedisError, RedisString};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Fields, Job, Seen, limits, record::new_fields};
+use super::{Fields, Job, Seen, limits, record::new_fields, steps};
 use crate::{
     figures,
     model::{self, Model},
@@ -78,6 +81,36 @@ pub(crate) struct Options {
     pub(crate) no_cache: bool,
     /// Longer side of the small copy of the picture, 0 for none; by default as the setting has it.
     pub(crate) thumbnail: Option<i64>,
+    /// What is asked after the first prompt.
+    pub(crate) steps: Vec<Step>,
+    pub(crate) margin: Option<i64>,
+    pub(crate) length_penalty: Option<f64>,
+    pub(crate) ngram: Option<i64>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) seed: Option<i64>,
+}
+
+impl Options {
+    /// Whether tokens are drawn by chance.
+    fn is_drawn(&self) -> bool {
+        let (decimals, whole) = ([self.temperature, self.top_p], [self.top_k, self.seed]);
+        decimals.iter().any(Option::is_some) || whole.iter().any(Option::is_some)
+    }
+
+    /// What does not go together.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        let has_crops = self.steps.iter().any(|step| step.link == Link::Crop);
+        if self.margin.is_some() && !has_crops {
+            return Some("MARGIN is for CROP");
+        }
+        if self.is_drawn() && self.beams.is_some_and(|beams| beams > 1) {
+            return Some("TEMPERATURE, TOPK, TOPP and SEED draw tokens: there are no BEAMS then");
+        }
+        let has_no_beams = self.is_drawn() || self.beams == Some(1);
+        (self.length_penalty.is_some() && has_no_beams).then_some("LENGTHPENALTY is for BEAMS")
+    }
 }
 
 impl Default for Options {
@@ -95,13 +128,31 @@ impl Default for Options {
             exif: None,
             no_cache: false,
             thumbnail: None,
+            steps: Vec::new(),
+            margin: None,
+            length_penalty: None,
+            ngram: None,
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            seed: None,
         }
     }
 }
 
-/// Checks prompts as far as they can be: the tokenizer is there once the model is.
-pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<(), RedisError> {
-    limits::check_prompt_bytes(prompts.iter().map(String::len).sum())?;
+/// Checks prompts, and the steps that follow, as far as they can be: the tokenizer is there once the
+/// model is, and what is found once it is asked.
+pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(), RedisError> {
+    let chain = Chain {
+        prompts: prompts.to_vec(),
+        steps: options.steps.clone(),
+        margin: 0,
+        most_regions: 0,
+    };
+    limits::check_prompt_bytes(chain.prompt_bytes())?;
+    let taken = *settings::PROMPTS.get();
+    chain.check(taken).map_err(|problem| reply::bad_prompt(&problem))?;
+    let wanted = options.model.as_deref();
     let model = model::model();
     let florence = match &model {
         Model::Ready(loaded) => Some(&loaded.florence),
@@ -114,7 +165,6 @@ pub(crate) fn check_prompts(prompts: &[String], wanted: Option<&str>) -> Result<
         let text = format!("this server's model is {}", florence.name());
         return Err(reply::error("NOMODEL", text));
     }
-    let taken = *settings::PROMPTS.get();
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
             Some(florence) => florence.question(prompt, taken).map(|_question| ()),
@@ -169,12 +219,32 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     number("thumbnail_px", options.thumbnail);
     number("delay", options.delay);
     number("expires", options.expires);
+    number("margin", options.margin);
+    number("ngram", options.ngram);
+    number("top_k", options.top_k);
+    number("seed", options.seed);
+    let decimals = [
+        ("length_penalty", options.length_penalty),
+        ("temperature", options.temperature),
+        ("top_p", options.top_p),
+    ];
+    for (name, value) in decimals {
+        request.extend(value.map(|value| (name, value.to_string().into())));
+    }
+    if !options.steps.is_empty() {
+        request.push(("steps", steps::written(&options.steps).into()));
+    }
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));
     }
     let digest = digest(&request, picture.bytes.as_ref().map(Bytes::as_slice));
     let mut fields: Fields = vec![("request", digest.clone().into())];
     fields.extend(request);
+    // Another attempt draws the same: it is no part of the request.
+    if options.is_drawn() && options.seed.is_none() {
+        let seed = u64::from_ne_bytes(server::random()) & u64::from(u32::MAX);
+        fields.push(("seed", seed.to_string().into()));
+    }
     if !user.is_empty() {
         fields.push(("user", user.into()));
     }

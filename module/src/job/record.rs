@@ -348,7 +348,22 @@ impl<F: ReadField> Job<F> {
     /// What the answer depends on.
     pub(crate) fn content(&self) -> Content {
         let mut digest = Sha256::new();
-        for field in ["image", "prompt", "beams", "maxtokens", "exif", "wants"] {
+        for field in [
+            "image",
+            "prompt",
+            "steps",
+            "margin",
+            "beams",
+            "maxtokens",
+            "ngram",
+            "length_penalty",
+            "temperature",
+            "top_k",
+            "top_p",
+            "seed",
+            "exif",
+            "wants",
+        ] {
             self.bytes(field, |value| {
                 digest.update((value.len() as u64).to_le_bytes());
                 digest.update(value);

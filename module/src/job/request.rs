@@ -4,11 +4,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use florence_engine::{GenerateOptions, image::Orientation};
+use florence_engine::{
+    GenerateOptions,
+    chain::{Chain, ChainError},
+    generate::Sampling,
+    image::Orientation,
+};
 
 use super::{
     Code, Failure, Job,
-    limits::{self, Limit},
+    limits::{self, Limit, Range},
+    steps,
 };
 use crate::{server::Value, settings, source};
 
@@ -19,7 +25,7 @@ pub(crate) struct Request {
     /// Where the picture comes from, unless it is in `data`.
     pub(crate) image: String,
     pub(crate) data: Option<Arc<[u8]>>,
-    pub(crate) prompts: Vec<String>,
+    pub(crate) chain: Chain,
     /// How the picture is turned.
     pub(crate) orientation: Orientation,
     pub(crate) options: GenerateOptions,
@@ -49,11 +55,16 @@ impl Request {
         let size = |field, limit| -> Result<Option<usize>, Failure> {
             Ok(number(job, field, limit)?.and_then(|number| usize::try_from(number).ok()))
         };
+        let penalty = decimal(job, "length_penalty", limits::LENGTH_PENALTY)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the reference's precision")]
+        let length_penalty = penalty.map(|penalty| penalty as f32);
         let options = GenerateOptions {
             beams: size("beams", limits::BEAMS)?,
             max_new_tokens: size("maxtokens", limits::MAX_TOKENS)?,
+            no_repeat_ngram: size("ngram", limits::NGRAM)?,
+            length_penalty,
+            sampling: sampling(job)?,
             coordinates: *settings::COORDINATES.get(),
-            ..GenerateOptions::default()
         };
         let turns = number(job, "exif", limits::EXIF)?.map(|turns| turns == 1);
         let turns = turns.unwrap_or_else(|| settings::EXIF.get());
@@ -64,6 +75,7 @@ impl Request {
             ("image", source::MOST_BYTES),
             // As JSON, several prompts take more than they have.
             ("prompt", 8 * limits::PROMPT_BYTES),
+            ("steps", 8 * limits::PROMPT_BYTES),
             ("wants", limits::MODEL_BYTES),
         ] {
             if job.length(field) > most as u64 {
@@ -77,7 +89,7 @@ impl Request {
             user: job.user(),
             image: job.text("image").unwrap_or_default(),
             data: None,
-            prompts: prompts(job)?,
+            chain: chain(job)?,
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
@@ -122,9 +134,58 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
     }
 }
 
+/// The same of a number that need not be whole.
+fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, Failure> {
+    let Some(text) = job.text(field) else { return Ok(None) };
+    let number = text.parse().ok().filter(|number| range.holds(*number));
+    let Range { least, most, .. } = range;
+    let wrong = || invalid(format!("the job's {field} is not a number from {least} to {most}"));
+    number.map(Some).ok_or_else(wrong)
+}
+
+/// How tokens are drawn, if one of the options says so.
+fn sampling(job: &Job) -> Result<Option<Sampling>, Failure> {
+    /// As the reference has it.
+    const TOP_K: i64 = 50;
+    let temperature = decimal(job, "temperature", limits::TEMPERATURE)?;
+    let top_p = decimal(job, "top_p", limits::TOP_P)?;
+    let top_k = number(job, "top_k", limits::TOP_K)?;
+    let seed = number(job, "seed", limits::SEED)?;
+    if temperature.or(top_p).is_none() && top_k.or(seed).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Sampling {
+        temperature: temperature.unwrap_or(1.0),
+        top_k: usize::try_from(top_k.unwrap_or(TOP_K)).ok().filter(|k| *k > 0),
+        top_p,
+        seed: seed.unwrap_or_default().unsigned_abs(),
+    }))
+}
+
 /// Whether the picture comes with the job: nothing else tells where to find it.
 pub(super) fn is_sent_along(image: &str) -> bool {
     image == "DATA" || image.starts_with("KEY ") || source::is_inline(image.as_bytes())
+}
+
+/// The prompts, and the steps that follow.
+fn chain(job: &Job) -> Result<Chain, Failure> {
+    let steps = job.text("steps").map_or(Some(Vec::new()), |text| steps::read(&text));
+    let chain = Chain {
+        prompts: prompts(job)?,
+        steps: steps.ok_or_else(|| invalid("the job's steps are no list of steps"))?,
+        margin: number(job, "margin", limits::MARGIN)?
+            .and_then(|margin| u32::try_from(margin).ok())
+            .unwrap_or_default(),
+        most_regions: settings::MAX_REGIONS.size(),
+    };
+    if chain.prompt_bytes() > limits::PROMPT_BYTES {
+        return Err(invalid("the job's prompt is too long"));
+    }
+    match chain.check(*settings::PROMPTS.get()) {
+        // What is taken may have changed since.
+        Ok(()) | Err(ChainError::Prompt(_)) => Ok(chain),
+        Err(problem) => Err(invalid(format!("the job's steps: {problem}"))),
+    }
 }
 
 /// One prompt, or with PROMPTS a JSON list of different ones.
@@ -137,9 +198,6 @@ fn prompts(job: &Job) -> Result<Vec<String>, Failure> {
     let count = i64::try_from(prompts.len()).unwrap_or(i64::MAX);
     if !limits::PROMPTS.holds(count) {
         return Err(invalid(format!("the job has {count} prompts, not 1 to 16")));
-    }
-    if prompts.iter().map(String::len).sum::<usize>() > limits::PROMPT_BYTES {
-        return Err(invalid("the job's prompt is too long"));
     }
     let is_twice = |i: usize| prompts[..i].contains(&prompts[i]);
     if (1..prompts.len()).any(is_twice) {

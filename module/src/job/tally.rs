@@ -21,7 +21,9 @@ static TALLY: [[Counter; Asked::COUNT]; ENDS.len()] =
 
 /// What a job asks for.
 pub(super) fn asked(job: &Job) -> Asked {
-    job.bytes("prompt", Asked::of_field).unwrap_or_else(|| Asked::of_field(b""))
+    let has_steps = job.length("steps") > 0;
+    let asked = |prompt: &[u8]| Asked::of_field(prompt, has_steps);
+    job.bytes("prompt", asked).unwrap_or_else(|| asked(b""))
 }
 
 /// Counts the end of a job.

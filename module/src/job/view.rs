@@ -1,8 +1,10 @@
 //! A job as clients see it: FLORENCE.GET's map, and the same as the JSON that is published.
 
 use redis_module::Context;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::{Job, State};
+use super::{Job, State, past, steps};
 use crate::server::reply;
 
 /// What an entry of the map is.
@@ -44,20 +46,18 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 24] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 26] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
     let number = |is_there: bool, field| Shown::from(is_there.then(|| job.number(field)).flatten());
-    let several = |is_there, field| match text(is_there, field) {
-        Some(list) if list.starts_with('[') && is_list(&list) => Shown::Json(list),
-        one => one.into(),
-    };
+    let steps = job.text("steps").filter(|text| steps::read(text).is_some());
     [
         ("attempts", Shown::Number(attempts)),
         ("cache", text(is_done, "cache").into()),
         ("due_at", job.due_at().into()),
         ("error", if is_done { Shown::Nothing } else { error(job) }),
+        ("errors", past::shown(job).map_or(Shown::Nothing, Shown::Json)),
         ("eta_ms", progress.eta_ms.into()),
         ("fetch_ms", number(is_tried, "fetch_ms")),
         ("finished_at", number(job.state.is_final(), "finished_at")),
@@ -67,22 +67,28 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 24] {
         ("model", text(is_done, "model").into()),
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
-        ("prompt", several(true, "prompt")),
+        ("prompt", one_or_list::<String>(text(true, "prompt"))),
         ("queue_ms", number(is_tried, "queue_ms")),
         ("result", text(is_done, "result").map_or(Shown::Nothing, Shown::Json)),
         ("retry_at", number(progress.state == State::Retrying, "retry_at")),
         ("scores", text(is_done, "scores").map_or(Shown::Nothing, Shown::Json)),
         ("started_at", number(is_tried, "started_at")),
         ("state", Shown::Text(progress.state.name().to_owned())),
+        ("steps", steps.map_or(Shown::Nothing, Shown::Json)),
         ("submitted_at", number(true, "submitted_at")),
-        ("text", several(is_done, "text")),
+        ("text", one_or_list::<Value>(text(is_done, "text"))),
         ("tokens", if is_done { job.number("tokens") } else { progress.tokens }.into()),
         ("width", number(is_done, "width")),
     ]
 }
 
-fn is_list(text: &str) -> bool {
-    serde_json::from_str::<Vec<String>>(text).is_ok()
+/// Several prompts and their texts are JSON lists; a raw text begins with a token.
+fn one_or_list<T: DeserializeOwned>(text: Option<String>) -> Shown {
+    let is_list = |text: &str| serde_json::from_str::<Vec<T>>(text).is_ok();
+    match text {
+        Some(list) if list.starts_with('[') && is_list(&list) => Shown::Json(list),
+        one => one.into(),
+    }
 }
 
 fn error(job: &Job) -> Shown {
@@ -115,7 +121,7 @@ pub(crate) fn reply(ctx: &Context, key: &[u8], job: &Job, progress: &Progress) {
 
 /// The same of a job that has ended, as a JSON object; what is not known is left out.
 pub(crate) fn json(key: &[u8], job: &Job) -> String {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let quoted = |text: &str| Value::from(text).to_string();
     let mut json = format!("{{\"id\":{}", quoted(&String::from_utf8_lossy(key)));
     for (name, shown) in entries(job, &Progress::at(job.state)) {
         let value = match shown {

@@ -1,13 +1,12 @@
 //! Errors as clients read them: the first word is the code.
 
-use std::ffi::CString;
+use std::{ffi::CString, fmt::Display};
 
-use florence_engine::prompt::PromptError;
 use redis_module::{Context, RedisError, RedisResult, RedisValue, raw};
 
 use super::{one_line, printable};
 
-pub(crate) fn error(code: &str, text: impl std::fmt::Display) -> RedisError {
+pub(crate) fn error(code: &str, text: impl Display) -> RedisError {
     RedisError::String(format!("{code} {text}"))
 }
 
@@ -32,7 +31,7 @@ pub(crate) fn not_an_integer(option: &str, min: i64, max: i64) -> RedisError {
     error("ERR", format!("{option} is not an integer from {min} to {max}"))
 }
 
-pub(crate) fn bad_prompt(problem: &PromptError) -> RedisError {
+pub(crate) fn bad_prompt(problem: &impl Display) -> RedisError {
     error("BADPROMPT", problem)
 }
 

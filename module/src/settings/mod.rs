@@ -54,7 +54,9 @@ settings! {
     TOKEN_IDS: Parsed<TokenIds>("checkpoint or tokenizer"), "token-ids", "checkpoint", AtStart,
         "which tokens begin and end answers: `checkpoint` takes those that its files give, as the reference does, `tokenizer` its `<s>` and `</s>`, for fine-tunes whose files are wrong";
     KEEP_PACKED: Flag, "keep-packed", "yes", AtStart,
-        "keeps the packed weights in a file in the checkpoint's directory, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
+        "keeps the packed weights in a file, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
+    PACKED_DIRECTORY: Parsed<String>("a directory"), "packed-directory", "", AtStart,
+        "directory of that file, which may serve several checkpoints; without one, the checkpoint's own, which a server often may not write to";
     PRECISION: Parsed<Precision>("f32, int16, bf16 or auto"), "precision", "f32", AtStart,
         "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
     COORDINATES: Parsed<Coordinates>("float or int"), "coordinates", "float", AtStart,
@@ -95,6 +97,8 @@ settings! {
     PAUSED: Flag, "paused", "no", AnyTime,
         "starts no job; what is at work goes on to its end, and all else works";
     MAX_BATCH: Number(1, 64), "max-batch", "16", AnyTime, "jobs that are decoded together";
+    MAX_REGIONS: Number(1, 256), "max-regions", "64", AnyTime,
+        "regions of an answer that `EACH` and `CROP` ask about; the others are left out, and counted";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,
         "jobs that may wait for their turn; beyond it SUBMIT answers `-BUSY`";
     MAX_QUEUE_PER_USER: Number(0, 10_000_000), "max-queue-per-user", "0", AnyTime,

@@ -11,11 +11,12 @@ use std::{
 use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
     Error,
+    chain::Run,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
 use serde_json::Value;
 
-use super::{commit::Commit, load::load, milliseconds};
+use super::{commit::Commit, load::load, milliseconds, next::Picture};
 use crate::{
     figures::{
         self,
@@ -71,37 +72,57 @@ pub(super) struct Claimant {
     /// A small copy of the picture.
     pub(super) thumbnail: Option<Box<[u8]>>,
     pub(super) stopwatch: Stopwatch,
+    /// What is answered, and what is to be asked next.
+    pub(super) run: Run,
+    /// The picture, as long as more may be asked about it.
+    pub(super) picture: Option<Picture>,
     is_generating: Cell<bool>,
-    commits: Sender<Commit>,
+    verdict: Verdict,
+    /// Time in the engine.
+    time: Duration,
+    ways: Ways,
+}
+
+/// Where a claimed job goes on.
+#[derive(Clone)]
+pub(super) struct Ways {
+    pub(super) commits: Sender<Commit>,
+    /// To whoever asks the next questions.
+    pub(super) next: Sender<Claimant>,
 }
 
 impl Claimant {
-    pub(super) fn new(lease: Lease, attempt: Box<Attempt>, commits: Sender<Commit>) -> Self {
+    pub(super) fn new(lease: Lease, attempt: Box<Attempt>, ways: Ways) -> Self {
         let stopwatch = Stopwatch::start(attempt.asked);
+        let run = Run::new(attempt.request.chain.clone(), *settings::PROMPTS.get());
         Self {
             lease,
             attempt,
             fetch_ms: 0,
             thumbnail: None,
             stopwatch,
+            run,
+            picture: None,
             is_generating: Cell::new(false),
-            commits,
+            verdict: Verdict::Result,
+            time: Duration::ZERO,
+            ways,
         }
     }
 
     /// Ends the attempt with its answers.
-    pub(super) fn answer(self, served: &Served) {
-        count(served.verdict);
-        let fields = answer_fields(&self.attempt.request.prompts, served);
-        self.end(Ok(fields), milliseconds(served.time));
+    pub(super) fn answer(self) {
+        count(self.verdict);
+        let fields = answer_fields(&self.run, self.verdict);
+        self.end(Ok(fields));
     }
 
     /// Hands the end of the attempt to the committer.
-    pub(super) fn end(self, result: Result<Fields, Failure>, infer_ms: u64) {
-        let Self { lease, attempt, fetch_ms, thumbnail, commits, .. } = self;
-        let outcome = Outcome { result, thumbnail, fetch_ms, infer_ms };
+    pub(super) fn end(self, result: Result<Fields, Failure>) {
+        let Self { lease, attempt, fetch_ms, thumbnail, time, ways, .. } = self;
+        let outcome = Outcome { result, thumbnail, fetch_ms, infer_ms: milliseconds(time) };
         // The committer goes only when the process does; a lease that comes back gives itself back.
-        let _ = commits.send(Commit::Ended { lease, attempt, outcome });
+        let _ = ways.commits.send(Commit::Ended { lease, attempt, outcome });
     }
 
     /// Why an attempt failed inside is for the log.
@@ -126,7 +147,7 @@ impl Asker for Claimant {
         self.stopwatch.restart();
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
-        let _ = self.commits.send(Commit::Started { key, token });
+        let _ = self.ways.commits.send(Commit::Started { key, token });
     }
 
     fn generated(&self, tokens: u32) {
@@ -137,14 +158,27 @@ impl Asker for Claimant {
         self.lease.claim().set_tokens(tokens);
     }
 
-    fn answered(self, served: Served) {
-        if self.is_generating.get() {
+    fn answered(mut self, served: Served) {
+        if self.is_generating.take() {
             self.stopwatch.lap(latency::Phase::Generate);
         }
-        self.answer(&served);
+        self.time += served.time;
+        self.verdict = self.verdict.max(served.verdict);
+        let is_of_whole = self.run.asks().first().is_some_and(|asked| asked.area.is_none());
+        if let Some(picture) = self.picture.as_mut().filter(|_| is_of_whole) {
+            picture.keep(served.input);
+        }
+        self.run.answered(served.answers);
+        if self.run.is_over() {
+            return self.answer();
+        }
+        let next = self.ways.next.clone();
+        // As above.
+        let _ = next.send(self);
     }
 
-    fn failed(self, failure: serve::Failure, time: Duration) {
+    fn failed(mut self, failure: serve::Failure, time: Duration) {
+        self.time += time;
         let words = match &failure {
             serve::Failure::Cancelled => {
                 figures::DROPPED.add(1);
@@ -161,7 +195,7 @@ impl Asker for Claimant {
                 Failure::internal()
             }
         };
-        self.end(Err(words), milliseconds(time));
+        self.end(Err(words));
     }
 }
 
@@ -185,37 +219,23 @@ fn chain(error: &Arc<Error>) -> String {
     text
 }
 
-/// The fields of an answered job: the reference's result, text and scores for one prompt, by prompt
-/// for several. Coordinates are rounded here, so that what is cached depends on no setting.
-fn answer_fields(prompts: &[String], served: &Served) -> Fields {
-    let Served { answers, verdict, .. } = served;
-    let decimals = *settings::DECIMALS.get();
-    let scores: Vec<&[f32]> = answers.iter().map(|answer| answer.scores.as_slice()).collect();
-    let (result, text, scores) = if let [answer] = answers.as_slice() {
-        let result = answer.rounded(decimals).to_string();
-        (result, answer.text.clone(), serde_json::to_string(&answer.scores))
-    } else {
-        let mut results = serde_json::Map::new();
-        for (prompt, answer) in prompts.iter().zip(answers) {
-            // The reference's object has one entry, named by the task.
-            let mut answer = answer.rounded(decimals);
-            let value = answer.as_object_mut().and_then(|object| object.values_mut().next());
-            results.insert(prompt.clone(), value.map(Value::take).unwrap_or_default());
-        }
-        let texts: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
-        let text = serde_json::json!(texts).to_string();
-        (Value::from(results).to_string(), text, serde_json::to_string(&scores))
+/// The fields of an answered job. Coordinates are rounded here, so that what is cached depends on no
+/// setting.
+fn answer_fields(run: &Run, verdict: Verdict) -> Fields {
+    let told = run.told(*settings::DECIMALS.get());
+    let text = match told.text {
+        Value::String(text) => text,
+        texts => texts.to_string(),
     };
-    let tokens: usize = answers.iter().map(|answer| answer.token_ids.len()).sum();
     let model = model::loaded().map(|loaded| loaded.florence.name().to_owned()).unwrap_or_default();
-    let (width, height) = answers.first().map(|answer| answer.size).unwrap_or_default();
+    let (width, height) = told.size;
     vec![
-        ("result", result.into()),
+        ("result", told.json.to_string().into()),
         ("text", text.into()),
-        ("scores", scores.unwrap_or_default().into()),
+        ("scores", told.scores.to_string().into()),
         ("width", width.to_string().into()),
         ("height", height.to_string().into()),
-        ("tokens", tokens.to_string().into()),
+        ("tokens", told.tokens.to_string().into()),
         ("model", model.into()),
         ("cache", verdict.name().into()),
     ]

@@ -38,6 +38,7 @@ fn options() -> LoadOptions {
         cpus: settings::CPUS.get().0.clone(),
         precision: *settings::PRECISION.get(),
         keep_packed: settings::KEEP_PACKED.get(),
+        packed_directory: directory(&settings::PACKED_DIRECTORY.get()),
         adapter: directory(&settings::ADAPTER.get()),
         tokenizer: directory(&settings::TOKENIZER.get()),
         token_ids: *settings::TOKEN_IDS.get(),
@@ -59,7 +60,10 @@ fn from_settings(options: &LoadOptions) -> Result<Florence, Error> {
 
 fn ready(florence: Florence, options: &LoadOptions, start: Instant) -> Arc<Loaded> {
     if let Packing::Failed(problem) = florence.model().packing() {
-        server::warn(&format!("packed weights stay in this process's memory: {problem}"));
+        server::warn(&format!(
+            "packed weights stay in this process's memory: {problem}; florence.packed-directory \
+             names a directory where they can be kept"
+        ));
     }
     server::tell(&format!(
         "model {} ({}) ready after {} ms, {} threads",

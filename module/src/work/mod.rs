@@ -5,6 +5,7 @@
 //! ```
 //!
 //! - `prepare`, `infer`, `commit`: as above
+//! - `next`: what is asked about a picture, first and after answers
 //! - `ahead`: how far downloads are ahead of the engine
 //! - `load`: the model, when the engine thread begins
 //! - `adopt`: jobs of which no event told
@@ -18,6 +19,7 @@ mod ahead;
 mod commit;
 mod infer;
 mod load;
+mod next;
 mod prepare;
 
 use std::{
@@ -28,6 +30,8 @@ use std::{
 use crossbeam_channel::{bounded, unbounded};
 use florence_engine::catch_panic;
 use redis_module::Context;
+
+use infer::Ways;
 
 use crate::{
     celery, figures,
@@ -46,15 +50,18 @@ pub(crate) fn start(ctx: &Context) {
     server::tell("starting threads, loading the model");
     let (work, inbox) = bounded(settings::MAX_BATCH.size());
     let (commits, outbox) = unbounded();
+    let (next, answered) = unbounded();
+    let ways = Ways { commits, next };
     for i in 0..settings::PREPARE_THREADS.get() {
-        let (work, commits) = (work.clone(), commits.clone());
-        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &commits));
+        let (work, ways) = (work.clone(), ways.clone());
+        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &ways));
     }
     let permits = bounded(settings::PREPARE_THREADS.size());
     for i in 0..settings::MAX_DOWNLOADS.get() {
-        let (permits, work, commits) = (permits.clone(), work.clone(), commits.clone());
-        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &commits));
+        let (permits, work, ways) = (permits.clone(), work.clone(), ways.clone());
+        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &ways));
     }
+    spawn("fl-next", move || next::run(&answered, &work));
     spawn("fl-engine", move || infer::run(&inbox));
     spawn("fl-commit", move || commit::run(&outbox));
     spawn("fl-celery", celery::run);

@@ -7,17 +7,17 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use florence_engine::{
-    Answer, Error, Florence, Stop, catch_panic,
-    image::{self, DecodeLimits, Rgb},
-    serve::{Caches, Input, Keys, Part, PictureKey, Served, Verdict, Work},
-};
+use florence_engine::{catch_panic, serve::Work};
 
-use super::{WRITE_PAUSE, ahead, commit::Commit, elapsed_ms, guarded, infer::Claimant};
+use super::{
+    WRITE_PAUSE, ahead, elapsed_ms, guarded,
+    infer::{Claimant, Ways},
+    next::{self, Bytes, Next, Picture},
+};
 use crate::{
     figures::{self, latency},
     job::{
-        Failure, Request,
+        Failure,
         life::{self, Attempt, Claim},
     },
     model::{self, Loaded},
@@ -29,24 +29,11 @@ use crate::{
 /// How long to leave a job alone whose key the server does not write.
 const KEY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What preparing a job came to.
-struct Prepared {
-    work: Next,
-    /// A small copy of the picture, if one is wanted.
-    thumbnail: Option<Box<[u8]>>,
-}
-
-/// What is to be done after that.
-enum Next {
-    Infer { parts: Vec<Part>, input: Input },
-    Answer(Vec<Arc<Answer>>),
-}
-
 /// Takes jobs whose pictures are at hand.
-pub(super) fn read(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
+pub(super) fn read(work: &Sender<Work<Claimant>>, ways: &Ways) {
     while let Some(lease) = queue().next(Kind::Reader, limits) {
         let Some(loaded) = model::loaded() else { continue };
-        if let Some(claimant) = claim(lease, commits) {
+        if let Some(claimant) = claim(lease, ways) {
             prepare(claimant, work, |claimant| prepared(&loaded, claimant, None));
         }
     }
@@ -57,13 +44,13 @@ pub(super) fn read(work: &Sender<Work<Claimant>>, commits: &Sender<Commit>) {
 pub(super) fn download(
     permits: &(Sender<()>, Receiver<()>),
     work: &Sender<Work<Claimant>>,
-    commits: &Sender<Commit>,
+    ways: &Ways,
 ) {
     let limits = || limits().filter(|_| ahead::has_room());
     while let Some(lease) = queue().next(Kind::Downloader, limits) {
         let Some(loaded) = model::loaded() else { continue };
         let mut ahead = ahead::Download::begin();
-        let Some(claimant) = claim(lease, commits) else { continue };
+        let Some(claimant) = claim(lease, ways) else { continue };
         let mut has_permit = false;
         prepare(claimant, work, |claimant| {
             let read = fetch(claimant);
@@ -74,7 +61,7 @@ pub(super) fn download(
             if !has_permit {
                 return Err(Failure::timeout());
             }
-            prepared(&loaded, claimant, Some(&bytes))
+            prepared(&loaded, claimant, Some(bytes))
         });
         if has_permit {
             let _ = permits.1.try_recv();
@@ -115,7 +102,7 @@ fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
 }
 
 /// Takes the job of a lease.
-fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
+fn claim(lease: Lease, ways: &Ways) -> Option<Claimant> {
     let is_expired = lease.claim().is_expired(Instant::now());
     let claim = with_server(|ctx| {
         if lease.is_stopped() {
@@ -132,7 +119,7 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
     match claim {
         Claim::Taken(mut attempt) => {
             attempt.take_picture();
-            Some(Claimant::new(lease, attempt, commits.clone()))
+            Some(Claimant::new(lease, attempt, ways.clone()))
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
         Claim::Over => None,
@@ -150,114 +137,33 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<Claimant> {
 fn prepare(
     mut claimant: Claimant,
     work: &Sender<Work<Claimant>>,
-    prepared: impl FnOnce(&Claimant) -> Result<Prepared, Failure>,
+    prepared: impl FnOnce(&mut Claimant) -> Result<Next, Failure>,
 ) {
     let start = Instant::now();
-    let prepared = catch_panic(|| prepared(&claimant));
+    let prepared = catch_panic(|| prepared(&mut claimant));
     claimant.fetch_ms = elapsed_ms(start);
     figures::FETCH_MS.add(claimant.fetch_ms);
-    if claimant.lease.is_stopped() {
-        // Nobody wants it any more, whatever came of it.
-        figures::DROPPED.add(1);
-        return;
-    }
-    let prepared = match prepared {
-        _ if Instant::now() >= claimant.attempt.deadline => Err(Failure::timeout()),
-        Ok(prepared) => prepared,
-        Err(text) => {
-            figures::PANICS.add(1);
-            claimant.log(&format!("panic: {text}"));
-            Err(Failure::internal())
-        }
-    };
-    let prepared = prepared.map(|Prepared { work, thumbnail }| {
-        claimant.stopwatch.lap(latency::Phase::Prepare);
-        claimant.thumbnail = thumbnail;
-        work
-    });
-    let request = &claimant.attempt.request;
-    match prepared {
-        Ok(Next::Infer { parts, input }) => {
-            claimant.lease.claim().enter(Phase::Ready);
-            let (options, is_shared) = (request.options.clone(), !request.no_cache);
-            // The engine goes only when the process does; what comes back gives itself back.
-            let _ = work.send(Work { asker: claimant, parts, input, options, is_shared });
-        }
-        Ok(Next::Answer(answers)) => {
-            let served = Served { answers, verdict: Verdict::Result, time: Duration::ZERO };
-            claimant.answer(&served);
-        }
-        Err(failure) => claimant.end(Err(failure), 0),
-    }
+    next::pass_on(claimant, work, prepared);
 }
 
 fn prepared(
     loaded: &Loaded,
-    claimant: &Claimant,
-    downloaded: Option<&[u8]>,
-) -> Result<Prepared, Failure> {
-    let Loaded { florence, caches } = loaded;
-    let (request, claim) = (&claimant.attempt.request, claimant.lease.claim());
-    let read;
-    let bytes: &[u8] = match (downloaded, &request.data) {
-        (Some(bytes), _) => bytes,
-        (None, Some(data)) => data,
-        (None, None) => {
-            read = fetch(claimant)?;
-            &read
-        }
+    claimant: &mut Claimant,
+    downloaded: Option<Vec<u8>>,
+) -> Result<Next, Failure> {
+    let bytes = match (downloaded, &claimant.attempt.request.data) {
+        (Some(bytes), _) => Bytes::Read(bytes),
+        (None, Some(data)) => Bytes::Sent(Arc::clone(data)),
+        (None, None) => Bytes::Read(fetch(claimant)?),
     };
-    claim.enter(Phase::Decoding);
-    let parts = parts(florence, request, bytes).map_err(|error| Failure::from(&error))?;
-    let decoded = || {
-        let limits = decode_limits(&claim.stop, claimant.attempt.deadline);
-        image::decode(bytes, &limits, request.orientation)
-    };
-    let small = |picture: &Rgb| image::thumbnail(picture, request.thumbnail);
-    let parts = match if request.no_cache { Err(parts) } else { known(caches, parts) } {
-        Ok(work) => {
-            // The picture is looked at for the small copy alone; without one the job goes on.
-            let picture = (request.thumbnail > 0).then(decoded).and_then(Result::ok);
-            return Ok(Prepared { work, thumbnail: picture.and_then(|picture| small(&picture)) });
-        }
-        Err(parts) => parts,
-    };
-    let picture = decoded().map_err(|error| Failure::from(&Error::from(error)))?;
-    let input = florence.preprocess(&picture).map_err(|error| Failure::from(&error))?;
-    let input = Input::Picture(input);
-    Ok(Prepared { work: Next::Infer { parts, input }, thumbnail: small(&picture) })
-}
-
-fn parts(florence: &Florence, request: &Request, bytes: &[u8]) -> Result<Vec<Part>, Error> {
-    let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
-    let picture = PictureKey::new(scope, bytes, request.orientation);
-    let taken = *settings::PROMPTS.get();
-    let part = |prompt: &String| {
-        let question = florence.question(prompt, taken)?;
-        Ok(Part { keys: Keys::new(picture, &question, &request.options), question })
-    };
-    request.prompts.iter().map(part).collect()
-}
-
-/// What the caches spare a job, if they know all its answers, or the encoded picture; else its parts.
-fn known(caches: &Caches, parts: Vec<Part>) -> Result<Next, Vec<Part>> {
-    let answers: Option<_> = parts.iter().map(|part| caches.answer(&part.keys)).collect();
-    if let Some(answers) = answers {
-        return Ok(Next::Answer(answers));
+    claimant.lease.claim().enter(Phase::Decoding);
+    let mut picture = Picture::new(bytes, &claimant.attempt.request);
+    let next = next::next(loaded, claimant, &mut picture)?;
+    if claimant.run.needs_parts() && matches!(next, Next::Infer { .. }) {
+        // Whoever asks the next questions must not wait for room, which others behind it may hold.
+        picture.decode(claimant)?;
     }
-    match parts.first().and_then(|part| caches.visual(&part.keys)) {
-        Some(visual) => Ok(Next::Infer { parts, input: Input::Seen(visual) }),
-        None => Err(parts),
-    }
-}
-
-fn decode_limits(stop: &Stop, deadline: Instant) -> DecodeLimits {
-    DecodeLimits {
-        budget: Some(model::work().clone()),
-        deadline: Some(deadline),
-        pixels: settings::MAX_IMAGE_PIXELS.get(),
-        formats: *settings::IMAGE_FORMATS.get(),
-        stop: stop.clone(),
-        ..DecodeLimits::default()
-    }
+    claimant.thumbnail = picture.thumbnail(claimant);
+    claimant.picture = Some(picture).filter(|_| claimant.run.is_chain());
+    Ok(next)
 }

@@ -56,14 +56,14 @@ export function jobView(named, app, look) {
 }
 
 function head(found, named, app, look) {
-  return [state(found.job.state), el("b", {}, prompts(found.job.prompt)), el("span", { class: "grow" }), buttons(found, named, app, look)];
+  return [state(found.job.state), el("b", {}, [prompts(found.job.prompt), ...steps(found.job).map((step) => step.join(" "))].join(" ")), el("span", { class: "grow" }), buttons(found, named, app, look)];
 }
 
 function rest(found, named) {
   const { job } = found;
   return [
     job.error && job.state !== "done" ? el("p", { class: "bad", id: "error" }, `${job.error.code}: ${job.error.message}${job.error.retryable ? " (may pass)" : ""}`) : null,
-    el("div", { class: "cards" }, timeline(found), facts(found)),
+    el("div", { class: "cards" }, timeline(found), facts(found), attempts(found)),
     text(job),
     el("details", { class: "card" }, el("summary", {}, "As redis-cli"), el("pre", { id: "cli" }, command(found, named))),
     el("details", { class: "card" }, el("summary", {}, "As JSON"), el("pre", { id: "json" }, JSON.stringify(job, null, 2))),
@@ -94,7 +94,7 @@ function buttons({ job }, named, app, look) {
 }
 
 function answer(found, named) {
-  const { job, marks, has_thumbnail: hasThumbnail, has_data: hasData, options } = found;
+  const { job, marks, labels, has_thumbnail: hasThumbnail, has_data: hasData, options } = found;
   const hasPicture = hasThumbnail || hasData;
   const missing = el("p", { class: "quiet" }, "The job keeps no picture: florence.thumbnails, or THUMBNAIL of SUBMIT, keeps a small one. Pictures at addresses are not fetched from here.");
   missing.hidden = hasPicture;
@@ -105,7 +105,7 @@ function answer(found, named) {
     return el("div", { class: "stage" }, el("img", { src: source, alt: "The job's picture", class: options.exif === "1" ? "turned" : null }));
   }
   const shown = overlay({
-    marks, source, width: job.width, height: job.height,
+    marks, labels: labels ?? [], source, width: job.width, height: job.height,
     isTurned: hasThumbnail || options.exif === "1",
     onMissing: () => { missing.hidden = false; },
   });
@@ -143,6 +143,14 @@ function due(job, options) {
   return job.state === "queued" && options.delay ? job.submitted_at + Number(options.delay) : undefined;
 }
 
+/** What was tried before, and why it was tried again. */
+function attempts({ job }) {
+  if (!Array.isArray(job.errors) || job.errors.length === 0) return null;
+  return el("section", { class: "card", id: "attempts" }, el("h2", {}, "Failed attempts"),
+    el("dl", { class: "facts" }, job.errors.flatMap(({ attempt, at, code, message }) =>
+      [el("dt", {}, `${attempt}, ${moment(at)}`), el("dd", {}, `${code}: ${message}`)])));
+}
+
 function facts({ job, options, ttl_ms: ttl }) {
   const rows = [
     ["picture", job.image],
@@ -173,13 +181,19 @@ function text(job) {
   return el("details", { class: "card" }, el("summary", {}, `Raw text, ${job.tokens ?? "?"} tokens`), el("pre", { id: "raw" }, job.text), scores);
 }
 
-const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["maxtokens", "MAXTOKENS"], ["wants", "MODEL"]];
+const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["maxtokens", "MAXTOKENS"], ["ngram", "NGRAM"], ["length_penalty", "LENGTHPENALTY"], ["temperature", "TEMPERATURE"], ["top_k", "TOPK"], ["top_p", "TOPP"], ["seed", "SEED"], ["margin", "MARGIN"], ["wants", "MODEL"]];
+
+/** What is asked after the first prompt: `["EACH", prompt]`. */
+function steps(job) {
+  const list = Array.isArray(job.steps) ? job.steps : [];
+  return list.flatMap((step) => Object.entries(step).map(([link, prompt]) => [link.toUpperCase(), String(prompt)]));
+}
 
 /** The command that submits the same job. What is secret in its address is not known here. */
 function command({ job, options }, named) {
   const quoted = (value) => (/^[\w:./-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
   const several = job.prompt.startsWith("[") ? JSON.parse(job.prompt) : null;
-  const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt];
+  const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt, ...steps(job).flat()];
   const image = job.image === "DATA" || job.image?.startsWith("data:") ? null : job.image;
   const source = image === null ? ["DATA", "\"$(cat picture)\""] : image?.startsWith("KEY ") ? ["KEY", quoted(image.slice(4))] : [quoted(image ?? "")];
   const words = WORDS.filter(([name]) => options[name] !== undefined).flatMap(([name, word]) => [word, options[name]]);

@@ -5,11 +5,12 @@ import { el, put, svg } from "./dom.js";
 const HUES = 10;
 
 /**
- * `marks` as the server reads them from an answer, for a picture of `width` times `height`; `source`
- * is the picture, if there is one to show. With `isTurned` the browser turns it as its tag says.
+ * `marks` as the server reads them from an answer, for a picture of `width` times `height`, and
+ * `labels` with their places; `source` is the picture, if there is one to show. With `isTurned` the
+ * browser turns it as its tag says.
  */
-export function overlay({ marks, width, height, source, isTurned, onMissing }) {
-  const longer = Math.max(width, height);
+export function overlay({ marks, labels, width, height, source, isTurned, onMissing }) {
+  const places = new Map(labels.map((label) => [label.mark, label]));
   const drawing = svg("svg", { class: "marks", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-label": "What was found" });
   const stage = el("div", { class: "stage" });
   stage.style.aspectRatio = `${width} / ${height}`;
@@ -28,11 +29,10 @@ export function overlay({ marks, width, height, source, isTurned, onMissing }) {
     const hue = `m${mark.colour % HUES}`;
     const name = mark.label || { box: "a box", quad: "a text", polygon: "an object", region: "the region asked about" }[mark.kind];
     const score = mark.score === null ? "" : mark.score.toFixed(2);
-    const [x, y] = corner(mark);
     const group = svg("g", { class: `mark ${mark.kind} ${hue}`, "data-mark": i },
       svg("title", {}, `${name} ${score}`),
       svg("path", { d: mark.outlines.map(path).join("") }),
-      mark.label ? svg("text", { x, y: Math.max(y - longer / 160, longer / 42), "font-size": longer / 45 }, mark.label) : null);
+      places.has(i) ? label(places.get(i)) : null);
     const item = el("li", { tabindex: 0, class: hue, "data-mark": i }, el("i", {}), el("span", {}, name), el("small", {}, score));
     return [group, item];
   });
@@ -60,8 +60,10 @@ function path(outline) {
   return `${outline.map(([x, y], i) => `${i === 0 ? "M" : "L"}${x} ${y}`).join("")}Z`;
 }
 
-/** The left end of the upper edge. */
-function corner(mark) {
-  const points = mark.outlines.flat();
-  return [Math.min(...points.map(([x]) => x)), Math.min(...points.map(([, y]) => y))];
+/** Whatever font the browser has, the text is as wide as the rectangle behind it was measured for. */
+function label({ back: [x, y, width, height], at: [left, baseline], size, text, ink }) {
+  const textLength = width - 2 * (left - x);
+  return svg("g", { class: "label" },
+    svg("rect", { x, y, width, height }),
+    svg("text", { x: left, y: baseline, "font-size": size, textLength, lengthAdjust: "spacingAndGlyphs", fill: ink }, text));
 }

@@ -14,14 +14,13 @@ use serde::Serialize;
 
 use super::{
     figures::{self, Ends, Latencies},
-    routes::Refusal,
     server::{Server, entries, number, text, words},
 };
 
 const EVERY: Duration = Duration::from_secs(1);
 /// How many seconds lie between two points of the charts, and between two looks at what changes
 /// seldom or takes longer to tell.
-pub(super) const STEP: u64 = 5;
+pub(crate) const STEP: u64 = 5;
 /// An hour of points.
 const POINTS: usize = 720;
 /// Latencies are told of the last five minutes, too.
@@ -29,26 +28,26 @@ const RECENT: usize = 60;
 
 /// What a server has told.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// Names and numbers of `FLORENCE.STATS`, and `jobs_in_turn`, which wait for nothing else.
-    pub(super) stats: BTreeMap<String, f64>,
-    pub(super) latencies: Option<Latencies>,
-    pub(super) ends: Option<Ends>,
+    pub(crate) stats: BTreeMap<String, f64>,
+    pub(crate) latencies: Option<Latencies>,
+    pub(crate) ends: Option<Ends>,
     /// Of `FLORENCE.MODEL`.
-    pub(super) model: BTreeMap<String, String>,
+    pub(crate) model: BTreeMap<String, String>,
     /// Of `FLORENCE.HOSTS`.
-    pub(super) hosts: Option<Vec<Host>>,
+    pub(crate) hosts: Option<Vec<Host>>,
     /// Of `INFO`.
-    pub(super) info: BTreeMap<String, String>,
-    pub(super) ping_ms: f64,
+    pub(crate) info: BTreeMap<String, String>,
+    pub(crate) ping_ms: f64,
 }
 
 /// Downloads from a host.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Host {
-    name: String,
-    downloads: f64,
-    failures: f64,
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) downloads: f64,
+    pub(crate) failures: f64,
     bytes: f64,
     ms: f64,
 }
@@ -63,17 +62,35 @@ impl Host {
 }
 
 impl Told {
-    pub(super) fn stat(&self, name: &str) -> f64 {
+    pub(crate) fn stat(&self, name: &str) -> f64 {
         self.stats.get(name).copied().unwrap_or_default()
     }
 
-    pub(super) fn is_replica(&self) -> bool {
+    pub(crate) fn is_replica(&self) -> bool {
         self.info.get("role").is_some_and(|role| role != "master")
     }
 
     /// Tells processes apart: several databases of one server have the same one.
     fn process(&self) -> Option<&String> {
         self.info.get("run_id")
+    }
+
+    /// How jobs ended; of an older server, which does not tell their tasks, by state and code alone.
+    pub(crate) fn ended(&self) -> Ends {
+        if let Some(ends) = &self.ends {
+            return ends.clone();
+        }
+        let key = |state: &str, code: &str| (state.to_owned(), String::new(), code.to_owned());
+        let mut ends = Ends::new();
+        for state in ["done", "cancelled", "expired"] {
+            ends.insert(key(state, ""), self.stat(&format!("jobs_{state}")));
+        }
+        for (name, count) in &self.stats {
+            if let Some(code) = name.strip_prefix("failed_") {
+                ends.insert(key("failed", &code.to_ascii_uppercase()), *count);
+            }
+        }
+        ends
     }
 
     /// The same of two servers.
@@ -99,20 +116,20 @@ impl Told {
 }
 
 /// A point of the charts: names and numbers, rates by the second.
-pub(super) type Point = [f64; POINT.len()];
+pub(crate) type Point = [f64; POINT.len()];
 
-pub(super) const POINT: [&str; 14] = [
+pub(crate) const POINT: [&str; 14] = [
     "at", "done", "failed", "waiting", "active", "delayed", "p50", "p95", "p99", "ping", "memory",
     "results", "features", "misses",
 ];
 
 /// All that is known of one server.
 #[derive(Default)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// What it told last, or why it did not.
-    pub(super) told: Option<Told>,
-    pub(super) error: Option<String>,
-    pub(super) points: VecDeque<Point>,
+    pub(crate) told: Option<Told>,
+    pub(crate) error: Option<String>,
+    pub(crate) points: VecDeque<Point>,
     /// Latencies as they were at the last points.
     earlier: VecDeque<Latencies>,
     /// Counters at the last point.
@@ -184,26 +201,29 @@ fn unix_ms() -> f64 {
 }
 
 /// The servers, and what is known of them.
-pub(super) struct Watch {
-    pub(super) servers: Vec<Server>,
+pub(crate) struct Watch {
+    pub(crate) servers: Vec<Server>,
     known: Vec<Mutex<Known>>,
 }
 
+/// No server is known by a number.
+pub(crate) struct NoServer;
+
 /// What is known of one server, or of all of them together.
-pub(super) struct View {
-    pub(super) told: Told,
-    pub(super) recent: Option<Latencies>,
-    pub(super) point: Option<Point>,
+pub(crate) struct View {
+    pub(crate) told: Told,
+    pub(crate) recent: Option<Latencies>,
+    pub(crate) point: Option<Point>,
 }
 
 impl Watch {
-    pub(super) fn new(servers: Vec<Server>) -> Self {
+    pub(crate) fn new(servers: Vec<Server>) -> Self {
         let known = servers.iter().map(|_| Mutex::default()).collect();
         Self { servers, known }
     }
 
     /// Asks the servers for ever, each in a task of its own: a slow one holds no other up.
-    pub(super) fn start(self: &Arc<Self>) {
+    pub(crate) fn start(self: &Arc<Self>) {
         for index in 0..self.servers.len() {
             let watch = Arc::clone(self);
             tokio::spawn(async move {
@@ -235,18 +255,18 @@ impl Watch {
         }
     }
 
-    pub(super) fn server(&self, index: usize) -> Result<&Server, Refusal> {
-        self.servers.get(index).ok_or_else(|| Refusal::bad("there is no such server"))
+    pub(crate) fn server(&self, index: usize) -> Result<&Server, NoServer> {
+        self.servers.get(index).ok_or(NoServer)
     }
 
     /// What is known of a server.
-    pub(super) fn known(&self, index: usize) -> Option<MutexGuard<'_, Known>> {
+    pub(crate) fn known(&self, index: usize) -> Option<MutexGuard<'_, Known>> {
         self.known.get(index).map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The servers that a page about one, or about all, is to ask: replicas know their masters'
     /// jobs, so they are left out where there is a master.
-    pub(super) fn asked(&self, one: Option<usize>) -> Vec<usize> {
+    pub(crate) fn asked(&self, one: Option<usize>) -> Vec<usize> {
         if let Some(one) = one {
             return (0..self.servers.len()).filter(|index| *index == one).collect();
         }
@@ -259,7 +279,7 @@ impl Watch {
     }
 
     /// What is known of one server, or of all.
-    pub(super) fn view(&self, one: Option<usize>) -> Option<View> {
+    pub(crate) fn view(&self, one: Option<usize>) -> Option<View> {
         let mut processes = Vec::new();
         let mut views = Vec::new();
         for index in self.asked(one) {
@@ -283,7 +303,7 @@ impl Watch {
     }
 
     /// The last hour of one server, or of all, the oldest point first.
-    pub(super) fn history(&self, one: Option<usize>) -> Vec<Point> {
+    pub(crate) fn history(&self, one: Option<usize>) -> Vec<Point> {
         let mut steps: BTreeMap<u64, Point> = BTreeMap::new();
         for index in self.asked(one) {
             let Some(known) = self.known(index) else { continue };

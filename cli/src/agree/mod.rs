@@ -1,0 +1,240 @@
+//! `florence agree`: what a precision costs on pictures of one's own. All are asked in float32 and in
+//! other precisions; a table tells how far the answers are the same and how long they took, a page
+//! shows those that differ most.
+//!
+//! - `compare`: two answers (pure)
+//! - `page`: the page
+
+mod compare;
+mod page;
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, ensure};
+use florence_engine::{Answer, Florence, Job, Precision, Stop, fetch::Authorities, image::decode};
+
+use crate::{
+    ask::AskArgs,
+    load::ModelArgs,
+    source::{Item, Sources},
+};
+use compare::{Agreement, Difference};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Task token, such as `<OD>`, followed by its text where the task takes one; may be repeated
+    #[arg(long = "task", default_value = "<OD>", value_name = "PROMPT")]
+    tasks: Vec<String>,
+    /// Precisions that are compared with float32
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "auto,int16,bf16")]
+    precisions: Vec<String>,
+    /// Most pictures that are asked about
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Answers that are shown of each precision, those that differ most
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    worst: usize,
+    /// The page to write
+    #[arg(long, value_name = "FILE", default_value = "agree.html")]
+    out: PathBuf,
+    /// Pictures, and whatever else label takes
+    #[arg(required = true, value_name = "PICTURE")]
+    pictures: Vec<String>,
+}
+
+/// A picture and a prompt.
+struct Question {
+    picture: usize,
+    prompt: String,
+}
+
+/// All that was asked, in one precision.
+struct Column {
+    name: String,
+    /// Or why there are no answers.
+    answers: Result<Answers, String>,
+}
+
+struct Answers {
+    arithmetic: String,
+    /// One for each question.
+    each: Vec<Answer>,
+    seconds: f64,
+}
+
+/// What is compared.
+struct Asked {
+    items: Vec<(Item, Vec<u8>)>,
+    questions: Vec<Question>,
+}
+
+/// A precision beside float32.
+struct Row {
+    name: String,
+    arithmetic: String,
+    per_second: f64,
+    /// Of float32 with itself there is none.
+    agreement: Option<Agreement>,
+    /// By the number of the question, the worst first.
+    worst: Vec<(usize, Difference)>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let asked = read(args)?;
+    let reference = column(args, "f32", Precision::F32, &asked)?;
+    let reference_answers = reference.answers.as_ref().map_err(|it| anyhow::anyhow!("{it}"))?;
+    let mut rows = vec![Row {
+        name: reference.name.clone(),
+        arithmetic: reference_answers.arithmetic.clone(),
+        per_second: per_second(&asked, reference_answers),
+        agreement: None,
+        worst: Vec::new(),
+    }];
+    let mut columns = Vec::new();
+    for name in &args.precisions {
+        let column = match name.parse::<Precision>() {
+            Ok(precision) => column(args, name, precision, &asked)?,
+            Err(error) => Column { name: name.clone(), answers: Err(error.to_string()) },
+        };
+        match &column.answers {
+            Ok(answers) => rows.push(row(args, &asked, reference_answers, name, answers)),
+            Err(reason) => eprintln!("{name}: {reason}"),
+        }
+        columns.push(column);
+    }
+    println!("{}", table(&rows).trim_end());
+    let page = page::page(args, &asked, reference_answers, &columns, &rows)?;
+    std::fs::write(&args.out, page)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+fn read(args: &Args) -> anyhow::Result<Asked> {
+    let sources = Sources::new(&args.pictures, None, &Authorities::default())?;
+    let mut items = Vec::new();
+    for listed in sources.list().take(args.limit) {
+        let read =
+            listed.map_err(|error| (error.name, error.reason)).and_then(|item| {
+                match picture(args, &sources, &item) {
+                    Ok(bytes) => Ok((item, bytes)),
+                    Err(reason) => Err((item.name, reason)),
+                }
+            });
+        match read {
+            Ok(read) => items.push(read),
+            Err((name, reason)) => eprintln!("{name}: {reason}"),
+        }
+    }
+    ensure!(!items.is_empty(), "there is no picture to ask about");
+    let question =
+        |picture| args.tasks.iter().map(move |prompt| Question { picture, prompt: prompt.clone() });
+    let questions = (0..items.len()).flat_map(question).collect();
+    Ok(Asked { items, questions })
+}
+
+/// A picture's bytes, if it can be decoded.
+fn picture(args: &Args, sources: &Sources, item: &Item) -> Result<Vec<u8>, String> {
+    let bytes = sources.read(&item.place, &Stop::default())?;
+    let prepare = args.ask.prepare();
+    let decoded = decode(&bytes, &prepare.limits, prepare.orientation);
+    decoded.map(drop).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+/// Asks everything in a precision that this machine may not have.
+fn column(args: &Args, name: &str, precision: Precision, asked: &Asked) -> anyhow::Result<Column> {
+    let answers = match args.model.load_in(precision) {
+        Ok(florence) => Ok(answers(args, &florence, asked)?),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    Ok(Column { name: name.to_owned(), answers })
+}
+
+fn answers(args: &Args, florence: &Florence, asked: &Asked) -> anyhow::Result<Answers> {
+    let (prepare, options) = (args.ask.prepare(), args.ask.generate());
+    let (mut answers, mut seconds) = (Vec::new(), 0.0);
+    for (i, Question { picture, prompt }) in asked.questions.iter().enumerate() {
+        let (item, bytes) = &asked.items[*picture];
+        let prepared = florence.prepare(bytes, prompt, &prepare);
+        let prepared = prepared.with_context(|| item.name.clone())?;
+        if i == 0 {
+            // What is done once is not counted.
+            florence.run_one(&prepared, &options)?;
+        }
+        let start = Instant::now();
+        let answered =
+            florence.run(&[Job { prepared: &prepared, options: &options }], &|_| false)?;
+        seconds += start.elapsed().as_secs_f64();
+        answers.extend(answered.into_iter().flatten());
+    }
+    Ok(Answers { arithmetic: florence.arithmetic(), each: answers, seconds })
+}
+
+fn per_second(asked: &Asked, answers: &Answers) -> f64 {
+    asked.questions.len() as f64 / answers.seconds.max(1e-9)
+}
+
+fn row(args: &Args, asked: &Asked, reference: &Answers, name: &str, answers: &Answers) -> Row {
+    let mut agreement = Agreement::default();
+    let mut worst = Vec::new();
+    for (i, (expected, found)) in reference.each.iter().zip(&answers.each).enumerate() {
+        let difference = Difference::of(expected, found);
+        agreement.add(&difference);
+        if !difference.ids {
+            worst.push((i, difference));
+        }
+    }
+    worst.sort_by(|(_, a), (_, b)| a.share().total_cmp(&b.share()));
+    worst.truncate(args.worst);
+    Row {
+        name: name.to_owned(),
+        arithmetic: answers.arithmetic.clone(),
+        per_second: per_second(asked, answers),
+        agreement: Some(agreement),
+        worst,
+    }
+}
+
+const HEAD: [&str; 8] = [
+    "precision",
+    "computed in",
+    "answers",
+    "same ids",
+    "same texts",
+    "found alike",
+    "IoU",
+    "a second",
+];
+
+/// A row's cells, as they are read by people.
+fn cells(row: &Row) -> [String; 8] {
+    let mut cells: [String; 8] = Default::default();
+    (cells[0], cells[1]) = (row.name.clone(), row.arithmetic.clone());
+    if let Some(agreement) = &row.agreement {
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        cells[2] = agreement.answers.to_string();
+        cells[3] = percent(agreement.ids as f64 / agreement.answers as f64);
+        cells[4] = percent(agreement.texts as f64 / agreement.answers as f64);
+        cells[5] = agreement.found_alike().map_or("-".to_owned(), percent);
+        cells[6] = agreement.mean_iou().map_or("-".to_owned(), |iou| format!("{iou:.4}"));
+    }
+    cells[7] = format!("{:.2}", row.per_second);
+    cells
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut lines = vec![HEAD.map(str::to_owned)];
+    lines.extend(rows.iter().map(cells));
+    let width = |i: usize| lines.iter().map(|line| line[i].len()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let line = |line: &[String; 8]| {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    lines.iter().map(line).collect()
+}

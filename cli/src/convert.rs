@@ -1,0 +1,22 @@
+//! `florence convert`: the output of `florence label` in other formats.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+
+use crate::formats::{self, FormatArgs};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Outputs of label; shards in their order
+    #[arg(required = true, value_name = "JSONL")]
+    labels: Vec<PathBuf>,
+    #[command(flatten)]
+    formats: FormatArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    args.formats.check()?;
+    ensure!(!args.formats.is_empty(), "which format? --format {}", formats::names());
+    formats::write(&args.labels, &args.labels[0], &args.formats)
+}

@@ -1,0 +1,78 @@
+//! YOLO, as Ultralytics reads it: `labels/NAME.txt` beside links to the pictures in `images`, and
+//! `data.yaml`. A line is a class and numbers from 0 to 1; an empty file says that nothing was found.
+
+use std::{
+    fmt::Write as _,
+    os::unix::fs::symlink,
+    path::{Path, absolute},
+};
+
+use anyhow::Context;
+
+use super::{
+    out::{self, Names},
+    pictures::{Object, Picture, Pictures},
+};
+
+/// Boxes.
+pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
+    all(pictures, folder, |picture, object, text| {
+        let [x1, y1, x2, y2] = object.bounds;
+        let (w, h) = (picture.width as f64, picture.height as f64);
+        let numbers =
+            [f64::midpoint(x1, x2) / w, f64::midpoint(y1, y2) / h, (x2 - x1) / w, (y2 - y1) / h];
+        line(text, object.class, numbers);
+    })
+}
+
+/// Outlines; a line for each part of an object.
+pub(super) fn write_polygons(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
+    all(pictures, folder, |picture, object, text| {
+        let (w, h) = (picture.width as f64, picture.height as f64);
+        for outline in &object.outlines {
+            line(text, object.class, outline.iter().flat_map(|(x, y)| [x / w, y / h]));
+        }
+    })
+}
+
+fn line(text: &mut String, class: usize, numbers: impl IntoIterator<Item = f64>) {
+    let _ = write!(text, "{class}");
+    for number in numbers {
+        let _ = write!(text, " {number:.6}");
+    }
+    text.push('\n');
+}
+
+fn all(
+    pictures: &Pictures,
+    folder: &Path,
+    describe: impl Fn(&Picture, &Object, &mut String),
+) -> anyhow::Result<()> {
+    let (mut names, mut links) = (Names::default(), Names::default());
+    std::fs::create_dir_all(folder.join("images"))?;
+    pictures.each(|picture| {
+        let path = picture.below(&folder.join("labels"), "txt");
+        names.take(&path)?;
+        let mut text = String::new();
+        for object in &picture.objects {
+            describe(picture, object, &mut text);
+        }
+        out::bytes(&path, text.as_bytes())?;
+        let file = Path::new(&picture.file);
+        if file.is_file() {
+            let link = picture.below(&folder.join("images"), "");
+            links.take(&link)?;
+            let _ = std::fs::remove_file(&link);
+            let linked = absolute(file).and_then(|file| symlink(file, &link));
+            linked.with_context(|| format!("cannot link {}", link.display()))?;
+        }
+        Ok(())
+    })?;
+    let root = serde_json::to_string(&absolute(folder)?.display().to_string())?;
+    // A string in JSON is one in YAML.
+    let mut data = format!("path: {root}\ntrain: images\nval: images\nnames:\n");
+    for (class, name) in pictures.classes.names.iter().enumerate() {
+        let _ = writeln!(data, "  {class}: {}", serde_json::to_string(name)?);
+    }
+    out::bytes(&folder.join("data.yaml"), data.as_bytes())
+}

@@ -1,0 +1,331 @@
+//! The output, which is the journal too: an answer's line is there, whole, or it is not. What a run
+//! that was ended has left is read back, and a torn last line is cut off.
+//!
+//! In shards, the one that is written is called `NAME.part`, and renamed when it is full.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+use crate::formats::Line;
+
+/// Where a line begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    shard: u32,
+    offset: u64,
+}
+
+/// What is to become of what is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// There must be nothing.
+    Nothing,
+    Kept,
+    Dropped,
+}
+
+pub(super) struct Journal {
+    names: Names,
+    file: File,
+    /// Of whole lines.
+    length: u64,
+    shard: u32,
+    /// In this shard.
+    lines: usize,
+}
+
+/// How the files are called.
+struct Names {
+    out: PathBuf,
+    /// Lines of a shard.
+    most: Option<usize>,
+}
+
+impl Names {
+    fn shard(&self, shard: u32) -> PathBuf {
+        if self.most.is_none() {
+            return self.out.clone();
+        }
+        let stem = self.out.file_stem().unwrap_or_default().to_string_lossy();
+        let ending = self.out.extension().map_or("jsonl".into(), |it| it.to_string_lossy());
+        self.out.with_file_name(format!("{stem}-{shard:05}.{ending}"))
+    }
+
+    /// The one that is being written.
+    fn open(&self, shard: u32) -> PathBuf {
+        let mut path = self.shard(shard).into_os_string();
+        if self.most.is_some() {
+            path.push(".part");
+        }
+        path.into()
+    }
+
+    /// What there is, in its order.
+    fn there(&self) -> Vec<PathBuf> {
+        if self.most.is_none() {
+            return Some(self.out.clone()).into_iter().filter(|it| it.exists()).collect();
+        }
+        let both = |shard| [self.shard(shard), self.open(shard)];
+        let there = |shard| both(shard).into_iter().find(|it| it.exists());
+        (0..).map_while(there).collect()
+    }
+}
+
+impl Journal {
+    /// Opens the output; `each` sees every line that is there already.
+    pub(super) fn open(
+        out: &Path,
+        most: Option<usize>,
+        before: Before,
+        mut each: impl FnMut(Mark, Line),
+    ) -> anyhow::Result<Self> {
+        let names = Names { out: out.to_owned(), most };
+        let there = names.there();
+        match before {
+            Before::Nothing => {
+                if let Some(first) = there.first() {
+                    let first = first.display();
+                    bail!("{first} is there: --resume goes on with it, --overwrite begins anew");
+                }
+            }
+            Before::Dropped => {
+                for path in &there {
+                    // A run that still writes it keeps it.
+                    drop(locked(path)?);
+                    remove(path)?;
+                }
+            }
+            Before::Kept => return Self::go_on(names, &there, &mut each),
+        }
+        Self::begin(names, 0)
+    }
+
+    fn begin(names: Names, shard: u32) -> anyhow::Result<Self> {
+        let file = locked(&names.open(shard))?;
+        Ok(Self { names, file, length: 0, shard, lines: 0 })
+    }
+
+    fn go_on(
+        names: Names,
+        there: &[PathBuf],
+        each: &mut dyn FnMut(Mark, Line),
+    ) -> anyhow::Result<Self> {
+        let mut last = None;
+        for (shard, path) in (0..).zip(there) {
+            let (length, lines) = read(path, shard, each)?;
+            last = Some((shard, length, lines));
+        }
+        let Some((shard, length, lines)) = last else { return Self::begin(names, 0) };
+        let open = names.open(shard);
+        if names.most.is_some() && names.shard(shard).exists() {
+            return Self::begin(names, shard + 1);
+        }
+        let mut file = locked(&open)?;
+        file.set_len(length).with_context(|| format!("cannot write {}", open.display()))?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self { names, file, length, shard, lines })
+    }
+
+    /// Adds the lines of a picture, all or, if there is an error, none that a reader would take for
+    /// one; the place of the first.
+    pub(super) fn append(&mut self, lines: &[Line]) -> anyhow::Result<Mark> {
+        if self.names.most.is_some_and(|most| self.lines >= most) {
+            self.close()?;
+            let names = Names { out: self.names.out.clone(), most: self.names.most };
+            *self = Self::begin(names, self.shard + 1)?;
+        }
+        let mut text = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut text, line)?;
+            text.push(b'\n');
+        }
+        if let Err(error) = self.file.write_all(&text) {
+            // Room for less there is always.
+            let _ = self.file.set_len(self.length);
+            let path = self.names.open(self.shard);
+            return Err(error).with_context(|| format!("cannot write {}", path.display()));
+        }
+        let mark = Mark { shard: self.shard, offset: self.length };
+        self.length += text.len() as u64;
+        self.lines += lines.len();
+        Ok(mark)
+    }
+
+    /// Lines that were written before.
+    pub(super) fn read(&self, mark: Mark, count: usize) -> anyhow::Result<Vec<Line>> {
+        let path = if mark.shard == self.shard {
+            self.names.open(mark.shard)
+        } else {
+            self.names.shard(mark.shard)
+        };
+        let mut file =
+            File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        file.seek(SeekFrom::Start(mark.offset))?;
+        let lines = BufReader::new(file).lines().take(count);
+        lines.map(|line| Ok(serde_json::from_str(&line?)?)).collect()
+    }
+
+    fn close(&self) -> anyhow::Result<()> {
+        let (open, shard) = (self.names.open(self.shard), self.names.shard(self.shard));
+        let closed = self
+            .file
+            .sync_all()
+            .and_then(|()| if open == shard { Ok(()) } else { std::fs::rename(&open, &shard) });
+        closed.with_context(|| format!("cannot write {}", shard.display()))
+    }
+
+    /// Ends the output; without this, the last shard keeps its temporary name.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        self.close()
+    }
+
+    /// The files of a finished output.
+    pub(super) fn files(out: &Path, most: Option<usize>) -> Vec<PathBuf> {
+        Names { out: out.to_owned(), most }.there()
+    }
+}
+
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot write {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file to write, which no other run writes.
+fn locked(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create(true).open(path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!("another run is writing {}", path.display()),
+        // Some file systems have no locks.
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(file),
+    }
+}
+
+/// Reads whole lines; how long they are, and how many.
+fn read(path: &Path, shard: u32, each: &mut dyn FnMut(Mark, Line)) -> anyhow::Result<(u64, usize)> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let size = file.metadata()?.len();
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let (mut offset, mut count, mut text) = (0, 0, Vec::new());
+    loop {
+        text.clear();
+        let length = reader.by_ref().read_until(b'\n', &mut text)? as u64;
+        if length == 0 {
+            return Ok((offset, count));
+        }
+        let is_last = offset + length == size;
+        match serde_json::from_slice::<Line>(&text) {
+            Ok(line) if text.ends_with(b"\n") => each(Mark { shard, offset }, line),
+            // What a run that was killed, or a full disk, has torn off.
+            _ if is_last => return Ok((offset, count)),
+            _ => bail!("{}:{}: not a line of labels", path.display(), count + 1),
+        }
+        offset += length;
+        count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(file: &str) -> Line {
+        Line {
+            file: file.to_owned(),
+            width: 4,
+            height: 3,
+            task: "<CAPTION>".to_owned(),
+            prompt: "<CAPTION>".to_owned(),
+            answer: json!({ "<CAPTION>": file }),
+            text: String::new(),
+            scores: json!([0.5]),
+            model: "tiny".to_owned(),
+            sha256: None,
+        }
+    }
+
+    fn found(out: &Path, most: Option<usize>) -> anyhow::Result<(Journal, Vec<String>)> {
+        let mut files = Vec::new();
+        let journal = Journal::open(out, most, Before::Kept, |_, line| files.push(line.file))?;
+        Ok((journal, files))
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off_and_the_rest_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("a.jsonl");
+        let mut journal = Journal::open(&out, None, Before::Nothing, |_, _| ()).unwrap();
+        let first = journal.append(&[line("a"), line("b")]).unwrap();
+        assert_eq!(journal.read(first, 2).unwrap(), [line("a"), line("b")]);
+        journal.append(&[line("c")]).unwrap();
+        drop(journal);
+        let whole = std::fs::read(&out).unwrap();
+        // Without its end it may still be JSON.
+        for cut in [1, 2, 20] {
+            std::fs::write(&out, &whole[..whole.len() - cut]).unwrap();
+            let (mut journal, files) = found(&out, None).unwrap();
+            assert_eq!(files, ["a", "b"], "{cut}");
+            journal.append(&[line("c")]).unwrap();
+            drop(journal);
+            assert_eq!(std::fs::read(&out).unwrap(), whole, "{cut}");
+        }
+        std::fs::write(&out, [b"{}\n", &whole[..]].concat()).unwrap();
+        let error = found(&out, None).err().unwrap();
+        assert!(error.to_string().ends_with("a.jsonl:1: not a line of labels"), "{error}");
+    }
+
+    #[test]
+    fn what_is_there_is_neither_written_over_nor_by_two() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("a.jsonl");
+        let journal = Journal::open(&out, None, Before::Nothing, |_, _| ()).unwrap();
+        let error = Journal::open(&out, None, Before::Nothing, |_, _| ()).err().unwrap();
+        assert!(error.to_string().contains("--resume goes on with it"), "{error}");
+        for before in [Before::Kept, Before::Dropped] {
+            let error = Journal::open(&out, None, before, |_, _| ()).err().unwrap();
+            assert!(error.to_string().contains("another run is writing"), "{error}");
+        }
+        drop(journal);
+        assert!(Journal::open(&out, None, Before::Dropped, |_, _| ()).is_ok());
+    }
+
+    #[test]
+    fn a_shard_has_its_name_when_it_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("a.jsonl");
+        let names = || {
+            let entries = std::fs::read_dir(&directory).unwrap();
+            let mut names: Vec<String> =
+                entries.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let mut journal = Journal::open(&out, Some(2), Before::Nothing, |_, _| ()).unwrap();
+        let marks: Vec<Mark> =
+            ["a", "b", "c"].iter().map(|it| journal.append(&[line(it)]).unwrap()).collect();
+        assert_eq!(names(), ["a-00000.jsonl", "a-00001.jsonl.part"]);
+        assert_eq!(journal.read(marks[1], 1).unwrap(), [line("b")]);
+        assert_eq!(journal.read(marks[2], 1).unwrap(), [line("c")]);
+        drop(journal);
+        let (mut journal, files) = found(&out, Some(2)).unwrap();
+        assert_eq!(files, ["a", "b", "c"]);
+        journal.append(&[line("d")]).unwrap();
+        journal.append(&[line("e")]).unwrap();
+        journal.finish().unwrap();
+        assert_eq!(names(), ["a-00000.jsonl", "a-00001.jsonl", "a-00002.jsonl"]);
+        let (_journal, files) = found(&out, Some(2)).unwrap();
+        assert_eq!(files, ["a", "b", "c", "d", "e"]);
+    }
+}

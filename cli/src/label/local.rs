@@ -1,0 +1,166 @@
+//! Answers by the engine of this process: its serving loop takes pictures as they are read, so that
+//! reading, decoding, encoding and decoding of tokens overlap and the batch is full.
+
+use std::{
+    error::Error as _,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Sender, bounded};
+use florence_engine::{
+    Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
+    serve::{
+        self, Asker, Caches, Failure, Input, Keys, PictureKey, Served, Turn, Wants, Watch, Work,
+    },
+};
+
+use super::flow::{Answers, End, Flow, Part, Ticket};
+use crate::ask::AskArgs;
+
+/// Pictures that are ready before the engine has room for them.
+const READY: usize = 4;
+
+pub(super) struct Local {
+    florence: Florence,
+    questions: Vec<(String, Question)>,
+    prepare: PrepareOptions,
+    generate: GenerateOptions,
+    decimals: Decimals,
+    batch: usize,
+}
+
+impl Local {
+    pub(super) fn new(
+        florence: Florence,
+        prompts: &[String],
+        ask: &AskArgs,
+        batch: usize,
+    ) -> anyhow::Result<Self> {
+        let question =
+            |prompt: &String| Ok((prompt.clone(), florence.question(prompt, ask.prompts)?));
+        let questions = prompts.iter().map(question).collect::<anyhow::Result<_>>()?;
+        let (prepare, generate) = (ask.prepare(), ask.generate());
+        Ok(Self { florence, questions, prepare, generate, decimals: ask.decimals, batch })
+    }
+
+    pub(super) fn model(&self) -> &str {
+        self.florence.name()
+    }
+
+    /// How many pictures may be on their way: as many as are read, ready and answered at once.
+    pub(super) fn most(&self, readers: usize) -> usize {
+        2 * readers + READY + 2 * self.batch
+    }
+
+    /// Answers what `flow` reads, until there is no more.
+    pub(super) fn run(&self, flow: &Flow<'_>, readers: usize) {
+        let (work, inbox) = bounded(READY);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let watch = Batches { most: self.batch };
+                serve::serve(&self.florence, &Caches::new(0, 0), &inbox, &watch);
+            });
+            for _ in 0..readers {
+                let work = work.clone();
+                scope.spawn(move || {
+                    flow.read(&|ticket, bytes| {
+                        self.prepare(flow, &work, ticket, &bytes.unwrap_or_default());
+                    });
+                });
+            }
+            drop(work);
+        });
+    }
+
+    fn prepare(&self, flow: &Flow<'_>, work: &Sender<Work<Asking>>, ticket: Ticket, bytes: &[u8]) {
+        let picture = match catch_panic(|| self.florence.picture(bytes, &self.prepare)) {
+            Ok(Ok(picture)) => picture,
+            Ok(Err(error)) => return flow.end(End::Failed(ticket, error.to_string())),
+            Err(panic) => {
+                return flow.end(End::Failed(ticket, format!("it cannot be decoded: {panic}")));
+            }
+        };
+        let sha256 = ticket.sha256.unwrap_or_default();
+        let key = PictureKey::new("", &sha256, self.prepare.orientation);
+        let part = |(_, question): &(String, Question)| serve::Part {
+            picture: 0,
+            question: question.clone(),
+            keys: Keys::new(key, question, &self.generate),
+        };
+        let asked = ticket.prompts;
+        let parts = self.questions.iter().enumerate().filter(|(i, _)| asked >> i & 1 == 1);
+        let parts = parts.map(|(_, question)| part(question)).collect();
+        let asker = Asking {
+            ticket,
+            ends: flow.ends.clone(),
+            stop: flow.stop.clone(),
+            model: self.florence.name().into(),
+            decimals: self.decimals,
+        };
+        let options = self.generate.clone();
+        let input = Input::Picture(picture);
+        // The engine goes only when all readers have gone.
+        let _ = work.send(Work { asker, parts, inputs: vec![input], options, is_shared: false });
+    }
+}
+
+/// A picture in the engine.
+struct Asking {
+    ticket: Ticket,
+    ends: Sender<End>,
+    stop: Stop,
+    model: Arc<str>,
+    decimals: Decimals,
+}
+
+impl Asker for Asking {
+    fn wants(&self, _now: Instant) -> Wants {
+        if self.stop.is_stopped() { Wants::Nothing } else { Wants::Answers }
+    }
+
+    fn started(&self) {}
+
+    fn generated(&self, _tokens: u32) {}
+
+    fn answered(self, served: Served) {
+        let size = served.answers.first().map(|answer| answer.size).unwrap_or_default();
+        let part = |answer: &Arc<florence_engine::Answer>| Part {
+            answer: answer.rounded(self.decimals),
+            text: answer.text.clone(),
+            scores: serde_json::json!(answer.scores),
+        };
+        let parts = served.answers.iter().map(part).collect();
+        let answers = Answers { size, model: self.model.to_string(), parts };
+        let _ = self.ends.send(End::Answered(self.ticket, answers));
+    }
+
+    fn failed(self, failure: Failure, _time: Duration) {
+        let reason = match failure {
+            // Nobody waits for it in this run.
+            Failure::Cancelled | Failure::Late => return,
+            Failure::Failed(error) => match error.source() {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            },
+            Failure::Panicked(text) => format!("the model failed on this picture: {text}"),
+        };
+        let _ = self.ends.send(End::Failed(self.ticket, reason));
+    }
+}
+
+/// How full the batch may be.
+struct Batches {
+    most: usize,
+}
+
+impl Watch for Batches {
+    fn most(&self) -> usize {
+        self.most
+    }
+
+    fn turned(&self, _turn: &Turn) {}
+
+    fn stumbled(&self, _failure: &Failure) {}
+}

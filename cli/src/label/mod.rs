@@ -1,0 +1,353 @@
+//! `florence label`: answers about any number of pictures, a JSON object a line.
+//!
+//! - `select`: which of the pictures are meant
+//! - `flow`: a picture's way from the list to its answers
+//! - `repeated`: what was asked already about the same bytes
+//! - `local`, `remote`: who answers, the engine here or servers
+//! - `record`, `journal`: the output, which a later run goes on with
+//! - `progress`: how far it is
+
+mod flow;
+mod journal;
+mod local;
+mod progress;
+mod record;
+mod remote;
+mod repeated;
+mod select;
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::{Context, bail, ensure};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use florence_engine::{Stop, fetch::Authorities, prompt::Prompt};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    ask::AskArgs,
+    formats::{self, FormatArgs, Line},
+    load::ModelArgs,
+    source::Sources,
+};
+use flow::{Flow, Permits, Todo};
+use journal::{Before, Journal, Mark};
+use local::Local;
+use progress::{Counts, Progress};
+use record::{Errors, Recorder};
+use remote::Remote;
+use repeated::{Asked, Repeated};
+use select::SelectArgs;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folders, globs, lists of names (.txt), tables (.csv, .tsv, .jsonl), archives (.tar),
+    /// pictures, URLs, s3:// and gs:// prefixes; - for names or URLs on stdin, one a line
+    #[arg(required = true, value_name = "SOURCE")]
+    sources: Vec<String>,
+    /// Task token, such as `<OD>`, followed by its text where the task takes one; may be repeated
+    #[arg(long = "task", required = true, value_name = "PROMPT")]
+    tasks: Vec<String>,
+    /// The JSON Lines to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// What has no answer, and why (default: errors.jsonl beside the output)
+    #[arg(long, value_name = "FILE")]
+    errors: Option<PathBuf>,
+    /// Go on with the output of an earlier run
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
+    /// Begin the output anew
+    #[arg(long)]
+    overwrite: bool,
+    /// Write files of N lines, OUT-00000.jsonl and so on, which have their names once they are whole
+    #[arg(long, value_name = "N")]
+    shard: Option<usize>,
+    /// The column of tables that names the pictures
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    #[command(flatten)]
+    select: SelectArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Most pictures that are decoded together
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+    /// Pictures that are read, downloaded and decoded at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    readers: usize,
+    /// Let this server answer instead
+    #[arg(long, value_name = "URL", env = "FLORENCE_REDIS", hide_env_values = true)]
+    redis: Option<String>,
+    /// File of certificates in PEM, of authorities that are trusted besides the system's
+    #[arg(long, value_name = "FILE", default_value = "")]
+    ca_file: Authorities,
+    #[command(flatten)]
+    formats: FormatArgs,
+}
+
+/// Who answers.
+enum Answerer {
+    Local(Box<Local>),
+    Remote(Box<Remote>),
+}
+
+impl Answerer {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        if let Some(url) = &args.redis {
+            return Ok(Self::Remote(Box::new(Remote::new(url, &args.tasks, &args.ask)?)));
+        }
+        let florence = args.model.load()?;
+        if let Some(note) = florence.note() {
+            eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
+        }
+        Ok(Self::Local(Box::new(Local::new(florence, &args.tasks, &args.ask, args.batch)?)))
+    }
+
+    fn model(&self) -> &str {
+        match self {
+            Self::Local(local) => local.model(),
+            Self::Remote(remote) => remote.model(),
+        }
+    }
+
+    fn most(&self, readers: usize) -> usize {
+        match self {
+            Self::Local(local) => local.most(readers),
+            Self::Remote(_) => Remote::most(readers),
+        }
+    }
+
+    fn run(&self, flow: &Flow<'_>, readers: usize) {
+        match self {
+            Self::Local(local) => local.run(flow, readers),
+            Self::Remote(remote) => remote.run(flow, readers),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    check(args)?;
+    let sources = Arc::new(Sources::new(&args.sources, args.column.as_deref(), &args.ca_file)?);
+    let answerer = Answerer::new(args)?;
+    let (journal, done, repeated) = open(args, answerer.model())?;
+    let errors = args.errors.clone().unwrap_or_else(|| args.out.with_file_name("errors.jsonl"));
+    let (progress, stop) = (Arc::new(Progress::new()), Stop::default());
+    end_at_signals(&stop)?;
+    let (todo, ends) = (list(args, &sources, &progress, done), unbounded());
+    let flow = Flow {
+        sources: &sources,
+        todo,
+        permits: Permits::new(answerer.most(args.readers)),
+        repeated: &repeated,
+        stop: &stop,
+        ends: ends.0,
+        leaves_addresses: args.redis.is_some(),
+    };
+    let mut recorder = Recorder {
+        journal,
+        errors: Errors::new(&errors)?,
+        prompts: &args.tasks,
+        repeated: &repeated,
+        progress: &progress,
+        ended: &|job| {
+            if let Answerer::Remote(remote) = &answerer {
+                remote.ended(job);
+            }
+        },
+    };
+    let recorded = thread::scope(|scope| {
+        // It goes when the last picture has come to its end.
+        let (answerer, readers) = (&answerer, args.readers);
+        scope.spawn(move || answerer.run(&flow, readers));
+        let mut recorded = Ok(());
+        for end in ends.1 {
+            if recorded.is_ok() {
+                recorded = recorder.take(end);
+                if recorded.is_err() {
+                    stop.stop();
+                }
+            }
+        }
+        recorded
+    });
+    if let Answerer::Remote(remote) = &answerer {
+        remote.tidy();
+    }
+    progress.finish();
+    let counts = progress.counts();
+    recorded.with_context(|| go_on(&args.out, counts))?;
+    if stop.is_stopped() {
+        bail!(go_on(&args.out, counts));
+    }
+    recorder.journal.finish()?;
+    formats::write(&Journal::files(&args.out, args.shard), &args.out, &args.formats)?;
+    told(args, counts, progress.rate());
+    let all = counts.skipped + counts.answered + counts.failed;
+    match counts.failed {
+        0 => Ok(()),
+        failed => bail!("{failed} of {all} pictures have no answer: {}", errors.display()),
+    }
+}
+
+fn check(args: &Args) -> anyhow::Result<()> {
+    /// They are bits of a number.
+    const MOST_TASKS: usize = 64;
+    for (i, task) in args.tasks.iter().enumerate() {
+        Prompt::parse(task, args.ask.prompts)?;
+        ensure!(!args.tasks[..i].contains(task), "the task {task} is there twice");
+    }
+    ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
+    ensure!(args.batch > 0 && args.readers > 0, "--batch and --readers are at least 1");
+    ensure!(args.shard != Some(0), "--shard is at least 1");
+    args.select.check()?;
+    args.formats.check()
+}
+
+/// Opens the output, and learns from it what is answered already.
+fn open(args: &Args, model: &str) -> anyhow::Result<(Journal, HashSet<u128>, Repeated)> {
+    let before = match (args.resume, args.overwrite) {
+        (true, _) => Before::Kept,
+        (_, true) => Before::Dropped,
+        _ => Before::Nothing,
+    };
+    let (mut done, repeated) = (HashSet::new(), Repeated::default());
+    let (mut other, mut group) = (None, Group::default());
+    let journal = Journal::open(&args.out, args.shard, before, |mark, line| {
+        done.insert(answer_of(&line.file, &line.prompt));
+        group.add(&args.tasks, mark, &line, &repeated);
+        if line.model != model {
+            other = Some(line.model);
+        }
+    })?;
+    group.close(&repeated);
+    if let Some(other) = other {
+        bail!("{} has answers of the model {other}, not of {model}", args.out.display());
+    }
+    Ok((journal, done, repeated))
+}
+
+/// Tells answers apart.
+fn answer_of(file: &str, prompt: &str) -> u128 {
+    xxh3_128([file.as_bytes(), &[0], prompt.as_bytes()].concat().as_slice())
+}
+
+/// The lines of a picture, one after the other, as they were written together.
+#[derive(Default)]
+struct Group {
+    file: String,
+    first: Option<(Asked, Mark)>,
+}
+
+impl Group {
+    fn add(&mut self, tasks: &[String], mark: Mark, line: &Line, repeated: &Repeated) {
+        let bit = tasks.iter().position(|task| *task == line.prompt).map(|i| 1_u64 << i);
+        match (&mut self.first, bit) {
+            // In the order of the tasks, as they would be written.
+            (Some((asked, _)), Some(bit)) if self.file == line.file && bit > asked.prompts => {
+                asked.prompts |= bit;
+                return;
+            }
+            _ => self.close(repeated),
+        }
+        let half =
+            line.sha256.as_deref().and_then(|it| u128::from_str_radix(it.get(..32)?, 16).ok());
+        self.file.clone_from(&line.file);
+        self.first = half.zip(bit).map(|(content, prompts)| (Asked { content, prompts }, mark));
+    }
+
+    fn close(&mut self, repeated: &Repeated) {
+        if let Some((asked, mark)) = self.first.take() {
+            repeated.written(asked, mark);
+        }
+    }
+}
+
+/// Lists what is to be done, in a thread of its own: it may wait for ever, and is left behind then.
+fn list(
+    args: &Args,
+    sources: &Arc<Sources>,
+    progress: &Arc<Progress>,
+    mut done: HashSet<u128>,
+) -> Receiver<Todo> {
+    const AHEAD: usize = 256;
+    let (sender, todo): (Sender<Todo>, _) = bounded(AHEAD);
+    let (select, tasks) = (args.select.clone(), args.tasks.clone());
+    let (listed, told) = (Arc::clone(sources), Arc::clone(progress));
+    thread::spawn(move || {
+        for listed in select.of(listed.list()) {
+            // Each is asked once, however often it is listed.
+            let is_new = |name: &str, done: &mut HashSet<u128>| {
+                let is_new = |(i, task): (usize, &String)| {
+                    u64::from(done.insert(answer_of(name, task))) << i
+                };
+                tasks.iter().enumerate().map(is_new).sum()
+            };
+            let prompts = listed.as_ref().map_or(0, |item| is_new(&item.name, &mut done));
+            if listed.is_ok() && prompts == 0 {
+                told.skipped();
+            } else if sender.send(Todo { listed, prompts }).is_err() {
+                return;
+            }
+        }
+    });
+    if sources.can_be_counted() {
+        let (select, listed) = (args.select.clone(), Arc::clone(sources));
+        let progress = Arc::clone(progress);
+        thread::spawn(move || progress.is_of(select.of(listed.list()).count() as u64));
+    }
+    todo
+}
+
+/// At the first signal the run ends in order; at the second, at once.
+fn end_at_signals(stop: &Stop) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stop = stop.clone();
+    let guard = runtime.enter();
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(guard);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if stop.is_stopped() {
+                    end_now();
+                }
+                stop.stop();
+            }
+        });
+    });
+    Ok(())
+}
+
+#[expect(clippy::exit, reason = "whoever asks twice does not want to wait")]
+fn end_now() -> ! {
+    const INTERRUPTED: i32 = 130;
+    std::process::exit(INTERRUPTED)
+}
+
+fn go_on(out: &Path, counts: Counts) -> String {
+    let there = counts.skipped + counts.answered;
+    format!(
+        "stopped: {there} pictures are answered in {}; the same command with --resume goes on there",
+        out.display()
+    )
+}
+
+fn told(args: &Args, counts: Counts, rate: f64) {
+    let Counts { skipped, answered, repeated, failed } = counts;
+    println!(
+        "{}: {answered} pictures answered ({repeated} copies of others), {skipped} were there, \
+         {failed} failed; {rate:.1} a second",
+        args.out.display()
+    );
+}

@@ -1,0 +1,340 @@
+//! Answers by a server: pictures become its jobs, as many as it takes, and their ends are waited for.
+//!
+//! A job's key is made of what it asks. A run that is repeated finds the jobs of the one before, and
+//! the server does nothing twice. Once an answer is in the output, its job is deleted.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use florence_engine::Stop;
+use parking_lot::Mutex;
+use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, RedisResult, Value, cmd};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::flow::{Answers, End, Flow, Part, Ticket};
+use crate::{ask::AskArgs, source::Place};
+
+/// Jobs that a server is given at once: enough for its batch and for the way there and back.
+const AT_ONCE: usize = 128;
+/// How long an ended job is kept for a run that comes back, in seconds.
+const KEPT: u32 = 86_400;
+/// How long a server that does not answer is waited for.
+const PATIENCE: u32 = 60;
+
+pub(super) struct Remote {
+    client: Client,
+    model: String,
+    /// For a prompt each.
+    tasks: Vec<String>,
+    options: Vec<String>,
+    /// Jobs whose pictures wait for their ends, by key.
+    running: Mutex<HashMap<String, Vec<Ticket>>>,
+    /// Jobs whose ends are written.
+    ended: (Sender<String>, Receiver<String>),
+}
+
+impl Remote {
+    pub(super) fn new(url: &str, tasks: &[String], ask: &AskArgs) -> anyhow::Result<Self> {
+        // The error does not repeat it, because of its password.
+        let client = Client::open(url).context("the --redis URL is not valid")?;
+        let mut connection = client.get_connection().context("cannot connect to the server")?;
+        let model: HashMap<String, Value> =
+            cmd("FLORENCE.MODEL").query(&mut connection).context("the server has no Florence")?;
+        let name = model.get("name").map(String::from_redis_value);
+        let Some(Ok(model)) = name else { bail!("the server does not tell its model's name") };
+        let (tasks, options) = (tasks.to_vec(), options(ask)?);
+        Ok(Self { client, model, tasks, options, running: Mutex::default(), ended: unbounded() })
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    pub(super) fn most(readers: usize) -> usize {
+        AT_ONCE.max(2 * readers)
+    }
+
+    /// A job's answers are written: it is not needed any more.
+    pub(super) fn ended(&self, job: String) {
+        let _ = self.ended.0.send(job);
+    }
+
+    pub(super) fn run(&self, flow: &Flow<'_>, readers: usize) {
+        let is_all_submitted = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| self.collect(flow, &is_all_submitted));
+            let read = |_| {
+                scope.spawn(|| {
+                    let link = Mutex::new(Link::new(&self.client));
+                    flow.read(&|ticket, bytes| self.submit(flow, &link, ticket, bytes.as_deref()));
+                })
+            };
+            for reader in (0..readers).map(read).collect::<Vec<_>>() {
+                // A reader that has panicked reads no more.
+                let _ = reader.join();
+            }
+            is_all_submitted.store(true, Ordering::SeqCst);
+        });
+    }
+
+    fn submit(
+        &self,
+        flow: &Flow<'_>,
+        link: &Mutex<Link>,
+        mut ticket: Ticket,
+        bytes: Option<&[u8]>,
+    ) {
+        let key = self.key(&ticket);
+        let command = self.command(&key, &ticket, bytes);
+        loop {
+            match link.lock().call::<Value>(&command, flow.stop) {
+                Ok(_) => break,
+                Err(error) => match pause(&error) {
+                    Some(_) if flow.stop.is_stopped() => return,
+                    Some(pause) => thread::sleep(pause),
+                    None => return flow.end(End::Failed(ticket, words(&error))),
+                },
+            }
+        }
+        ticket.job = Some(key.clone());
+        self.running.lock().entry(key).or_default().push(ticket);
+    }
+
+    /// Made of all that the answer depends on.
+    fn key(&self, ticket: &Ticket) -> String {
+        let mut sha = Sha256::new();
+        match (&ticket.sha256, &ticket.item.place) {
+            (Some(sha256), _) => sha.update(sha256),
+            (None, Place::Address(address)) => sha.update(address),
+            (None, _) => sha.update(&ticket.item.name),
+        }
+        let parts =
+            ticket.prompts(&self.tasks).into_iter().chain(self.options.iter().map(|it| &**it));
+        for part in parts {
+            sha.update([0]);
+            sha.update(part);
+        }
+        sha.finalize()[..16].iter().fold("florence:label:".to_owned(), |mut key, byte| {
+            let _ = write!(key, "{byte:02x}");
+            key
+        })
+    }
+
+    fn command(&self, key: &str, ticket: &Ticket, bytes: Option<&[u8]>) -> Cmd {
+        let mut command = cmd("FLORENCE.SUBMIT");
+        command.arg(key);
+        match (bytes, &ticket.item.place) {
+            (Some(bytes), _) => command.arg("DATA").arg(bytes),
+            (None, Place::Address(address)) => command.arg(address),
+            (None, _) => command.arg(&ticket.item.name),
+        };
+        match ticket.prompts(&self.tasks)[..] {
+            [prompt] => command.arg(prompt),
+            ref prompts => command.arg("PROMPTS").arg(prompts.len()).arg(prompts),
+        };
+        command.arg(&self.options).arg("TTL").arg(KEPT);
+        command
+    }
+
+    /// Waits for the ends of jobs, until there will be no more.
+    fn collect(&self, flow: &Flow<'_>, is_all_submitted: &AtomicBool) {
+        let mut link = Link::new(&self.client);
+        loop {
+            let is_last = is_all_submitted.load(Ordering::SeqCst);
+            let keys: Vec<String> = self.running.lock().keys().cloned().collect();
+            if flow.stop.is_stopped() || (keys.is_empty() && is_last) {
+                break;
+            }
+            if keys.is_empty() {
+                thread::sleep(Duration::from_millis(2));
+                continue;
+            }
+            if let Err(error) = self.wait(flow, &mut link, &keys) {
+                self.give_up(flow, &error);
+                break;
+            }
+            self.forget(&mut link, flow.stop);
+        }
+        self.running.lock().clear();
+    }
+
+    /// Deletes what was ended last.
+    pub(super) fn tidy(&self) {
+        self.forget(&mut Link::new(&self.client), &Stop::default());
+    }
+
+    /// Hears of the ends of some of the jobs, or for a moment of none.
+    fn wait(&self, flow: &Flow<'_>, link: &mut Link, keys: &[String]) -> RedisResult<()> {
+        const MOST_KEYS: usize = 1000;
+        const SECONDS: &str = "0.2";
+        let keys = &keys[..keys.len().min(MOST_KEYS)];
+        let waited: RedisResult<Option<HashMap<String, Value>>> =
+            link.call(cmd("FLORENCE.WAIT").arg(keys).arg(SECONDS), flow.stop);
+        match waited {
+            Ok(Some(job)) => self.end(flow, &job),
+            Ok(None) => self.look_for_lost(flow, link, keys)?,
+            Err(error) if error.code() == Some("NOJOB") => self.look_for_lost(flow, link, keys)?,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn end(&self, flow: &Flow<'_>, job: &HashMap<String, Value>) {
+        let text = |name: &str| {
+            job.get(name).and_then(|it| String::from_redis_value(it).ok()).unwrap_or_default()
+        };
+        let Some(tickets) = self.running.lock().remove(&text("id")) else { return };
+        for ticket in tickets {
+            let end = match self.answers(&ticket, &text) {
+                Ok(answers) => End::Answered(ticket, answers),
+                Err(error) => End::Failed(ticket, format!("{error:#}")),
+            };
+            flow.end(end);
+        }
+    }
+
+    fn answers(&self, ticket: &Ticket, text: &dyn Fn(&str) -> String) -> anyhow::Result<Answers> {
+        let state = text("state");
+        if state == "failed" {
+            let error: serde_json::Value = serde_json::from_str(&text("error"))?;
+            bail!("{}", error["message"].as_str().unwrap_or("the server tells no reason"));
+        }
+        ensure!(state == "done", "the job is {state}");
+        let result: serde_json::Value =
+            serde_json::from_str(&text("result")).context("the answer is not JSON")?;
+        let scores: serde_json::Value = serde_json::from_str(&text("scores")).unwrap_or_default();
+        let number = |name: &str| text(name).parse().context("the server tells no size");
+        let size = (number("width")?, number("height")?);
+        let prompts = ticket.prompts(&self.tasks);
+        let parts = if let [_] = prompts[..] {
+            vec![Part { answer: result, text: text("text"), scores }]
+        } else {
+            let texts: Vec<String> = serde_json::from_str(&text("text"))?;
+            let part = |(i, prompt): (usize, &&str)| {
+                let name = florence_engine::prompt::Prompt::parse(
+                    prompt,
+                    florence_engine::prompt::Prompts::Any,
+                )?;
+                Ok(Part {
+                    answer: json!({ name.name(): result[*prompt] }),
+                    text: texts.get(i).cloned().unwrap_or_default(),
+                    scores: scores[i].clone(),
+                })
+            };
+            prompts.iter().enumerate().map(part).collect::<anyhow::Result<_>>()?
+        };
+        Ok(Answers { size, model: text("model"), parts })
+    }
+
+    /// Jobs that somebody has deleted will not end.
+    fn look_for_lost(&self, flow: &Flow<'_>, link: &mut Link, keys: &[String]) -> RedisResult<()> {
+        for key in keys {
+            let is_there: bool = link.call(cmd("EXISTS").arg(key), flow.stop)?;
+            let lost = if is_there { None } else { self.running.lock().remove(key) };
+            for ticket in lost.into_iter().flatten() {
+                flow.end(End::Failed(ticket, "the job was deleted on the server".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(&self, flow: &Flow<'_>, error: &RedisError) {
+        for ticket in self.running.lock().drain().flat_map(|(_, tickets)| tickets) {
+            flow.end(End::Failed(ticket, words(error)));
+        }
+    }
+
+    fn forget(&self, link: &mut Link, stop: &Stop) {
+        let keys: Vec<String> = self.ended.1.try_iter().collect();
+        if !keys.is_empty() {
+            // What stays is gone after its time.
+            let _: RedisResult<Value> = link.call(cmd("UNLINK").arg(keys), stop);
+        }
+    }
+}
+
+/// What SUBMIT is told of how the model is asked.
+fn options(ask: &AskArgs) -> anyhow::Result<Vec<String>> {
+    let plain = (ask.no_repeat_ngram, ask.length_penalty, ask.coordinates, ask.decimals);
+    ensure!(
+        plain == Default::default(),
+        "n-grams, length penalty, coordinates and decimals are settings of the server"
+    );
+    let mut options = vec!["MAXTOKENS".to_owned(), ask.max_new_tokens.to_string()];
+    if let Some(beams) = ask.beams {
+        options.extend(["BEAMS".to_owned(), beams.to_string()]);
+    }
+    options.push(if ask.exif { "EXIF" } else { "NOEXIF" }.to_owned());
+    Ok(options)
+}
+
+/// How long to wait with what a server has refused for now.
+fn pause(error: &RedisError) -> Option<Duration> {
+    const USUAL: Duration = Duration::from_millis(200);
+    const MOST: Duration = Duration::from_secs(2);
+    if error.code() != Some("BUSY") {
+        return None;
+    }
+    // "queue is full, retry after 120 ms"
+    let detail = error.detail().unwrap_or_default();
+    let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
+    Some(told.map_or(USUAL, Duration::from_millis).min(MOST))
+}
+
+/// A server's refusal as it says it.
+fn words(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some("ERR"), Some(detail)) => detail.to_owned(),
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// A connection that is made anew when it breaks.
+struct Link {
+    client: Client,
+    connection: Option<Connection>,
+}
+
+impl Link {
+    fn new(client: &Client) -> Self {
+        Self { client: client.clone(), connection: None }
+    }
+
+    fn call<T: FromRedisValue>(&mut self, command: &Cmd, stop: &Stop) -> RedisResult<T> {
+        let mut tries = 0;
+        loop {
+            let called = self.try_call(command);
+            match called {
+                // Nothing that is called here does harm when it is called again.
+                Err(error) if is_passing(&error) && tries < PATIENCE && !stop.is_stopped() => {
+                    self.connection = None;
+                    tries += 1;
+                    thread::sleep(Duration::from_secs(1));
+                }
+                called => return called,
+            }
+        }
+    }
+
+    fn try_call<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(self.client.get_connection()?),
+        };
+        command.query(connection)
+    }
+}
+
+/// Whether a connection is broken, or a server is about to be there again.
+fn is_passing(error: &RedisError) -> bool {
+    error.is_io_error() || matches!(error.code(), Some("LOADING" | "READONLY" | "MASTERDOWN"))
+}

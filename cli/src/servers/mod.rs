@@ -1,0 +1,44 @@
+//! What servers are asked, whoever shows it.
+//!
+//! - [`server`]: a connection to a server
+//! - [`figures`]: histograms and counts
+//! - [`watch`]: asks each of them every second, and keeps the last hour
+
+pub(crate) mod figures;
+pub(crate) mod server;
+pub(crate) mod watch;
+
+use anyhow::Context;
+
+use server::Server;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A server; several for masters, replicas, a cluster's nodes. The variable keeps passwords out
+    /// of the list of processes, with a blank between URLs
+    #[arg(
+        long,
+        value_name = "URL",
+        required = true,
+        env = "FLORENCE_REDIS",
+        hide_env_values = true,
+        value_delimiter = ' '
+    )]
+    redis: Vec<String>,
+}
+
+impl Args {
+    /// The servers that are named; none is connected yet.
+    pub(crate) fn servers(&self) -> anyhow::Result<Vec<Server>> {
+        self.redis.iter().map(|url| Server::new(url)).collect()
+    }
+}
+
+/// The threads that ask servers.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}

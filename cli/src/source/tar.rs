@@ -1,0 +1,28 @@
+//! Pictures in an archive, as WebDataset has them: they are read where they lie.
+
+use std::{fs::File, io::BufReader, path::Path, sync::Arc};
+
+use super::{Item, List, Listed, Place, Unlisted, is_picture};
+
+/// The members that are pictures, by the names of archive and member.
+pub(super) fn members(path: &Path) -> List<'static> {
+    let mut found = Vec::new();
+    if let Err(error) = read(path, &mut found) {
+        found.push(Err(Unlisted::new(&path.display(), &format!("cannot read it: {error}"))));
+    }
+    Box::new(found.into_iter())
+}
+
+fn read(path: &Path, found: &mut Vec<Listed>) -> std::io::Result<()> {
+    let archive: Arc<Path> = path.into();
+    for entry in tar::Archive::new(BufReader::new(File::open(path)?)).entries_with_seek()? {
+        let entry = entry?;
+        let name = entry.path()?.display().to_string();
+        if entry.header().entry_type().is_file() && is_picture(&name) {
+            let (offset, size) = (entry.raw_file_position(), entry.size());
+            let place = Place::Member { archive: Arc::clone(&archive), offset, size };
+            found.push(Ok(Item { name: format!("{}/{name}", path.display()), place }));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! `florence top`: how servers do, in a terminal.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, stdout},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use ratatui::{
+    DefaultTerminal,
+    buffer::{Buffer, Cell},
+    crossterm::event::{self, Event, KeyCode, KeyModifiers},
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Style, Stylize},
+    text::{Line, Span},
+    widgets::{Paragraph, Row, Sparkline, Table, Widget},
+};
+use tokio::task::block_in_place;
+
+use crate::servers::{
+    self,
+    figures::{Histogram, Latencies, of_phase},
+    watch::{POINT, Point, Told, View, Watch},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    servers: servers::Args,
+    /// Print it once, as text; without a terminal that is all there is
+    #[arg(long)]
+    once: bool,
+}
+
+const PHASES: [&str; 6] = ["queue", "fetch", "prepare", "encode", "generate", "total"];
+/// The width of what is printed once.
+const WIDTH: u16 = 100;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let watch = Arc::new(Watch::new(args.servers.servers()?));
+    servers::runtime()?.block_on(async {
+        watch.start();
+        if args.once || !stdout().is_terminal() {
+            return once(&watch).await;
+        }
+        let mut terminal = ratatui::try_init().context("this is no terminal")?;
+        let shown = block_in_place(|| live(&watch, &mut terminal));
+        ratatui::restore();
+        shown
+    })
+}
+
+/// Until somebody has seen enough.
+fn live(watch: &Watch, terminal: &mut DefaultTerminal) -> anyhow::Result<()> {
+    loop {
+        terminal.draw(|frame| frame.render_widget(Screen(watch), frame.area()))?;
+        if !event::poll(Duration::from_millis(500))? {
+            continue;
+        }
+        let Event::Key(key) = event::read()? else { continue };
+        let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        match key.code {
+            KeyCode::Char('c') if is_control => return Ok(()),
+            KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+/// As text, once every server has answered, or has not.
+async fn once(watch: &Watch) -> anyhow::Result<()> {
+    let is_asked = |index: usize| {
+        watch.known(index).is_some_and(|known| known.told.is_some() || known.error.is_some())
+    };
+    while !(0..watch.servers.len()).all(is_asked) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let screen = Screen(watch);
+    let area = Rect::new(0, 0, WIDTH, screen.height());
+    let mut buffer = Buffer::empty(area);
+    screen.render(area, &mut buffer);
+    let lines = buffer.content.chunks(usize::from(WIDTH));
+    let lines = lines.map(|line| line.iter().map(Cell::symbol).collect::<String>());
+    let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
+    println!("{}", lines.join("\n").trim_end());
+    let are_up = (0..watch.servers.len())
+        .all(|index| watch.known(index).is_some_and(|known| known.told.is_some()));
+    ensure!(are_up, "not every server answers");
+    Ok(())
+}
+
+/// All that is shown.
+struct Screen<'a>(&'a Watch);
+
+impl Screen<'_> {
+    fn servers(&self) -> u16 {
+        u16::try_from(self.0.servers.len()).unwrap_or(u16::MAX)
+    }
+
+    /// What it takes to show all.
+    fn height(&self) -> u16 {
+        self.servers().saturating_add(40)
+    }
+}
+
+impl Widget for Screen<'_> {
+    fn render(self, area: Rect, buffer: &mut Buffer) {
+        let watch = self.0;
+        let [servers, numbers, chart, rest] = Layout::vertical([
+            Constraint::Max(self.servers().saturating_add(2)),
+            Constraint::Length(3),
+            Constraint::Length(5),
+            Constraint::Fill(1),
+        ])
+        .areas(area);
+        about_servers(watch).render(servers, buffer);
+        let Some(view) = watch.view(None) else { return };
+        Paragraph::new(in_numbers(&view)).render(numbers, buffer);
+        answered_a_second(&watch.history(None), chart, buffer);
+        let columns = [Constraint::Percentage(62), Constraint::Percentage(38)];
+        let [left, right] = Layout::horizontal(columns).spacing(2).areas(rest);
+        times(&view).render(left, buffer);
+        ends_and_hosts(&view.told).render(right, buffer);
+    }
+}
+
+fn title(text: &str) -> Row<'static> {
+    Row::new([text.to_owned()]).style(Style::new().bold())
+}
+
+fn about_servers(watch: &Watch) -> Table<'static> {
+    let head = ["server", "", "model", "device", "PING", "memory", "up"];
+    let rows = watch.servers.iter().enumerate().map(|(index, server)| {
+        let known = watch.known(index);
+        let Some(told) = known.as_ref().and_then(|known| known.told.as_ref()) else {
+            let error = known.and_then(|known| known.error.clone());
+            let cells = [server.name.clone(), error.unwrap_or_else(|| "asking".to_owned())];
+            return Row::new(cells).style(Style::new().fg(Color::Red));
+        };
+        let info = |name: &str| told.info.get(name).cloned().unwrap_or_default();
+        let model = |name: &str| told.model.get(name).cloned().unwrap_or_default();
+        let redis = match told.info.get("valkey_version") {
+            Some(version) => format!("Valkey {version}"),
+            None => format!("Redis {}", info("redis_version")),
+        };
+        let seconds = |name: &str| info(name).parse().unwrap_or_default();
+        Row::new([
+            server.name.clone(),
+            format!("{redis}, {}", if told.is_replica() { "replica" } else { "master" }),
+            format!("{} ({})", model("name"), model("state")),
+            format!("{} {}", model("device"), model("precision")),
+            milliseconds(Some(told.ping_ms)),
+            mebibytes(seconds("used_memory_rss")),
+            duration(seconds("uptime_in_seconds")),
+        ])
+    });
+    let widths = [
+        Constraint::Min(15),
+        Constraint::Min(20),
+        Constraint::Min(16),
+        Constraint::Min(10),
+        Constraint::Length(8),
+        Constraint::Length(9),
+        Constraint::Length(6),
+    ];
+    Table::new(rows, widths).header(Row::new(head).style(Style::new().bold()))
+}
+
+fn in_numbers(view: &View) -> Vec<Line<'static>> {
+    let told = &view.told;
+    let line = |figures: &[(&'static str, &str)]| {
+        let spans = figures.iter().flat_map(|(name, figure)| {
+            [Span::from(format!("{name} ")).dim(), format!("{}   ", told.stat(figure)).bold()]
+        });
+        spans.collect::<Line<'_>>()
+    };
+    let mut unfinished = line(&[
+        ("waiting", "jobs_in_turn"),
+        ("delayed", "jobs_delayed"),
+        ("at work", "jobs_active"),
+        ("answers from cache", "cache_results"),
+        ("pictures from cache", "cache_features"),
+    ]);
+    if told.stat("paused") > 0.0 {
+        unfinished.push_span("PAUSED".bold().fg(Color::Yellow));
+    }
+    let ended = line(&[
+        ("answered", "jobs_done"),
+        ("failed", "jobs_failed"),
+        ("cancelled", "jobs_cancelled"),
+        ("expired", "jobs_expired"),
+        ("retried", "attempts_retried"),
+        ("faults", "panics"),
+    ]);
+    vec![ended, unfinished]
+}
+
+/// A chart of the last hour, as far as there is room.
+fn answered_a_second(points: &[Point], area: Rect, buffer: &mut Buffer) {
+    let at = |name: &str| POINT.iter().position(|known| *known == name).unwrap_or_default();
+    let (done, p95) = (at("done"), at("p95"));
+    let room = usize::from(area.width);
+    let shown = &points[points.len().saturating_sub(room)..];
+    let last = shown.last().map_or(0.0, |point| point[done]);
+    let p95 = shown.last().map(|point| point[p95]).filter(|p95| p95.is_finite());
+    let head = format!("{last:.1} pictures a second, p95 {}", milliseconds(p95));
+    let [text, bars] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
+    Line::from(head.bold()).render(text, buffer);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "heights of bars")]
+    let heights = shown.iter().map(|point| (point[done] * 100.0).max(0.0) as u64);
+    Sparkline::default().data(heights.collect::<Vec<_>>()).fg(Color::Blue).render(bars, buffer);
+}
+
+/// Latencies of the last five minutes by phase and by task; of all time where there are none.
+fn times(view: &View) -> Table<'static> {
+    let row = |name: &str, all: &Histogram, recent: Option<Histogram>| {
+        let recent = recent.filter(|recent| recent.count > 0.0);
+        let shown = recent.as_ref().unwrap_or(all);
+        let mean = (shown.count > 0.0).then(|| shown.sum_ms / shown.count);
+        let cells = [mean].into_iter().chain(shown.quantiles()).map(milliseconds);
+        let row = Row::new([name.to_owned(), shown.count.to_string()].into_iter().chain(cells));
+        if recent.is_some() { row } else { row.style(Style::new().dim()) }
+    };
+    let none = Latencies::new();
+    let all = view.told.latencies.as_ref().unwrap_or(&none);
+    let recent = view.recent.as_ref();
+    let phases = PHASES.iter().map(|phase| {
+        row(phase, &of_phase(all, phase), recent.map(|recent| of_phase(recent, phase)))
+    });
+    let totals = all.iter().filter(|((phase, _), _)| phase == "total");
+    let tasks = totals.map(|(key, histogram)| {
+        row(&key.1, histogram, recent.and_then(|recent| recent.get(key)).cloned())
+    });
+    let head = Row::new(["last five minutes", "jobs", "mean", "p50", "p95", "p99"]);
+    let rows = phases.chain([Row::default(), title("by task")]).chain(tasks);
+    let number = Constraint::Length(8);
+    Table::new(rows, [Constraint::Fill(1), number, number, number, number, number])
+        .header(head.style(Style::new().bold()))
+        .column_spacing(1)
+}
+
+/// Errors by code, and hosts that pictures come from.
+fn ends_and_hosts(told: &Told) -> Table<'static> {
+    let mut codes: BTreeMap<String, f64> = BTreeMap::new();
+    for ((_, _, code), count) in told.ended() {
+        if !code.is_empty() && count > 0.0 {
+            *codes.entry(code).or_default() += count;
+        }
+    }
+    let codes = codes.into_iter().map(|(code, count)| Row::new([code, count.to_string()]));
+    let hosts = told.hosts.iter().flatten().map(|host| {
+        Row::new([host.name.clone(), host.downloads.to_string(), host.failures.to_string()])
+    });
+    let head = Row::new(["host", "fetched", "failed"]).style(Style::new().bold());
+    let rows = codes.chain([Row::default(), head]).chain(hosts);
+    let number = Constraint::Length(8);
+    Table::new(rows, [Constraint::Fill(1), number, number]).header(title("errors by code"))
+}
+
+fn milliseconds(ms: Option<f64>) -> String {
+    match ms {
+        None => "-".to_owned(),
+        Some(ms) if ms < 10.0 => format!("{ms:.1} ms"),
+        Some(ms) if ms < 10_000.0 => format!("{ms:.0} ms"),
+        Some(ms) => format!("{:.1} s", ms / 1e3),
+    }
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.0} MiB", bytes / f64::from(1 << 20))
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        short if short < 120.0 => format!("{short:.0} s"),
+        some if some < 7200.0 => format!("{:.0} min", some / 60.0),
+        long if long < 172_800.0 => format!("{:.0} h", long / 3600.0),
+        days => format!("{:.0} d", days / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_have_units_of_their_size() {
+        assert_eq!(
+            [None, Some(0.25), Some(99.6), Some(12_345.0)].map(milliseconds),
+            ["-", "0.2 ms", "100 ms", "12.3 s"]
+        );
+        assert_eq!(
+            [5.0, 600.0, 90_000.0, 864_000.0].map(duration),
+            ["5 s", "10 min", "25 h", "10 d"]
+        );
+        assert_eq!(mebibytes(3.0e6), "3 MiB");
+    }
+}

@@ -1,0 +1,213 @@
+//! `florence label` with pictures in buckets, and with a server that answers instead of the engine.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
+mod labels;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use florence_tests::{Pictures, Server, eventually, picture, python};
+use labels::{answered, draw_pictures, florence, label, lines, succeeds, text};
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+fn url(server: &Server) -> String {
+    format!("redis://127.0.0.1:{}", server.port)
+}
+
+/// Lines in an order, with scores as the model has them.
+fn answers(out: &std::path::Path) -> Vec<Value> {
+    let mut lines = lines(out);
+    for score in lines.iter_mut().flat_map(|line| line["scores"].as_array_mut().unwrap()) {
+        #[expect(clippy::cast_possible_truncation, reason = "they are float32")]
+        let float = score.as_f64().unwrap() as f32;
+        *score = Value::from(float.to_string());
+    }
+    lines.sort_by_key(|line| format!("{}{}", line["file"], line["prompt"]));
+    lines
+}
+
+#[test]
+fn a_server_gives_the_answers_of_the_engine_and_keeps_nothing() {
+    let server = Server::ready(&[]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 5);
+    let folder = directory.path().join("pics");
+    std::fs::copy(picture("shapes.png"), folder.join("shapes.png")).unwrap();
+    std::fs::copy(picture("shapes.png"), folder.join("again.png")).unwrap();
+    std::fs::write(folder.join("broken.png"), "hello").unwrap();
+    let (here, there) = (directory.path().join("here.jsonl"), directory.path().join("there.jsonl"));
+    for tasks in [&["--task", "<OD>"][..], &["--task", "<OD>", "--task", "<CAPTION>"]] {
+        let args = [&["pics", "--overwrite"], tasks].concat();
+        let local = label(&directory, &args, &here);
+        let remote = label(&directory, &[&args[..], &["--redis", &url(&server)]].concat(), &there);
+        for output in [local, remote] {
+            let err = text(&output.stderr);
+            assert!(err.contains("1 of 8 pictures have no answer"), "{err}");
+        }
+        assert_eq!(answers(&here), answers(&there));
+        let errors = lines(&directory.path().join("errors.jsonl"));
+        let error = errors[0]["error"].as_str().unwrap();
+        assert!(error.starts_with("not a picture in a known format"), "{error}");
+        assert_eq!(server.call::<i64>(&["DBSIZE"]), 0);
+    }
+}
+
+#[test]
+fn a_server_that_is_full_is_given_no_more_than_it_takes() {
+    let server = Server::ready(&["florence.max-queue 3", "florence.max-batch 1"]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 40);
+    let out = directory.path().join("labels.jsonl");
+    succeeds(&label(
+        &directory,
+        &["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &url(&server)],
+        &out,
+    ));
+    assert_eq!(answered(&out).len(), 40);
+    assert_eq!(server.stat("jobs_done"), 40);
+}
+
+#[test]
+fn a_run_that_is_killed_and_repeated_lets_the_server_do_nothing_twice() {
+    let server = Server::ready(&["florence.shared-cache yes"]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 300);
+    let out = directory.path().join("labels.jsonl");
+    let address = url(&server);
+    let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &address, "--resume"];
+    let mut child: Child =
+        labels::command(&directory, &args, &out).stderr(Stdio::null()).spawn().unwrap();
+    eventually("some are answered", || (server.stat("jobs_done") > 60).then_some(()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Those that it was given are done, whoever waits for them.
+    eventually("all are done", || {
+        (server.stat("jobs_done") == server.stat("jobs_submitted")).then_some(())
+    });
+    let before = lines(&out).len();
+    assert!(before < 300, "{before}");
+    succeeds(&label(&directory, &args, &out));
+    assert_eq!(answered(&out).len(), 300);
+    let mut files = answered(&out);
+    files.dedup();
+    assert_eq!(files.len(), 300);
+    assert_eq!((server.stat("jobs_done"), server.stat("jobs_submitted")), (300, 300));
+}
+
+#[test]
+fn a_server_fetches_addresses_itself_and_a_lost_job_is_told_of() {
+    let server = Server::ready(&[]);
+    let (pictures, directory) = (Pictures::serve(), tempdir().unwrap());
+    let out = directory.path().join("labels.jsonl");
+    let (shapes, missing) = (pictures.url("shapes.png"), pictures.url("status/404"));
+    let held = pictures.url("held/gate/sign.png");
+    let address = url(&server);
+    let args: [&str; 7] = [&shapes, &missing, &held, "--task", "<CAPTION>", "--redis", &address];
+    let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
+    let errors = directory.path().join("errors.jsonl");
+    eventually("the others have come to their ends", || {
+        let is_there =
+            |path: &std::path::Path| std::fs::metadata(path).is_ok_and(|it| it.len() > 0);
+        (is_there(&out) && is_there(&errors) && server.call::<i64>(&["DBSIZE"]) == 1).then_some(())
+    });
+    let key: String = server.call(&["RANDOMKEY"]);
+    server.call::<()>(&["DEL", &key]);
+    pictures.release("gate");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(answered(&out), [shapes]);
+    let mut errors: Vec<String> =
+        lines(&errors).iter().map(|it| it["error"].as_str().unwrap().to_owned()).collect();
+    errors.sort();
+    assert_eq!(errors, ["the job was deleted on the server", "the server answered 404"]);
+}
+
+#[test]
+fn what_a_server_cannot_be_told_is_refused_and_no_password_is_shown() {
+    let directory = tempdir().unwrap();
+    let out = directory.path().join("labels.jsonl");
+    let server = Server::ready(&[]);
+    std::fs::write(directory.path().join("x.png"), "").unwrap();
+    for (args, told) in [
+        (["--redis", "redis://:secret@127.0.0.1:1"].to_vec(), "cannot connect to the server"),
+        (["--redis", "secret"].to_vec(), "the --redis URL is not valid"),
+        (["--redis", &url(&server), "--decimals", "1"].to_vec(), "are settings of the server"),
+    ] {
+        let output = label(&directory, &[&["x.png", "--task", "<OD>"], &args[..]].concat(), &out);
+        let err = text(&output.stderr);
+        assert!(err.contains(told) && !err.contains("secret"), "{err}");
+        assert!(!out.exists());
+    }
+}
+
+/// Stand-ins for the clouds, and the environment that names them.
+struct Clouds {
+    child: Child,
+    env: Vec<(&'static str, String)>,
+}
+
+impl Clouds {
+    fn start(directory: &TempDir) -> Self {
+        let mut child = Command::new(python())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/clouds.py"))
+            .args([directory.path(), &picture("shapes.png")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (moto, google) = line.trim().split_once(' ').unwrap();
+        let account = directory.path().join("account.json").display().to_string();
+        let env = vec![
+            ("AWS_ENDPOINT_URL_S3", format!("http://127.0.0.1:{moto}")),
+            ("AWS_ACCESS_KEY_ID", "key".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+            ("STORAGE_EMULATOR_HOST", format!("127.0.0.1:{google}")),
+            ("GOOGLE_APPLICATION_CREDENTIALS", account),
+        ];
+        Self { child, env }
+    }
+}
+
+impl Drop for Clouds {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_bucket_is_listed_page_by_page_below_a_prefix() {
+    let directory = tempdir().unwrap();
+    let clouds = Clouds::start(&directory);
+    let labelled = |prefix: &str, name: &str| {
+        let out = directory.path().join(name);
+        let mut command = florence(&["label", prefix, "--task", "<CAPTION>", "--out"]);
+        command.arg(&out).envs(clouds.env.clone()).current_dir(&directory);
+        let output = command.output().unwrap();
+        (answered(&out), text(&output.stderr))
+    };
+    let (found, err) = labelled("s3://private/folder/", "a.jsonl");
+    assert_eq!(found, ["s3://private/folder/a picture.png"], "{err}");
+    let (found, err) = labelled("s3://private/folder/a picture.png", "b.jsonl");
+    assert_eq!(found, ["s3://private/folder/a picture.png"], "{err}");
+    let (found, err) = labelled("s3://private/many/", "c.jsonl");
+    assert!(found.is_empty() && err.contains("1001 of 1001 pictures have no answer"), "{err}");
+    for bucket in ["private", "open"] {
+        let (found, err) = labelled(&format!("gs://{bucket}"), &format!("{bucket}.jsonl"));
+        assert_eq!(found, [format!("gs://{bucket}/folder/a picture.png")], "{err}");
+        let errors = lines(&directory.path().join("errors.jsonl"));
+        let failed: Vec<&str> = errors.iter().map(|it| it["file"].as_str().unwrap()).collect();
+        assert!(failed.contains(&&*format!("gs://{bucket}/folder/lost.png")), "{failed:?}");
+        assert!(failed.contains(&&*format!("gs://{bucket}/other.png")), "{failed:?}");
+    }
+    let (found, err) = labelled("s3://nowhere/", "d.jsonl");
+    assert!(found.is_empty() && err.contains("1 of 1 pictures have no answer"), "{err}");
+    let errors = lines(&directory.path().join("errors.jsonl"));
+    assert_eq!(errors[0]["error"], "cannot list it: the server answered 404");
+}

@@ -1,0 +1,550 @@
+/**
+ * Typed client of Florence for Redis over node-redis, for a client or a cluster.
+ *
+ * Every job is given its key here, so that a command whose reply was lost can be sent again and
+ * makes no second job. WAIT holds up its whole connection, so it goes over connections of its own,
+ * for a second at most at a time; each waits for all jobs that no other waits for.
+ */
+
+import { setTimeout } from "node:timers/promises";
+
+import { ERRORS, FlorenceError, Job, NoJobError, WaitTimeoutError } from "./jobs.js";
+import { tasks } from "./questions.js";
+import { asMap, groupsOf, imageArguments, listed, newKey, optionArguments, plain } from "./wire.js";
+
+export * from "./jobs.js";
+export * from "./questions.js";
+
+/** @typedef {import("./questions.js").Image} Image */
+/** @typedef {import("./questions.js").Region} Region */
+/** @typedef {import("./questions.js").Options} Options */
+/** @typedef {import("./questions.js").Waiting} Waiting */
+/** @typedef {Options & Waiting} AskOptions */
+/** @template T @typedef {import("./questions.js").Question<T>} Question */
+/** @template T @typedef {import("./jobs.js").JobKey<T>} JobKey */
+
+/** @typedef {readonly (string | Buffer)[]} Arguments of a command, its name first */
+
+/**
+ * What is needed of a client of node-redis, from `createClient`.
+ * @typedef {object} Single
+ * @property {(args: Arguments, options?: any) => Promise<any>} sendCommand
+ * @property {(overrides?: any) => any} duplicate
+ */
+
+/**
+ * What is needed of a cluster of node-redis, from `createCluster`.
+ * @typedef {object} Cluster
+ * @property {(key: any, isReadonly: any, args: any, options?: any) => Promise<any>} sendCommand
+ * @property {(overrides?: any) => any} duplicate
+ * @property {readonly any[]} masters
+ * @property {(node: any) => any} nodeClient
+ */
+
+/** @typedef {(end: Job<any> | Error) => void} Tell what became of a job */
+/** @typedef {{ tell: Tell | undefined }} Wanted a job's end, until nobody wants to know any more */
+
+/** How often a command is sent again that got no reply, and how long before the first time. */
+const [RETRIES, PAUSE_MS] = [5, 100];
+
+/** Errors after which nobody knows whether the server has run the command. */
+const LOST = ["SocketClosedUnexpectedlyError", "SocketTimeoutError"];
+
+/**
+ * Whether the connection broke before the reply came, or the server is about to be ready.
+ * @param {any} error
+ */
+const isLost = (error) =>
+  LOST.includes(error?.constructor?.name) ||
+  "syscall" in error ||
+  error.message.startsWith("LOADING ");
+
+/** The pause doubles. @param {number} losses */
+const pauseAfter = (losses) => setTimeout(PAUSE_MS * 2 ** (losses - 1));
+
+/** What node-redis calls replies that are strings of any bytes. */
+const BLOB_STRING = "$".charCodeAt(0);
+
+/** Longest WAIT, in milliseconds. */
+const SLICE = 1000;
+
+/** A command's error as one of ours; errors of others stay what they are. @param {unknown} error */
+const refusal = (error) => {
+  if (!(error instanceof Error)) return error;
+  const [, code, message] = /^(\w+) (.*)$/s.exec(error.message) ?? [];
+  const known = ERRORS.get(code ?? "");
+  return known ? new known(message ?? "") : error;
+};
+
+export class Florence {
+  #client;
+  #prefix;
+  #isCluster;
+  #slice;
+  #mostConnections;
+  /** All connections of its own, how many of them wait, and those that could. @type {Set<any>} */
+  #connections = new Set();
+  #waiting = 0;
+  /** @type {any[]} */
+  #idle = [];
+  /** Jobs that no connection waits for yet, and who is to be told. @type {Map<string, Set<Wanted>>} */
+  #wanted = new Map();
+  /** Everyone who is to be told. @type {Set<Wanted>} */
+  #callers = new Set();
+  #isClosed = false;
+
+  /**
+   * @param {Single | Cluster} client connected; it stays the caller's
+   * @param {{ prefix?: string, connections?: number }} [options] `prefix` begins the keys of jobs
+   *   that are given none; `connections` wait for jobs, at most
+   */
+  constructor(client, { prefix = "florence:", connections = 4 } = {}) {
+    this.#client = client;
+    this.#prefix = prefix;
+    this.#isCluster = "nodeClient" in client;
+    this.#mostConnections = connections;
+    const options = /** @type {any} */ (client);
+    const { socket } = (this.#isCluster ? options._options.defaults : options.options) ?? {};
+    this.#slice = Math.min(SLICE, (socket?.socketTimeout || Infinity) / 2);
+  }
+
+  /** Closes the connections that wait. The client that it was made with stays open. */
+  async close() {
+    this.#isClosed = true;
+    for (const connection of this.#connections) if (connection.isOpen) connection.destroy();
+    this.#tellClosed();
+  }
+
+  /**
+   * Submits and waits: the answer, or an exception that says why there is none.
+   * @template T
+   * @param {Image} image
+   * @param {Question<T>} question
+   * @param {AskOptions} [options]
+   * @returns {Promise<T>}
+   */
+  async ask(image, question, { timeoutMs, signal, ...options } = {}) {
+    signal?.throwIfAborted();
+    const key = await this.submit(image, question, options);
+    return (await this.wait(key, { timeoutMs, signal })).answer;
+  }
+
+  /**
+   * Creates a job: its key. The same request again under the same key changes nothing.
+   * @template T
+   * @param {Image} image
+   * @param {Question<T>} question
+   * @param {Options} [options]
+   * @returns {Promise<JobKey<T>>}
+   */
+  async submit(
+    image,
+    { prompts, steps = [] },
+    { key = newKey(this.#prefix, image), ...options } = {},
+  ) {
+    const asked = prompts.length === 1 ? prompts : ["PROMPTS", String(prompts.length), ...prompts];
+    const args = [...imageArguments(image), ...asked, ...steps.flat(), ...optionArguments(options)];
+    const reply = plain(await this.#send(["FLORENCE.SUBMIT", key, ...args]));
+    return /** @type {JobKey<T>} */ (reply);
+  }
+
+  /**
+   * The job as it is now; undefined if there is no such key.
+   * @template T
+   * @param {JobKey<T>} key
+   * @returns {Promise<Job<T> | undefined>}
+   */
+  async get(key) {
+    const reply = await this.#send(["FLORENCE.GET", key]);
+    return reply === null ? undefined : new Job(asMap(reply));
+  }
+
+  /**
+   * The job when it has ended, in whatever way.
+   * @template T
+   * @param {JobKey<T>} key
+   * @param {Waiting} [waiting]
+   * @returns {Promise<Job<T>>}
+   */
+  async wait(key, waiting) {
+    const [job] = await this.waitMany([key], waiting);
+    return /** @type {Job<T>} */ (job);
+  }
+
+  /**
+   * The jobs when all have ended, in the order of the keys.
+   * @template T
+   * @param {Iterable<JobKey<T>>} keys
+   * @param {Waiting} [waiting]
+   * @returns {Promise<Job<T>[]>}
+   */
+  async waitMany(keys, waiting) {
+    const order = [...keys];
+    /** @type {Map<string, Job<T>>} */
+    const ended = new Map();
+    for await (const job of this.asCompleted(order, waiting)) ended.set(job.key, job);
+    return order.map((key) => /** @type {Job<T>} */ (ended.get(key)));
+  }
+
+  /**
+   * Each job when it ends; at last, as an exception, what is no job.
+   * @template T
+   * @param {Iterable<JobKey<T>>} keys
+   * @param {Waiting} [waiting]
+   * @returns {AsyncGenerator<Job<T>, void, undefined>}
+   */
+  async *asCompleted(keys, { timeoutMs, signal } = {}) {
+    signal?.throwIfAborted();
+    /** @type {(Job<T> | Error | { stop: unknown })[]} */
+    const news = [];
+    let wake = () => {};
+    const tell = (/** @type {Job<T> | Error | { stop: unknown }} */ end) => {
+      news.push(end);
+      wake();
+    };
+    /** @type {Map<string, () => void>} */
+    const pending = new Map();
+    for (const key of new Set(keys)) {
+      const forget = this.#want(key, (end) => {
+        pending.delete(key);
+        tell(end);
+      });
+      pending.set(key, forget);
+    }
+    const stop = () => tell({ stop: signal?.reason });
+    const late = () => tell({ stop: new WaitTimeoutError([...pending.keys()]) });
+    const timer = timeoutMs === undefined ? undefined : globalThis.setTimeout(late, timeoutMs);
+    signal?.addEventListener("abort", stop);
+    let problem;
+    try {
+      while (pending.size > 0 || news.length > 0) {
+        const end = news.shift();
+        if (end === undefined) await new Promise((resolve) => (wake = () => resolve(undefined)));
+        else if (end instanceof Job) yield end;
+        else if ("stop" in end) throw end.stop;
+        else problem ??= end;
+      }
+      if (problem) throw problem;
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", stop);
+      for (const forget of pending.values()) forget();
+    }
+  }
+
+  /** Ends jobs that have not ended: how many. @param {...string} keys */
+  cancel(...keys) {
+    return this.#change("FLORENCE.CANCEL", keys);
+  }
+
+  /** Queues jobs again that failed, expired or were cancelled: how many. @param {...string} keys */
+  retry(...keys) {
+    return this.#change("FLORENCE.RETRY", keys);
+  }
+
+  /**
+   * The small copy of a job's picture, a JPEG file, if it has one: see the option `thumbnail`.
+   * @param {string} key
+   * @returns {Promise<Buffer | undefined>}
+   */
+  async thumbnail(key) {
+    const typeMapping = { [BLOB_STRING]: Buffer };
+    return (await this.#send(["HGET", key, "thumbnail"], { typeMapping })) ?? undefined;
+  }
+
+  /**
+   * Unfinished jobs, those in a state, or those that have ended, the newest end first; in a cluster
+   * those of all masters, at most `count` of each.
+   * @param {{ state?: import("./jobs.js").State | "ended", count?: number }} [options]
+   * @returns {Promise<import("./jobs.js").Listed[]>}
+   */
+  async jobs({ state, count } = {}) {
+    const which = [...(state ? ["STATE", state] : []), ...(count ? ["COUNT", String(count)] : [])];
+    const replies = await this.#everywhere(["FLORENCE.JOBS", ...which]);
+    const rows = replies.flat().map(listed);
+    return rows.sort((one, other) => Number(other.finishedAt ?? 0) - Number(one.finishedAt ?? 0));
+  }
+
+  /** The counters of every master. */
+  async stats() {
+    return (await this.#everywhere(["FLORENCE.STATS"])).map(asMap);
+  }
+
+  /** Histograms of the phases of jobs by task, of every master. */
+  latencies() {
+    return this.#tables("LATENCY");
+  }
+
+  /** How many jobs ended in which way, by task and code, on every master. */
+  ends() {
+    return this.#tables("JOBS");
+  }
+
+  /** The model of every master. */
+  async model() {
+    return (await this.#everywhere(["FLORENCE.MODEL"])).map(asMap);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  caption(image, options) {
+    return this.ask(image, tasks.caption, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  detailedCaption(image, options) {
+    return this.ask(image, tasks.detailedCaption, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  moreDetailedCaption(image, options) {
+    return this.ask(image, tasks.moreDetailedCaption, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  detect(image, options) {
+    return this.ask(image, tasks.detect, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  denseRegionCaption(image, options) {
+    return this.ask(image, tasks.denseRegionCaption, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  regionProposal(image, options) {
+    return this.ask(image, tasks.regionProposal, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  ocr(image, options) {
+    return this.ask(image, tasks.ocr, options);
+  }
+
+  /** @param {Image} image @param {AskOptions} [options] */
+  ocrWithRegion(image, options) {
+    return this.ask(image, tasks.ocrWithRegion, options);
+  }
+
+  /** @param {Image} image @param {string} phrase @param {AskOptions} [options] */
+  phraseGrounding(image, phrase, options) {
+    return this.ask(image, tasks.phraseGrounding(phrase), options);
+  }
+
+  /** @param {Image} image @param {string} phrase @param {AskOptions} [options] */
+  openVocabularyDetection(image, phrase, options) {
+    return this.ask(image, tasks.openVocabularyDetection(phrase), options);
+  }
+
+  /** @param {Image} image @param {string} phrase @param {AskOptions} [options] */
+  referringExpressionSegmentation(image, phrase, options) {
+    return this.ask(image, tasks.referringExpressionSegmentation(phrase), options);
+  }
+
+  /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
+  regionToSegmentation(image, region, options) {
+    return this.ask(image, tasks.regionToSegmentation(region), options);
+  }
+
+  /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
+  regionToCategory(image, region, options) {
+    return this.ask(image, tasks.regionToCategory(region), options);
+  }
+
+  /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
+  regionToDescription(image, region, options) {
+    return this.ask(image, tasks.regionToDescription(region), options);
+  }
+
+  /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
+  regionToOcr(image, region, options) {
+    return this.ask(image, tasks.regionToOcr(region), options);
+  }
+
+  /** @param {string} what @returns {Promise<Record<string, any>[][]>} */
+  async #tables(what) {
+    const replies = await this.#everywhere(["FLORENCE.STATS", what]);
+    return replies.map((rows) => rows.map(asMap));
+  }
+
+  /** @param {string} command @param {readonly string[]} keys @returns {Promise<number>} */
+  async #change(command, keys) {
+    const groups = groupsOf(keys, this.#isCluster);
+    const counts = await Promise.all(groups.map((group) => this.#send([command, ...group])));
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /**
+   * Adds who wants to know of a job's end; gives what takes it back.
+   * @param {string} key
+   * @param {Tell} tell
+   */
+  #want(key, tell) {
+    /** @type {Wanted} */
+    const wanted = { tell };
+    this.#callers.add(wanted);
+    this.#wanted.set(key, (this.#wanted.get(key) ?? new Set()).add(wanted));
+    if (this.#isClosed) queueMicrotask(() => this.#tellClosed());
+    else if (this.#waiting < this.#mostConnections) this.#wait();
+    return () => this.#take(wanted);
+  }
+
+  /**
+   * Takes from the callers one who is told, or wants to know no more.
+   * @param {Wanted} wanted
+   */
+  #take(wanted) {
+    const { tell } = wanted;
+    wanted.tell = undefined;
+    this.#callers.delete(wanted);
+    return tell;
+  }
+
+  #tellClosed() {
+    for (const wanted of this.#callers) this.#take(wanted)?.(new Error("the client was closed"));
+  }
+
+  /** Takes a connection, and waits for all jobs that no other waits for, as long as there are any. */
+  async #wait() {
+    this.#waiting += 1;
+    let connection = this.#idle.pop();
+    let losses = 0;
+    while (this.#wanted.size > 0 && !this.#isClosed) {
+      const waited = this.#wanted;
+      this.#wanted = new Map();
+      const isWanted = (/** @type {Set<Wanted>} */ all) => [...all].some(({ tell }) => tell);
+      const keys = [...waited].flatMap(([key, all]) => (isWanted(all) ? [key] : []));
+      if (keys.length === 0) continue;
+      /** @type {Map<string, Job<any> | Error>} */
+      let ends = new Map();
+      try {
+        if (!connection?.isOpen) {
+          this.#connections.delete(connection);
+          connection = await this.#connect();
+        }
+        ends = await this.#look(keys, connection);
+        losses = 0;
+      } catch (error) {
+        losses += 1;
+        if (isLost(error) && losses <= RETRIES) await pauseAfter(losses);
+        else ends = new Map(keys.map((key) => [key, /** @type {Error} */ (error)]));
+      }
+      for (const [key, end] of ends) {
+        for (const wanted of waited.get(key) ?? []) this.#take(wanted)?.(end);
+        waited.delete(key);
+      }
+      // With those that came meanwhile.
+      for (const [key, all] of waited) {
+        this.#wanted.set(key, new Set([...(this.#wanted.get(key) ?? []), ...all]));
+      }
+    }
+    this.#waiting -= 1;
+    if (connection) this.#idle.push(connection);
+  }
+
+  async #connect() {
+    // Of a cluster's nodes only those are connected to that have jobs to wait for.
+    const connection = this.#client.duplicate(this.#isCluster ? { minimizeConnections: true } : {});
+    // What goes wrong is told by the commands.
+    connection.on("error", () => {});
+    this.#connections.add(connection);
+    try {
+      return await connection.connect();
+    } catch (error) {
+      this.#connections.delete(connection);
+      throw error;
+    }
+  }
+
+  /**
+   * Waits a moment for some of the jobs, and tells their ends, the first first.
+   *
+   * WAIT tells of the first of its keys at once, but of missing keys nothing while it has others,
+   * and it takes keys of one slot only; so where it has no news, GET asks for all.
+   * @param {string[]} keys
+   * @param {Single | Cluster} connection
+   * @returns {Promise<Map<string, Job<any> | Error>>}
+   */
+  async #look(keys, connection) {
+    const groups = groupsOf(keys, this.#isCluster);
+    // Of different length, lest all are begun together and none ends soon for who comes then. Where
+    // all keys are asked for each time, about a thousand times a second at most.
+    const slice = this.#slice * (0.3 + 0.7 * Math.random());
+    const ms = groups.length > 1 ? Math.min(slice, 100 + keys.length) : slice;
+    const first = /** @type {string[]} */ (groups[0]);
+    let reply = null;
+    try {
+      const args = ["FLORENCE.WAIT", ...first, (ms / 1000).toFixed(3)];
+      reply = await this.#sendBy(connection, args);
+    } catch (error) {
+      if (!(error instanceof FlorenceError)) throw error;
+    }
+    if (reply !== null && groups.length === 1) {
+      const job = new Job(asMap(reply));
+      return new Map([[job.key, job]]);
+    }
+    const ends = await Promise.all(keys.map((key) => this.#endOf(key)));
+    const known = ends.flatMap((end, i) => (end ? [{ key: keys[i], end }] : []));
+    const finish = (/** @type {Job<any> | Error} */ end) =>
+      end instanceof Job ? Number(end.finishedAt) : 0;
+    known.sort((one, other) => finish(one.end) - finish(other.end));
+    return new Map(known.map(({ key, end }) => [/** @type {string} */ (key), end]));
+  }
+
+  /** @param {string} key @returns {Promise<Job<any> | Error | undefined>} */
+  async #endOf(key) {
+    try {
+      const job = await this.get(key);
+      if (!job) return new NoJobError(`no such job: ${key}`);
+      return job.hasEnded ? job : undefined;
+    } catch (error) {
+      return /** @type {Error} */ (error);
+    }
+  }
+
+  /**
+   * The command to every master of a cluster: a reply of each.
+   * @param {Arguments} args
+   * @returns {Promise<any[]>}
+   */
+  async #everywhere(args) {
+    const client = /** @type {any} */ (this.#client);
+    if (!this.#isCluster) return [await this.#send(args)];
+    const nodes = await Promise.all(
+      client.masters.map((/** @type {any} */ node) => client.nodeClient(node)),
+    );
+    return Promise.all(nodes.map((node) => node.sendCommand(args)));
+  }
+
+  /**
+   * Sends a command, and again if its reply is lost with its connection: it is safe to run twice.
+   * @param {Arguments} args
+   * @param {object} [options] node-redis' own
+   * @returns {Promise<any>}
+   */
+  async #send(args, options) {
+    for (let losses = 1; ; losses += 1) {
+      try {
+        return await this.#sendBy(this.#client, args, options);
+      } catch (error) {
+        if (!isLost(error) || losses > RETRIES) throw error;
+        await pauseAfter(losses);
+      }
+    }
+  }
+
+  /**
+   * @param {Single | Cluster} client
+   * @param {Arguments} args the second is a key, in a cluster
+   * @param {object} [options]
+   * @returns {Promise<any>}
+   */
+  async #sendBy(client, args, options) {
+    try {
+      return await (this.#isCluster
+        ? /** @type {Cluster} */ (client).sendCommand(args[1], false, args, options)
+        : /** @type {Single} */ (client).sendCommand(args, options));
+    } catch (error) {
+      throw refusal(error);
+    }
+  }
+}
