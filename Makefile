@@ -82,6 +82,7 @@ screenshots: setup  ## pictures of the page of `florence web`, some of them into
 
 fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
 	cd tools && for kind in random tiny chains; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
+	cd tools && for kind in adapters finetunes; do ../$(REFERENCE_PYTHON) make_$$kind.py || exit 1; done
 	$(REFERENCE_PYTHON) tools/pictures.py
 
 fidelity: .venv-reference build  ## compare with the reference on random checkpoints of base and large shape

@@ -62,7 +62,7 @@ def random_fixtures():
     picture = FIXTURES / "random.png"
     scenes.draw(scenes.make_scene(77, 120, 90)).save(picture, optimize=True)
     image = Image.open(picture)
-    out = {"provenance": provenance(), "picture": "random.png", "cases": []}
+    out = {"provenance": reference.versions(), "picture": "random.png", "cases": []}
     for layout, head in (("random-native", None), ("random-original", head.float())):
         model = reference.Reference(native, head)
         stages = {k: sample(v) for k, v in model.stages(image, PROMPTS[0]).items()}
@@ -82,7 +82,7 @@ def tiny_fixtures():
     model = reference.Reference(TINY)
     pictures = FIXTURES / "pictures"
     pictures.mkdir(exist_ok=True)
-    out = {"provenance": provenance() | {"model_sha256": reference.sha256(TINY / "model.safetensors")}, "cases": []}
+    out = {"provenance": reference.versions() | {"model_sha256": reference.sha256(TINY / "model.safetensors")}, "cases": []}
     tokens = list(scenes.PROMPTS)
     for i in range(60):
         scene = scenes.make_scene(50_000 + i, *random.Random(i).choice(((240, 200), (200, 260), (300, 220), (210, 210))))

@@ -63,7 +63,9 @@ class Reference:
     def pixels(self, image):
         """The slow processor's arithmetic: Pillow's resize, NumPy's rescale and normalise."""
         side = self.preprocessor["size"]["width"]
-        image = image.convert("RGB").resize((side, side), Image.BICUBIC)
+        image = image.convert("RGB")
+        if self.preprocessor["do_resize"]:
+            image = image.resize((side, side), Image.BICUBIC)
         values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
         mean = np.array(self.preprocessor["image_mean"], np.float32)
         std = np.array(self.preprocessor["image_std"], np.float32)
@@ -97,12 +99,14 @@ class Reference:
 
     def inputs(self, image, prompt):
         """What `generate` takes of a picture and a prompt."""
-        side = self.preprocessor["size"]["width"] // 32
+        pixels = self.pixels(image)
+        side = -(-pixels.shape[-1] // 32)
         ids = torch.tensor([[self.model.config.image_token_id] * (1 + side * side) + self.prompt_ids(prompt)])
-        return {"input_ids": ids, "pixel_values": self.pixels(image), "attention_mask": torch.ones_like(ids)}
+        return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
 
     def config(self, beams, max_new_tokens, **overrides):
-        """The generation settings of a search."""
+        """The generation settings of a search; without beams, the checkpoint's."""
+        beams = beams or self.generation["num_beams"]
         config = self.generation | {"num_beams": beams, "max_new_tokens": max_new_tokens, "do_sample": False} | overrides
         if beams == 1:
             config["early_stopping"] = False

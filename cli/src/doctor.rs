@@ -1,14 +1,13 @@
 //! `florence doctor`: what this machine offers, and whether a model loads.
 
-use std::path::PathBuf;
+use florence_engine::{Cpu, LoadOptions};
 
-use florence_engine::{Cpu, Florence, LoadOptions};
+use crate::load::FilesArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint directory to check; without it the embedded tiny model
-    #[arg(long)]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    files: FilesArgs,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -26,13 +25,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Err(problem) => println!("cuda          {problem}"),
     }
-    let options = LoadOptions::default();
     let start = std::time::Instant::now();
-    let loaded = match &args.model {
-        Some(directory) => Florence::load(directory, &options),
-        None => Florence::embedded(&options),
-    };
-    let florence = loaded?;
+    let florence = args.files.load(LoadOptions::default())?;
     println!(
         "model         {} loads in {} ms, answers of up to {} tokens",
         florence.name(),

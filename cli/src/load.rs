@@ -8,15 +8,51 @@ use std::{
 
 use anyhow::bail;
 use clap::ValueEnum;
-use florence_engine::{Cpu, Device, Florence, Kernels, LoadOptions, Precision, model::Shape};
+use florence_engine::{
+    Cpu, Device, Florence, Kernels, LoadOptions, Precision, TokenIds, model::Shape,
+};
 
+/// The files of a model.
 #[derive(clap::Args)]
-pub(crate) struct ModelArgs {
+pub(crate) struct FilesArgs {
     /// Checkpoint directory; without it the embedded tiny model answers
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Directory of a PEFT adapter that is merged into the model's weights
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Directory whose tokenizer is taken instead of the model's
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Which tokens begin and end answers: those of the model's files, or `<s>` and `</s>` of the
+    /// tokenizer, where the files are wrong
+    #[arg(long, value_name = "checkpoint|tokenizer", default_value = "checkpoint")]
+    token_ids: TokenIds,
+}
+
+impl FilesArgs {
+    /// The model, or the embedded one.
+    pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Florence> {
+        let Self { model, adapter, tokenizer, token_ids } = self;
+        let (adapter, tokenizer) = (adapter.clone(), tokenizer.clone());
+        let options = LoadOptions { adapter, tokenizer, token_ids: *token_ids, ..options };
+        let florence = match model {
+            Some(directory) => Florence::load(directory, &options)?,
+            None => Florence::embedded(&options)?,
+        };
+        for remark in florence.remarks() {
+            eprintln!("{}: {remark}", florence.name());
+        }
+        Ok(florence)
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    files: FilesArgs,
     /// Made-up weights of a published size instead, to measure speed
-    #[arg(long, value_enum, conflicts_with = "model")]
+    #[arg(long, value_enum, conflicts_with_all = ["model", "adapter", "tokenizer"])]
     synthetic: Option<SyntheticShape>,
     /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
     #[arg(long, default_value = "f32")]
@@ -52,13 +88,13 @@ impl ModelArgs {
 
     /// The same model in another precision.
     pub(crate) fn load_in(&self, precision: Precision) -> anyhow::Result<Florence> {
-        self.open(&LoadOptions { precision, ..self.options()? })
+        self.open(LoadOptions { precision, ..self.options()? })
     }
 
     /// The same model on another device, with its best kernels.
     pub(crate) fn load_on(&self, device: Device, precision: Precision) -> anyhow::Result<Florence> {
         let kernels = Kernels::Best;
-        self.open(&LoadOptions { device, precision, kernels, ..self.options()? })
+        self.open(LoadOptions { device, precision, kernels, ..self.options()? })
     }
 
     /// The same model several times, each with an equal share of the compute threads. By default
@@ -75,7 +111,7 @@ impl ModelArgs {
         let share = |i: usize| (all * (i + 1) / count - all * i / count).max(1);
         let options = self.options()?;
         let options = |i| LoadOptions { threads: share(i), ..options.clone() };
-        let first = self.open(&options(0))?;
+        let first = self.open(options(0))?;
         let others = (1..count).map(|i| first.another(&options(i)));
         let others = others.collect::<Result<Vec<_>, _>>()?;
         Ok(iter::once(first).chain(others).collect())
@@ -96,16 +132,17 @@ impl ModelArgs {
             cpus: Vec::new(),
             keep_packed: !self.no_packed_file,
             packed_directory: self.packed_directory.clone(),
+            ..LoadOptions::default()
         })
     }
 
-    fn open(&self, options: &LoadOptions) -> anyhow::Result<Florence> {
-        Ok(match (&self.model, self.synthetic) {
-            (Some(directory), _) => Florence::load(directory, options)?,
-            (None, Some(SyntheticShape::Base)) => Florence::synthetic(Shape::Base, options)?,
-            (None, Some(SyntheticShape::Large)) => Florence::synthetic(Shape::Large, options)?,
-            (None, None) => Florence::embedded(options)?,
-        })
+    fn open(&self, options: LoadOptions) -> anyhow::Result<Florence> {
+        let shape = match self.synthetic {
+            None => return self.files.load(options),
+            Some(SyntheticShape::Base) => Shape::Base,
+            Some(SyntheticShape::Large) => Shape::Large,
+        };
+        Ok(Florence::synthetic(shape, &options)?)
     }
 
     fn kernels(&self) -> anyhow::Result<Kernels> {

@@ -25,6 +25,7 @@ mod draw;
 mod formats;
 mod label;
 mod load;
+mod merge;
 mod prove;
 mod pull;
 mod run;
@@ -55,6 +56,8 @@ enum Command {
     Agree(agree::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
+    /// Merge a PEFT adapter into a model, and write that as a checkpoint of its own.
+    Merge(merge::Args),
     /// Draw an answer's boxes, quadrilaterals and polygons onto its picture.
     Draw(draw::Args),
     /// Measure how long each stage takes.
@@ -84,6 +87,7 @@ fn main() -> anyhow::Result<()> {
         Command::Convert(args) => convert::run(&args),
         Command::Agree(args) => agree::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Web(args) => web::run(&args),

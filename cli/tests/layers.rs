@@ -7,16 +7,17 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("agree", &["ask", "draw", "load", "source"]),
     ("ask", &[]),
     ("bench", &["load"]),
     ("convert", &["formats"]),
-    ("doctor", &[]),
+    ("doctor", &["load"]),
     ("draw", &[]),
     ("formats", &["draw"]),
     ("label", &["ask", "formats", "load", "source"]),
     ("load", &[]),
+    ("merge", &[]),
     ("pull", &[]),
     ("run", &["ask", "load"]),
     ("servers", &[]),

@@ -59,6 +59,47 @@ fn a_broken_picture_does_not_stop_the_others() {
 }
 
 #[test]
+fn an_adapter_answers_and_can_be_merged() {
+    let engine = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+    let fixture = |name: &str| engine.join(name).display().to_string();
+    let (native, adapter, bare) =
+        (fixture("random-native"), fixture("adapters/biases"), fixture("random-bare"));
+    let work = tempfile::tempdir().unwrap();
+    let merged = work.path().join("merged").display().to_string();
+    let shapes = sample("shapes.png");
+    let ask = |model: &[&str]| {
+        let fixed = ["--no-packed-file", "--max-new-tokens", "20", "--prompt", "<OD>", &shapes];
+        json(&[model, &fixed].concat())
+    };
+    let plain = ask(&["--model", &native]);
+    let adapted = ask(&["--model", &native, "--adapter", &adapter]);
+    assert_eq!(adapted["model"], "random-native+biases");
+    assert_ne!(adapted["token_ids"], plain["token_ids"]);
+    let merge = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_florence"));
+        command.args(["merge", &native, &adapter, &merged]).output().unwrap()
+    };
+    let output = merge();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && out.contains("weights changed"), "{out} {err}");
+    assert_eq!(ask(&["--model", &merged])["model"], "merged");
+    let again = merge();
+    let err = text(&again.stderr);
+    assert!(!again.status.success() && err.contains("cannot write"), "{err}");
+
+    let refused = run(&["--model", &adapter, "--prompt", "<OD>", &shapes]);
+    let err = text(&refused.stderr);
+    assert!(err.contains("biases holds an adapter, which needs the model"), "{err}");
+    let refused = run(&["--model", &bare, "--prompt", "<OD>", &shapes]);
+    let err = text(&refused.stderr);
+    assert!(err.contains("random-bare has no tokenizer.json"), "{err}");
+    let fixed = ["--no-packed-file", "--max-new-tokens", "5", "--prompt", "<OD>", &shapes];
+    let output = run(&[&["--model", &bare, "--tokenizer", &native], &fixed[..]].concat());
+    let err = text(&output.stderr);
+    assert!(output.status.success() && err.contains("config.json has no dim_embed"), "{err}");
+}
+
+#[test]
 fn a_bad_prompt_is_told_once() {
     let shapes = sample("shapes.png");
     let output = run(&["--prompt", "<OD> cats", &shapes, &shapes]);

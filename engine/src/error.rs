@@ -24,6 +24,9 @@ pub enum Error {
     /// There is no precision of this name.
     #[error("unknown precision '{0}': f32, int16, bf16 or auto")]
     UnknownPrecision(String),
+    /// There is no such choice of tokens.
+    #[error("unknown token ids '{0}': checkpoint or tokenizer")]
+    UnknownTokenIds(String),
     /// The caller asked for the run to stop.
     #[error("cancelled")]
     Cancelled,

@@ -24,6 +24,9 @@ pub(crate) const BINS: u32 = 1000;
 impl Text {
     pub(crate) fn load(checkpoint: Checkpoint<'_>) -> Result<Self, LoadError> {
         const FILE: &str = "tokenizer.json";
+        if !checkpoint.has(FILE) {
+            return Err(LoadError::NoTokenizer(checkpoint.path("")));
+        }
         let failed = |source| LoadError::Tokenizer { path: checkpoint.path(FILE), source };
         let mut tokenizer = Tokenizer::from_bytes(checkpoint.read(FILE)?).map_err(failed)?;
         let missing: Vec<AddedToken> = florence_tokens()
@@ -44,6 +47,11 @@ impl Text {
     /// Number of ids, added tokens included.
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The id of a token.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
     }
 
     /// The ids of a prompt's sentence, between `<s>` and `</s>`.

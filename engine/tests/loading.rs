@@ -15,12 +15,7 @@ use florence_engine::{
 use serde_json::{Value, json};
 
 fn copy(name: &str) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(path(name)).unwrap() {
-        let from = entry.unwrap().path();
-        std::fs::copy(&from, to.path().join(from.file_name().unwrap())).unwrap();
-    }
-    to
+    common::copy(&path(name))
 }
 
 fn error(directory: &Path) -> String {

@@ -254,6 +254,46 @@ fn a_model_directory_works_like_the_embedded_model() {
 }
 
 #[test]
+fn an_adapter_is_merged_into_the_model_and_what_is_missing_is_told() {
+    let fixture = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+        path.join(name).canonicalize().unwrap().display().to_string()
+    };
+    let adapter = format!("florence.adapter {}", fixture("adapters/tiny"));
+    let (plain, adapted) = (Server::start(), Server::with(Settings::lines(&[&adapter])));
+    let bytes = std::fs::read(fixture("pictures/00.png")).unwrap();
+    let answer = |server: &Server| {
+        redis::cmd("FLORENCE.SUBMIT")
+            .arg(&["j", "DATA"])
+            .arg(&bytes)
+            .arg("<OD>")
+            .exec(&mut server.connect())
+            .unwrap();
+        let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", "j", "60"]);
+        job["result"].clone().unwrap()
+    };
+    assert_ne!(answer(&plain), answer(&adapted));
+    let model: HashMap<String, Option<String>> = adapted.call(&["FLORENCE.MODEL"]);
+    assert_eq!(model["name"].as_deref(), Some("tiny+tiny"));
+
+    let bare = format!("florence.model {}", fixture("random-bare"));
+    let tokenizer = format!("florence.tokenizer {}", fixture("random-native"));
+    let kept = "florence.keep-packed no";
+    let server = Server::with(Settings::lines(&[&bare, &tokenizer, kept]));
+    server.wait_for_model();
+    assert!(server.log().contains("config.json has no dim_embed"), "{}", server.log());
+    let grouped = format!("florence.adapter {}", fixture("adapters/grouped"));
+    let native = format!("florence.model {}", fixture("random-native"));
+    for (lines, expected) in [
+        ([&*bare, kept], "has no tokenizer.json"),
+        ([&*native, &*grouped], "convolutions in groups cannot be merged"),
+    ] {
+        let server = Server::with(Settings::lines(&lines));
+        eventually("the model fails", || server.log().contains(expected).then_some(()));
+    }
+}
+
+#[test]
 fn servers_of_a_host_share_the_packed_weights() {
     let model = tempfile::tempdir().unwrap();
     copy_model(model.path());

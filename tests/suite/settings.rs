@@ -35,7 +35,7 @@ const CHANGEABLE: [Bad; 19] = [
 ];
 
 /// These are read at the start only.
-const FIXED: [Bad; 18] = [
+const FIXED: [Bad; 19] = [
     ("threads", "1025", &["is not a whole number from 0 to 1024"]),
     ("nice", "20", &["is not a whole number from 0 to 19"]),
     ("precision", "f64", &["f32", "bf16", "auto"]),
@@ -54,6 +54,7 @@ const FIXED: [Bad; 18] = [
     ("celery-priority-steps", "12", &["0 to 9"]),
     ("celery-arguments", "url", &["(image_url, prompt)"]),
     ("keep-packed", "perhaps", YES_OR_NO),
+    ("token-ids", "both", &["checkpoint or tokenizer"]),
 ];
 
 /// All names, by which a message about another setting is known.

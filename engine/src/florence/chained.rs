@@ -50,13 +50,14 @@ impl Florence {
         whole: &mut Option<Visual>,
     ) -> Result<Vec<Visual>, Error> {
         let parts = asked.iter().filter_map(|asked| asked.area);
-        let parts: Vec<Picture> = parts.map(|area| self.preprocess(&picture.part(area))).collect();
+        let parts = parts.map(|area| self.preprocess(&picture.part(area)));
+        let parts = parts.collect::<Result<Vec<Picture>, _>>()?;
         if !parts.is_empty() {
             return self.visuals(&parts.iter().collect::<Vec<_>>());
         }
         let visual = match whole.take() {
             Some(visual) => visual,
-            None => self.visual(&self.preprocess(picture))?,
+            None => self.visual(&self.preprocess(picture)?)?,
         };
         Ok(asked.iter().map(|_| whole.insert(visual.clone()).clone()).collect())
     }

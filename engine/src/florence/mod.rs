@@ -5,6 +5,7 @@
 
 mod batch;
 mod chained;
+mod files;
 #[cfg(test)]
 mod made_up;
 mod options;
@@ -18,10 +19,7 @@ use crate::{
     Error,
     generate::{Generated, Rules},
     image::{PixelValues, Preprocessor, Rgb, decode},
-    model::{
-        Checkpoint, Compute, Config, GenerationDefaults, GenerationFields, Kept, LoadError, Model,
-        Shape, Target,
-    },
+    model::{Checkpoint, Compute, GenerationDefaults, Kept, Model, Shape, Target},
     postprocess::{Decimals, Parsed, Scale, Scored, post_process},
     prompt::{Prompt, PromptError, Prompts},
     task::AnswerKind,
@@ -29,8 +27,9 @@ use crate::{
 };
 
 pub use batch::Batch;
+use files::{CONFIG, Files, PREPROCESSOR, inconsistent};
 pub use options::{
-    Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, has_cpu,
+    Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
 };
 
 /// A decoded picture as the model's input.
@@ -164,6 +163,7 @@ pub struct Timings {
 pub struct Florence {
     name: String,
     is_embedded: bool,
+    remarks: Vec<String>,
     model: Arc<Model>,
     text: Arc<Text>,
     preprocessor: Preprocessor,
@@ -216,50 +216,62 @@ impl Florence {
     }
 
     fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
-        const CONFIG: &str = "config.json";
-        const PREPROCESSOR: &str = "preprocessor_config.json";
-        const GENERATION: &str = "generation_config.json";
-        checkpoint.check()?;
-        let inconsistent =
-            |file, problem| LoadError::Config { path: checkpoint.path(file), problem };
+        checkpoint.check_model()?;
         let (found, _) = options.device.settled();
         let device = found.open()?;
         let compute = options.compute(found)?;
         let threads = options.thread_pool()?;
-        let config: Config = checkpoint.read_json(CONFIG)?;
-        if let Some(problem) = config.problem() {
-            return Err(inconsistent(CONFIG, problem).into());
-        }
-        let preprocessor: Preprocessor = checkpoint.read_json(PREPROCESSOR)?;
+        let Files { config, generation, preprocessor, text, mut remarks } =
+            Files::read(checkpoint, options)?;
         let side = preprocessor.side().ok_or_else(|| {
-            inconsistent(PREPROCESSOR, "the picture size must be a square".to_owned())
+            inconsistent(checkpoint, PREPROCESSOR, "the picture size must be a square".to_owned())
         })?;
-        let generation: Option<GenerationFields> =
-            checkpoint.has(GENERATION).then(|| checkpoint.read_json(GENERATION)).transpose()?;
-        let text = Arc::new(Text::load(checkpoint)?);
+        let adapter = options.adapter.as_deref();
         let target = Target {
             device: &device,
             compute,
             keep_packed: options.keep_packed,
             packed_directory: options.packed_directory.as_deref(),
+            adapter,
         };
         let load = || Model::load(checkpoint, &config, side, &target);
         let model = Arc::new(compute.here(&threads, load)?);
+        if !model.told().is_empty() {
+            remarks.push(format!(
+                "{CONFIG} has no {}: what the tensors' shapes and Florence-2's own values give is \
+                 taken",
+                model.told().join(", ")
+            ));
+        }
         let (ids, rows) = (text.vocabulary(), model.vocabulary());
         // The native tokenizer's last id, `<image>`, is only a placeholder.
         if ids > rows + 1 {
             let problem = format!("the tokenizer has {ids} ids, the model only {rows}");
-            return Err(inconsistent(CONFIG, problem).into());
+            return Err(inconsistent(checkpoint, CONFIG, problem).into());
         }
-        let generation = config.generation(generation);
-        let name = checkpoint.name();
+        let mut generation = config.generation(generation);
+        if let (Some(bos), Some(eos)) = (text.id("<s>"), text.id("</s>"))
+            && let Some(given) = generation.other_ids(bos, eos)
+        {
+            if options.token_ids == TokenIds::Tokenizer {
+                generation.take_ids(bos, eos);
+            } else {
+                remarks.push(format!(
+                    "{given} are given for answers, where the tokenizer has <s> as {bos} and </s> \
+                     as {eos}; token-ids tokenizer takes these"
+                ));
+            }
+        }
+        let adapter = adapter.map(|adapter| format!("+{}", Checkpoint::Directory(adapter).name()));
+        let name = checkpoint.name() + &adapter.unwrap_or_default();
         let questions = Cache::new(QUESTIONS);
         let is_embedded = matches!(checkpoint, Checkpoint::Embedded);
         Ok(Self {
             name,
             is_embedded,
+            remarks,
             model,
-            text,
+            text: Arc::new(text),
             preprocessor,
             generation,
             compute,
@@ -280,6 +292,7 @@ impl Florence {
         Ok(Self {
             name: self.name.clone(),
             is_embedded: self.is_embedded,
+            remarks: Vec::new(),
             model: Arc::clone(&self.model),
             text: Arc::clone(&self.text),
             preprocessor: self.preprocessor.clone(),
@@ -292,9 +305,14 @@ impl Florence {
         })
     }
 
-    /// Name of the checkpoint's directory.
+    /// Name of the checkpoint's directory, and of the adapter's: `base+adapter`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the checkpoint's files leave out or contradict, and what was taken instead.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// What its users have to know of the model.
@@ -388,15 +406,20 @@ impl Florence {
         let start = Instant::now();
         let rgb = decode(bytes, &options.limits, options.orientation)?;
         let decode_ms = milliseconds(start);
-        Ok(Picture { decode_ms, ..self.preprocess(&rgb) })
+        Ok(Picture { decode_ms, ..self.preprocess(&rgb)? })
     }
 
     /// Preprocesses a picture that somebody else has decoded.
-    pub fn preprocess(&self, picture: &Rgb) -> Picture {
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::NotResized`](crate::image::ImageError::NotResized), if the checkpoint takes
+    /// pictures as they are and this one is none that it can take.
+    pub fn preprocess(&self, picture: &Rgb) -> Result<Picture, Error> {
         let start = Instant::now();
-        let pixels = self.threads.install(|| self.preprocessor.pixel_values(picture));
+        let pixels = self.threads.install(|| self.preprocessor.pixel_values(picture))?;
         let size = (picture.width, picture.height);
-        Picture { pixels, size, decode_ms: 0.0, preprocess_ms: milliseconds(start) }
+        Ok(Picture { pixels, size, decode_ms: 0.0, preprocess_ms: milliseconds(start) })
     }
 
     /// Both of a job's parts.
@@ -461,12 +484,21 @@ impl Florence {
         self.visuals(&[picture])?.pop().ok_or(Error::Cancelled)
     }
 
-    /// The visual tokens of several pictures, encoded together; the order is theirs.
+    /// The visual tokens of several pictures, in their order; those of one size that stand together
+    /// are encoded together.
     ///
     /// # Errors
     ///
     /// [`Error::Compute`].
     pub fn visuals(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
+        let mut visuals = Vec::with_capacity(pictures.len());
+        for group in pictures.chunk_by(|a, b| a.pixels.side == b.pixels.side) {
+            visuals.extend(self.visuals_of_one_size(group)?);
+        }
+        Ok(visuals)
+    }
+
+    fn visuals_of_one_size(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         let start = Instant::now();
         let seen = |_: &candle_core::Tensor| {};
         let pixels: Vec<&PixelValues> = pictures.iter().map(|picture| &picture.pixels).collect();

@@ -120,6 +120,28 @@ pub enum Kernels {
     Emulated,
 }
 
+/// Which tokens begin and end answers, where a checkpoint's files contradict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenIds {
+    /// As `config.json` or `generation_config.json` has them: the reference's answers.
+    #[default]
+    Checkpoint,
+    /// `<s>` and `</s>` of the tokenizer.
+    Tokenizer,
+}
+
+impl FromStr for TokenIds {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "checkpoint" => Ok(Self::Checkpoint),
+            "tokenizer" => Ok(Self::Tokenizer),
+            _ => Err(Error::UnknownTokenIds(name.to_owned())),
+        }
+    }
+}
+
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
@@ -140,6 +162,12 @@ pub struct LoadOptions {
     pub keep_packed: bool,
     /// The directory of that file; by default the checkpoint's own.
     pub packed_directory: Option<PathBuf>,
+    /// Directory of a PEFT adapter that is merged into the weights.
+    pub adapter: Option<PathBuf>,
+    /// Directory whose tokenizer is taken instead of the checkpoint's.
+    pub tokenizer: Option<PathBuf>,
+    /// Which tokens begin and end answers.
+    pub token_ids: TokenIds,
 }
 
 /// How a picture and a prompt are read.

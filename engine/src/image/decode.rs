@@ -56,6 +56,19 @@ pub enum ImageError {
         /// Height in pixels.
         height: u32,
     },
+    /// None that a model can take which has pictures as they are.
+    #[error(
+        "the picture is {width}x{height}, but this model takes pictures as they are: squares of \
+         up to {most} pixels"
+    )]
+    NotResized {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Longest side.
+        most: usize,
+    },
     /// The header announces more pixels than allowed.
     #[error("the picture is {width}x{height}, more than the limit of {limit} pixels")]
     TooLarge {

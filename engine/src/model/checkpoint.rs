@@ -7,7 +7,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{LoadError, StandIn};
+use super::{LoadError, StandIn, adapter};
 
 /// A checkpoint's files.
 #[derive(Clone, Copy)]
@@ -92,8 +92,8 @@ impl Checkpoint<'_> {
         }
     }
 
-    /// Finds out whether there is a checkpoint at all.
-    pub(crate) fn check(self) -> Result<(), LoadError> {
+    /// Finds out whether there is a directory at all.
+    pub(super) fn check(self) -> Result<(), LoadError> {
         let Self::Directory(path) = self else { return Ok(()) };
         if path.is_dir() {
             return Ok(());
@@ -102,6 +102,17 @@ impl Checkpoint<'_> {
         let is_of_hub = path.components().count() == 2 && path.components().all(is_name);
         let path = path.to_owned();
         Err(if is_of_hub { LoadError::HubName(path) } else { LoadError::NoDirectory(path) })
+    }
+
+    /// Finds out whether it may be a model.
+    pub(crate) fn check_model(self) -> Result<(), LoadError> {
+        self.check()?;
+        match self {
+            Self::Directory(path) if self.has(adapter::CONFIG) && !self.has("config.json") => {
+                Err(LoadError::IsAdapter(path.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn has(self, name: &str) -> bool {

@@ -22,6 +22,12 @@ pub enum LoadError {
          `florence pull {0}` downloads it"
     )]
     HubName(PathBuf),
+    /// An adapter where a model should be.
+    #[error(
+        "{0} holds an adapter, which needs the model that it was trained on: that one is the \
+         model, this the adapter"
+    )]
+    IsAdapter(PathBuf),
     /// Something else stands where a file should be.
     #[error("{path} is {found}")]
     StandIn {
@@ -39,6 +45,15 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// A file or directory cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A JSON file is malformed or lacks a field.
     #[error("{path} is not what Florence-2 needs: {source}")]
     Json {
@@ -48,7 +63,7 @@ pub enum LoadError {
         #[source]
         source: serde_json::Error,
     },
-    /// The values of `config.json` contradict each other.
+    /// The values of a JSON file contradict each other, or what goes with it.
     #[error("{path}: {problem}")]
     Config {
         /// The file.
@@ -56,7 +71,7 @@ pub enum LoadError {
         /// What is wrong.
         problem: String,
     },
-    /// `tokenizer.json` is missing or malformed.
+    /// `tokenizer.json` is malformed.
     #[error("cannot load {path}: {source}")]
     Tokenizer {
         /// The file.
@@ -65,6 +80,12 @@ pub enum LoadError {
         #[source]
         source: tokenizers::Error,
     },
+    /// There is no tokenizer.
+    #[error(
+        "{0} has no tokenizer.json; that of the model which this one was made from will do: \
+         florence.tokenizer or --tokenizer names its directory"
+    )]
+    NoTokenizer(PathBuf),
     /// A weight file is damaged.
     #[error("{path} is damaged or not a weight file: {source}")]
     Damaged {

@@ -6,11 +6,14 @@
 //! - `logits`: what a decoder step says of the next tokens
 //! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
 //! - `checkpoint`, `weights`, `names`, `scope`, `packed`, `config`: where weights come from
+//! - `adapter`, `lora`: what a PEFT adapter makes of them
+//! - `merge`: both as a checkpoint
 //!
 //! Letters of shapes: `B` batch, `C` channels, `H, W` grid, `N` visual tokens (576 at 768 px),
 //! `S` source length, `T` target length, `D` d_model, `A` heads, `K` head size, `V` vocabulary.
 //! Names are those of the reference, `transformers/models/florence2/modeling_florence2.py`.
 
+mod adapter;
 mod backend;
 mod bart;
 mod checkpoint;
@@ -22,6 +25,8 @@ mod error;
 mod gpu;
 mod launch;
 mod logits;
+mod lora;
+mod merge;
 mod names;
 mod network;
 mod packed;
@@ -37,13 +42,15 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub use checkpoint::Shape;
 pub(crate) use checkpoint::{Checkpoint, embedded};
-pub(crate) use config::GenerationFields;
-pub use config::{Config, GenerationDefaults};
+use config::Config;
+pub use config::GenerationDefaults;
+pub(crate) use config::{ConfigFile, GenerationFields};
 pub use error::LoadError;
 pub use gpu::devices as cuda_devices;
 pub(crate) use gpu::{describe, open};
 pub use logits::Logits;
 pub(crate) use logits::Row;
+pub use merge::merge;
 pub(crate) use network::{Decoding, JobId, Look, Rows};
 pub use stand_in::StandIn;
 pub use weights::WeightBytes;
@@ -95,6 +102,7 @@ pub struct Model {
     device: Device,
     packing: Packing,
     bytes: WeightBytes,
+    told: Vec<&'static str>,
 }
 
 /// What a model is loaded for.
@@ -105,6 +113,8 @@ pub(crate) struct Target<'a> {
     pub(crate) keep_packed: bool,
     /// Where, if not beside the checkpoint's files.
     pub(crate) packed_directory: Option<&'a Path>,
+    /// The directory of an adapter to merge in.
+    pub(crate) adapter: Option<&'a Path>,
 }
 
 /// Where a model's packed matrices are.
@@ -122,12 +132,17 @@ impl Model {
     /// Loads a checkpoint whose pictures have `side` pixels.
     pub(crate) fn load(
         checkpoint: Checkpoint<'_>,
-        config: &Config,
+        config: &ConfigFile,
         side: usize,
         target: &Target<'_>,
     ) -> std::result::Result<Self, LoadError> {
-        let weights = Weights::open(checkpoint, target.device)?;
-        let mut loading = Loading { weights, config, side, device: target.device };
+        let mut weights = Weights::open(checkpoint, target.device)?;
+        target.adapter.map_or(Ok(()), |adapter| weights.adapt(adapter))?;
+        let (config, told) = config.complete(|name| weights.shape(name).map(<[usize]>::to_vec));
+        if let Some(problem) = config.problem() {
+            return Err(LoadError::Config { path: checkpoint.path("config.json"), problem });
+        }
+        let mut loading = Loading { weights, config: &config, told, side, device: target.device };
         match (target.compute, checkpoint) {
             (Compute::Reference, _) => loading.load(&Reference),
             (Compute::Device(kind), _) => {
@@ -157,6 +172,11 @@ impl Model {
     /// Where the packed matrices are.
     pub fn packing(&self) -> &Packing {
         &self.packing
+    }
+
+    /// The fields that `config.json` lacks, which the tensors told.
+    pub(crate) fn told(&self) -> &[&'static str] {
+        &self.told
     }
 
     /// Number of ids that the language model knows.
@@ -268,6 +288,7 @@ impl Drop for Kept {
 struct Loading<'a> {
     weights: Weights,
     config: &'a Config,
+    told: Vec<&'static str>,
     side: usize,
     device: &'a Device,
 }
@@ -295,14 +316,16 @@ impl Loading<'_> {
     fn build<B: Backend>(&self, backend: B) -> std::result::Result<Model, LoadError> {
         let grid = last_grid(self.config, self.side);
         let network = Net::load(backend, &self.weights, self.config, grid)?;
-        let (shared, bytes) = (network.shared(), self.weights.take_bytes());
-        let table = shared.elem_count() * shared.dtype().size_in_bytes();
+        let bytes = self.weights.take_bytes();
+        let of = |table: &Tensor| table.elem_count() * table.dtype().size_in_bytes();
+        let table: usize = network.tables().map(of).sum();
         Ok(Model {
-            vocabulary: shared.dims()[0],
+            vocabulary: network.vocabulary(),
             visual_length: 1 + grid * grid,
             device: self.device.clone(),
             packing: Packing::InMemory,
             bytes: WeightBytes { owned: bytes.owned + table as u64, ..bytes },
+            told: self.told.clone(),
             network: Box::new(network),
         })
     }

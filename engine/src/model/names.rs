@@ -1,12 +1,24 @@
 //! One name for a tensor, whatever layout the checkpoint has.
 
+/// The projection of the native layout; Microsoft's has it transposed, under another name.
+pub(super) const PROJECTION: &str = "projector.image_projection.weight";
+pub(super) const PROJECTION_TRANSPOSED: &str = "projector.image_projection_transposed";
+
+/// The tables of token embeddings: of prompts, of nothing, and of the decoder. Exports of tied ones
+/// differ in which of them survives.
+pub(super) const TABLES: [&str; 3] =
+    ["text.shared.weight", "text.encoder.embed_tokens.weight", "text.decoder.embed_tokens.weight"];
+
+/// What logits are made with; where it is not stored, the table.
+pub(super) const HEAD: &str = "lm_head.weight";
+
 /// One spelling for a tensor of either layout.
 ///
 /// ORIG is Microsoft's layout, NAT the one of `florence-community` and newer transformers.
 pub(super) fn canonical(name: &str) -> String {
     // ORIG writes the projection as a bare parameter that is multiplied from the right.
     if name == "image_projection" {
-        return "projector.image_projection_transposed".to_owned();
+        return PROJECTION_TRANSPOSED.to_owned();
     }
     let name = name.strip_prefix("model.").unwrap_or(name);
     let name = name

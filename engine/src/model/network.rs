@@ -11,6 +11,7 @@ use super::{
     config::Config,
     davit::DaVit,
     logits::Logits,
+    names::{HEAD, TABLES},
     projector::Projector,
     scope::{Scope, Source},
     weights::Weights,
@@ -78,6 +79,8 @@ pub(super) struct Net<B: Backend> {
     projector: Projector<B>,
     /// Token embeddings, `[V, D]`, in the numbers of the file.
     shared: Tensor,
+    /// Those of the decoder, where they are others.
+    answers: Option<Tensor>,
     encoder: Encoder<B>,
     decoder: Decoder<B>,
     lm_head: B::Linear,
@@ -93,10 +96,12 @@ impl<B: Backend> Net<B> {
     ) -> Loaded<Self> {
         let (vision, text) = (&config.vision, &config.text);
         let d = text.d_model;
-        let (table, vocabulary) = table(weights);
-        let shared = weights.get_stored(&format!("{table}.weight"), &[vocabulary, d])?;
+        let (table, answers, vocabulary) = tables(weights)?;
+        let embeddings = |table: &str| weights.get_stored(table, &[vocabulary, d]);
+        let answers = answers.map(embeddings).transpose()?;
         // A fine-tuned checkpoint may carry a head of its own: then that one counts.
-        let head = if weights.shape("lm_head.weight").is_some() { "lm_head" } else { table };
+        let head = if weights.shape(HEAD).is_some() { HEAD } else { table };
+        let head = head.trim_end_matches(".weight");
         let bias = match weights.shape("final_logits_bias") {
             Some(_) => Some(weights.get("final_logits_bias", &[1, vocabulary])?),
             None => None,
@@ -109,7 +114,8 @@ impl<B: Backend> Net<B> {
         Ok(Self {
             vision: DaVit::load(&backend, &scope("vision_tower"), vision)?,
             projector: Projector::load(&backend, &scope("projector"), channels, d, grid)?,
-            shared,
+            shared: embeddings(table)?,
+            answers,
             encoder: Encoder::load(&backend, &scope("text.encoder"), text)?,
             decoder: Decoder::load(&backend, &scope("text.decoder"), text)?,
             lm_head: backend.linear(&scope(head), &head_weight, bias)?,
@@ -117,19 +123,26 @@ impl<B: Backend> Net<B> {
         })
     }
 
-    pub(super) fn shared(&self) -> &Tensor {
-        &self.shared
+    pub(super) fn vocabulary(&self) -> usize {
+        self.shared.dims()[0]
+    }
+
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.shared).chain(&self.answers)
     }
 }
 
-/// The table of token embeddings, and its rows. Exports differ in which of the three tied ones
-/// survives.
-fn table(weights: &Weights) -> (&'static str, usize) {
-    const TABLES: [&str; 3] =
-        ["text.shared", "text.encoder.embed_tokens", "text.decoder.embed_tokens"];
-    let shape = |table: &str| weights.shape(&format!("{table}.weight"));
-    let table = TABLES.into_iter().find(|table| shape(table).is_some()).unwrap_or(TABLES[0]);
-    (table, shape(table).map_or(0, |shape| shape[0]))
+/// The tables that prompts and answers are embedded with, and their rows; the second only where it
+/// is another one.
+fn tables(weights: &Weights) -> Loaded<(&'static str, Option<&'static str>, usize)> {
+    let is_there = |table: &&&str| weights.shape(table).is_some();
+    let table = TABLES.iter().find(is_there).unwrap_or(&TABLES[0]);
+    let answers = TABLES.last().filter(is_there).filter(|answers| *answers != table);
+    let answers = match answers {
+        Some(answers) if !weights.are_equal(table, answers)? => Some(*answers),
+        _ => None,
+    };
+    Ok((table, answers, weights.shape(table).map_or(0, |shape| shape[0])))
 }
 
 impl<B: Backend> Network for Net<B> {
@@ -186,7 +199,7 @@ impl<B: Backend> Decoding for Jobs<'_, B> {
     }
 
     fn step(&mut self, rows: &[Rows], look: Option<Look<'_>>) -> Result<()> {
-        let Net { backend, decoder, shared, lm_head, .. } = self.net;
+        let Net { backend, decoder, shared, answers, lm_head, .. } = self.net;
         let tokens: Vec<u32> = rows.iter().flat_map(|rows| rows.tokens.iter().copied()).collect();
         let mut wanted: BTreeMap<JobId, &mut Memory<B>> =
             self.memories.iter_mut().map(|(job, memory)| (*job, memory)).collect();
@@ -195,7 +208,11 @@ impl<B: Backend> Decoding for Jobs<'_, B> {
             Ok((memory, tokens.len()))
         });
         let mut jobs = jobs.collect::<Result<Vec<_>>>()?;
-        let hidden = decoder.step(backend, &embed(shared, &tokens)?, &mut jobs)?;
+        let hidden = decoder.step(
+            backend,
+            &embed(answers.as_ref().unwrap_or(shared), &tokens)?,
+            &mut jobs,
+        )?;
         look.map_or(Ok(()), |look| backend.logits(lm_head, &hidden, look))
     }
 

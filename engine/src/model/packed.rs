@@ -35,6 +35,15 @@ const HEADER: usize = 1 << 18;
 /// What stands before the header.
 const LENGTH: usize = size_of::<u64>();
 
+/// What matrices are packed of, and in which numbers.
+pub(super) struct Content<'a> {
+    /// Whatever they depend on, the adapter's files too.
+    pub(super) files: &'a [&'a Path],
+    /// The directory of an adapter that is merged in.
+    pub(super) adapter: Option<&'a Path>,
+    pub(super) precision: Precision,
+}
+
 /// Where the packed matrices of a checkpoint are in one precision, and what they are made of.
 pub(super) struct Place {
     directory: PathBuf,
@@ -54,54 +63,44 @@ pub(super) enum Packed {
 }
 
 impl Place {
-    /// The file beside these weight files, of the checkpoint in `directory`.
+    /// The file beside the weight files, of the checkpoint in `directory`.
     ///
     /// # Errors
     ///
-    /// A weight file's length or time cannot be read.
-    pub(super) fn beside<'a>(
-        directory: &Path,
-        weights: impl Iterator<Item = &'a Path>,
-        precision: Precision,
-    ) -> io::Result<Self> {
-        Self::new(directory, "", weights, precision)
+    /// A file's length or time cannot be read.
+    pub(super) fn beside(directory: &Path, content: &Content<'_>) -> io::Result<Self> {
+        Self::new(directory, "", content)
     }
 
-    /// The file in `directory` that belongs to the weight files of a checkpoint elsewhere. Its path
-    /// is part of the name: others have files of the same lengths, and perhaps of the same times.
+    /// The file in `directory` that belongs to a checkpoint elsewhere. Its path is part of the
+    /// name: others have files of the same lengths, and perhaps of the same times.
     ///
     /// # Errors
     ///
-    /// The path, or a weight file's length or time, cannot be read.
-    pub(super) fn within<'a>(
+    /// The path, or a file's length or time, cannot be read.
+    pub(super) fn within(
         directory: &Path,
         checkpoint: &Path,
-        weights: impl Iterator<Item = &'a Path>,
-        precision: Precision,
+        content: &Content<'_>,
     ) -> io::Result<Self> {
-        let path = fs::canonicalize(checkpoint)?;
-        let name = format!("-{}", checksum(path.as_os_str().as_bytes()));
-        Self::new(directory, &name, weights, precision)
+        Self::new(directory, &format!("-{}", digest(&fs::canonicalize(checkpoint)?)), content)
     }
 
-    fn new<'a>(
-        directory: &Path,
-        suffix: &str,
-        weights: impl Iterator<Item = &'a Path>,
-        precision: Precision,
-    ) -> io::Result<Self> {
+    fn new(directory: &Path, suffix: &str, content: &Content<'_>) -> io::Result<Self> {
+        let Content { files, adapter, precision } = *content;
         let mut origin = HashMap::from([
             ("format".to_owned(), format!("florence packed {}", Matrix::LAYOUT)),
             ("precision".to_owned(), precision.name().to_owned()),
         ]);
-        for path in weights {
+        for path in files {
             let file = fs::metadata(path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let changed = file.modified()?.duration_since(std::time::UNIX_EPOCH);
             let changed = changed.unwrap_or_default().as_nanos();
             origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
         }
-        let name = format!("florence-packed-{}{suffix}.safetensors", precision.name());
+        let adapter = adapter.map(adapter_name).transpose()?.unwrap_or_default();
+        let name = format!("florence-packed-{}{suffix}{adapter}.safetensors", precision.name());
         Ok(Self { directory: directory.to_owned(), name, origin })
     }
 
@@ -159,6 +158,20 @@ impl Place {
         });
         is_whole.then(|| Mapped { map: Arc::new(map), tensors })
     }
+}
+
+/// What tells the file of one adapter from that of another: its directory's name, as far as a
+/// file's name has room for it, and a digest of the whole path.
+fn adapter_name(directory: &Path) -> io::Result<String> {
+    const MOST: usize = 40;
+    let path = fs::canonicalize(directory)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().take(MOST).collect();
+    Ok(format!("+{name}-{}", digest(&path)))
+}
+
+fn digest(path: &Path) -> String {
+    checksum(path.as_os_str().as_bytes())
 }
 
 fn checksum(bytes: &[u8]) -> String {

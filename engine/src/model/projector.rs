@@ -11,8 +11,11 @@ use super::{
 pub(crate) struct Projector<B: Backend> {
     projection: B::Linear,
     norm: B::Norm,
-    /// Position and time of every visual token, `[N, C]`.
+    /// Position and time of every visual token of the usual picture, `[N, C]`.
     positions: Tensor,
+    /// What they are made of, for pictures of other sizes.
+    rows: Tensor,
+    columns: Tensor,
 }
 
 impl<B: Backend> Projector<B> {
@@ -54,12 +57,19 @@ impl<B: Backend> Projector<B> {
             projection,
             norm: backend.norm(&scope.pp("image_proj_norm"), d_model)?,
             positions: positions(&rows, &columns, side).map_err(LoadError::Device)?,
+            rows,
+            columns,
         })
     }
 
     /// `[B, N, C] -> [B, 1 + N, D]`: the mean token first, then every token.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.broadcast_add(&self.positions)?;
+        let n = x.dim(1)?;
+        let x = if n == self.positions.dim(0)? {
+            x.broadcast_add(&self.positions)?
+        } else {
+            x.broadcast_add(&positions(&self.rows, &self.columns, n.isqrt())?)?
+        };
         let tokens = Tensor::cat(&[&x.mean_keepdim(1)?, &x], 1)?;
         self.norm.forward(&self.projection.forward(&tokens)?)
     }

@@ -3,6 +3,7 @@
 //! Names are mapped to one canonical form when the files are opened:
 //! `vision_tower.*`, `projector.*`, `text.*`, `lm_head.weight`, `final_logits_bias`, with the
 //! native layout's spelling below the prefix. The network asks for canonical names only.
+//! Where there is an adapter, each weight is merged with it as it is given out.
 
 use std::{
     cell::Cell,
@@ -18,10 +19,13 @@ use candle_core::{
 };
 
 use super::{
-    Checkpoint, Shape, StandIn, embedded,
+    Checkpoint, Shape, StandIn,
+    adapter::{self, Adapter, Whole},
+    embedded,
     error::LoadError,
-    names::canonical,
-    packed::{Packed, Place},
+    lora::Change,
+    names::{HEAD, PROJECTION, PROJECTION_TRANSPOSED, TABLES, canonical},
+    packed::{Content, Packed, Place},
 };
 use crate::kernels::{Matrix, Precision};
 
@@ -35,6 +39,9 @@ enum File {
 pub(crate) struct Weights {
     files: Vec<(PathBuf, File)>,
     index: HashMap<String, Entry>,
+    /// What an adapter makes of some of them.
+    changes: HashMap<String, Change>,
+    adapter: Option<PathBuf>,
     device: Device,
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
@@ -51,11 +58,12 @@ pub struct WeightBytes {
     pub owned: u64,
 }
 
-#[derive(Clone)]
-struct Entry {
+/// A tensor of a file.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Entry {
     file: usize,
-    name: String,
-    shape: Vec<usize>,
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
 }
 
 /// Finds out whether a file that is there is the file itself.
@@ -76,31 +84,143 @@ impl Weights {
         const SINGLE: &str = "model.safetensors";
         const SHARDS: &str = "model.safetensors.index.json";
         const PICKLE: &str = "pytorch_model.bin";
-        let (files, index) = (Vec::new(), HashMap::new());
-        let (device, packed) = (device.clone(), Packed::Nowhere);
-        let (is_synthetic, bytes) = (false, Cell::default());
-        let mut weights = Self { files, index, device, is_synthetic, packed, bytes };
+        let mut weights = Self {
+            files: Vec::new(),
+            index: HashMap::new(),
+            changes: HashMap::new(),
+            adapter: None,
+            device: device.clone(),
+            is_synthetic: false,
+            packed: Packed::Nowhere,
+            bytes: Cell::default(),
+        };
+        let mut names = Vec::new();
         if let Checkpoint::Synthetic(shape) = checkpoint {
-            weights.add("text.shared.weight".to_owned(), vec![Shape::VOCABULARY, shape.d_model()]);
+            let shape = vec![Shape::VOCABULARY, shape.d_model()];
+            names.push(Entry { file: 0, name: TABLES[0].to_owned(), shape });
             weights.is_synthetic = true;
         } else if let Checkpoint::Embedded = checkpoint {
-            weights.add_embedded(embedded(SINGLE).unwrap_or_default(), checkpoint.path(SINGLE))?;
+            let bytes = embedded(SINGLE).unwrap_or_default();
+            names = weights.add_embedded(bytes, checkpoint.path(SINGLE))?;
         } else if checkpoint.has(SINGLE) {
-            weights.add_safetensors(checkpoint.path(SINGLE))?;
+            names = weights.add_safetensors(checkpoint.path(SINGLE))?;
         } else if checkpoint.has(SHARDS) {
             let Index { weight_map } = checkpoint.read_json(SHARDS)?;
             let mut shards: Vec<String> = weight_map.into_values().collect();
             shards.sort_unstable();
             shards.dedup();
             for shard in shards {
-                weights.add_safetensors(checkpoint.path(&shard))?;
+                names.extend(weights.add_safetensors(checkpoint.path(&shard))?);
             }
         } else if checkpoint.has(PICKLE) {
-            weights.add_pickle(checkpoint.path(PICKLE))?;
+            names = weights.add_pickle(checkpoint.path(PICKLE))?;
         } else {
             return Err(LoadError::NoWeights(checkpoint.path("")));
         }
+        // Names that the network does not know are never asked for.
+        weights.index = names.into_iter().map(|entry| (canonical(&entry.name), entry)).collect();
         Ok(weights)
+    }
+
+    /// Merges an adapter's directory in: from now on weights are given out as it changes them.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Config`] says what of it cannot be merged with this checkpoint.
+    pub(crate) fn adapt(&mut self, directory: &Path) -> Result<(), LoadError> {
+        let adapter = Adapter::read(directory)?;
+        let path = adapter.file()?;
+        let is_pickle = path.extension().is_some_and(|extension| extension == "bin");
+        let entries = if is_pickle { self.add_pickle(path)? } else { self.add_safetensors(path)? };
+        let mut plan = adapter.plan(entries, |name| self.adaptable(name))?;
+        let is_tied = |name: &str| name == HEAD || TABLES.contains(&name);
+        let unties = plan.names().any(is_tied);
+        let (copies, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut plan.whole).into_iter().partition(|(_, whole)| whole.is_copy);
+        if others.iter().any(|(name, _)| TABLES.contains(&&**name)) {
+            // What is tied to it changes with it.
+            self.index.retain(|name, _| !TABLES.contains(&&**name));
+        }
+        for (name, Whole { entry, .. }) in others {
+            self.replace(name, entry);
+        }
+        if unties {
+            self.untie();
+        }
+        for (name, Whole { entry, .. }) in copies {
+            self.replace(name, entry);
+        }
+        let read =
+            |entry: &Entry| self.read(entry)?.to_dtype(DType::F32).map_err(LoadError::Device);
+        let changes = adapter.changes(&plan, |name| self.adaptable(name), read)?;
+        let is_transposed = !self.index.contains_key(PROJECTION);
+        let target = |(name, change)| match change {
+            Change::Weight(lora) if is_transposed && name == PROJECTION => {
+                (PROJECTION_TRANSPOSED.to_owned(), Change::Transposed(lora))
+            }
+            change => (name, change),
+        };
+        self.changes = changes.into_iter().map(target).collect();
+        self.adapter = Some(directory.to_owned());
+        Ok(())
+    }
+
+    /// The shape of a weight that an adapter may change.
+    fn adaptable(&self, name: &str) -> Option<Vec<usize>> {
+        let shape = |name: &str| self.shape(name).map(<[usize]>::to_vec);
+        shape(name).or_else(|| match name {
+            PROJECTION => shape(PROJECTION_TRANSPOSED).map(|shape| vec![shape[1], shape[0]]),
+            HEAD => TABLES.iter().find_map(|table| shape(table)),
+            _ if TABLES.contains(&name) => TABLES.iter().find_map(|table| shape(table)),
+            _ => None,
+        })
+    }
+
+    /// The weights' names, canonical and in their files.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.index.iter().map(|(name, entry)| (name.as_str(), entry.name.as_str()))
+    }
+
+    /// How many weights the adapter changes.
+    pub(super) fn changed(&self) -> usize {
+        let of_adapter =
+            |entry: &&Entry| self.adapter.is_some() && entry.file + 1 == self.files.len();
+        self.changes.len() + self.index.values().filter(of_adapter).count()
+    }
+
+    /// Takes another tensor under a name.
+    fn replace(&mut self, name: String, entry: Entry) {
+        if name == PROJECTION {
+            self.index.remove(PROJECTION_TRANSPOSED);
+        }
+        self.index.insert(name, entry);
+    }
+
+    /// Gives tied weights names of their own, so that one can change without the others.
+    fn untie(&mut self) {
+        let table = TABLES.iter().find_map(|name| self.index.get(*name)).cloned();
+        for (name, table) in TABLES.into_iter().chain([HEAD]).zip(std::iter::repeat(table)) {
+            if let Some(table) = table {
+                self.index.entry(name.to_owned()).or_insert(table);
+            }
+        }
+    }
+
+    /// Whether two weights are the same, or have the same values.
+    pub(crate) fn are_equal(&self, one: &str, other: &str) -> Result<bool, LoadError> {
+        let (Some(a), Some(b)) = (self.index.get(one), self.index.get(other)) else {
+            return Ok(false);
+        };
+        let is_changed = [one, other].iter().any(|name| self.changes.contains_key(*name));
+        if is_changed || a.shape != b.shape {
+            return Ok(false);
+        }
+        if a == b {
+            return Ok(true);
+        }
+        let (a, b) = (self.read(a)?, self.read(b)?);
+        let differ = || a.to_dtype(b.dtype())?.ne(&b)?.flatten_all()?.max(0)?.to_scalar::<u8>();
+        Ok(differ().map_err(LoadError::Device)? == 0)
     }
 
     /// Takes matrices that are packed in these numbers from a file beside the checkpoint, or in a
@@ -115,10 +235,13 @@ impl Weights {
         elsewhere: Option<&Path>,
         precision: Precision,
     ) -> std::io::Result<()> {
-        let files = self.files.iter().map(|(path, _)| path.as_path());
+        let mut files: Vec<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
+        let settings = self.adapter.as_ref().map(|adapter| adapter.join(adapter::CONFIG));
+        files.extend(settings.as_deref());
+        let content = Content { files: &files, adapter: self.adapter.as_deref(), precision };
         let place = match elsewhere {
-            None => Place::beside(checkpoint, files, precision)?,
-            Some(directory) => Place::within(directory, checkpoint, files, precision)?,
+            None => Place::beside(checkpoint, &content)?,
+            Some(directory) => Place::within(directory, checkpoint, &content)?,
         };
         self.packed = place.claim()?;
         Ok(())
@@ -145,45 +268,49 @@ impl Weights {
         Ok(true)
     }
 
-    fn add_embedded(&mut self, bytes: &'static [u8], path: PathBuf) -> Result<(), LoadError> {
+    fn add_embedded(
+        &mut self,
+        bytes: &'static [u8],
+        path: PathBuf,
+    ) -> Result<Vec<Entry>, LoadError> {
         let file = SliceSafetensors::new(bytes)
             .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
-        for (name, view) in file.tensors() {
-            self.add(name, view.shape().to_vec());
-        }
+        let tensors = file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec()));
+        let entries = self.entries(tensors);
         self.files.push((path, File::Embedded(file)));
-        Ok(())
+        Ok(entries)
     }
 
     #[expect(unsafe_code, reason = "mapping a file")]
-    fn add_safetensors(&mut self, path: PathBuf) -> Result<(), LoadError> {
+    fn add_safetensors(&mut self, path: PathBuf) -> Result<Vec<Entry>, LoadError> {
         check_start(&path)?;
         // SAFETY: the mapping is read-only; like every user of mapped weights we rely on the
         // operator not to change a model's files while they are in use.
         let mapped = unsafe { MmapedSafetensors::new(&path) }
             .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
-        for (name, view) in mapped.tensors() {
-            self.add(name, view.shape().to_vec());
-        }
+        let tensors =
+            mapped.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec()));
+        let entries = self.entries(tensors);
         self.files.push((path, File::Safetensors(mapped)));
-        Ok(())
+        Ok(entries)
     }
 
-    fn add_pickle(&mut self, path: PathBuf) -> Result<(), LoadError> {
+    fn add_pickle(&mut self, path: PathBuf) -> Result<Vec<Entry>, LoadError> {
         check_start(&path)?;
-        let tensors = PthTensors::new(&path, None)
+        let file = PthTensors::new(&path, None)
             .map_err(|source| LoadError::Damaged { path: path.clone(), source })?;
-        for (name, info) in tensors.tensor_infos() {
-            self.add(name.clone(), info.layout.shape().dims().to_vec());
-        }
-        self.files.push((path, File::Pickle(tensors)));
-        Ok(())
+        let tensors = file.tensor_infos().iter();
+        let tensors =
+            tensors.map(|(name, info)| (name.clone(), info.layout.shape().dims().to_vec()));
+        let entries = self.entries(tensors);
+        self.files.push((path, File::Pickle(file)));
+        Ok(entries)
     }
 
-    /// Records a tensor of the file that is about to be pushed; unknown names are ignored later.
-    fn add(&mut self, name: String, shape: Vec<usize>) {
-        let entry = Entry { file: self.files.len(), name, shape };
-        self.index.insert(canonical(&entry.name), entry);
+    /// The tensors of the file that is about to be pushed.
+    fn entries(&self, tensors: impl Iterator<Item = (String, Vec<usize>)>) -> Vec<Entry> {
+        let file = self.files.len();
+        tensors.map(|(name, shape)| Entry { file, name, shape }).collect()
     }
 
     /// The shape of a tensor, if the checkpoint has it.
@@ -197,7 +324,7 @@ impl Weights {
         tensor.to_dtype(DType::F32).map_err(LoadError::Device)
     }
 
-    /// The same in the numbers that the file has.
+    /// The same in the numbers that the file has; in float32 where an adapter changes it.
     pub(crate) fn get_stored(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         if self.is_synthetic {
             let tensor =
@@ -215,8 +342,17 @@ impl Weights {
                 found: entry.shape.clone(),
             });
         }
+        let tensor = self.read(entry)?;
+        match self.changes.get(name) {
+            Some(change) => tensor.to_dtype(DType::F32).and_then(|weight| change.merged(&weight)),
+            None => Ok(tensor),
+        }
+        .map_err(LoadError::Device)
+    }
+
+    /// A tensor as its file has it.
+    fn read(&self, entry: &Entry) -> Result<Tensor, LoadError> {
         let (path, file) = &self.files[entry.file];
-        let damaged = |source| LoadError::Damaged { path: path.clone(), source };
         let tensor = match file {
             File::Safetensors(file) => file.load(&entry.name, &self.device),
             File::Embedded(file) => file.load(&entry.name, &self.device),
@@ -225,7 +361,7 @@ impl Weights {
                 None => Err(candle_core::Error::CannotFindTensor { path: entry.name.clone() }),
             }),
         };
-        tensor.map_err(damaged)
+        tensor.map_err(|source| LoadError::Damaged { path: path.clone(), source })
     }
 
     /// What was given out since this was asked last.

@@ -110,7 +110,9 @@ pub(crate) enum Scored {
 pub(crate) fn post_process(kind: AnswerKind, text: &str, scale: Scale) -> Parsed {
     let text = text.replace("<s>", "").replace("</s>", "").replace("<pad>", "");
     let (json, locations) = match kind {
-        AnswerKind::Text => return Parsed { json: json!(text.trim()), scored: Scored::Text },
+        AnswerKind::Text => {
+            return Parsed { json: json!(parse::strip(&text)), scored: Scored::Text };
+        }
         AnswerKind::LabelledBoxes => boxes(parse::labelled_boxes(&text), scale),
         AnswerKind::Boxes => boxes(parse::boxes(&text), scale),
         AnswerKind::Phrases => boxes(parse::phrases(&text), scale),

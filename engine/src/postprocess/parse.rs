@@ -144,7 +144,7 @@ pub(super) fn phrases(text: &str) -> Vec<LabelledBox> {
 /// Words followed by the eight bins of a quadrilateral.
 pub(super) fn quads(text: &str) -> impl Iterator<Item = LabelledBox<8>> {
     QUAD.captures_iter(text).map_while(Result::ok).map(|found| LabelledBox {
-        label: found.get(1).map_or("", |m| m.as_str()).trim().to_owned(),
+        label: strip(found.get(1).map_or("", |m| m.as_str())).to_owned(),
         bins: std::array::from_fn(|i| bin(&found, i + 2)),
         first_location: locations(text, found.get(1).map_or(0, |m| m.end())),
     })
@@ -170,7 +170,12 @@ fn chunks<'t>(pattern: &'static Regex, text: &'t str) -> impl Iterator<Item = (u
 }
 
 fn name(pattern: &Regex, chunk: &str) -> Option<String> {
-    Some(pattern.find(chunk).ok()??.as_str().trim().to_owned())
+    Some(strip(pattern.find(chunk).ok()??.as_str()).to_owned())
+}
+
+/// Without blanks at the ends; to Python, four separators are blanks too.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
 /// The reference drops other characters from labels, after trimming.

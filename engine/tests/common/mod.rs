@@ -7,8 +7,12 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "not every test needs every helper")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
+use candle_core::{Device, Tensor, safetensors};
 use florence_engine::{Florence, LoadOptions};
 use serde_json::Value;
 
@@ -20,6 +24,32 @@ pub(crate) fn path(name: &str) -> PathBuf {
 /// A JSON fixture.
 pub(crate) fn fixture(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path(name)).unwrap()).unwrap()
+}
+
+/// A copy of a directory's files.
+pub(crate) fn copy(directory: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let from = entry.unwrap().path();
+        if from.is_file() {
+            std::fs::copy(&from, to.path().join(from.file_name().unwrap())).unwrap();
+        }
+    }
+    to
+}
+
+/// Changes a JSON file.
+pub(crate) fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+}
+
+/// Changes the tensors of a file.
+pub(crate) fn edit_tensors(path: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let mut tensors = safetensors::load(path, &Device::Cpu).unwrap();
+    change(&mut tensors);
+    safetensors::save(&tensors, path).unwrap();
 }
 
 /// The checkpoint of a directory.

@@ -11,7 +11,7 @@ mod kinds;
 mod values;
 
 use florence_engine::{
-    Coordinates, Decimals, Precision,
+    Coordinates, Decimals, Precision, TokenIds,
     fetch::{Authorities, Buckets, Hosts, Networks},
     image::Formats,
     prompt::Prompts,
@@ -47,6 +47,12 @@ macro_rules! settings {
 settings! {
     MODEL: Parsed<String>("a directory"), "model", "", AtStart,
         "checkpoint directory; without one, the embedded tiny model";
+    ADAPTER: Parsed<String>("a directory"), "adapter", "", AtStart,
+        "directory of a PEFT adapter (LoRA) that is merged into the checkpoint's weights";
+    TOKENIZER: Parsed<String>("a directory"), "tokenizer", "", AtStart,
+        "directory whose tokenizer is taken instead of the checkpoint's, for fine-tunes that have none";
+    TOKEN_IDS: Parsed<TokenIds>("checkpoint or tokenizer"), "token-ids", "checkpoint", AtStart,
+        "which tokens begin and end answers: `checkpoint` takes those that its files give, as the reference does, `tokenizer` its `<s>` and `</s>`, for fine-tunes whose files are wrong";
     KEEP_PACKED: Flag, "keep-packed", "yes", AtStart,
         "keeps the packed weights in a file, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
     PACKED_DIRECTORY: Parsed<String>("a directory"), "packed-directory", "", AtStart,
@@ -239,6 +245,7 @@ mod tests {
             ("decimals", "10"),
             ("paused", "1"),
             ("thumbnails", "1025"),
+            ("token-ids", "both"),
             ("ended-jobs", "-1"),
             ("prompts", "all"),
             ("prompts", ""),

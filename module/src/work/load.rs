@@ -1,11 +1,6 @@
 //! Loads the model, on the threads of the engines.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, thread, time::Instant};
 
 use florence_engine::{Device, Error, Florence, LoadOptions, model::Packing};
 
@@ -46,12 +41,18 @@ pub(super) fn plans() -> Vec<Plan> {
         cpus: settings::CPUS.get().0.clone(),
         precision: *settings::PRECISION.get(),
         keep_packed: settings::KEEP_PACKED.get(),
-        packed_directory: Some(settings::PACKED_DIRECTORY.get().as_str())
-            .filter(|directory| !directory.is_empty())
-            .map(PathBuf::from),
+        packed_directory: directory(&settings::PACKED_DIRECTORY.get()),
+        adapter: directory(&settings::ADAPTER.get()),
+        tokenizer: directory(&settings::TOKENIZER.get()),
+        token_ids: *settings::TOKEN_IDS.get(),
         ..LoadOptions::default()
     };
     planned(&devices, settings::ENGINES.size(), &options)
+}
+
+/// A directory, if the setting names one.
+fn directory(setting: &str) -> Option<PathBuf> {
+    (!setting.is_empty()).then(|| PathBuf::from(setting))
 }
 
 pub(super) fn cores() -> usize {
@@ -110,9 +111,9 @@ fn from_settings(Plan { options, shares, .. }: &Plan) -> Result<Florence, String
         let shared = shared.ok_or_else(|| format!("engine {engine} could not load it"))?;
         shared.florence.another(options)
     } else {
-        match settings::MODEL.get().as_str() {
-            "" => Florence::embedded(options),
-            directory => Florence::load(Path::new(directory), options),
+        match directory(&settings::MODEL.get()) {
+            None => Florence::embedded(options),
+            Some(directory) => Florence::load(&directory, options),
         }
     };
     // What follows the first line, a backtrace perhaps, is of no use to clients.
@@ -139,6 +140,9 @@ fn ready(
         options.threads,
     ));
     if shares.is_none() {
+        for remark in florence.remarks() {
+            server::warn(&format!("model {}: {remark}", florence.name()));
+        }
         if let Some(note) = model::note(&florence) {
             server::warn(&note);
         }

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
     Error, Stop, catch_panic,
     chain::Asked,
-    image::{self, DecodeLimits, Decoded, Orientation},
+    image::{self, DecodeLimits, Decoded, Orientation, Rgb},
     serve::{Input, Keys, Part, PictureKey, Work},
 };
 
@@ -129,18 +129,19 @@ pub(super) fn next(
             claimant.run.answered(answers);
             continue;
         }
+        let input = |picture: &Rgb| {
+            let input = florence.preprocess(picture).map(Input::Picture);
+            input.map_err(|error| Failure::from(&error))
+        };
         let inputs = if first.area.is_some() {
             let decoded = picture.decode(claimant)?;
             let areas = asked.iter().filter_map(|asked| asked.area);
-            areas.map(|area| Input::Picture(florence.preprocess(&decoded.part(area)))).collect()
+            areas.map(|area| input(&decoded.part(area))).collect::<Result<_, Failure>>()?
         } else {
             let seen = || parts.first().and_then(|part| caches.visual(&part.keys));
             let seen = || is_shared.then(seen).flatten().map(Input::Seen);
-            let input = match picture.input.take().or_else(seen) {
-                Some(input) => input,
-                None => Input::Picture(florence.preprocess(picture.decode(claimant)?)),
-            };
-            vec![input]
+            let seen = picture.input.take().or_else(seen);
+            vec![seen.map_or_else(|| input(picture.decode(claimant)?), Ok)?]
         };
         return Ok(Next::Infer { parts, inputs });
     }
