@@ -8,6 +8,9 @@ SHELL := /bin/bash
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 RELEASE := target/release
+# All are built together: for another choice of packages cargo would build the engine once more.
+PACKAGES := -p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load
+EVERYTHING := build --release --locked --lib --bins --tests $(PACKAGES)
 WORK   ?= /tmp/florence-work
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
@@ -37,12 +40,12 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 	$(MAKE) --no-print-directory lint unit integration
 
 unit:  ## unit tests, goldens of the reference, documentation tests, the command line and its page
-	$(CARGO) build --release --locked -p florence-module
-	$(CARGO) test --release --locked -p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load
+	$(CARGO) $(EVERYTHING)
+	$(CARGO) test --release --locked $(PACKAGES)
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests, the typed clients' and the documents' on every server of tools/setup.sh
-	$(CARGO) build --release --locked -p florence-module -p florence-cli
+	$(CARGO) $(EVERYTHING)
 	@! readelf -d $(RELEASE)/libflorence.so | grep -E 'libcu(da|dart|blas|rand)' \
 	  || { echo "a build for the CPU must need no CUDA library"; exit 1; }
 	@tools/integration.sh

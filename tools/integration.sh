@@ -5,8 +5,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# As `make unit` names them: another choice would build the engine once more.
-packages=(-p florence-engine -p florence-cli -p florence-module -p florence-load)
+# Those of the Makefile: another choice would build the engine once more.
+packages=(-p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load)
 failed=0
 for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
     libraries=""

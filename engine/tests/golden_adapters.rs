@@ -195,7 +195,7 @@ fn what_cannot_be_merged_is_named() {
     );
     fails(
         &|directory| {
-            rename(directory, "encoder.layers.1.fc1.lora_A", "encoder.layers.1.fc2.lora_A")
+            rename(directory, "encoder.layers.1.fc1.lora_A", "encoder.layers.1.fc2.lora_A");
         },
         &["of model.language_model.encoder.layers.1.fc1 there is only A or B"],
     );

@@ -1,7 +1,7 @@
 //! Fine-tunes as they lie on the hub: what their files leave out, or have wrong, against the
 //! reference's answers from checkpoints of that form.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 mod common;
 

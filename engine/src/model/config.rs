@@ -219,7 +219,7 @@ impl<F: Fn(&str) -> Option<Vec<usize>>> Told<F> {
 
 /// How many tensors of numbered names there are, one after the other.
 fn count(name: impl Fn(usize) -> String, shape: impl Fn(&str) -> Option<Vec<usize>>) -> usize {
-    (0..).take_while(|i| shape(&name(*i)).is_some()).count()
+    (0..usize::MAX).take_while(|i| shape(&name(*i)).is_some()).count()
 }
 
 impl VisionFields {

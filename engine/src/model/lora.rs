@@ -44,7 +44,7 @@ impl Lora {
         let of = |tensor: &Tensor, dims: &[usize]| tensor.dims() == dims;
         magnitude.is_none_or(|count| counted == [count])
             && if self.is_embedding {
-                of(&self.a, &[rank, *outputs]) && of(&self.b, &[&inputs[..], &[rank]].concat())
+                of(&self.a, &[rank, *outputs]) && of(&self.b, &[inputs, &[rank]].concat())
             } else {
                 let ones = vec![1; inputs.len() - 1];
                 of(&self.a, &[&[rank], inputs].concat())
