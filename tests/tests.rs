@@ -52,6 +52,8 @@ mod memory; // what pictures take while they are read
 mod metrics; // latencies, ends and figures, and the page that documents them
 #[path = "suite/mixed/mod.rs"]
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
+#[path = "suite/models.rs"]
+mod models; // several models in one server, loaded and exchanged while it runs
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
 #[path = "suite/packaging.rs"]

@@ -36,6 +36,9 @@ pub enum Error {
     /// The device could not compute: it is out of memory, or lost.
     #[error("the device failed")]
     Device(#[source] candle_core::Error),
+    /// Its weights are no model's: an answer has no probability.
+    #[error("its answers have no probabilities: the weights are not those of a trained model")]
+    Unusable,
     /// The thread pool could not be started.
     #[error("cannot start the compute threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),

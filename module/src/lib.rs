@@ -15,7 +15,7 @@
 //! - `queue`: unfinished jobs, their order, and who works on them
 //! - `job`: the hash's fields, its states, its life
 //! - `source`: where pictures may come from
-//! - `model`: the model, as far as it is loaded
+//! - `model`: the models, as far as they are loaded
 //! - `server`: the module API; the only hand-written unsafe code
 //! - `figures`: counters and latencies
 //! - `settings`: one table of what can be set
@@ -121,6 +121,7 @@ mod module {
             ["florence.hosts", c::hosts, "readonly admin", 0, 0, 0, ""],
             ["florence.stats", c::stats, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
             ["florence.model", c::model, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
+            ["florence.model.change", c::change_model, "admin allow-stale", 0, 0, 0, ""],
             ["florence.control", c::control, "fast pubsub may-replicate", 0, 0, 0, ""],
             ["florence.help", c::help, "readonly fast allow-stale allow-loading", 0, 0, 0, ""],
         ],

@@ -1,16 +1,20 @@
-//! The model, as far as each engine has loaded it, and the memory that pictures for it are decoded in.
+//! The models that jobs can ask for by name, each as far as its engines have loaded it, and the
+//! memory that pictures for them are decoded in.
 
-use std::sync::{
-    Arc, LazyLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, LazyLock, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
-use florence_engine::{Budget, Florence, serve::Caches};
-use parking_lot::{Condvar, Mutex};
+use florence_engine::{Budget, Florence, Precision, serve::Caches};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{figures::Counter, settings};
 
-/// A loaded model, and what was asked lately, of it or of another engine's.
+/// A loaded model, and what was asked lately, of it or of another.
 pub(crate) struct Loaded {
     pub(crate) florence: Florence,
     pub(crate) caches: Arc<Caches>,
@@ -44,60 +48,103 @@ impl Engine {
     }
 }
 
-static ENGINES: Mutex<Vec<Engine>> = Mutex::new(Vec::new());
-/// Told when an engine has loaded its model, or cannot.
-static CHANGED: Condvar = Condvar::new();
-
-/// So many engines begin to load the model.
-pub(crate) fn begin(count: usize) {
-    let new = || Engine { model: Model::Loading, work: Arc::default() };
-    ENGINES.lock().resize_with(count, new);
+/// What a model is loaded from.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    /// The checkpoint; without one, the embedded model.
+    pub(crate) directory: Option<PathBuf>,
+    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) precision: Precision,
+    /// Whether `florence.tokenizer` and `florence.token-ids` are about it.
+    pub(crate) is_of_settings: bool,
+    /// Whether it has to answer once before anybody else may ask it.
+    pub(crate) is_tried: bool,
 }
 
-/// All engines; none before it is known what there is to run on.
-pub(crate) fn engines() -> Vec<Engine> {
-    ENGINES.lock().clone()
+/// A model that is served. What jobs began with they end with, whatever its name means meanwhile.
+pub(crate) struct Hosted {
+    pub(crate) name: String,
+    pub(crate) recipe: Recipe,
+    /// That of no other, also of none before it.
+    pub(crate) id: u64,
+    engines: Mutex<Vec<Engine>>,
+    /// Told when an engine has loaded the model, or cannot.
+    changed: Condvar,
 }
 
-/// How far loading has come: one engine that is ready is enough.
-pub(crate) fn model() -> Model {
-    if let Some(loaded) = loaded() {
-        return Model::Ready(loaded);
+impl Hosted {
+    /// A model that so many engines begin to load.
+    pub(crate) fn new(name: String, recipe: Recipe, engines: usize) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let engine = || Engine { model: Model::Loading, work: Arc::default() };
+        let served = Arc::new(Self {
+            name,
+            recipe,
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            engines: Mutex::new(std::iter::repeat_with(engine).take(engines).collect()),
+            changed: Condvar::new(),
+        });
+        MODELS.write().alive.push(Arc::downgrade(&served));
+        served
     }
-    let engines = ENGINES.lock();
-    let failed = engines.iter().map(|engine| match &engine.model {
-        Model::Failed(problem) => Some(problem),
-        Model::Loading | Model::Ready(_) => None,
-    });
-    match failed.collect::<Option<Vec<_>>>().as_deref() {
-        Some([problem, ..]) => Model::Failed((*problem).clone()),
-        _ => Model::Loading,
+
+    pub(crate) fn engines(&self) -> Vec<Engine> {
+        self.engines.lock().clone()
     }
-}
 
-/// The model, if it is loaded; the engines that have it take turns.
-pub(crate) fn loaded() -> Option<Arc<Loaded>> {
-    static TURN: AtomicUsize = AtomicUsize::new(0);
-    let engines = ENGINES.lock();
-    let first = TURN.fetch_add(1, Ordering::Relaxed) % engines.len().max(1);
-    let (before, after) = engines.split_at(first);
-    after.iter().chain(before).find_map(|engine| ready(&engine.model))
-}
-
-/// An engine's model, if it is loaded.
-pub(crate) fn of(engine: usize) -> Option<Arc<Loaded>> {
-    ENGINES.lock().get(engine).and_then(|engine| ready(&engine.model))
-}
-
-/// An engine's model once it is loaded; none if it cannot be.
-pub(crate) fn wait_for(engine: usize) -> Option<Arc<Loaded>> {
-    let mut engines = ENGINES.lock();
-    loop {
-        match &engines.get(engine)?.model {
-            Model::Loading => CHANGED.wait(&mut engines),
-            Model::Ready(loaded) => return Some(Arc::clone(loaded)),
-            Model::Failed(_) => return None,
+    /// How far loading has come: one engine that is ready is enough.
+    pub(crate) fn model(&self) -> Model {
+        if let Some(loaded) = self.loaded() {
+            return Model::Ready(loaded);
         }
+        let engines = self.engines.lock();
+        let failed = engines.iter().map(|engine| match &engine.model {
+            Model::Failed(problem) => Some(problem),
+            Model::Loading | Model::Ready(_) => None,
+        });
+        match failed.collect::<Option<Vec<_>>>().as_deref() {
+            Some([problem, ..]) => Model::Failed((*problem).clone()),
+            _ => Model::Loading,
+        }
+    }
+
+    /// The model, if it is loaded; the engines that have it take turns.
+    pub(crate) fn loaded(&self) -> Option<Arc<Loaded>> {
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        let engines = self.engines.lock();
+        let first = TURN.fetch_add(1, Ordering::Relaxed) % engines.len().max(1);
+        let (before, after) = engines.split_at(first);
+        after.iter().chain(before).find_map(|engine| ready(&engine.model))
+    }
+
+    /// An engine's model, if it is loaded.
+    pub(crate) fn of(&self, engine: usize) -> Option<Arc<Loaded>> {
+        self.engines.lock().get(engine).and_then(|engine| ready(&engine.model))
+    }
+
+    /// What an engine has done.
+    pub(crate) fn work(&self, engine: usize) -> Option<Arc<Work>> {
+        self.engines.lock().get(engine).map(|engine| Arc::clone(&engine.work))
+    }
+
+    /// An engine's model once it is loaded, or why it cannot be.
+    pub(crate) fn wait_for(&self, engine: usize) -> Result<Arc<Loaded>, String> {
+        let mut engines = self.engines.lock();
+        loop {
+            match engines.get(engine).map(|engine| &engine.model) {
+                Some(Model::Loading) => self.changed.wait(&mut engines),
+                Some(Model::Ready(loaded)) => return Ok(Arc::clone(loaded)),
+                Some(Model::Failed(problem)) => return Err(problem.clone()),
+                None => return Err(format!("there is no engine {engine}")),
+            }
+        }
+    }
+
+    pub(crate) fn set(&self, engine: usize, model: Model) {
+        if let Some(engine) = self.engines.lock().get_mut(engine) {
+            engine.model = model;
+        }
+        self.changed.notify_all();
     }
 }
 
@@ -108,7 +155,74 @@ fn ready(model: &Model) -> Option<Arc<Loaded>> {
     }
 }
 
-/// The caches of all engines.
+/// What names mean now.
+struct Models {
+    named: Vec<Arc<Hosted>>,
+    /// The name of the one for jobs that ask for none.
+    default: String,
+    /// All that there are, also those that no name means any more, as long as they have jobs.
+    alive: Vec<Weak<Hosted>>,
+}
+
+static MODELS: RwLock<Models> =
+    RwLock::new(Models { named: Vec::new(), default: String::new(), alive: Vec::new() });
+
+/// All models that have names; none before it is known which.
+pub(crate) fn named() -> Vec<Arc<Hosted>> {
+    MODELS.read().named.clone()
+}
+
+/// Those that are there without a name, until their last jobs have ended.
+pub(crate) fn leaving() -> usize {
+    let mut models = MODELS.write();
+    models.alive.retain(|model| model.strong_count() > 0);
+    models.alive.len().saturating_sub(models.named.len())
+}
+
+/// The model of a name, or the default one.
+pub(crate) fn find(name: Option<&str>) -> Option<Arc<Hosted>> {
+    let models = MODELS.read();
+    let name = name.unwrap_or(&models.default);
+    models.named.iter().find(|model| model.name == name).cloned()
+}
+
+/// Whether jobs that ask for no model get this one.
+pub(crate) fn is_default(model: &Hosted) -> bool {
+    MODELS.read().default == model.name
+}
+
+/// Gives a model its name; the one that had it.
+pub(crate) fn name(model: &Arc<Hosted>) -> Option<Arc<Hosted>> {
+    let mut models = MODELS.write();
+    if let Some(known) = models.named.iter_mut().find(|known| known.name == model.name) {
+        return Some(std::mem::replace(known, Arc::clone(model)));
+    }
+    models.named.push(Arc::clone(model));
+    None
+}
+
+/// Takes its name from a model, if it is still the one that has it.
+pub(crate) fn forget(model: &Arc<Hosted>) {
+    MODELS.write().named.retain(|known| !Arc::ptr_eq(known, model));
+}
+
+/// Makes a model the one for jobs that ask for none.
+pub(crate) fn make_default(name: &str) {
+    name.clone_into(&mut MODELS.write().default);
+}
+
+/// How far loading of the default model has come.
+pub(crate) fn model() -> Model {
+    find(None).map_or(Model::Loading, |model| model.model())
+}
+
+/// The names that jobs can ask for, for messages.
+pub(crate) fn names() -> String {
+    let names: Vec<String> = named().iter().map(|model| model.name.clone()).collect();
+    names.join(", ")
+}
+
+/// The caches of all models.
 pub(crate) fn caches() -> &'static Arc<Caches> {
     static CACHES: LazyLock<Arc<Caches>> = LazyLock::new(|| {
         let (answers, pictures) =
@@ -131,11 +245,4 @@ pub(crate) fn work() -> &'static Budget {
 pub(crate) fn note(florence: &Florence) -> Option<String> {
     let note = florence.note()?;
     Some(format!("{note} --to DIRECTORY, then florence.model DIRECTORY"))
-}
-
-pub(crate) fn set(engine: usize, model: Model) {
-    if let Some(engine) = ENGINES.lock().get_mut(engine) {
-        engine.model = model;
-    }
-    CHANGED.notify_all();
 }

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Client, Connection, FromRedisValue, Value};
+use redis::{Client, Connection, FromRedisValue, Value, from_redis_value};
 use tempfile::TempDir;
 
 use crate::{Pictures, eventually};
@@ -220,11 +220,25 @@ impl Server {
             .unwrap_or_else(|| panic!("FLORENCE.STATS has no {name}: {stats:?}"))
     }
 
-    /// Waits until the model is loaded.
+    /// What FLORENCE.MODEL tells of the default model.
+    pub fn model(&self) -> HashMap<String, Option<String>> {
+        let mut told: HashMap<String, Value> = self.call(&["FLORENCE.MODEL"]);
+        told.remove("models");
+        told.into_iter().map(|(name, value)| (name, from_redis_value(&value).unwrap())).collect()
+    }
+
+    /// What it tells of all of them, by name.
+    pub fn models(&self) -> HashMap<String, HashMap<String, Option<String>>> {
+        let told: HashMap<String, Value> = self.call(&["FLORENCE.MODEL"]);
+        let models: Vec<HashMap<String, Option<String>>> =
+            from_redis_value(&told["models"]).unwrap();
+        models.into_iter().map(|model| (model["name"].clone().unwrap(), model)).collect()
+    }
+
+    /// Waits until the default model is loaded.
     pub fn wait_for_model(&self) {
         eventually("the model is ready", || {
-            let model: HashMap<String, Option<String>> = self.call(&["FLORENCE.MODEL"]);
-            (model["state"].as_deref() == Some("ready")).then_some(())
+            (self.model()["state"].as_deref() == Some("ready")).then_some(())
         });
     }
 

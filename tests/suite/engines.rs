@@ -67,7 +67,7 @@ fn one_engine_goes_on_where_the_other_has_no_device() {
     eventually("the other has failed", || (engine(&server, 0)["state"] == "failed").then_some(()));
     assert_eq!(answers(&server, 4).len(), 4);
     assert_eq!((engine(&server, 0)["answers"].as_str(), server.stat("engines_ready")), ("0", 1));
-    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    let model = server.model();
     assert_eq!(
         (model["state"].as_deref(), model["device"].as_deref()),
         (Some("ready"), Some("cpu"))
@@ -78,7 +78,7 @@ fn one_engine_goes_on_where_the_other_has_no_device() {
 fn a_device_that_is_not_there_is_told_and_the_server_goes_on() {
     let server = Server::with(Settings::lines(&["florence.device cuda"]));
     let problem = eventually("the model fails", || {
-        let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+        let model = server.model();
         (model["state"].as_deref() == Some("failed")).then(|| model["error"].clone().unwrap())
     });
     assert!(problem.contains("CUDA"), "{problem}");
@@ -91,7 +91,7 @@ fn a_device_that_is_not_there_is_told_and_the_server_goes_on() {
 #[test]
 fn auto_runs_on_the_cpu_where_there_is_no_device_and_says_so() {
     let server = Server::ready(&["florence.device auto"]);
-    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    let model = server.model();
     assert_eq!(model["device"].as_deref(), Some("cpu"));
     assert!(server.log().contains("the model runs on the CPU: "), "{}", server.log());
     assert_eq!(answers(&server, 2).len(), 2);

@@ -430,12 +430,12 @@ fn the_oldest_finished_jobs_make_room() {
 fn a_job_can_insist_on_a_model() {
     let (server, pictures) = (Server::start(), Pictures::serve());
     server.wait_for_model();
-    let model: Map = server.call(&["FLORENCE.MODEL"]);
+    let model = server.model();
     let name = model["name"].clone().unwrap();
     submit(&server, "job", &pictures.url("shapes.png"), &["<CAPTION>", "MODEL", &name]);
     assert_eq!(wait(&server, "job")["state"].as_deref(), Some("done"));
     let error = server.error(&["FLORENCE.SUBMIT", "j", "http://h/x", "<OD>", "MODEL", "other"]);
-    assert_eq!(error, format!("NOMODEL this server's model is {name}"));
+    assert_eq!(error, format!("NOMODEL there is no model other; this server has {name}"));
 }
 
 #[test]

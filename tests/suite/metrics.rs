@@ -318,7 +318,7 @@ fn the_documentation_names_what_a_server_tells() {
         let fields: Vec<String> = told[0].keys().cloned().collect();
         assert_eq!(sorted(fields), sorted(names(heading)), "{command}");
     }
-    let model: Map = server.call(&["FLORENCE.MODEL"]);
+    let model: HashMap<String, Value> = server.call(&["FLORENCE.MODEL"]);
     assert_eq!(sorted(model.into_keys().collect()), sorted(names("FLORENCE.MODEL")));
     let hosts: Vec<Map> = server.call(&["FLORENCE.HOSTS"]);
     let fields: Vec<String> = hosts[0].keys().cloned().collect();

@@ -39,8 +39,18 @@ fn docs(server: &Server, command: &str) -> HashMap<String, Value> {
     docs.remove(&name).unwrap_or_else(|| panic!("{name}: {docs:?}"))
 }
 
-const COMMANDS: [&str; 11] = [
-    "submit", "get", "wait", "cancel", "retry", "jobs", "hosts", "stats", "model", "control",
+const COMMANDS: [&str; 12] = [
+    "submit",
+    "get",
+    "wait",
+    "cancel",
+    "retry",
+    "jobs",
+    "hosts",
+    "stats",
+    "model",
+    "model.change",
+    "control",
     "help",
 ];
 
@@ -141,7 +151,7 @@ fn the_embedded_model_says_what_it_knows() {
     let note = "the embedded tiny model knows coloured shapes and short words; photographs need \
                 real weights: florence pull microsoft/Florence-2-base-ft --to DIRECTORY, then \
                 florence.model DIRECTORY";
-    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    let model = server.model();
     assert_eq!(model["note"].as_deref(), Some(note));
     assert_eq!(server.log().matches(note).count(), 1, "{}", server.log());
     // A checkpoint of the operator's choice needs no such note.
@@ -150,7 +160,7 @@ fn the_embedded_model_says_what_it_knows() {
     let line = format!("florence.model {}", model.path().display());
     let server = Server::with(Settings::lines(&[&line]));
     server.wait_for_model();
-    let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+    let model = server.model();
     assert_eq!(model["note"], None);
     assert!(!server.log().contains("photographs"), "{}", server.log());
 }
@@ -220,13 +230,13 @@ fn a_damaged_model_is_told_and_the_server_lives() {
         let line = format!("florence.model {}", model.path().display());
         let server = Server::with(Settings::lines(&[&line]));
         let problem = eventually("the model fails", || {
-            let model: HashMap<String, Option<String>> = server.call(&["FLORENCE.MODEL"]);
+            let model = server.model();
             (model["state"].as_deref() == Some("failed")).then(|| model["error"].clone().unwrap())
         });
         assert!(problem.contains(expected), "{problem}");
         let refused = server.error(&["FLORENCE.SUBMIT", "j", "http://127.0.0.1/x", "<OD>"]);
         assert!(refused.starts_with("NOMODEL") && refused.contains(expected), "{refused}");
-        assert!(server.log().contains("cannot load the model"));
+        assert!(server.log().contains("cannot load model"));
         assert!(server.call::<String>(&["INFO", "florence"]).contains("florence_model:failed"));
     }
 }
@@ -273,7 +283,7 @@ fn an_adapter_is_merged_into_the_model_and_what_is_missing_is_told() {
         job["result"].clone().unwrap()
     };
     assert_ne!(answer(&plain), answer(&adapted));
-    let model: HashMap<String, Option<String>> = adapted.call(&["FLORENCE.MODEL"]);
+    let model = adapted.model();
     assert_eq!(model["name"].as_deref(), Some("tiny+tiny"));
 
     let bare = format!("florence.model {}", fixture("random-bare"));

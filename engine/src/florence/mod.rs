@@ -262,8 +262,7 @@ impl Florence {
                 ));
             }
         }
-        let adapter = adapter.map(|adapter| format!("+{}", Checkpoint::Directory(adapter).name()));
-        let name = checkpoint.name() + &adapter.unwrap_or_default();
+        let name = named(checkpoint, adapter);
         let questions = Cache::new(QUESTIONS);
         let is_embedded = matches!(checkpoint, Checkpoint::Embedded);
         Ok(Self {
@@ -342,6 +341,28 @@ impl Florence {
             Compute::Device(kind) => format!("{} cuda", kind.as_str()),
             Compute::Reference => "candle".to_owned(),
         }
+    }
+
+    /// The name of a model before it is loaded: as [`Self::name`] tells it afterwards. Without a
+    /// directory, that of the embedded one.
+    pub fn name_of(directory: Option<&Path>, adapter: Option<&Path>) -> String {
+        named(directory.map_or(Checkpoint::Embedded, Checkpoint::Directory), adapter)
+    }
+
+    /// Asks about a blank picture, to see that the whole of the network works.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`] or [`Error::Device`], and [`Error::Unusable`] for an answer without
+    /// probabilities.
+    pub fn try_out(&self) -> Result<(), Error> {
+        let side = self.preprocessor.side().unwrap_or_default();
+        let blank = Rgb { width: side, height: side, data: vec![0; 3 * side * side] };
+        let question = self.question("<CAPTION>", Prompts::Tasks)?;
+        let prepared = Prepared { picture: self.preprocess(&blank)?, question };
+        let options = GenerateOptions { max_new_tokens: Some(4), ..GenerateOptions::default() };
+        let answer = self.run_one(&prepared, &options)?;
+        if answer.score.is_finite() { Ok(()) } else { Err(Error::Unusable) }
     }
 
     /// Whether the device still works.
@@ -570,6 +591,12 @@ impl Florence {
             }
         }
     }
+}
+
+/// The name of a checkpoint with an adapter.
+fn named(checkpoint: Checkpoint<'_>, adapter: Option<&Path>) -> String {
+    let adapter = adapter.map(|adapter| format!("+{}", Checkpoint::Directory(adapter).name()));
+    checkpoint.name() + &adapter.unwrap_or_default()
 }
 
 /// `exp` of the mean of log-probabilities; nothing has no probability.

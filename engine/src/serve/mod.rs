@@ -121,6 +121,11 @@ pub trait Watch {
     /// Most requests that are decoded together, from now on.
     fn most(&self) -> usize;
 
+    /// Takes a turn of the loop; whoever shares a device with other loops lets them have theirs.
+    fn take(&self, turn: &mut dyn FnMut()) {
+        turn();
+    }
+
     /// A turn of the loop has ended.
     fn turned(&self, turn: &Turn);
 
@@ -157,7 +162,7 @@ pub fn serve<A: Asker>(
             let Ok(work) = inbox.recv() else { return Ok(()) };
             serving.admit(work);
         }
-        serving.turn(&mut || inbox.try_recv().ok());
+        watch.take(&mut || serving.turn(&mut || inbox.try_recv().ok()));
         if let Some(failure) = serving.take_lost() {
             return Err(failure);
         }

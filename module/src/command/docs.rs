@@ -42,16 +42,34 @@ const QUESTION: Arg = Arg::new(
     ]),
 );
 
+const CHANGE_OF_MODELS: Arg = Arg::new(
+    c"change",
+    ArgKind::OneOf(&[
+        Arg::new(
+            c"load",
+            ArgKind::Block(&[
+                text(c"name"),
+                text(c"directory"),
+                text(c"precision").after(c"PRECISION").optional(),
+                text(c"adapter").after(c"ADAPTER").optional(),
+            ]),
+        )
+        .after(c"LOAD"),
+        text(c"name").after(c"UNLOAD"),
+        text(c"name").after(c"DEFAULT"),
+    ]),
+);
+
 const fn info(
     name: &'static str,
     arity: i32,
     complexity: &'static str,
     summary: &'static str,
 ) -> CommandInfo {
-    CommandInfo { name, summary, complexity, arity, keys: &[], args: &[] }
+    CommandInfo { name, summary, complexity, arity, is_admin: false, keys: &[], args: &[] }
 }
 
-const INFOS: [CommandInfo; 11] = [
+const INFOS: [CommandInfo; 12] = [
     CommandInfo {
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
@@ -132,8 +150,29 @@ const INFOS: [CommandInfo; 11] = [
         args: &[Arg::new(c"part", ArgKind::OneOf(&[word(c"LATENCY"), word(c"JOBS")])).optional()],
         ..info("florence.stats", -1, "O(1)", "Figures of the module.")
     },
-    info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first."),
-    info("florence.model", 1, "O(1)", "Which model is loaded, and whether it is ready."),
+    CommandInfo {
+        is_admin: true,
+        ..info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first.")
+    },
+    CommandInfo {
+        args: &[Arg { is_optional: true, ..CHANGE_OF_MODELS }],
+        ..info(
+            "florence.model",
+            -1,
+            "O(1)",
+            "Which models there are, and whether they are ready; loads, unloads and chooses them.",
+        )
+    },
+    CommandInfo {
+        is_admin: true,
+        args: &[CHANGE_OF_MODELS],
+        ..info(
+            "florence.model.change",
+            -3,
+            "O(1)",
+            "Loads, unloads and chooses models, as FLORENCE.MODEL does for who may run this.",
+        )
+    },
     info("florence.help", 1, "O(1)", "The commands in short."),
     CommandInfo {
         args: &[text(c"channel"), text(c"message")],

@@ -5,7 +5,7 @@ use redis_module::InfoContext;
 use super::stats::figures;
 use crate::{
     figures::{self, latency},
-    model::{self, Engine, Model},
+    model::{self, Engine, Hosted, Model},
 };
 
 /// Adds our section. In a crash report no lock may be taken, so it is left out there.
@@ -32,8 +32,15 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         let Ok(next) = section.field(&name, value) else { return };
         section = next;
     }
-    for (i, engine) in model::engines().iter().enumerate() {
-        let Ok(next) = section.field(&format!("engine_{i}"), describe(engine)) else { return };
+    for (i, model) in model::named().iter().enumerate() {
+        let Ok(next) = section.field(&format!("model_{i}"), describe(model)) else { return };
+        section = next;
+    }
+    let engines = model::named().iter().flat_map(|model| model.engines()).collect::<Vec<_>>();
+    for (i, engine) in engines.iter().enumerate() {
+        let Ok(next) = section.field(&format!("engine_{i}"), describe_engine(engine)) else {
+            return;
+        };
         section = next;
     }
     if let Ok(built) = section.build_section() {
@@ -49,8 +56,18 @@ fn percentiles(told: &latency::Told) -> (String, String) {
     (name, format!("p50={:.3},p99={:.3},p99.9={:.3}", at(0.5), at(0.99), at(0.999)))
 }
 
+/// A model, and whether it is there.
+fn describe(model: &Hosted) -> String {
+    let state = match model.model() {
+        Model::Loading => "loading",
+        Model::Ready(_) => "ready",
+        Model::Failed(_) => "failed",
+    };
+    format!("name={},state={state},default={}", model.name, u8::from(model::is_default(model)))
+}
+
 /// What an engine has done, and on what.
-fn describe(Engine { model, work }: &Engine) -> String {
+fn describe_engine(Engine { model, work }: &Engine) -> String {
     let (state, device) = match model {
         Model::Loading => ("loading", String::new()),
         Model::Ready(loaded) => ("ready", loaded.florence.device().to_owned()),

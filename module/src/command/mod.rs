@@ -5,9 +5,10 @@ mod cancel;
 mod control;
 mod docs;
 mod get;
+mod hosts;
 mod info;
-mod inspect;
 mod jobs;
+mod model;
 mod stats;
 mod submit;
 mod wait;
@@ -45,9 +46,10 @@ handlers! {
     cancel => cancel::cancel;
     retry => cancel::retry;
     jobs => jobs::run;
-    hosts => inspect::hosts;
+    hosts => hosts::run;
     stats => stats::run;
-    model => inspect::model;
+    model => model::run;
+    change_model => model::change;
     control => control::run;
     help => docs::help;
 }

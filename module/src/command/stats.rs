@@ -34,7 +34,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
     let mut figures = vec![
         ("uptime_ms", uptime),
         ("paused", settings::PAUSED.get().into()),
-        ("model_ready", model::loaded().is_some().into()),
+        ("model_ready", matches!(model::model(), Model::Ready(_)).into()),
         ("jobs_waiting", waiting as u64),
         ("jobs_delayed", queue().delayed() as u64),
         ("jobs_active", active as u64),
@@ -42,8 +42,11 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
     ];
     figures.extend(COUNTERS.iter().map(|(name, counter)| (*name, counter.get())));
     let (answers, pictures) = model::caches().bytes();
-    let engines = model::engines();
+    let models = model::named();
+    let engines: Vec<_> = models.iter().flat_map(|model| model.engines()).collect();
     figures.extend([
+        ("models", models.len() as u64),
+        ("models_leaving", model::leaving() as u64),
         ("engines", engines.len() as u64),
         ("engines_ready", engines.iter().filter(|engine| engine.is_ready()).count() as u64),
         ("cache_result_bytes", answers),
@@ -57,7 +60,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
 /// What the engines hold beside the server's own memory.
 fn memory() -> [(&'static str, u64); 5] {
     let (mut mapped, mut owned) = (0, 0);
-    for engine in model::engines() {
+    for engine in model::named().iter().flat_map(|model| model.engines()) {
         if let Model::Ready(loaded) = &engine.model
             && !loaded.florence.shares_weights()
         {

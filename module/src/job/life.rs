@@ -122,8 +122,9 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         if crashes >= MOST_CRASHES {
             let text = "the server died twice while working on this job";
             Err(Failure::permanent(Code::Crash, text))
-        } else if wants.is_some_and(|wants| !is_model(wants)) {
-            Err(Failure::permanent(Code::NoModel, "this server has another model"))
+        } else if wants.is_some() && model::find(wants).is_none() {
+            let text = format!("this server's models are {}", model::names());
+            Err(Failure::permanent(Code::NoModel, text))
         } else {
             Ok(request)
         }
@@ -160,11 +161,6 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     let deadline = Instant::now() + request.timeout;
     let token = token.clone();
     Claim::Taken(Box::new(Attempt { token, content, picture, request, asked, deadline }))
-}
-
-/// Whether the loaded model has this name.
-fn is_model(name: &str) -> bool {
-    model::loaded().is_some_and(|loaded| loaded.florence.name() == name)
 }
 
 /// The model works on a claimed job. Best effort: where it is not written, the job stays `fetching`,

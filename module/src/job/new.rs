@@ -153,18 +153,21 @@ pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(),
     let taken = *settings::PROMPTS.get();
     chain.check(taken).map_err(|problem| reply::bad_prompt(&problem))?;
     let wanted = options.model.as_deref();
-    let model = model::model();
+    let model = match model::find(wanted) {
+        Some(model) => model.model(),
+        // Which there are is known once the threads are there.
+        None if model::named().is_empty() => Model::Loading,
+        None => {
+            let (wanted, names) = (wanted.unwrap_or_default(), model::names());
+            let text = format!("there is no model {wanted}; this server has {names}");
+            return Err(reply::error("NOMODEL", text));
+        }
+    };
     let florence = match &model {
         Model::Ready(loaded) => Some(&loaded.florence),
         Model::Loading => None,
         Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
     };
-    if let (Some(wanted), Some(florence)) = (wanted, florence)
-        && wanted != florence.name()
-    {
-        let text = format!("this server's model is {}", florence.name());
-        return Err(reply::error("NOMODEL", text));
-    }
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
             Some(florence) => florence.question(prompt, taken).map(|_question| ()),

@@ -93,12 +93,15 @@ pub(crate) struct Waiting {
     pub(crate) origin: Origin,
 }
 
-/// Whose job it is, and where its picture is: what its turn depends on beside its rank.
+/// Whose job it is, where its picture is, and who is to answer: what its turn depends on beside its
+/// rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) user: Arc<str>,
     /// Host and port that the picture is downloaded from; nothing if it is at hand.
     pub(crate) host: Option<Arc<str>>,
+    /// The model that it asks for; empty for whichever is the default.
+    pub(crate) model: Arc<str>,
 }
 
 /// What a job's key says, as far as the queue cares.
@@ -279,7 +282,7 @@ impl<F: ReadField> Job<F> {
         let host = self.bytes("image", |image| source::host_and_port(image).map(Arc::from));
         // What came with the job is not downloaded, whatever its address says.
         let host = host.flatten().filter(|_| !self.fields.has("data"));
-        Origin { user: self.user().into(), host }
+        Origin { user: self.user().into(), host, model: self.name("wants").into() }
     }
 
     /// The user who asked; nobody, if the job did not come from a client's command.

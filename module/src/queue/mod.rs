@@ -95,18 +95,20 @@ impl Queue {
     }
 
     /// Waits until there is a job for a worker of this kind; `None` at shutdown. Nothing is taken
-    /// while `limits` has none.
+    /// while `limits` has none, and no job of a model that `is_open` refuses; an empty name is that of
+    /// whichever is the default.
     pub(crate) fn next(
         self: &Arc<Self>,
         kind: Kind,
         limits: impl Fn() -> Option<Limits>,
+        is_open: impl Fn(&str) -> bool,
     ) -> Option<Lease> {
         let line = &self.lines[kind as usize];
         let mut scheduler = self.scheduler.lock();
         while !self.is_shut() {
             let now = Instant::now();
             let next = match limits() {
-                Some(limits) => scheduler.next(now, kind, limits, Token::new),
+                Some(limits) => scheduler.next(now, kind, (limits, &is_open), Token::new),
                 None => Next::Idle,
             };
             let until = match next {

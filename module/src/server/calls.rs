@@ -37,6 +37,14 @@ pub(crate) fn ask<'a>(
     reply.map_err(|error| error.to_utf8_string().unwrap_or_default())
 }
 
+/// Whether a user may run a command with these arguments.
+pub(crate) fn may_run(ctx: &Context, user: &[u8], command: &[&[u8]]) -> bool {
+    let options = CallOptionsBuilder::new().errors_as_replies().build();
+    let args = [&[b"DRYRUN", user], command].concat();
+    let reply: CallResult<'_> = ctx.call_ext("ACL", &options, args.as_slice());
+    matches!(reply, Ok(CallReply::String(text)) if text.as_bytes() == b"OK")
+}
+
 /// Runs a command whose reply does not matter.
 pub(crate) fn call(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<(), String> {
     ask(ctx, command, args).map(|_reply| ())

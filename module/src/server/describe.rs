@@ -15,6 +15,8 @@ pub(crate) struct CommandInfo {
     pub(crate) summary: &'static str,
     pub(crate) complexity: &'static str,
     pub(crate) arity: i32,
+    /// Whether it is for operators only: in `@admin` and `@dangerous`.
+    pub(crate) is_admin: bool,
     /// Where its keys are, if not only where the command table says; copied by the server.
     pub(crate) keys: &'static [KeySpec],
     pub(crate) args: &'static [Arg],
@@ -206,20 +208,24 @@ pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> 
     if api!(RedisModule_SetCommandInfo(command, &raw const raw_info)) != OK {
         return Err(format!("cannot describe {}", info.name));
     }
-    set_category(ctx, command);
+    set_categories(ctx, command, info.is_admin);
     Ok(())
 }
 
-/// The `@florence` category, where the server knows module categories (7.4, Valkey 8).
-fn set_category(ctx: &Context, command: *mut raw::RedisModuleCommand) {
+/// Whether the server knows categories of modules' commands (7.4, Valkey 8).
+pub(crate) fn has_categories() -> bool {
     // SAFETY: reading pointers that are set once, while the module loads.
     let (add, set) =
         unsafe { (raw::RedisModule_AddACLCategory, raw::RedisModule_SetCommandACLCategories) };
-    if let (Some(add), Some(set)) = (add, set) {
-        // SAFETY: a live context and command, and C strings; adding it twice is refused, harmlessly.
-        unsafe {
-            add(ctx.get_raw(), c"florence".as_ptr());
-            set(command, c"florence".as_ptr());
-        }
+    add.is_some() && set.is_some()
+}
+
+/// The `@florence` category, and those of operators, where the server knows such.
+fn set_categories(ctx: &Context, command: *mut raw::RedisModuleCommand, is_admin: bool) {
+    if has_categories() {
+        let all = if is_admin { c"florence admin dangerous" } else { c"florence" };
+        // Adding it twice is refused, harmlessly.
+        api!(RedisModule_AddACLCategory(ctx.get_raw(), c"florence".as_ptr()));
+        api!(RedisModule_SetCommandACLCategories(command, all.as_ptr()));
     }
 }

@@ -54,11 +54,11 @@ pub(crate) use callbacks::{
     Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
     watch_lists,
 };
-pub(crate) use calls::{Refused, ask, bytes, call, integer};
+pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
-pub(crate) use describe::{Arg, ArgKind, CommandInfo, KeyBegin, KeySpec, describe};
+pub(crate) use describe::{Arg, ArgKind, CommandInfo, KeyBegin, KeySpec, describe, has_categories};
 pub(crate) use hash::{Hash, Look, NoHash, Value, expire_in, field, remove_fields, set_fields};
 pub(crate) use scan::Scan;
 pub(crate) use strings::{NoString, string_of};

@@ -19,7 +19,9 @@ use florence_engine::{
 
 pub(crate) use kinds::Setting;
 use kinds::{About, Change, Flag, Number, Parsed};
-pub(crate) use values::{CpuList, Devices, Parameters, Queues, Roots, Signatures, Steps};
+pub(crate) use values::{
+    CpuList, Devices, Models, Parameters, Queues, Roots, Signatures, Steps, is_model_name,
+};
 
 macro_rules! settings {
     ($(
@@ -49,6 +51,10 @@ settings! {
         "checkpoint directory; without one, the embedded tiny model";
     ADAPTER: Parsed<String>("a directory"), "adapter", "", AtStart,
         "directory of a PEFT adapter (LoRA) that is merged into the checkpoint's weights";
+    MODELS: Parsed<Models>("name=directory or name=directory,adapter, several separated by spaces"), "models", "", AtStart,
+        "other models that jobs can ask for by name, each with the directory of its checkpoint and perhaps of an adapter; where `model` has none, the first of them is the default";
+    MODEL_ROOTS: Parsed<Roots>("absolute paths of directories that are there, separated by spaces"), "model-roots", "", AtStart,
+        "directories that `FLORENCE.MODEL LOAD` may load from";
     TOKENIZER: Parsed<String>("a directory"), "tokenizer", "", AtStart,
         "directory whose tokenizer is taken instead of the checkpoint's, for fine-tunes that have none";
     TOKEN_IDS: Parsed<TokenIds>("checkpoint or tokenizer"), "token-ids", "checkpoint", AtStart,
@@ -250,6 +256,9 @@ mod tests {
             ("prompts", "all"),
             ("prompts", ""),
             ("ca-file", "/nowhere/ca.pem"),
+            ("models", "/no/name"),
+            ("models", "a=/b a=/c"),
+            ("model-roots", "relative/path"),
             ("file-roots", "relative/path"),
             ("file-roots", "/nowhere/to/be/found"),
             ("file-roots", "/ /dev/null"),

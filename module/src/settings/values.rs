@@ -56,7 +56,47 @@ impl FromStr for Devices {
     }
 }
 
-/// Directories that pictures may be read from.
+/// A model that has a name of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) directory: PathBuf,
+    pub(crate) adapter: Option<PathBuf>,
+}
+
+/// Models by name: `base=/var/lib/florence/base mine=/var/lib/florence/base,/var/lib/florence/mine`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Models(pub(crate) Vec<Named>);
+
+impl FromStr for Models {
+    type Err = NotAllowed;
+
+    fn from_str(text: &str) -> Result<Self, NotAllowed> {
+        let mut models = Vec::<Named>::new();
+        for word in text.split_whitespace() {
+            let (name, files) = word.split_once('=').ok_or(NotAllowed)?;
+            let (directory, adapter) = match files.split_once(',') {
+                Some((directory, adapter)) => (directory, Some(PathBuf::from(adapter))),
+                None => (files, None),
+            };
+            let is_known = models.iter().any(|model| model.name == name);
+            if is_known || !is_model_name(name) || directory.is_empty() {
+                return Err(NotAllowed);
+            }
+            models.push(Named { name: name.to_owned(), directory: directory.into(), adapter });
+        }
+        Ok(Self(models))
+    }
+}
+
+/// Whether a model may be called so: in settings and replies it is one word.
+pub(crate) fn is_model_name(name: &str) -> bool {
+    const MOST: usize = 255;
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._+-".contains(letter);
+    (1..=MOST).contains(&name.len()) && name.chars().all(is_allowed)
+}
+
+/// Directories that something may be read from.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Roots(pub(crate) Vec<PathBuf>);
 
@@ -243,6 +283,20 @@ mod tests {
         assert_eq!("auto".parse(), Ok(Devices(vec![Device::Auto])));
         for wrong in ["", "gpu", "cuda:x", "cuda:0,cuda:1"] {
             assert_eq!(wrong.parse::<Devices>(), Err(NotAllowed), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn models_are_listed_with_directories_and_adapters() {
+        let Models(models) = "a=/x  b.1=/x,/y".parse().unwrap();
+        let seen: Vec<_> = models
+            .iter()
+            .map(|model| (model.name.as_str(), model.directory.to_str(), model.adapter.as_deref()))
+            .collect();
+        let adapter = std::path::Path::new("/y");
+        assert_eq!(seen, [("a", Some("/x"), None), ("b.1", Some("/x"), Some(adapter))]);
+        for wrong in ["a", "=/x", "a=", "a b=/x", "a:b=/x", "a=/x a=/y"] {
+            assert_eq!(wrong.parse::<Models>(), Err(NotAllowed), "{wrong}");
         }
     }
 

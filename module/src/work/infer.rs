@@ -15,14 +15,15 @@ use florence_engine::{
     chain::Run,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
+use parking_lot::FairMutex;
 use serde_json::Value;
 
 use super::{
     commit::Commit,
-    load::{Plan, load, plans},
+    lanes::{self, Lane},
+    load::{Plan, load},
     milliseconds,
     next::Picture,
-    spawn,
 };
 use crate::{
     figures::{
@@ -33,55 +34,50 @@ use crate::{
         Failure, Fields,
         life::{Attempt, Outcome},
     },
-    model::{self, Model},
+    model::{self, Hosted, Model},
     news,
     queue::{Lease, Phase, queue},
     server, settings,
 };
 
-/// Starts the engines.
-pub(super) fn start(inbox: &Receiver<Work<Claimant>>) {
-    let plans = plans();
-    model::begin(plans.len());
-    for plan in plans {
-        let inbox = inbox.clone();
-        spawn(&format!("fl-engine-{}", plan.engine), move || run(&plan, &inbox));
-    }
-}
-
 /// How long a device that was lost is left alone.
 const LOST_PAUSE: Duration = Duration::from_secs(10);
 
-fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
+/// Loads a model and answers what comes through `inbox`, until its lane ends.
+pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
     let engine = plan.engine;
     let mut was_lost = false;
     loop {
         // It is there already if this thread was started again.
-        let Some(loaded) = model::of(engine).or_else(|| load(plan)) else {
+        let Some(loaded) = model.of(engine).or_else(|| load(model, plan)) else {
             if !was_lost {
                 return;
             }
             thread::sleep(LOST_PAUSE);
             continue;
         };
-        let meter = Meter { engine, busy: Cell::default() };
+        let (work, turns) = (model.work(engine).unwrap_or_default(), lanes::turns(engine));
+        let meter = Meter { model: Arc::clone(model), work, turns, busy: Cell::default() };
         let served = serve::serve(&loaded.florence, &loaded.caches, inbox, &meter);
         let Err(failure) = served else { return };
         let problem = format!("engine {engine} lost its device: {}", explain(&failure));
         news::warn(&format!("{problem}; it will load the model again"));
-        model::set(engine, Model::Failed(problem));
+        model.set(engine, Model::Failed(problem));
         // The device is let go of with the last thing that is stored there.
         loaded.caches.forget_pictures();
         drop(loaded);
         was_lost = true;
         thread::sleep(LOST_PAUSE);
-        model::set(engine, Model::Loading);
+        model.set(engine, Model::Loading);
     }
 }
 
 /// Keeps the figures of an engine.
 struct Meter {
-    engine: usize,
+    model: Arc<Hosted>,
+    work: Arc<model::Work>,
+    /// Where it takes turns with the engines of other models.
+    turns: Arc<FairMutex<()>>,
     /// Time spent since the last answer.
     busy: Cell<Duration>,
 }
@@ -91,17 +87,20 @@ impl Watch for Meter {
         settings::MAX_BATCH.size()
     }
 
+    fn take(&self, turn: &mut dyn FnMut()) {
+        let _turn = self.turns.lock();
+        turn();
+    }
+
     fn turned(&self, turn: &Turn) {
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
         self.busy.set(self.busy.get() + turn.time);
-        let engines = model::engines();
-        if let Some(work) = engines.get(self.engine).map(|engine| &engine.work) {
-            work.answers.add(turn.answers as u64);
-            work.steps.add(turn.has_stepped.into());
-            work.busy_us.add(u64::try_from(turn.time.as_micros()).unwrap_or_default());
-        }
+        self.work.answers.add(turn.answers as u64);
+        self.work.steps.add(turn.has_stepped.into());
+        self.work.busy_us.add(u64::try_from(turn.time.as_micros()).unwrap_or_default());
         if turn.answers > 0 {
+            let engines = self.model.engines();
             let at_work = engines.iter().filter(|engine| engine.is_ready()).count().max(1);
             queue().record_pace(self.busy.take(), turn.answers * at_work);
         }
@@ -129,19 +128,18 @@ pub(super) struct Claimant {
     verdict: Verdict,
     /// Time in the engine.
     time: Duration,
-    ways: Ways,
-}
-
-/// Where a claimed job goes on.
-#[derive(Clone)]
-pub(super) struct Ways {
-    pub(super) commits: Sender<Commit>,
-    /// To whoever asks the next questions.
-    pub(super) next: Sender<Claimant>,
+    /// Whose model answers.
+    pub(super) lane: Arc<Lane>,
+    commits: Sender<Commit>,
 }
 
 impl Claimant {
-    pub(super) fn new(lease: Lease, attempt: Box<Attempt>, ways: Ways) -> Self {
+    pub(super) fn new(
+        lease: Lease,
+        attempt: Box<Attempt>,
+        lane: Arc<Lane>,
+        commits: Sender<Commit>,
+    ) -> Self {
         let stopwatch = Stopwatch::start(attempt.asked);
         let run = Run::new(attempt.request.chain.clone(), *settings::PROMPTS.get());
         Self {
@@ -155,23 +153,24 @@ impl Claimant {
             is_generating: Cell::new(false),
             verdict: Verdict::Result,
             time: Duration::ZERO,
-            ways,
+            lane,
+            commits,
         }
     }
 
     /// Ends the attempt with its answers.
     pub(super) fn answer(self) {
         count(self.verdict);
-        let fields = answer_fields(&self.run, self.verdict);
+        let fields = answer_fields(&self.run, &self.lane.model.name, self.verdict);
         self.end(Ok(fields));
     }
 
     /// Hands the end of the attempt to the committer.
     pub(super) fn end(self, result: Result<Fields, Failure>) {
-        let Self { lease, attempt, fetch_ms, thumbnail, time, ways, .. } = self;
+        let Self { lease, attempt, fetch_ms, thumbnail, time, commits, .. } = self;
         let outcome = Outcome { result, thumbnail, fetch_ms, infer_ms: milliseconds(time) };
         // The committer goes only when the process does; a lease that comes back gives itself back.
-        let _ = ways.commits.send(Commit::Ended { lease, attempt, outcome });
+        let _ = commits.send(Commit::Ended { lease, attempt, outcome });
     }
 
     /// Why an attempt failed inside is for the log.
@@ -196,7 +195,8 @@ impl Asker for Claimant {
         self.stopwatch.restart();
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
-        let _ = self.ways.commits.send(Commit::Started { key, token });
+        let _ = self.commits.send(Commit::Started { key, token });
+        lanes::has_room();
     }
 
     fn generated(&self, tokens: u32) {
@@ -221,7 +221,7 @@ impl Asker for Claimant {
         if self.run.is_over() {
             return self.answer();
         }
-        let next = self.ways.next.clone();
+        let next = self.lane.next.clone();
         // As above.
         let _ = next.send(self);
     }
@@ -270,13 +270,12 @@ fn chain(error: &Arc<Error>) -> String {
 
 /// The fields of an answered job. Coordinates are rounded here, so that what is cached depends on no
 /// setting.
-fn answer_fields(run: &Run, verdict: Verdict) -> Fields {
+fn answer_fields(run: &Run, model: &str, verdict: Verdict) -> Fields {
     let told = run.told(*settings::DECIMALS.get());
     let text = match told.text {
         Value::String(text) => text,
         texts => texts.to_string(),
     };
-    let model = model::loaded().map(|loaded| loaded.florence.name().to_owned()).unwrap_or_default();
     let (width, height) = told.size;
     vec![
         ("result", told.json.to_string().into()),

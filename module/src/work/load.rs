@@ -6,7 +6,7 @@ use florence_engine::{Device, Error, Florence, LoadOptions, model::Packing};
 
 use super::elapsed_ms;
 use crate::{
-    model::{self, Loaded, Model},
+    model::{self, Hosted, Loaded, Model, Recipe},
     queue::queue,
     server, settings,
 };
@@ -20,8 +20,8 @@ pub(super) struct Plan {
     shares: Option<usize>,
 }
 
-/// The engines of the settings.
-pub(super) fn plans() -> Vec<Plan> {
+/// The engines of a model.
+pub(super) fn plans(recipe: &Recipe) -> Vec<Plan> {
     let settle = |device: &Device| {
         let (device, problem) = device.settled();
         if let Some(problem) = problem {
@@ -39,19 +39,23 @@ pub(super) fn plans() -> Vec<Plan> {
         threads,
         nice: i32::try_from(settings::NICE.get()).unwrap_or_default(),
         cpus: settings::CPUS.get().0.clone(),
-        precision: *settings::PRECISION.get(),
+        precision: recipe.precision,
         keep_packed: settings::KEEP_PACKED.get(),
         packed_directory: directory(&settings::PACKED_DIRECTORY.get()),
-        adapter: directory(&settings::ADAPTER.get()),
-        tokenizer: directory(&settings::TOKENIZER.get()),
-        token_ids: *settings::TOKEN_IDS.get(),
+        adapter: recipe.adapter.clone(),
         ..LoadOptions::default()
+    };
+    let options = if recipe.is_of_settings {
+        let tokenizer = directory(&settings::TOKENIZER.get());
+        LoadOptions { tokenizer, token_ids: *settings::TOKEN_IDS.get(), ..options }
+    } else {
+        options
     };
     planned(&devices, settings::ENGINES.size(), &options)
 }
 
 /// A directory, if the setting names one.
-fn directory(setting: &str) -> Option<PathBuf> {
+pub(super) fn directory(setting: &str) -> Option<PathBuf> {
     (!setting.is_empty()).then(|| PathBuf::from(setting))
 }
 
@@ -92,37 +96,46 @@ fn share(all: usize, part: usize, parts: usize) -> std::ops::Range<usize> {
 }
 
 /// The model of an engine; its failure is told to all who ask.
-pub(super) fn load(plan: &Plan) -> Option<Arc<Loaded>> {
+pub(super) fn load(model: &Hosted, plan: &Plan) -> Option<Arc<Loaded>> {
     let start = Instant::now();
-    let loading = || "loading the model".to_owned();
-    let problem = match server::catch(loading, || from_settings(plan)) {
-        Some(Ok(florence)) => return Some(ready(florence, plan, start)),
+    let loading = || format!("loading model {}", model.name);
+    let problem = match server::catch(loading, || read(model, plan)) {
+        Some(Ok(florence)) => return Some(ready(florence, (model, plan), start)),
         Some(Err(problem)) => problem,
         None => "loading it failed with an internal error".to_owned(),
     };
-    server::warn(&format!("engine {} cannot load the model: {problem}", plan.engine));
-    model::set(plan.engine, Model::Failed(problem));
+    let (name, engine) = (&model.name, plan.engine);
+    server::warn(&format!("engine {engine} cannot load model {name}: {problem}"));
+    model.set(engine, Model::Failed(problem));
     None
 }
 
-fn from_settings(Plan { options, shares, .. }: &Plan) -> Result<Florence, String> {
+fn read(model: &Hosted, Plan { options, shares, .. }: &Plan) -> Result<Florence, String> {
     let loaded = if let Some(engine) = shares {
-        let shared = model::wait_for(*engine);
-        let shared = shared.ok_or_else(|| format!("engine {engine} could not load it"))?;
-        shared.florence.another(options)
+        let shared = model.wait_for(*engine);
+        shared
+            .map_err(|_why| format!("engine {engine} could not load it"))?
+            .florence
+            .another(options)
     } else {
-        match directory(&settings::MODEL.get()) {
+        match &model.recipe.directory {
             None => Florence::embedded(options),
-            Some(directory) => Florence::load(&directory, options),
+            Some(directory) => Florence::load(directory, options),
         }
     };
+    let loaded = loaded.and_then(|florence| {
+        if model.recipe.is_tried && shares.is_none() {
+            florence.try_out()?;
+        }
+        Ok(florence)
+    });
     // What follows the first line, a backtrace perhaps, is of no use to clients.
     loaded.map_err(|problem: Error| problem.to_string().lines().take(1).collect())
 }
 
 fn ready(
     florence: Florence,
-    Plan { engine, options, shares }: &Plan,
+    (model, Plan { engine, options, shares }): (&Hosted, &Plan),
     start: Instant,
 ) -> Arc<Loaded> {
     if let Packing::Failed(problem) = florence.model().packing() {
@@ -133,7 +146,7 @@ fn ready(
     }
     server::tell(&format!(
         "engine {engine}: model {} ({}) ready on {} after {} ms, {} threads",
-        florence.name(),
+        model.name,
         florence.arithmetic(),
         florence.device(),
         elapsed_ms(start),
@@ -141,7 +154,7 @@ fn ready(
     ));
     if shares.is_none() {
         for remark in florence.remarks() {
-            server::warn(&format!("model {}: {remark}", florence.name()));
+            server::warn(&format!("model {}: {remark}", model.name));
         }
         if let Some(note) = model::note(&florence) {
             server::warn(&note);
@@ -155,7 +168,7 @@ fn ready(
         ));
     }
     let loaded = Arc::new(Loaded { florence, caches: Arc::clone(model::caches()) });
-    model::set(*engine, Model::Ready(Arc::clone(&loaded)));
+    model.set(*engine, Model::Ready(Arc::clone(&loaded)));
     queue().wake();
     loaded
 }

@@ -7,6 +7,7 @@
 //! - `prepare`, `infer`, `commit`: as above
 //! - `next`: what is asked about a picture, first and after answers
 //! - `ahead`: how far downloads are ahead of the engine
+//! - `lanes`: a lane for each model, from its name to its engines
 //! - `load`: which engines there are; the model, when they begin
 //! - `adopt`: jobs of which no event told
 //!
@@ -18,6 +19,7 @@ mod adopt;
 mod ahead;
 mod commit;
 mod infer;
+mod lanes;
 mod load;
 mod next;
 mod prepare;
@@ -31,8 +33,6 @@ use crossbeam_channel::{bounded, unbounded};
 use florence_engine::catch_panic;
 use redis_module::Context;
 
-use infer::Ways;
-
 use crate::{
     celery, figures,
     job::{JobKey, life},
@@ -41,28 +41,27 @@ use crate::{
 };
 
 pub(crate) use adopt::look as look_for_keys;
+pub(crate) use lanes::{
+    load as load_model, make_default as make_default_model, unload as unload_model,
+};
 
 /// How long to pause when the server does not take writes just now.
 const WRITE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts the threads; on the first turn of the event loop.
 pub(crate) fn start(ctx: &Context) {
-    server::tell("starting threads, loading the model");
-    let (work, inbox) = bounded(settings::MAX_BATCH.size());
+    server::tell("starting threads, loading models");
     let (commits, outbox) = unbounded();
-    let (next, answered) = unbounded();
-    let ways = Ways { commits, next };
     for i in 0..prepare_threads() {
-        let (work, ways) = (work.clone(), ways.clone());
-        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &ways));
+        let commits = commits.clone();
+        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&commits));
     }
     let permits = bounded(prepare_threads());
     for i in 0..settings::MAX_DOWNLOADS.get() {
-        let (permits, work, ways) = (permits.clone(), work.clone(), ways.clone());
-        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &ways));
+        let (permits, commits) = (permits.clone(), commits.clone());
+        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &commits));
     }
-    spawn("fl-next", move || next::run(&answered, &work));
-    spawn("fl-engines", move || infer::start(&inbox));
+    lanes::start();
     spawn("fl-commit", move || commit::run(&outbox));
     spawn("fl-celery", celery::run);
     spawn("fl-adopt", adopt::run);

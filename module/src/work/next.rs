@@ -5,7 +5,7 @@
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use florence_engine::{
     Error, Stop, catch_panic,
     chain::Asked,
@@ -17,7 +17,7 @@ use super::infer::Claimant;
 use crate::{
     figures::{self, latency},
     job::{Failure, Request},
-    model::{self, Loaded},
+    model::{self, Hosted, Loaded},
     queue::Phase,
     settings,
 };
@@ -52,9 +52,11 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    pub(super) fn new(bytes: Bytes, request: &Request) -> Self {
-        let scope = if settings::SHARED_CACHE.get() { "" } else { &request.user };
-        let key = PictureKey::new(scope, &bytes, request.orientation);
+    pub(super) fn new(bytes: Bytes, model: &Hosted, request: &Request) -> Self {
+        let user = if settings::SHARED_CACHE.get() { "" } else { &request.user };
+        // One model's answers are not another's, whatever it is called.
+        let scope = format!("{} {user}", model.id);
+        let key = PictureKey::new(&scope, &bytes, request.orientation);
         Self { bytes, key, orientation: request.orientation, decoded: None, input: None }
     }
 
@@ -95,9 +97,9 @@ pub(super) enum Next {
 }
 
 /// Asks what follows from the answers of chains.
-pub(super) fn run(answered: &Receiver<Claimant>, work: &Sender<Work<Claimant>>) {
+pub(super) fn run(answered: &Receiver<Claimant>) {
     while let Ok(mut claimant) = answered.recv() {
-        let Some(loaded) = model::loaded() else { continue };
+        let Some(loaded) = claimant.lane.model.loaded() else { continue };
         claimant.stopwatch.restart();
         let asked = catch_panic(|| {
             let mut picture = claimant.picture.take().ok_or_else(Failure::internal)?;
@@ -105,7 +107,7 @@ pub(super) fn run(answered: &Receiver<Claimant>, work: &Sender<Work<Claimant>>) 
             claimant.picture = Some(picture);
             next
         });
-        pass_on(claimant, work, asked);
+        pass_on(claimant, asked);
     }
 }
 
@@ -162,11 +164,7 @@ fn part(
 }
 
 /// Hands a job to the engine, or ends the attempt.
-pub(super) fn pass_on(
-    claimant: Claimant,
-    work: &Sender<Work<Claimant>>,
-    next: Result<Result<Next, Failure>, String>,
-) {
+pub(super) fn pass_on(claimant: Claimant, next: Result<Result<Next, Failure>, String>) {
     if claimant.lease.is_stopped() {
         // Nobody wants it any more, whatever came of it.
         figures::DROPPED.add(1);
@@ -189,7 +187,8 @@ pub(super) fn pass_on(
             claimant.lease.claim().enter(Phase::Ready);
             let request = &claimant.attempt.request;
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
-            // The engine goes only when the process does; what comes back gives itself back.
+            // The engines go only when their model failed; what comes back gives itself back.
+            let work = claimant.lane.work.clone();
             let _ = work.send(Work { asker: claimant, parts, inputs, options, is_shared });
         }
         Ok(Next::End) => claimant.answer(),

@@ -7,11 +7,14 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use florence_engine::{catch_panic, serve::Work};
+use florence_engine::catch_panic;
 
 use super::{
-    WRITE_PAUSE, ahead, elapsed_ms, guarded,
-    infer::{Claimant, Ways},
+    WRITE_PAUSE, ahead,
+    commit::Commit,
+    elapsed_ms, guarded,
+    infer::Claimant,
+    lanes,
     next::{self, Bytes, Next, Picture},
 };
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
         Failure,
         life::{self, Attempt, Claim},
     },
-    model::{self, Loaded},
+    model::Loaded,
     queue::{Kind, Lease, Limits, Phase, queue, sync},
     server::{Refused, with_server},
     settings, source,
@@ -30,29 +33,23 @@ use crate::{
 const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes jobs whose pictures are at hand.
-pub(super) fn read(work: &Sender<Work<Claimant>>, ways: &Ways) {
-    while let Some(lease) = queue().next(Kind::Reader, limits) {
-        let Some(loaded) = model::loaded() else { continue };
-        if let Some(claimant) = claim(lease, ways) {
-            prepare(claimant, work, |claimant| prepared(&loaded, claimant, None));
+pub(super) fn read(commits: &Sender<Commit>) {
+    while let Some(lease) = queue().next(Kind::Reader, limits, lanes::takes) {
+        if let Some((claimant, loaded)) = claim(lease, commits) {
+            prepare(claimant, |claimant| prepared(&loaded, claimant, None));
         }
     }
 }
 
 /// Takes jobs whose pictures have to be downloaded. Between the download and the engine only so many
 /// of these threads go on as `permits` holds.
-pub(super) fn download(
-    permits: &(Sender<()>, Receiver<()>),
-    work: &Sender<Work<Claimant>>,
-    ways: &Ways,
-) {
+pub(super) fn download(permits: &(Sender<()>, Receiver<()>), commits: &Sender<Commit>) {
     let limits = || limits().filter(|_| ahead::has_room());
-    while let Some(lease) = queue().next(Kind::Downloader, limits) {
-        let Some(loaded) = model::loaded() else { continue };
+    while let Some(lease) = queue().next(Kind::Downloader, limits, lanes::takes) {
         let mut ahead = ahead::Download::begin();
-        let Some(claimant) = claim(lease, ways) else { continue };
+        let Some((claimant, loaded)) = claim(lease, commits) else { continue };
         let mut has_permit = false;
-        prepare(claimant, work, |claimant| {
+        prepare(claimant, |claimant| {
             let read = fetch(claimant);
             ahead.is_here();
             claimant.lease.downloaded();
@@ -80,13 +77,13 @@ fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &Claimant) ->
     false
 }
 
-/// Within which limits jobs may be started; none may without a model, or in a pause.
+/// Within which limits jobs may be started; none may in a pause.
 fn limits() -> Option<Limits> {
     let limits = || Limits {
         per_host: settings::MAX_DOWNLOADS_PER_HOST.size(),
         per_user: settings::MAX_DOWNLOADS_PER_USER.size(),
     };
-    (model::loaded().is_some() && !settings::PAUSED.get()).then(limits)
+    (!settings::PAUSED.get()).then(limits)
 }
 
 /// The picture's bytes, from where the job says.
@@ -101,8 +98,8 @@ fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
     Ok(read?)
 }
 
-/// Takes the job of a lease.
-fn claim(lease: Lease, ways: &Ways) -> Option<Claimant> {
+/// Takes the job of a lease, and the model that it asks for.
+fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<(Claimant, Arc<Loaded>)> {
     let is_expired = lease.claim().is_expired(Instant::now());
     let claim = with_server(|ctx| {
         if lease.is_stopped() {
@@ -119,7 +116,10 @@ fn claim(lease: Lease, ways: &Ways) -> Option<Claimant> {
     match claim {
         Claim::Taken(mut attempt) => {
             attempt.take_picture();
-            Some(Claimant::new(lease, attempt, ways.clone()))
+            // Without it the job gives itself back, and waits until there is one.
+            let lane = lanes::find(attempt.request.wants.as_deref())?;
+            let loaded = lane.model.loaded()?;
+            Some((Claimant::new(lease, attempt, lane, commits.clone()), loaded))
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
         Claim::Over => None,
@@ -134,16 +134,12 @@ fn claim(lease: Lease, ways: &Ways) -> Option<Claimant> {
     }
 }
 
-fn prepare(
-    mut claimant: Claimant,
-    work: &Sender<Work<Claimant>>,
-    prepared: impl FnOnce(&mut Claimant) -> Result<Next, Failure>,
-) {
+fn prepare(mut claimant: Claimant, prepared: impl FnOnce(&mut Claimant) -> Result<Next, Failure>) {
     let start = Instant::now();
     let prepared = catch_panic(|| prepared(&mut claimant));
     claimant.fetch_ms = elapsed_ms(start);
     figures::FETCH_MS.add(claimant.fetch_ms);
-    next::pass_on(claimant, work, prepared);
+    next::pass_on(claimant, prepared);
 }
 
 fn prepared(
@@ -157,7 +153,7 @@ fn prepared(
         (None, None) => Bytes::Read(fetch(claimant)?),
     };
     claimant.lease.claim().enter(Phase::Decoding);
-    let mut picture = Picture::new(bytes, &claimant.attempt.request);
+    let mut picture = Picture::new(bytes, &claimant.lane.model, &claimant.attempt.request);
     let next = next::next(loaded, claimant, &mut picture)?;
     if claimant.run.needs_parts() && matches!(next, Next::Infer { .. }) {
         // Whoever asks the next questions must not wait for room, which others behind it may hold.

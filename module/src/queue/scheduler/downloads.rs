@@ -1,15 +1,15 @@
 //! Jobs whose pictures have to be downloaded: which is the first that may start, when hosts and
 //! users have no more than so many downloads at a time.
 //!
-//! Jobs wait in lanes, one for each user and host. A lane is open while its host has room; a user is
-//! listed while it has room, with the first job of its open lanes.
+//! Jobs wait in lanes, one for each user, host and model. A lane is open while its host has room; a
+//! user is listed while it has room, with the first job of its open lanes for each model.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use super::Place;
+use super::{Place, places::Places};
 use crate::job::Origin;
 
 /// How many downloads may run at a time.
@@ -28,12 +28,13 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct User {
-    lanes: HashMap<Arc<str>, Lane>,
+    /// By host, then by model.
+    lanes: HashMap<Arc<str>, HashMap<Arc<str>, Lane>>,
     /// The first job of each open lane.
-    firsts: BTreeSet<Place>,
+    firsts: Places,
     active: usize,
-    /// Its entry in the list of all.
-    listed: Option<Place>,
+    /// Its entries in the list of all, by model.
+    listed: HashMap<Arc<str>, Place>,
 }
 
 #[derive(Debug, Default)]
@@ -48,27 +49,28 @@ pub(super) struct Downloads {
     limits: Limits,
     users: HashMap<Arc<str>, User>,
     hosts: HashMap<Arc<str>, Host>,
-    /// The first job of each user who has room.
-    firsts: BTreeSet<Place>,
+    /// The first job for each model of each user who has room.
+    firsts: Places,
 }
 
 impl Default for Downloads {
     fn default() -> Self {
         let limits = Limits { per_host: usize::MAX, per_user: usize::MAX };
-        Self { limits, users: HashMap::new(), hosts: HashMap::new(), firsts: BTreeSet::new() }
+        Self { limits, users: HashMap::new(), hosts: HashMap::new(), firsts: Places::default() }
     }
 }
 
 /// Puts an entry in the place of another.
-fn relist(list: &mut BTreeSet<Place>, listed: &mut Option<Place>, new: Option<Place>) {
-    if *listed == new {
+fn relist(list: &mut Places, model: &Arc<str>, old: Option<Place>, new: Option<Place>) {
+    if old == new {
         return;
     }
-    if let Some(old) = listed.take() {
-        list.remove(&old);
+    if let Some(old) = old {
+        list.remove(model, old);
     }
-    list.extend(new);
-    *listed = new;
+    if let Some(new) = new {
+        list.insert(model, new);
+    }
 }
 
 impl Downloads {
@@ -86,9 +88,9 @@ impl Downloads {
         }
     }
 
-    /// The first job that may start.
-    pub(super) fn first(&self) -> Option<Place> {
-        self.firsts.first().copied()
+    /// The first job that may start, of those whose model is open.
+    pub(super) fn first(&self, is_open: &dyn Fn(&str) -> bool) -> Option<Place> {
+        self.firsts.first(is_open)
     }
 
     /// A job waits.
@@ -96,18 +98,20 @@ impl Downloads {
         let Some(host) = &origin.host else { return };
         self.hosts.entry(Arc::clone(host)).or_default().users.insert(Arc::clone(&origin.user));
         let user = self.users.entry(Arc::clone(&origin.user)).or_default();
-        user.lanes.entry(Arc::clone(host)).or_default().jobs.insert(place);
-        self.relist_lane(&origin.user, host);
+        let lanes = user.lanes.entry(Arc::clone(host)).or_default();
+        lanes.entry(Arc::clone(&origin.model)).or_default().jobs.insert(place);
+        self.relist_lane(&origin.user, host, &origin.model);
     }
 
     /// A job does not wait any more.
     pub(super) fn remove(&mut self, place: Place, origin: &Origin) {
         let Some(host) = &origin.host else { return };
         let Some(user) = self.users.get_mut(&origin.user) else { return };
-        let Some(lane) = user.lanes.get_mut(host) else { return };
+        let lanes = user.lanes.get_mut(host);
+        let Some(lane) = lanes.and_then(|lanes| lanes.get_mut(&origin.model)) else { return };
         lane.jobs.remove(&place);
         let is_last = lane.jobs.is_empty();
-        self.relist_lane(&origin.user, host);
+        self.relist_lane(&origin.user, host, &origin.model);
         if is_last {
             self.tidy(&origin.user, host);
         }
@@ -143,7 +147,10 @@ impl Downloads {
     /// Forgets whom and what nothing is known of any more.
     fn tidy(&mut self, user: &Arc<str>, host: &Arc<str>) {
         if let Some(known) = self.users.get_mut(user) {
-            if known.lanes.get(host).is_none_or(|lane| lane.jobs.is_empty()) {
+            if let Some(lanes) = known.lanes.get_mut(host) {
+                lanes.retain(|_, lane| !lane.jobs.is_empty());
+            }
+            if known.lanes.get(host).is_none_or(HashMap::is_empty) {
                 known.lanes.remove(host);
                 if let Some(there) = self.hosts.get_mut(host) {
                     there.users.remove(user);
@@ -161,25 +168,42 @@ impl Downloads {
     fn relist_host(&mut self, host: &Arc<str>) {
         let users = self.hosts.get(host).map(|there| there.users.clone());
         for user in users.unwrap_or_default() {
-            self.relist_lane(&user, host);
+            let lanes = self.users.get(&user).and_then(|known| known.lanes.get(host));
+            let models: Vec<_> = lanes.into_iter().flat_map(HashMap::keys).cloned().collect();
+            for model in models {
+                self.relist_lane(&user, host, &model);
+            }
         }
     }
 
-    fn relist_lane(&mut self, user: &Arc<str>, host: &Arc<str>) {
+    fn relist_lane(&mut self, user: &Arc<str>, host: &Arc<str>, model: &Arc<str>) {
         let active = self.hosts.get(host).map_or(0, |there| there.active);
         let is_open = active < self.limits.per_host;
         let Some(known) = self.users.get_mut(user) else { return };
-        let Some(lane) = known.lanes.get_mut(host) else { return };
+        let lanes = known.lanes.get_mut(host);
+        let Some(lane) = lanes.and_then(|lanes| lanes.get_mut(model)) else { return };
         let first = lane.jobs.first().copied().filter(|_| is_open);
-        relist(&mut known.firsts, &mut lane.listed, first);
-        self.relist_user(user);
+        relist(&mut known.firsts, model, std::mem::replace(&mut lane.listed, first), first);
+        self.relist_user_for(user, model);
     }
 
     fn relist_user(&mut self, user: &Arc<str>) {
+        let Some(known) = self.users.get(user) else { return };
+        let models = known.firsts.models().chain(known.listed.keys());
+        for model in models.cloned().collect::<Vec<_>>() {
+            self.relist_user_for(user, &model);
+        }
+    }
+
+    fn relist_user_for(&mut self, user: &Arc<str>, model: &Arc<str>) {
         let Some(known) = self.users.get_mut(user) else { return };
         let has_room = known.active < self.limits.per_user;
-        let first = known.firsts.first().copied().filter(|_| has_room);
-        relist(&mut self.firsts, &mut known.listed, first);
+        let first = known.firsts.first_of(model).filter(|_| has_room);
+        let listed = match first {
+            Some(first) => known.listed.insert(Arc::clone(model), first),
+            None => known.listed.remove(model),
+        };
+        relist(&mut self.firsts, model, listed, first);
     }
 }
 
@@ -188,7 +212,11 @@ mod tests {
     use super::*;
 
     fn origin(user: &str, host: &str) -> Origin {
-        Origin { user: user.into(), host: Some(host.into()) }
+        Origin { user: user.into(), host: Some(host.into()), model: "".into() }
+    }
+
+    fn first(downloads: &Downloads) -> Option<Place> {
+        downloads.first(&|_| true)
     }
 
     #[test]
@@ -201,7 +229,7 @@ mod tests {
             downloads.insert((rank, 0), origin);
         }
         let start = |downloads: &mut Downloads, rank, origin: &Origin| {
-            assert_eq!(downloads.first(), Some((rank, 0)));
+            assert_eq!(first(downloads), Some((rank, 0)));
             downloads.remove((rank, 0), origin);
             downloads.start(origin);
         };
@@ -209,7 +237,7 @@ mod tests {
         // Host x is taken, for b too.
         start(&mut downloads, 3, &ay);
         // Now user a has two.
-        assert_eq!(downloads.first(), None);
+        assert_eq!(first(&downloads), None);
         downloads.end(&ax);
         // The older job of a is first in host x, and a has room.
         start(&mut downloads, 2, &ax);
@@ -231,14 +259,14 @@ mod tests {
         downloads.limit(Limits { per_host: 1, per_user: 9 });
         downloads.start(&job);
         downloads.insert((1, 0), &job);
-        assert_eq!(downloads.first(), None);
+        assert_eq!(first(&downloads), None);
         downloads.limit(Limits { per_host: 2, per_user: 9 });
-        assert_eq!(downloads.first(), Some((1, 0)));
+        assert_eq!(first(&downloads), Some((1, 0)));
         downloads.limit(Limits { per_host: 2, per_user: 1 });
-        assert_eq!(downloads.first(), None);
+        assert_eq!(first(&downloads), None);
         downloads.limit(Limits { per_host: 2, per_user: 2 });
         downloads.remove((1, 0), &job);
-        assert_eq!(downloads.first(), None);
+        assert_eq!(first(&downloads), None);
     }
 
     /// Against a plain search through all jobs, at random.
@@ -252,21 +280,26 @@ mod tests {
             state as usize % n
         };
         let names = ["a", "b", "c"];
+        let mut closed = names[0];
         let mut downloads = Downloads::default();
         let (mut waiting, mut active) = (Vec::<(Place, Origin)>::new(), Vec::<Origin>::new());
         for step in 0..20_000 {
             let limits = Limits { per_host: 2, per_user: 3 };
             downloads.limit(limits);
+            if random(10) == 0 {
+                closed = names[random(3)];
+            }
+            let is_open = |model: &str| model != closed;
             match random(4) {
                 0 | 1 => {
-                    let [user, host] = [0, 1].map(|_| names[random(3)]);
-                    let (place, origin) =
-                        ((i64::try_from(random(50)).unwrap(), step), origin(user, host));
+                    let [user, host, model] = [0, 1, 2].map(|_| names[random(3)]);
+                    let place = (i64::try_from(random(50)).unwrap(), step);
+                    let origin = Origin { model: model.into(), ..origin(user, host) };
                     downloads.insert(place, &origin);
                     waiting.push((place, origin));
                 }
                 2 => {
-                    if let Some(place) = downloads.first() {
+                    if let Some(place) = downloads.first(&is_open) {
                         let index = waiting.iter().position(|(p, _)| *p == place).unwrap();
                         let (_, origin) = waiting.swap_remove(index);
                         downloads.remove(place, &origin);
@@ -283,11 +316,13 @@ mod tests {
             let count =
                 |is_it: &dyn Fn(&Origin) -> bool| active.iter().filter(|o| is_it(o)).count();
             let may_start = |origin: &Origin| {
-                count(&|other| other.host == origin.host) < limits.per_host
+                is_open(&origin.model)
+                    && count(&|other| other.host == origin.host) < limits.per_host
                     && count(&|other| other.user == origin.user) < limits.per_user
             };
-            let first = waiting.iter().filter(|(_, o)| may_start(o)).map(|(place, _)| *place).min();
-            assert_eq!(downloads.first(), first, "step {step}");
+            let expected =
+                waiting.iter().filter(|(_, o)| may_start(o)).map(|(place, _)| *place).min();
+            assert_eq!(downloads.first(&is_open), expected, "step {step}");
         }
     }
 }

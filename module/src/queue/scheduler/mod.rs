@@ -5,6 +5,7 @@
 //! by a value of another type, which are looked for.
 
 mod downloads;
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use crate::{
 };
 use downloads::Downloads;
 pub(crate) use downloads::Limits;
+use places::Places;
 
 /// What became of the process that a hash names as the owner of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +128,8 @@ pub(crate) struct Scheduler {
     databases: HashMap<Db, usize>,
     /// Waiting jobs by user.
     users: HashMap<Arc<str>, usize>,
+    /// Waiting jobs by the model that they ask for.
+    models: HashMap<Arc<str>, usize>,
     /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
     /// it again, it is the only one that was there both times.
     suspects: BTreeMap<Place, JobKey>,
@@ -134,7 +138,7 @@ pub(crate) struct Scheduler {
     suspect: Weak<Claim>,
     ready: BTreeMap<Place, JobKey>,
     /// Of the ready ones, those whose pictures are at hand, and the others.
-    at_hand: BTreeSet<Place>,
+    at_hand: Places,
     downloads: Downloads,
     delayed: BTreeMap<(Instant, Place), JobKey>,
     /// Waiting jobs that are of no use after a moment.
@@ -178,12 +182,13 @@ impl Scheduler {
         }
     }
 
-    /// The job for a worker to work on at `now`; it counts as active until its key says otherwise.
+    /// The job for a worker to work on at `now`, of those whose model `is_open`; it counts as active
+    /// until its key says otherwise.
     pub(crate) fn next(
         &mut self,
         now: Instant,
         kind: Kind,
-        limits: Limits,
+        (limits, is_open): (Limits, &dyn Fn(&str) -> bool),
         token: impl FnOnce() -> Token,
     ) -> Next {
         if !self.is_enabled {
@@ -194,7 +199,7 @@ impl Scheduler {
         }
         self.ripen(now);
         self.downloads.limit(limits);
-        let first = self.first_suspect(kind).or_else(|| self.first_ready(kind));
+        let first = self.first_suspect(kind, is_open).or_else(|| self.first_ready(kind, is_open));
         let Some(key) = first else {
             return match self.delayed.first_key_value() {
                 Some(((at, _), _)) => Next::WaitUntil(*at),
@@ -227,28 +232,29 @@ impl Scheduler {
     }
 
     /// The first suspect, if none is worked on, and if it is one for this worker.
-    fn first_suspect(&self, kind: Kind) -> Option<JobKey> {
+    fn first_suspect(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
         let (_, key) = self.suspects.first_key_value()?;
         let Some(Slot::Waiting { waiting, .. }) = self.jobs.get(key) else { return None };
         let is_meant = waiting.origin.host.is_some() == (kind == Kind::Downloader);
-        (is_meant && self.suspect.strong_count() == 0).then(|| key.clone())
+        let may_run = is_meant && self.suspect.strong_count() == 0;
+        (may_run && is_open(&waiting.origin.model)).then(|| key.clone())
     }
 
-    fn first_ready(&self, kind: Kind) -> Option<JobKey> {
-        self.ready.get(&self.first_place(kind)?).cloned()
+    fn first_ready(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
+        self.ready.get(&self.first_place(kind, is_open)?).cloned()
     }
 
-    fn first_place(&self, kind: Kind) -> Option<Place> {
+    fn first_place(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<Place> {
         match kind {
-            Kind::Reader => self.at_hand.first().copied(),
-            Kind::Downloader => self.downloads.first(),
+            Kind::Reader => self.at_hand.first(is_open),
+            Kind::Downloader => self.downloads.first(is_open),
         }
     }
 
     /// Whether there may be a job for a worker.
     pub(crate) fn has_job(&self, kind: Kind) -> bool {
         let has_suspect = !self.suspects.is_empty() && self.suspect.strong_count() == 0;
-        self.is_enabled && (has_suspect || self.first_place(kind).is_some())
+        self.is_enabled && (has_suspect || self.first_place(kind, &|_| true).is_some())
     }
 
     /// When the first job is due that waits for a moment.
@@ -403,7 +409,12 @@ impl Scheduler {
         self.insert_in(line, key, place, waiting);
     }
 
-    fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, waiting: Waiting) {
+    fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, mut waiting: Waiting) {
+        let models = self.models.len();
+        if models >= MOST_MODELS && !self.models.contains_key(&waiting.origin.model) {
+            waiting.origin.model = Arc::default();
+        }
+        *self.models.entry(Arc::clone(&waiting.origin.model)).or_default() += 1;
         self.enter(line, key.clone(), place, &waiting.origin);
         if let Some(expires) = waiting.expires {
             self.expiring.insert((expires.at, key.clone()));
@@ -422,7 +433,7 @@ impl Scheduler {
                 if origin.host.is_some() {
                     self.downloads.insert(place, origin);
                 } else {
-                    self.at_hand.insert(place);
+                    self.at_hand.insert(&origin.model, place);
                 }
                 self.ready.insert(place, key)
             }
@@ -434,7 +445,7 @@ impl Scheduler {
         match line {
             Line::Suspects => self.suspects.remove(&place),
             Line::Ready => {
-                self.at_hand.remove(&place);
+                self.at_hand.remove(&origin.model, place);
                 self.downloads.remove(place, origin);
                 self.ready.remove(&place)
             }
@@ -467,6 +478,7 @@ impl Scheduler {
                     self.retrying.remove(key);
                 }
                 count_down(&mut self.users, &waiting.origin.user);
+                count_down(&mut self.models, &waiting.origin.model);
             }
             Slot::Unclaimed(_) => {
                 self.unclaimed.remove(key);
@@ -615,6 +627,9 @@ fn count_down<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) 
         }
     }
 }
+
+/// So many models are told apart: each takes a look whenever a job is wanted, and hashes may name any.
+const MOST_MODELS: usize = 64;
 
 /// Jobs that are dealt with in one lock section.
 const ENOUGH: usize = 256;

@@ -22,7 +22,7 @@ fn at_rank(rank: i64) -> Waiting {
         expires: None,
         is_suspect: false,
         is_retry: false,
-        origin: Origin { user: "".into(), host: None },
+        origin: Origin { user: "".into(), host: None, model: "".into() },
     }
 }
 
@@ -56,7 +56,7 @@ fn see(scheduler: &mut Scheduler, name: &str, seen: &Seen) {
 }
 
 fn run(scheduler: &mut Scheduler, now: Instant) -> Option<(String, Arc<Claim>)> {
-    match scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new) {
+    match scheduler.next(now, Kind::Reader, (NO_LIMITS, &|_| true), Token::new) {
         Next::Run(key, claim) => Some((String::from_utf8_lossy(&key.name).into_owned(), claim)),
         _ => None,
     }
@@ -75,6 +75,51 @@ fn lower_ranks_run_first_and_equals_in_order_of_arrival() {
     }
     assert_eq!(order(&mut scheduler, Instant::now()).0, ["a", "b", "c", "d"]);
     assert_eq!((scheduler.active(), scheduler.waiting()), (4, 0));
+}
+
+#[test]
+fn a_model_that_takes_no_jobs_leaves_the_turn_to_others() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for (name, rank, host, model) in [
+        ("a", 0, None, "slow"),
+        ("b", 1, None, ""),
+        ("c", 2, Some("x"), "slow"),
+        ("d", 3, Some("x"), ""),
+    ] {
+        let host = host.map(Arc::from);
+        let origin = Origin { user: "".into(), host, model: model.into() };
+        see(&mut scheduler, name, &Seen::Waiting(Waiting { origin, ..at_rank(rank) }));
+    }
+    let mut next = |kind, slow_is_open: bool| {
+        let is_open = |model: &str| model != "slow" || slow_is_open;
+        match scheduler.next(now, kind, (NO_LIMITS, &is_open), Token::new) {
+            Next::Run(key, claim) => {
+                std::mem::forget(claim);
+                Some(String::from_utf8_lossy(&key.name).into_owned())
+            }
+            _ => None,
+        }
+    };
+    assert_eq!(next(Kind::Reader, false).as_deref(), Some("b"));
+    assert_eq!(next(Kind::Reader, false), None);
+    assert_eq!(next(Kind::Downloader, false).as_deref(), Some("d"));
+    assert_eq!(next(Kind::Downloader, false), None);
+    assert_eq!(next(Kind::Reader, true).as_deref(), Some("a"));
+    assert_eq!(next(Kind::Downloader, true).as_deref(), Some("c"));
+}
+
+#[test]
+fn more_models_than_are_told_apart_share_a_line() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for i in 0..2 * MOST_MODELS {
+        let model = format!("model {i}").into();
+        let origin = Origin { user: "".into(), host: None, model };
+        let rank = i64::try_from(i).unwrap();
+        see(&mut scheduler, &format!("{i}"), &Seen::Waiting(Waiting { origin, ..at_rank(rank) }));
+    }
+    assert_eq!(scheduler.models.len(), MOST_MODELS + 1);
+    assert_eq!(order(&mut scheduler, now).0.len(), 2 * MOST_MODELS);
+    assert!(scheduler.models.is_empty() && scheduler.at_hand.is_empty());
 }
 
 #[test]
@@ -149,7 +194,7 @@ fn delayed_jobs_wait_for_their_moment() {
     // The same time read again is not another one.
     see(&mut scheduler, "a", &delayed(later + SECOND));
     assert!(
-        matches!(scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new), Next::WaitUntil(at) if at == later)
+        matches!(scheduler.next(now, Kind::Reader, (NO_LIMITS, &|_| true), Token::new), Next::WaitUntil(at) if at == later)
     );
     assert_eq!(order(&mut scheduler, later).0, ["a"]);
 }
@@ -240,7 +285,7 @@ fn a_job_that_could_not_be_claimed_goes_back_to_its_place() {
     scheduler.hold(now + SECOND);
     scheduler.give_back(&key(&name), claim);
     assert!(
-        matches!(scheduler.next(now, Kind::Reader, NO_LIMITS, Token::new), Next::WaitUntil(at) if at == now + SECOND)
+        matches!(scheduler.next(now, Kind::Reader, (NO_LIMITS, &|_| true), Token::new), Next::WaitUntil(at) if at == now + SECOND)
     );
     assert_eq!(scheduler.expired(now + SECOND), [key("a"), key("b")]);
     see(&mut scheduler, "urgent", &waiting(1));
@@ -267,20 +312,20 @@ fn a_lease_that_is_dropped_gives_its_job_back() {
         scheduler.set_enabled(true);
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
-    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
+    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
     assert_eq!(queue.counts(), (0, 1));
     // Before the claim was written the job just waits again.
     drop(lease);
     assert_eq!(queue.counts(), (1, 0));
     assert!(queue.unclaimed().is_empty());
-    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
+    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
     let shown = shows(lease.claim(), 1);
     queue.change(|scheduler| scheduler.observe(&key("a"), &shown, Death::None));
     drop(lease);
     assert_eq!(queue.unclaimed(), [(key("a"), false)]);
     // One that ends a job gives nothing back.
     queue.change(|scheduler| scheduler.observe(&key("a"), &waiting(0), Death::None));
-    queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap().end();
+    queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap().end();
     assert_eq!(queue.counts(), (0, 0));
 }
 
@@ -292,7 +337,7 @@ fn a_lease_lost_in_a_panic_gives_its_job_back() {
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
     let work = || {
-        let _lease: Lease = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
+        let _lease: Lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
         panic!("at work");
     };
     assert!(florence_engine::catch_panic::<()>(work).is_err());
@@ -308,7 +353,7 @@ fn the_watchdog_finds_what_nobody_works_on() {
             scheduler.observe(&key(name), &waiting(0), Death::None);
         }
     });
-    let held = queue.next(Kind::Reader, || Some(NO_LIMITS)).unwrap();
+    let held = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
     // What no code here can do: a claim that goes without its lease.
     queue.change(|scheduler| drop(run(scheduler, Instant::now()).unwrap()));
     assert_eq!(queue.recover(), [key("b")]);
@@ -363,7 +408,7 @@ fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     let (mut scheduler, now) = (enabled(), Instant::now());
     let limits = Limits { per_host: 1, per_user: 9 };
     let from = |rank, host: &str| {
-        let origin = Origin { user: "u".into(), host: Some(host.into()) };
+        let origin = Origin { user: "u".into(), host: Some(host.into()), model: "".into() };
         Seen::Waiting(Waiting { origin, ..at_rank(rank) })
     };
     for (name, seen) in [
@@ -374,7 +419,7 @@ fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     ] {
         see(&mut scheduler, name, &seen);
     }
-    let mut next = |kind| match scheduler.next(now, kind, limits, Token::new) {
+    let mut next = |kind| match scheduler.next(now, kind, (limits, &|_| true), Token::new) {
         Next::Run(key, claim) => Some((key, claim)),
         _ => None,
     };
@@ -387,23 +432,29 @@ fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     assert_eq!(data.0, key("data"));
     assert!(next(Kind::Reader).is_none());
     scheduler.downloaded(&slow, &claim);
-    let second = match scheduler.next(now, Kind::Downloader, limits, Token::new) {
+    let second = match scheduler.next(now, Kind::Downloader, (limits, &|_| true), Token::new) {
         Next::Run(key, claim) => (key, claim),
         other => panic!("{other:?}"),
     };
     assert_eq!(second.0, key("next"));
     // The first has been given back, which frees nothing more.
     scheduler.give_back(&slow, claim);
-    assert!(matches!(scheduler.next(now, Kind::Downloader, limits, Token::new), Next::Idle));
+    assert!(matches!(
+        scheduler.next(now, Kind::Downloader, (limits, &|_| true), Token::new),
+        Next::Idle
+    ));
     scheduler.give_back(&second.0, second.1);
-    assert!(matches!(scheduler.next(now, Kind::Downloader, limits, Token::new), Next::Run(..)));
+    assert!(matches!(
+        scheduler.next(now, Kind::Downloader, (limits, &|_| true), Token::new),
+        Next::Run(..)
+    ));
 }
 
 #[test]
 fn what_waits_is_counted_by_user_and_by_state() {
     let mut scheduler = enabled();
     let of = |user: &str, is_retry| {
-        let origin = Origin { user: user.into(), host: None };
+        let origin = Origin { user: user.into(), host: None, model: "".into() };
         Seen::Waiting(Waiting { is_retry, origin, ..at_rank(0) })
     };
     see(&mut scheduler, "a", &of("x", false));

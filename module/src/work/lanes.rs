@@ -1,0 +1,174 @@
+//! A lane for each model: the channel that its engines take prepared jobs from, and a thread that
+//! asks what follows in its chains.
+//!
+//! A lane ends with the last job that holds it, and the model goes with it. Lanes of one processor or
+//! GPU take turns there, so that a slow one does not starve another.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use florence_engine::{Florence, serve::Work};
+use parking_lot::{FairMutex, Mutex, RwLock};
+
+use super::{
+    infer::{self, Claimant},
+    load::{directory, plans},
+    next, spawn,
+};
+use crate::{
+    model::{self, Hosted, Recipe},
+    queue::{Kind, queue},
+    server, settings,
+};
+
+pub(super) struct Lane {
+    pub(super) model: Arc<Hosted>,
+    pub(super) work: Sender<Work<Claimant>>,
+    /// To whoever asks the next questions.
+    pub(super) next: Sender<Claimant>,
+}
+
+/// Those of the models that have names.
+static LANES: RwLock<Vec<Arc<Lane>>> = RwLock::new(Vec::new());
+
+/// Begins to load the models of the settings.
+pub(super) fn start() {
+    for (name, recipe) in of_settings() {
+        if model::find(Some(&name)).is_some() {
+            server::warn(&format!("florence.models: another model is called {name} already"));
+            continue;
+        }
+        if model::named().is_empty() {
+            model::make_default(&name);
+        }
+        open(&begin(name, recipe));
+    }
+}
+
+/// The models of the settings, the default one first.
+fn of_settings() -> Vec<(String, Recipe)> {
+    let (model, adapter) = (settings::MODEL.get(), settings::ADAPTER.get());
+    let (model, adapter) = (directory(&model), directory(&adapter));
+    let recipe = |directory, adapter, is_of_settings| {
+        let precision = *settings::PRECISION.get();
+        Recipe { directory, adapter, precision, is_of_settings, is_tried: false }
+    };
+    let named = settings::MODELS.get();
+    let mut all = Vec::new();
+    if model.is_some() || named.0.is_empty() {
+        let name = Florence::name_of(model.as_deref(), adapter.as_deref());
+        all.push((name, recipe(model, adapter, true)));
+    }
+    all.extend(named.0.iter().map(|named| {
+        (named.name.clone(), recipe(Some(named.directory.clone()), named.adapter.clone(), false))
+    }));
+    all
+}
+
+/// A lane for a model that its engines begin to load.
+fn begin(name: String, recipe: Recipe) -> Arc<Lane> {
+    let plans = plans(&recipe);
+    let (work, inbox) = bounded(settings::MAX_BATCH.size());
+    let (next, answered) = unbounded();
+    let model = Hosted::new(name, recipe, plans.len());
+    for plan in plans {
+        let (model, inbox) = (Arc::clone(&model), inbox.clone());
+        spawn(&format!("fl-engine-{}", plan.engine), move || infer::run(&model, &plan, &inbox));
+    }
+    spawn("fl-next", move || next::run(&answered));
+    Arc::new(Lane { model, work, next })
+}
+
+/// Gives a lane the name of its model: new jobs go there.
+fn open(lane: &Arc<Lane>) {
+    let mut lanes = LANES.write();
+    let before = model::name(&lane.model);
+    lanes.retain(|other| !before.as_ref().is_some_and(|before| Arc::ptr_eq(&other.model, before)));
+    lanes.push(Arc::clone(lane));
+}
+
+/// Takes the name from a lane: no new jobs go there.
+fn close(lane: &Arc<Lane>) {
+    let mut lanes = LANES.write();
+    model::forget(&lane.model);
+    lanes.retain(|other| !Arc::ptr_eq(other, lane));
+}
+
+/// The lane of jobs that ask for a model by this name, or for none.
+pub(super) fn find(name: Option<&str>) -> Option<Arc<Lane>> {
+    let lanes = LANES.read();
+    let model = model::find(name)?;
+    lanes.iter().find(|lane| Arc::ptr_eq(&lane.model, &model)).cloned()
+}
+
+/// Whether a job that asks for this model, or for none if it is empty, may be started.
+pub(super) fn takes(name: &str) -> bool {
+    let Some(lane) = find(Some(name).filter(|name| !name.is_empty())) else {
+        // Nobody will answer such a job: it ends when it is started.
+        return !LANES.read().is_empty();
+    };
+    // Where there is one model only, whoever has prepared a job may as well wait at its door.
+    let is_alone = LANES.read().len() == 1;
+    lane.model.loaded().is_some() && (is_alone || !lane.work.is_full())
+}
+
+/// A job has left the channel of its lane: there is room for others.
+pub(super) fn has_room() {
+    if LANES.read().len() > 1 {
+        for kind in [Kind::Reader, Kind::Downloader] {
+            queue().wake_one(kind);
+        }
+    }
+}
+
+/// Where the loops of engines of this number take turns.
+pub(super) fn turns(engine: usize) -> Arc<FairMutex<()>> {
+    static TURNS: Mutex<Option<HashMap<usize, Arc<FairMutex<()>>>>> = Mutex::new(None);
+    Arc::clone(TURNS.lock().get_or_insert_default().entry(engine).or_default())
+}
+
+/// Loads a model beside the others, lets it answer once, and gives it its name. Until then jobs for a
+/// new name wait; the name of another model stays what it is. If it fails, nothing has changed.
+pub(crate) fn load(name: String, recipe: Recipe) -> Result<(), String> {
+    // Each needs the memory of a model.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE_AT_A_TIME.lock();
+    let is_new = model::find(Some(&name)).is_none();
+    let lane = begin(name, recipe);
+    if is_new {
+        open(&lane);
+    }
+    let engines = lane.model.engines().len();
+    let loaded = (0..engines).try_for_each(|engine| lane.model.wait_for(engine).map(|_loaded| ()));
+    if is_new && loaded.is_err() {
+        close(&lane);
+    } else if !is_new && loaded.is_ok() {
+        open(&lane);
+    }
+    queue().wake();
+    loaded
+}
+
+/// Takes its name from a model; its jobs under way go on to their ends.
+pub(crate) fn unload(name: &str) -> Result<(), String> {
+    let lane = find(Some(name)).ok_or_else(|| unknown(name))?;
+    if model::is_default(&lane.model) {
+        return Err(format!("{name} is the default model: make another the default first"));
+    }
+    close(&lane);
+    // Jobs that wait for it end now.
+    queue().wake();
+    Ok(())
+}
+
+/// Makes a model the one for jobs that ask for none.
+pub(crate) fn make_default(name: &str) -> Result<(), String> {
+    find(Some(name)).ok_or_else(|| unknown(name))?;
+    model::make_default(name);
+    queue().wake();
+    Ok(())
+}
+
+fn unknown(name: &str) -> String {
+    format!("there is no model {name}, only {}", model::names())
+}
