@@ -7,7 +7,7 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 16] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     ("agree", &["ask", "draw", "load", "source"]),
     ("ask", &[]),
     ("bench", &["load"]),
@@ -18,6 +18,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("label", &["ask", "formats", "load", "source"]),
     ("load", &[]),
     ("merge", &[]),
+    ("prove", &["load"]),
     ("pull", &[]),
     ("run", &["ask", "load"]),
     ("servers", &[]),

@@ -24,8 +24,10 @@ pub(crate) const BINS: u32 = 1000;
 impl Text {
     pub(crate) fn load(checkpoint: Checkpoint<'_>) -> Result<Self, LoadError> {
         const FILE: &str = "tokenizer.json";
-        if !checkpoint.has(FILE) {
-            return Err(LoadError::NoTokenizer(checkpoint.path("")));
+        if let Checkpoint::Directory(directory) = checkpoint
+            && !checkpoint.has(FILE)
+        {
+            return Err(LoadError::NoTokenizer(directory.to_owned()));
         }
         let failed = |source| LoadError::Tokenizer { path: checkpoint.path(FILE), source };
         let mut tokenizer = Tokenizer::from_bytes(checkpoint.read(FILE)?).map_err(failed)?;
