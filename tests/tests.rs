@@ -70,3 +70,5 @@ mod sources; // where pictures come from, and what is wrong with them
 mod tenants; // several users of one server
 #[path = "suite/thumbnails.rs"]
 mod thumbnails; // small copies of the pictures
+#[path = "suite/tokens.rs"]
+mod tokens; // texts in streams while they are generated

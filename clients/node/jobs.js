@@ -159,6 +159,17 @@ export const ERRORS = new Map(
  * @property {Date} [dueAt] when it is started, if it waits for a moment
  * @property {Date} [finishedAt]
  * @property {string} [code] why it failed: the code of the error
+ * @property {string} [stream] key of the stream that the text goes to while it is generated
+ */
+
+/**
+ * What follows in the text of an answer: all pieces together are the text. Another attempt begins
+ * all texts anew.
+ * @typedef {object} Piece
+ * @property {number} attempt
+ * @property {number} step of a chain, counted from 0
+ * @property {number} index which question of the step
+ * @property {string} text
  */
 
 /**
@@ -237,6 +248,8 @@ export class Job {
     this.position = got.position ?? undefined;
     /** @type {number | undefined} */
     this.tokens = got.tokens ?? undefined;
+    /** Key of the stream that the text goes to while it is generated. @type {string | undefined} */
+    this.stream = got.stream ?? undefined;
     this.submittedAt = new Date(got.submitted_at);
     this.startedAt = timeOf(got.started_at);
     this.finishedAt = timeOf(got.finished_at);

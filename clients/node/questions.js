@@ -181,6 +181,8 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {boolean} [noCache] computes the answer even if it is known
  * @property {number} [thumbnail] longer side in pixels of a small copy of the picture, which
  *   `thumbnail` gives; 0 for none
+ * @property {string} [tokens] key of a stream that the text goes to while it is generated: see
+ *   `pieces`
  */
 
 /**

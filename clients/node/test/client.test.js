@@ -146,6 +146,41 @@ test("a waiting job tells when it is due", async () => {
   assert.deepEqual(await florence.jobs(), [{ key, state: "queued", dueAt }]);
 });
 
+test("the text of an answer is told piece by piece", async () => {
+  const options = { tokens: "words", beams: 1, noCache: true };
+  const key = await florence.submit(SHAPES, tasks.denseRegionCaption, options);
+  const pieces = [];
+  for await (const piece of florence.pieces(key)) pieces.push(piece);
+  const job = await florence.wait(key);
+  assert.equal(pieces.map(({ text }) => text).join(""), job.texts[0]);
+  assert(pieces.length > 3 && pieces.every((piece) => piece.attempt === 1 && piece.step === 0));
+  assert.equal(job.stream, "words");
+
+  const steps = f.chain(tasks.detect, f.each(tasks.regionToCategory));
+  const chain = await florence.submit(SHAPES, steps, { tokens: "words" });
+  const texts = new Map();
+  for await (const { step, index, text } of florence.pieces(chain)) {
+    texts.set(`${step} ${index}`, (texts.get(`${step} ${index}`) ?? "") + text);
+  }
+  const [found, each] = (await florence.wait(chain)).answer;
+  assert.equal(texts.get("0 0"), found.text);
+  each.parts.forEach((part, i) => assert.equal(texts.get(`1 ${i}`), part.text));
+});
+
+test("pieces end with the job", async () => {
+  const read = async (key, waiting) => {
+    for await (const piece of florence.pieces(key, waiting)) assert.fail(piece.text);
+  };
+  const key = await florence.submit(SIGN, tasks.ocr, { tokens: "words", delayMs: 60_000 });
+  assert.equal((await florence.jobs())[0].stream, "words");
+  await assert.rejects(read(key, { timeoutMs: 200 }), f.WaitTimeoutError);
+  await florence.cancel(key);
+  await read(key);
+  await server.call("DEL", key);
+  await assert.rejects(read(key), f.NoJobError);
+  await assert.rejects(read(await florence.submit(SIGN, tasks.ocr)), /has no stream/);
+});
+
 test("a thumbnail is a small JPEG", async () => {
   const key = await florence.submit(SIGN, tasks.ocr, { thumbnail: 64 });
   assert.equal((await florence.wait(key)).state, "done");

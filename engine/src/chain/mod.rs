@@ -246,6 +246,12 @@ impl Run {
         if is_of_parts { &left[..left.len().min(PARTS_AT_ONCE)] } else { left }
     }
 
+    /// Where the first of these questions stands: its step, and its place in the step.
+    pub fn place(&self) -> (usize, usize) {
+        let answered = self.stages.last().map_or(0, |stage| stage.answers.len());
+        (self.stages.len() - 1, answered)
+    }
+
     /// Whether parts of the picture may be asked about.
     pub fn needs_parts(&self) -> bool {
         self.chain.steps.iter().any(|step| step.link == Link::Crop)

@@ -24,6 +24,8 @@ struct Member<T> {
     reading: Reading,
     timings: Timings,
     since: Instant,
+    /// Ids whose text was told.
+    told: usize,
 }
 
 impl<'a, T> Batch<'a, T> {
@@ -59,7 +61,7 @@ impl<'a, T> Batch<'a, T> {
         let name = Arc::clone(&question.name);
         let reading = Reading { name, answer: question.answer, scale };
         let running = Running::new(job, florence.rules(options));
-        members.push(Member { ticket, running, reading, timings, since });
+        members.push(Member { ticket, running, reading, timings, since, told: 0 });
         Ok(())
     }
 
@@ -78,12 +80,25 @@ impl<'a, T> Batch<'a, T> {
         }
         let is_finished = |member: &mut Member<T>| member.running.is_finished();
         let finished = members.extract_if(.., is_finished).map(|member| {
-            let Member { ticket, running, reading, timings, since } = member;
+            let Member { ticket, running, reading, timings, since, .. } = member;
             decoding.remove(running.job());
             let timings = Timings { decoder: milliseconds(since), ..timings };
             (ticket, florence.answer(&reading, running.finish(), timings))
         });
         Ok(finished.collect())
+    }
+
+    /// Tells more of the texts of jobs that are `wanted`: what no later step changes, from where it
+    /// was told last, in whole characters. With the answer's rest it is the answer's text.
+    pub fn tell(&mut self, wanted: impl Fn(&T) -> bool, mut tell: impl FnMut(&T, &str)) {
+        for member in self.members.iter_mut().filter(|member| wanted(&member.ticket)) {
+            let settled = member.running.settled();
+            let more = settled.get(member.told..).and_then(|ids| self.florence.text.piece(ids));
+            if let Some(more) = more {
+                member.told = settled.len();
+                tell(&member.ticket, &more);
+            }
+        }
     }
 
     /// Drops the jobs that `keep` refuses.

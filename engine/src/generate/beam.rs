@@ -168,6 +168,21 @@ impl Beams {
         next.iter().map(|(_, candidate)| candidate.parent).collect()
     }
 
+    /// What the answer begins with, whatever the next steps bring: all that may become it do. Of
+    /// the finished hypotheses only the best may, and every other descends from a running one.
+    pub(super) fn settled(&self) -> &[u32] {
+        let best = self.finished.first().filter(|best| best.is_done).map(|best| &best.path);
+        let first = &best.unwrap_or(&self.running[0]).ids;
+        if self.is_over {
+            return first;
+        }
+        let common = |length: usize, path: &Path| {
+            let pairs = first[..length].iter().zip(&path.ids);
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        &first[..self.running.iter().fold(first.len(), common)]
+    }
+
     /// The best finished hypothesis, or the best running one if none has finished.
     pub(super) fn into_best(mut self) -> (Path, f32) {
         let best = self.finished.swap_remove(0);

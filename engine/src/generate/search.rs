@@ -118,6 +118,14 @@ impl Search {
         }
     }
 
+    /// The beginning of the answer that no later step changes.
+    pub fn settled(&self) -> &[u32] {
+        match &self.state {
+            State::Greedy { path, .. } | State::Sampled { path, .. } => &path.ids,
+            State::Beams(beams) => beams.settled(),
+        }
+    }
+
     /// The best sequence.
     pub fn finish(self) -> Generated {
         let (path, score) = match self.state {

@@ -56,6 +56,7 @@ const INFOS: [CommandInfo; 11] = [
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
             KeySpec { begin: KeyBegin::After(c"KEY"), flags: KeySpec::READ },
+            KeySpec { begin: KeyBegin::After(c"TOKENS"), flags: KeySpec::ADD },
         ],
         args: &[
             KEY,
@@ -90,6 +91,7 @@ const INFOS: [CommandInfo; 11] = [
             Arg::new(c"exif", ArgKind::OneOf(&[word(c"EXIF"), word(c"NOEXIF")])).optional(),
             word(c"NOCACHE").optional(),
             integer(c"px").after(c"THUMBNAIL").optional(),
+            Arg::new(c"streamkey", ArgKind::Key(2)).after(c"TOKENS").optional(),
         ],
         ..info(
             "florence.submit",

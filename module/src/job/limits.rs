@@ -57,6 +57,8 @@ pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
 /// Bytes of a model's name.
 pub(crate) const MODEL_BYTES: usize = 253;
+/// Bytes of the key of a job's stream.
+pub(crate) const STREAM_BYTES: usize = 8192;
 /// Keys of one command.
 pub(crate) const KEYS: usize = 1000;
 

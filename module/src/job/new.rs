@@ -81,6 +81,8 @@ pub(crate) struct Options {
     pub(crate) no_cache: bool,
     /// Longer side of the small copy of the picture, 0 for none; by default as the setting has it.
     pub(crate) thumbnail: Option<i64>,
+    /// Key of the stream that the text goes to while it is generated.
+    pub(crate) stream: Option<Vec<u8>>,
     /// What is asked after the first prompt.
     pub(crate) steps: Vec<Step>,
     pub(crate) margin: Option<i64>,
@@ -128,6 +130,7 @@ impl Default for Options {
             exif: None,
             no_cache: false,
             thumbnail: None,
+            stream: None,
             steps: Vec::new(),
             margin: None,
             length_penalty: None,
@@ -233,6 +236,9 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     }
     if !options.steps.is_empty() {
         request.push(("steps", steps::written(&options.steps).into()));
+    }
+    if let Some(stream) = &options.stream {
+        request.push(("stream", stream.clone()));
     }
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));

@@ -31,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(crate) no_cache: bool,
+    /// Key of the stream that the text goes to while it is generated.
+    pub(crate) stream: Option<Arc<[u8]>>,
     /// Longer side of the small copy of the picture that the job gets; 0 for none.
     pub(crate) thumbnail: u32,
     pub(crate) timeout: Duration,
@@ -77,6 +79,7 @@ impl Request {
             ("prompt", 8 * limits::PROMPT_BYTES),
             ("steps", 8 * limits::PROMPT_BYTES),
             ("wants", limits::MODEL_BYTES),
+            ("stream", limits::STREAM_BYTES),
         ] {
             if job.length(field) > most as u64 {
                 return Err(invalid(format!("the job's {field} is too long")));
@@ -93,6 +96,7 @@ impl Request {
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
+            stream: job.bytes("stream", |key| key.into()),
             thumbnail: u32::try_from(thumbnail).unwrap_or_default(),
             timeout: Duration::from_millis(timeout),
             wants: job.text("wants"),

@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
-    Error,
+    Answer, Error,
     chain::Run,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
@@ -22,6 +22,7 @@ use super::{
     load::{Plan, load, plans},
     milliseconds,
     next::Picture,
+    pieces::{Listener, Pieces},
     spawn,
 };
 use crate::{
@@ -40,19 +41,19 @@ use crate::{
 };
 
 /// Starts the engines.
-pub(super) fn start(inbox: &Receiver<Work<Claimant>>) {
+pub(super) fn start(inbox: &Receiver<Work<Claimant>>, ways: &Ways) {
     let plans = plans();
     model::begin(plans.len());
     for plan in plans {
-        let inbox = inbox.clone();
-        spawn(&format!("fl-engine-{}", plan.engine), move || run(&plan, &inbox));
+        let (inbox, ways) = (inbox.clone(), ways.clone());
+        spawn(&format!("fl-engine-{}", plan.engine), move || run(&plan, &inbox, &ways));
     }
 }
 
 /// How long a device that was lost is left alone.
 const LOST_PAUSE: Duration = Duration::from_secs(10);
 
-fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
+fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>, ways: &Ways) {
     let engine = plan.engine;
     let mut was_lost = false;
     loop {
@@ -64,7 +65,7 @@ fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
             thread::sleep(LOST_PAUSE);
             continue;
         };
-        let meter = Meter { engine, busy: Cell::default() };
+        let meter = Meter { engine, busy: Cell::default(), ways };
         let served = serve::serve(&loaded.florence, &loaded.caches, inbox, &meter);
         let Err(failure) = served else { return };
         let problem = format!("engine {engine} lost its device: {}", explain(&failure));
@@ -80,18 +81,20 @@ fn run(plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
 }
 
 /// Keeps the figures of an engine.
-struct Meter {
+struct Meter<'a> {
     engine: usize,
     /// Time spent since the last answer.
     busy: Cell<Duration>,
+    ways: &'a Ways,
 }
 
-impl Watch for Meter {
+impl Watch for Meter<'_> {
     fn most(&self) -> usize {
         settings::MAX_BATCH.size()
     }
 
     fn turned(&self, turn: &Turn) {
+        self.ways.tell();
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
         self.busy.set(self.busy.get() + turn.time);
@@ -130,6 +133,8 @@ pub(super) struct Claimant {
     /// Time in the engine.
     time: Duration,
     ways: Ways,
+    /// Where the text goes while it is generated.
+    listener: Option<Arc<Listener>>,
 }
 
 /// Where a claimed job goes on.
@@ -138,12 +143,24 @@ pub(super) struct Ways {
     pub(super) commits: Sender<Commit>,
     /// To whoever asks the next questions.
     pub(super) next: Sender<Claimant>,
+    pub(super) pieces: Arc<Pieces>,
+}
+
+impl Ways {
+    /// Tells the committer if there is new text.
+    pub(super) fn tell(&self) {
+        self.pieces.tell(&self.commits);
+    }
 }
 
 impl Claimant {
     pub(super) fn new(lease: Lease, attempt: Box<Attempt>, ways: Ways) -> Self {
         let stopwatch = Stopwatch::start(attempt.asked);
         let run = Run::new(attempt.request.chain.clone(), *settings::PROMPTS.get());
+        let stream = attempt.request.stream.clone();
+        let (key, token) = (lease.key().clone(), lease.claim().token.clone());
+        let listener =
+            stream.map(|stream| Arc::new(Listener::new(key, token, attempt.number, stream)));
         Self {
             lease,
             attempt,
@@ -156,7 +173,16 @@ impl Claimant {
             verdict: Verdict::Result,
             time: Duration::ZERO,
             ways,
+            listener,
         }
+    }
+
+    /// Tells of what the caches have answered.
+    pub(super) fn knows(&self, answers: &[Arc<Answer>]) {
+        for (question, answer) in answers.iter().enumerate() {
+            self.told(question, &answer.text);
+        }
+        self.ways.tell();
     }
 
     /// Ends the attempt with its answers.
@@ -205,6 +231,17 @@ impl Asker for Claimant {
         }
         self.lease.claim().enter(Phase::Generating);
         self.lease.claim().set_tokens(tokens);
+    }
+
+    fn listens(&self) -> bool {
+        self.listener.is_some()
+    }
+
+    fn told(&self, question: usize, piece: &str) {
+        if let Some(listener) = &self.listener {
+            let (step, first) = self.run.place();
+            self.ways.pieces.add(listener, (step, first + question), piece);
+        }
     }
 
     fn answered(mut self, served: Served) {

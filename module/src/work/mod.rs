@@ -6,6 +6,7 @@
 //!
 //! - `prepare`, `infer`, `commit`: as above
 //! - `next`: what is asked about a picture, first and after answers
+//! - `pieces`: texts that go to streams while they are generated
 //! - `ahead`: how far downloads are ahead of the engine
 //! - `load`: which engines there are; the model, when they begin
 //! - `adopt`: jobs of which no event told
@@ -20,9 +21,11 @@ mod commit;
 mod infer;
 mod load;
 mod next;
+mod pieces;
 mod prepare;
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +35,7 @@ use florence_engine::catch_panic;
 use redis_module::Context;
 
 use infer::Ways;
+use pieces::Pieces;
 
 use crate::{
     celery, figures,
@@ -51,7 +55,9 @@ pub(crate) fn start(ctx: &Context) {
     let (work, inbox) = bounded(settings::MAX_BATCH.size());
     let (commits, outbox) = unbounded();
     let (next, answered) = unbounded();
-    let ways = Ways { commits, next };
+    let pieces = Arc::<Pieces>::default();
+    let ways = Ways { commits, next, pieces: Arc::clone(&pieces) };
+    let engines = ways.clone();
     for i in 0..prepare_threads() {
         let (work, ways) = (work.clone(), ways.clone());
         spawn(&format!("fl-prepare-{i}"), move || prepare::read(&work, &ways));
@@ -62,8 +68,8 @@ pub(crate) fn start(ctx: &Context) {
         spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &work, &ways));
     }
     spawn("fl-next", move || next::run(&answered, &work));
-    spawn("fl-engines", move || infer::start(&inbox));
-    spawn("fl-commit", move || commit::run(&outbox));
+    spawn("fl-engines", move || infer::start(&inbox, &engines));
+    spawn("fl-commit", move || commit::run(&outbox, &pieces));
     spawn("fl-celery", celery::run);
     spawn("fl-adopt", adopt::run);
     sync::take_role(ctx);

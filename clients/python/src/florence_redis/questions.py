@@ -438,6 +438,8 @@ class Options(TypedDict, total=False):
     no_cache: bool
     #: Longer side in pixels of a small copy of the picture, which ``thumbnail`` gives; 0 for none.
     thumbnail: int
+    #: Key of a stream that the text goes to while it is generated: see ``pieces``.
+    tokens: str
 
 
 class AskOptions(Options, total=False):
@@ -472,6 +474,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "seed": ("SEED", int),
     "margin": ("MARGIN", int),
     "thumbnail": ("THUMBNAIL", int),
+    "tokens": ("TOKENS", str),
 }
 
 
