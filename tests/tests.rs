@@ -54,6 +54,8 @@ mod metrics; // latencies, ends and figures, and the page that documents them
 mod mixed; // everything at once, at random: keys that change, servers that die and change roles
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/nbest.rs"]
+mod nbest; // the best beams and their scores
 #[path = "suite/packaging.rs"]
 mod packaging; // the container's entry point, `make install` and `make run`, versions
 #[path = "suite/prompts.rs"]

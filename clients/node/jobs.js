@@ -163,6 +163,14 @@ export const ERRORS = new Map(
  */
 
 /**
+ * One of the best beams.
+ * @typedef {object} Ranked
+ * @property {number} score by which they are ranked: a logarithm, at most 0
+ * @property {string} text what the model has written
+ * @property {any} answer as the job's answer to the question
+ */
+
+/**
  * What follows in the text of an answer: all pieces together are the text. Another attempt begins
  * all texts anew.
  * @typedef {object} Piece
@@ -221,6 +229,18 @@ export class Job {
      * @type {readonly (readonly number[])[]}
      */
     this.scores = !scores || isChain ? [] : this.prompts.length > 1 ? scores : [scores];
+    /**
+     * The best beams for each prompt, the answer first, where `nBest` asked for them.
+     * @type {readonly (readonly Ranked[])[]}
+     */
+    this.nBest = (json(got.nbest ?? null) ?? []).map(
+      (/** @type {any[]} */ best, /** @type {number} */ i) =>
+        best.map(({ score, text, result }) => ({
+          score,
+          text,
+          answer: readAnswer(/** @type {string} */ (this.prompts[i]), result),
+        })),
+    );
     this.#chain =
       isChain && this.result
         ? this.result.steps.map((/** @type {any} */ step, /** @type {number} */ i) =>

@@ -50,6 +50,7 @@ export const OPTIONS = {
   retries: "RETRIES",
   ttlSeconds: "TTL",
   beams: "BEAMS",
+  nBest: "NBEST",
   maxTokens: "MAXTOKENS",
   ngram: "NGRAM",
   lengthPenalty: "LENGTHPENALTY",

@@ -173,9 +173,14 @@ fn mutated_jobs_do_not_end_the_server() {
     server.call::<HashMap<String, Option<String>>>(&["FLORENCE.WAIT", "job", "60"]);
     let mut job: Vec<(Vec<u8>, Vec<u8>)> =
         redis::cmd("HGETALL").arg("job").query(&mut connection).unwrap();
-    for (field, value) in
-        [("crashes", "0"), ("delay", "1"), ("retry_at", "1"), ("wants", "tiny"), ("stream", "s")]
-    {
+    for (field, value) in [
+        ("crashes", "0"),
+        ("delay", "1"),
+        ("retry_at", "1"),
+        ("wants", "tiny"),
+        ("stream", "s"),
+        ("nbest_count", "2"),
+    ] {
         job.push((field.into(), value.into()));
     }
     let values: Vec<&[u8]> =

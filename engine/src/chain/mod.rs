@@ -342,7 +342,12 @@ impl Run {
             ([stage], []) => at_once(stage, decimals),
             (stages, steps) => step_by_step(stages, &self.chain.prompts, steps, decimals),
         };
-        Told { json, text, scores, tokens, size: self.size() }
+        let best = |answer: &Arc<Answer>| {
+            answer.n_best.iter().map(|one| one.told(decimals)).collect::<Value>()
+        };
+        let is_wanted = !self.is_chain() && answers().any(|answer| !answer.n_best.is_empty());
+        let n_best = is_wanted.then(|| answers().map(best).collect());
+        Told { json, text, scores, n_best, tokens, size: self.size() }
     }
 }
 
@@ -355,6 +360,8 @@ pub struct Told {
     pub text: Value,
     /// Their scores: a list, or a list of lists.
     pub scores: Value,
+    /// The best texts of each question, a list of lists, where they were asked for; a chain has none.
+    pub n_best: Option<Value>,
     /// Number of generated ids.
     pub tokens: usize,
     /// Width and height of the picture.

@@ -21,6 +21,8 @@ pub struct Batch<'a, T> {
 struct Member<T> {
     ticket: T,
     running: Running,
+    /// How many of the best texts are told.
+    n_best: Option<usize>,
     reading: Reading,
     timings: Timings,
     since: Instant,
@@ -61,7 +63,8 @@ impl<'a, T> Batch<'a, T> {
         let name = Arc::clone(&question.name);
         let reading = Reading { name, answer: question.answer, scale };
         let running = Running::new(job, florence.rules(options));
-        members.push(Member { ticket, running, reading, timings, since, told: 0 });
+        let n_best = options.n_best;
+        members.push(Member { ticket, running, n_best, reading, timings, since, told: 0 });
         Ok(())
     }
 
@@ -80,10 +83,11 @@ impl<'a, T> Batch<'a, T> {
         }
         let is_finished = |member: &mut Member<T>| member.running.is_finished();
         let finished = members.extract_if(.., is_finished).map(|member| {
-            let Member { ticket, running, reading, timings, since, .. } = member;
+            let Member { ticket, running, n_best, reading, timings, since, .. } = member;
             decoding.remove(running.job());
             let timings = Timings { decoder: milliseconds(since), ..timings };
-            (ticket, florence.answer(&reading, running.finish(), timings))
+            let best = running.finish(n_best.unwrap_or(1));
+            (ticket, florence.answer(&reading, (best, n_best.is_some()), timings))
         });
         Ok(finished.collect())
     }

@@ -183,13 +183,15 @@ impl Beams {
         &first[..self.running.iter().fold(first.len(), common)]
     }
 
-    /// The best finished hypothesis, or the best running one if none has finished.
-    pub(super) fn into_best(mut self) -> (Path, f32) {
-        let best = self.finished.swap_remove(0);
-        if best.is_done {
-            return (best.path, best.score);
+    /// Up to `most` of the finished hypotheses, best first; the best running one if none has
+    /// finished.
+    pub(super) fn into_best(mut self, most: usize) -> Vec<(Path, f32)> {
+        let finished = self.finished.into_iter().filter(|hypothesis| hypothesis.is_done);
+        let mut best: Vec<_> = finished.map(|it| (it.path, it.score)).take(most.max(1)).collect();
+        if best.is_empty() {
+            best.push((self.running.swap_remove(0), self.running_scores[0]));
         }
-        (self.running.swap_remove(0), self.running_scores[0])
+        best
     }
 }
 

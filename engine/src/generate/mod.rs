@@ -51,8 +51,8 @@ impl Running {
         (!is_unchanged && !self.search.is_finished()).then_some(parents)
     }
 
-    pub(crate) fn finish(self) -> Generated {
-        self.search.finish()
+    pub(crate) fn finish(self, most: usize) -> Vec<Generated> {
+        self.search.finish(most)
     }
 }
 

@@ -80,6 +80,7 @@ const INFOS: [CommandInfo; 11] = [
             COUNT.after(c"RETRIES").optional(),
             integer(c"s").after(c"TTL").optional(),
             COUNT.after(c"BEAMS").optional(),
+            COUNT.after(c"NBEST").optional(),
             COUNT.after(c"MAXTOKENS").optional(),
             COUNT.after(c"NGRAM").optional(),
             decimal(c"x").after(c"LENGTHPENALTY").optional(),

@@ -44,6 +44,7 @@ pub(crate) const TIMEOUT: Limit = limit("TIMEOUT", 1, 86_400_000);
 pub(crate) const RETRIES: Limit = limit("RETRIES", 0, 100);
 pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
 pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
+pub(crate) const N_BEST: Limit = limit("NBEST", 1, BEAMS.most);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
 pub(crate) const TOP_K: Limit = limit("TOPK", 0, 100_000);
 pub(crate) const SEED: Limit = limit("SEED", 0, i64::MAX);

@@ -62,6 +62,7 @@ impl Request {
         let length_penalty = penalty.map(|penalty| penalty as f32);
         let options = GenerateOptions {
             beams: size("beams", limits::BEAMS)?,
+            n_best: size("nbest_count", limits::N_BEST)?,
             max_new_tokens: size("maxtokens", limits::MAX_TOKENS)?,
             no_repeat_ngram: size("ngram", limits::NGRAM)?,
             length_penalty,

@@ -46,7 +46,7 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 27] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 28] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
@@ -65,6 +65,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 27] {
         ("image", job.shown_image().into()),
         ("infer_ms", number(is_tried, "infer_ms")),
         ("model", text(is_done, "model").into()),
+        ("nbest", text(is_done, "nbest").map_or(Shown::Nothing, Shown::Json)),
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
         ("prompt", one_or_list::<String>(text(true, "prompt"))),

@@ -315,7 +315,8 @@ fn answer_fields(run: &Run, verdict: Verdict) -> Fields {
     };
     let model = model::loaded().map(|loaded| loaded.florence.name().to_owned()).unwrap_or_default();
     let (width, height) = told.size;
-    vec![
+    let n_best = told.n_best.map(|best| ("nbest", best.to_string().into()));
+    let known = [
         ("result", told.json.to_string().into()),
         ("text", text.into()),
         ("scores", told.scores.to_string().into()),
@@ -324,7 +325,8 @@ fn answer_fields(run: &Run, verdict: Verdict) -> Fields {
         ("tokens", told.tokens.to_string().into()),
         ("model", model.into()),
         ("cache", verdict.name().into()),
-    ]
+    ];
+    known.into_iter().chain(n_best).collect()
 }
 
 fn count(verdict: Verdict) {

@@ -17,8 +17,9 @@ use super::{
 use crate::{
     figures::{self, latency},
     job::{
-        Failure,
+        Code, Failure,
         life::{self, Attempt, Claim},
+        new::too_many_best,
     },
     model::{self, Loaded},
     queue::{Kind, Lease, Limits, Phase, queue, sync},
@@ -151,6 +152,9 @@ fn prepared(
     claimant: &mut Claimant,
     downloaded: Option<Vec<u8>>,
 ) -> Result<Next, Failure> {
+    if let Some(problem) = too_many_best(&loaded.florence, &claimant.attempt.request.options) {
+        return Err(Failure::permanent(Code::Invalid, problem));
+    }
     let bytes = match (downloaded, &claimant.attempt.request.data) {
         (Some(bytes), _) => Bytes::Read(bytes),
         (None, Some(data)) => Bytes::Sent(Arc::clone(data)),
