@@ -84,7 +84,7 @@ screenshots: setup  ## pictures of the page of `florence web`, some of them into
 	$@/bin/pip install -q -r tools/requirements.txt
 
 fixtures: .venv-reference  ## rebuild the golden fixtures with the reference (several GB of Python)
-	cd tools && for kind in random tiny chains; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
+	cd tools && for kind in random tiny chains nbest; do ../$(REFERENCE_PYTHON) make_fixtures.py $$kind || exit 1; done
 	cd tools && for kind in adapters finetunes; do ../$(REFERENCE_PYTHON) make_$$kind.py || exit 1; done
 	$(REFERENCE_PYTHON) tools/pictures.py
 

@@ -56,6 +56,8 @@ mod mixed; // everything at once, at random: keys that change, servers that die 
 mod models; // several models in one server, loaded and exchanged while it runs
 #[path = "suite/module.rs"]
 mod module; // loading, settings, documentation, models that cannot be loaded
+#[path = "suite/nbest.rs"]
+mod nbest; // the best beams and their scores
 #[path = "suite/packaging.rs"]
 mod packaging; // the container's entry point, `make install` and `make run`, versions
 #[path = "suite/prompts.rs"]
@@ -72,3 +74,5 @@ mod sources; // where pictures come from, and what is wrong with them
 mod tenants; // several users of one server
 #[path = "suite/thumbnails.rs"]
 mod thumbnails; // small copies of the pictures
+#[path = "suite/tokens.rs"]
+mod tokens; // texts in streams while they are generated

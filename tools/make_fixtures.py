@@ -3,6 +3,7 @@
     python tools/make_fixtures.py random      tiny random checkpoints, every stage, ids
     python tools/make_fixtures.py tiny        models/tiny: pictures, prompts, ids, JSON
     python tools/make_fixtures.py chains      models/tiny: cascades, as their users write them
+    python tools/make_fixtures.py nbest       both: the best beams and their scores
 """
 
 import json
@@ -146,5 +147,22 @@ def chain_fixtures():
     print(len(out["cases"]), "chains,", sum(len(case["texts"]) for case in out["cases"]), "answers")
 
 
+def nbest_fixtures():
+    out = {"provenance": provenance() | {"model_sha256": reference.sha256(TINY / "model.safetensors")}, "cases": []}
+    asked = [("random-native", "random.png", prompt, {"length_penalty": penalty})
+             for prompt in PROMPTS for penalty in (1.0, -2.0)]
+    asked += [("tiny", f"pictures/{i:02}.png", prompt, {})
+              for i, prompt in enumerate(("<DETAILED_CAPTION>", "<OD>", "<OCR>", "<DENSE_REGION_CAPTION>"))]
+    models = {"random-native": reference.Reference(FIXTURES / "random-native"), "tiny": reference.Reference(TINY)}
+    for checkpoint, picture, prompt, overrides in asked:
+        image = Image.open(FIXTURES / picture)
+        for n in (1, 2, 3):
+            ids, scores = models[checkpoint].best(image, prompt, 3, n, 40, **overrides)
+            out["cases"].append({"checkpoint": checkpoint, "picture": picture, "prompt": prompt, "n": n,
+                                 "token_ids": ids, "scores": scores} | overrides)
+    (FIXTURES / "nbest.json").write_text(json.dumps(out) + "\n")
+    print(len(out["cases"]), "cases,", sum(len(case["scores"]) for case in out["cases"]), "beams")
+
+
 if __name__ == "__main__":
-    {"random": random_fixtures, "tiny": tiny_fixtures, "chains": chain_fixtures}[sys.argv[1]]()
+    {"random": random_fixtures, "tiny": tiny_fixtures, "chains": chain_fixtures, "nbest": nbest_fixtures}[sys.argv[1]]()

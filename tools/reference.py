@@ -119,6 +119,16 @@ class Reference:
         sequence = self.model.generate(**self.inputs(image, prompt), generation_config=config)[0].tolist()
         return sequence, *self.parsed(sequence, prompt, image.size)
 
+    @torch.no_grad()
+    def best(self, image, prompt, beams, n, max_new_tokens, **overrides):
+        """Ids and scores of the `n` best beams."""
+        config = self.config(beams, max_new_tokens, num_return_sequences=n, return_dict_in_generate=True,
+                             output_scores=True, **overrides)
+        found = self.model.generate(**self.inputs(image, prompt), generation_config=config)
+        # Shorter ones are padded.
+        rows = [row[:row.index(2, 1) + 1] for row in found.sequences.tolist()]
+        return rows, found.sequences_scores.tolist()
+
     def parsed(self, sequence, prompt, size):
         """Text and JSON of generated ids."""
         text = self.tokenizer.decode(sequence, skip_special_tokens=False)

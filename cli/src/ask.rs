@@ -47,6 +47,7 @@ impl AskArgs {
             max_new_tokens: Some(self.max_new_tokens),
             no_repeat_ngram: self.no_repeat_ngram,
             length_penalty: self.length_penalty,
+            n_best: None,
             sampling: None,
             coordinates: self.coordinates,
         }

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     most_regions: usize,
     #[command(flatten)]
     ask: AskArgs,
+    /// Tell so many of the best beams, with their scores
+    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "temperature"], value_parser = clap::value_parser!(u64).range(1..))]
+    nbest: Option<u64>,
     /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
     #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = temperature)]
     temperature: Option<f64>,
@@ -84,6 +87,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // What is wrong with it is wrong for all pictures.
     florence.question(&args.prompt, args.ask.prompts)?;
     chain(args).check(args.ask.prompts)?;
+    let (beams, wanted) = (florence.beams(&generate(args)), args.nbest.unwrap_or_default());
+    if wanted > beams as u64 {
+        bail!("--nbest {wanted} is more than there are beams, {beams}");
+    }
     let failed = args.images.iter().filter(|image| {
         let answered = answer(&florence, args, image);
         if let Err(error) = &answered {
@@ -97,9 +104,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+fn generate(args: &Args) -> GenerateOptions {
+    let n_best = args.nbest.and_then(|n| usize::try_from(n).ok());
+    GenerateOptions { n_best, sampling: args.sampling(), ..args.ask.generate() }
+}
+
 fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {
     let prepare = args.ask.prepare();
-    let generate = GenerateOptions { sampling: args.sampling(), ..args.ask.generate() };
+    let generate = generate(args);
     let bytes = std::fs::read(image).context("cannot read it")?;
     if !args.steps.is_empty() {
         let picture = decode(&bytes, &prepare.limits, prepare.orientation)?;
@@ -113,6 +125,7 @@ fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> 
         json: answer.rounded(args.ask.decimals),
         text: json!(answer.text),
         scores: json!(answer.scores),
+        n_best: None,
         tokens: answer.token_ids.len(),
         size: answer.size,
     };
@@ -123,6 +136,13 @@ fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> 
 /// What is told, with the rest of the answer if there is just one.
 fn print(florence: &Florence, args: &Args, image: &Path, (told, answer): (&Told, Option<&Answer>)) {
     let (shown, (width, height)) = (image.display(), told.size);
+    let best = answer.map_or(&[][..], |answer| &answer.n_best);
+    if !args.json && !best.is_empty() {
+        for one in best {
+            println!("{shown}: {:.4} {}", one.score, one.rounded(args.ask.decimals));
+        }
+        return;
+    }
     if !args.json {
         println!("{shown}: {}", told.json);
         return;
@@ -140,6 +160,9 @@ fn print(florence: &Florence, args: &Args, image: &Path, (told, answer): (&Told,
     if let Some(answer) = answer {
         line["token_ids"] = json!(answer.token_ids);
         line["timings_ms"] = json!(answer.timings);
+    }
+    if !best.is_empty() {
+        line["nbest"] = best.iter().map(|one| one.told(args.ask.decimals)).collect();
     }
     println!("{line}");
 }

@@ -100,6 +100,32 @@ fn an_adapter_answers_and_can_be_merged() {
 }
 
 #[test]
+fn the_best_beams_are_told_with_their_scores() {
+    let shapes = sample("shapes.png");
+    let found = json(&["--prompt", "<OD>", "--nbest", "3", &shapes]);
+    let best = found["nbest"].as_array().unwrap();
+    assert_eq!((best.len(), &best[0]["result"]), (3, &found["answer"]));
+    assert!(best[0]["score"].as_f64() >= best[2]["score"].as_f64(), "{best:?}");
+    let output = run(&["--prompt", "<CAPTION>", "--beams", "2", "--nbest", "2", &shapes]);
+    let out = text(&output.stdout);
+    assert_eq!(
+        out.lines().filter(|line| line.contains(": -0.") && line.ends_with('}')).count(),
+        2,
+        "{out}"
+    );
+    for (options, told) in [
+        (&["--nbest", "4"][..], "--nbest 4 is more than there are beams, 3"),
+        (&["--nbest", "2", "--temperature", "1"], "cannot be used with"),
+        (&["--nbest", "2", "--step", "EACH <REGION_TO_OCR>"], "cannot be used with"),
+        (&["--nbest", "0"], "0 is not in 1.."),
+    ] {
+        let refused = run(&[&["--prompt", "<OD>", &shapes], options].concat());
+        let err = text(&refused.stderr);
+        assert!(!refused.status.success() && err.contains(told), "{err}");
+    }
+}
+
+#[test]
 fn a_bad_prompt_is_told_once() {
     let shapes = sample("shapes.png");
     let output = run(&["--prompt", "<OD> cats", &shapes, &shapes]);

@@ -68,6 +68,9 @@ const BLOB_STRING = "$".charCodeAt(0);
 /** Longest WAIT, in milliseconds. */
 const SLICE = 1000;
 
+/** How often a stream is looked at, and how many entries are read at once. */
+const [LOOK_MS, ENTRIES] = [50, 1000];
+
 /** A command's error as one of ours; errors of others stay what they are. @param {unknown} error */
 const refusal = (error) => {
   if (!(error instanceof Error)) return error;
@@ -232,6 +235,36 @@ export class Florence {
     }
   }
 
+  /**
+   * The text of a job that was submitted with `tokens`, as it grows, until the job ends. It looks
+   * twenty times a second. What was told before is told first.
+   * @param {JobKey<any>} key
+   * @param {Waiting} [waiting]
+   * @returns {AsyncGenerator<import("./jobs.js").Piece, void, undefined>}
+   */
+  async *pieces(key, { timeoutMs = Infinity, signal } = {}) {
+    const [until, stream] = [performance.now() + timeoutMs, (await this.#existing(key)).stream];
+    if (stream === undefined) throw new TypeError(`${key} has no stream: submit it with tokens`);
+    let [last, hasEnded] = ["-", false];
+    while (!hasEnded) {
+      signal?.throwIfAborted();
+      if (performance.now() >= until) throw new WaitTimeoutError([key]);
+      // The job is looked at first: its end comes into the stream with it.
+      const job = await this.get(key);
+      const range = ["XRANGE", stream, last, "+", "COUNT", String(ENTRIES)];
+      /** @type {any[]} */
+      const found = await this.#send(range);
+      hasEnded = (!job || job.hasEnded) && found.length < ENTRIES;
+      for (const [id, fields] of found) {
+        last = `(${plain(id)}`;
+        const { job, attempt, step, index, text } = asMap(fields);
+        if (job !== key || text === undefined) continue;
+        yield { attempt: Number(attempt), step: Number(step), index: Number(index), text };
+      }
+      if (found.length === 0 && !hasEnded) await setTimeout(LOOK_MS);
+    }
+  }
+
   /** Ends jobs that have not ended: how many. @param {...string} keys */
   cancel(...keys) {
     return this.#change("FLORENCE.CANCEL", keys);
@@ -358,6 +391,13 @@ export class Florence {
   /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
   regionToOcr(image, region, options) {
     return this.ask(image, tasks.regionToOcr(region), options);
+  }
+
+  /** @param {JobKey<any>} key */
+  async #existing(key) {
+    const job = await this.get(key);
+    if (!job) throw new NoJobError(`no such job: ${key}`);
+    return job;
   }
 
   /** @param {string} what @returns {Promise<Record<string, any>[][]>} */

@@ -159,6 +159,25 @@ export const ERRORS = new Map(
  * @property {Date} [dueAt] when it is started, if it waits for a moment
  * @property {Date} [finishedAt]
  * @property {string} [code] why it failed: the code of the error
+ * @property {string} [stream] key of the stream that the text goes to while it is generated
+ */
+
+/**
+ * One of the best beams.
+ * @typedef {object} Ranked
+ * @property {number} score by which they are ranked: a logarithm, at most 0
+ * @property {string} text what the model has written
+ * @property {any} answer as the job's answer to the question
+ */
+
+/**
+ * What follows in the text of an answer: all pieces together are the text. Another attempt begins
+ * all texts anew.
+ * @typedef {object} Piece
+ * @property {number} attempt
+ * @property {number} step of a chain, counted from 0
+ * @property {number} index which question of the step
+ * @property {string} text
  */
 
 /**
@@ -210,6 +229,18 @@ export class Job {
      * @type {readonly (readonly number[])[]}
      */
     this.scores = !scores || isChain ? [] : this.prompts.length > 1 ? scores : [scores];
+    /**
+     * The best beams for each prompt, the answer first, where `nBest` asked for them.
+     * @type {readonly (readonly Ranked[])[]}
+     */
+    this.nBest = (json(got.nbest ?? null) ?? []).map(
+      (/** @type {any[]} */ best, /** @type {number} */ i) =>
+        best.map(({ score, text, result }) => ({
+          score,
+          text,
+          answer: readAnswer(/** @type {string} */ (this.prompts[i]), result),
+        })),
+    );
     this.#chain =
       isChain && this.result
         ? this.result.steps.map((/** @type {any} */ step, /** @type {number} */ i) =>
@@ -237,6 +268,8 @@ export class Job {
     this.position = got.position ?? undefined;
     /** @type {number | undefined} */
     this.tokens = got.tokens ?? undefined;
+    /** Key of the stream that the text goes to while it is generated. @type {string | undefined} */
+    this.stream = got.stream ?? undefined;
     this.submittedAt = new Date(got.submitted_at);
     this.startedAt = timeOf(got.started_at);
     this.finishedAt = timeOf(got.finished_at);

@@ -50,6 +50,7 @@ export const OPTIONS = {
   retries: "RETRIES",
   ttlSeconds: "TTL",
   beams: "BEAMS",
+  nBest: "NBEST",
   maxTokens: "MAXTOKENS",
   ngram: "NGRAM",
   lengthPenalty: "LENGTHPENALTY",
@@ -59,6 +60,7 @@ export const OPTIONS = {
   seed: "SEED",
   margin: "MARGIN",
   thumbnail: "THUMBNAIL",
+  tokens: "TOKENS",
 };
 
 /** @param {Omit<Options, "key">} options */
@@ -103,13 +105,14 @@ export const timeOf = (at) => (at == null ? undefined : new Date(at));
  * @returns {import("./jobs.js").Listed}
  */
 export const listed = (reply) => {
-  const { id, state, due_at, finished_at, code } = asMap(reply);
+  const { id, state, due_at, finished_at, code, stream } = asMap(reply);
   return {
     key: id,
     state,
     ...(due_at !== undefined && { dueAt: timeOf(due_at) }),
     ...(finished_at !== undefined && { finishedAt: timeOf(finished_at) }),
     ...(code !== undefined && { code }),
+    ...(stream !== undefined && { stream }),
   };
 };
 

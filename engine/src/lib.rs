@@ -57,7 +57,7 @@ pub use budget::{Budget, NoRoom, Reservation};
 pub use error::Error;
 pub use florence::{
     Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
-    Precision, PrepareOptions, Prepared, Question, Timings, TokenIds, Visual, has_cpu,
+    Precision, PrepareOptions, Prepared, Question, Ranked, Timings, TokenIds, Visual, has_cpu,
 };
 pub use kernels::Cpu;
 /// The kernels one by one, for benchmarks.

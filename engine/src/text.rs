@@ -3,7 +3,7 @@
 //! Microsoft's `tokenizer.json` lacks the 1024 tokens that Florence-2 adds to BART's vocabulary;
 //! they are added here, in the reference's order, where the file does not have them.
 
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 
 use crate::{
     model::{Checkpoint, LoadError},
@@ -75,6 +75,15 @@ impl Text {
     /// Text of ids, special tokens included.
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         self.tokenizer.decode(ids, false).unwrap_or_default()
+    }
+
+    /// Text of the next ids of a sequence, which continues that of the ids before; none if it would
+    /// end within a character, or if the tokenizer's texts cannot be put together from parts.
+    pub(crate) fn piece(&self, ids: &[u32]) -> Option<String> {
+        let is_of_bytes =
+            matches!(self.tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let text = is_of_bytes.then(|| self.decode(ids))?;
+        (!text.is_empty() && !text.ends_with(char::REPLACEMENT_CHARACTER)).then_some(text)
     }
 
     /// Whether an id is one of the location tokens.
@@ -162,6 +171,24 @@ mod tests {
         }
         let ids = text.encode(&read("<REGION_TO_OCR><loc_0><loc_1><loc_2><loc_999>")).unwrap();
         assert_eq!(ids.iter().filter(|id| text.is_location(**id)).count(), 4);
+    }
+
+    #[test]
+    fn pieces_end_with_whole_characters_and_make_the_text() {
+        let text = Text::load(Checkpoint::Embedded).unwrap();
+        let prompt = Prompt::parse("na\u{ef}ve \u{1f600} \u{4e2d}\u{6587}x", Prompts::Any).unwrap();
+        let ids = text.encode(&prompt).unwrap();
+        let (mut told, mut pieces) = (0, Vec::new());
+        for end in 1..=ids.len() {
+            if let Some(piece) = text.piece(&ids[told..end]) {
+                told = end;
+                pieces.push(piece);
+            }
+        }
+        assert_eq!(pieces.concat(), text.decode(&ids));
+        // The face has four bytes, which are several ids.
+        assert!(pieces.len() > 5 && pieces.len() < ids.len(), "{pieces:?}");
+        assert!(pieces.iter().any(|piece| piece.contains('\u{1f600}')), "{pieces:?}");
     }
 
     #[test]

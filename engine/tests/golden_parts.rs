@@ -58,6 +58,7 @@ fn searches_equal_the_references() {
     let fixture = fixture("beam.json");
     let cases = fixture["cases"].as_array().unwrap();
     assert!(cases.len() >= 240);
+    let mut early = 0;
     for case in cases {
         let number = |name: &str| usize::try_from(case[name].as_u64().unwrap()).unwrap();
         let rules = Rules {
@@ -75,13 +76,21 @@ fn searches_equal_the_references() {
         };
         let seed = number("seed") as u32;
         let mut search = Search::new(rules);
+        let mut settled = vec![search.settled().to_vec()];
         while !search.is_finished() {
             let logits: Vec<f32> =
                 search.sequences().flat_map(|sequence| toy_logits(sequence, seed)).collect();
             search.advance((!search.is_forced()).then(|| Logits::all(&logits, VOCABULARY)));
+            settled.push(search.settled().to_vec());
         }
-        let found = search.finish();
+        let all = search.finish(number("num_beams"));
+        assert!(all.is_sorted_by(|a, b| a.score >= b.score), "{case}");
+        let found = all[0].clone();
         assert_eq!(serde_json::json!(found.ids), case["sequence"], "{case}");
+        // What was known on the way only grew, to the whole of it.
+        assert_eq!(settled.last(), Some(&found.ids), "{case}");
+        assert!(settled.is_sorted_by(|a, b| b.starts_with(a)), "{case}: {settled:?}");
+        early += settled.iter().rev().skip(1).take(1).map(|ids| ids.len() - 1).sum::<usize>();
         if let Some(score) = case["score"].as_f64() {
             assert!((f64::from(found.score) - score).abs() < 1e-5, "{} {case}", found.score);
         }
@@ -92,4 +101,5 @@ fn searches_equal_the_references() {
             }
         }
     }
+    assert!(early > 2 * cases.len(), "{early} tokens known before the last step");
 }

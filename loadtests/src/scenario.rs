@@ -33,6 +33,11 @@ pub(crate) struct Scenario {
     pub(crate) cache: bool,
     #[serde(default)]
     pub(crate) max_tokens: Option<usize>,
+    #[serde(default)]
+    pub(crate) beams: Option<usize>,
+    /// Whether the text of each job goes to a stream while it is generated.
+    #[serde(default)]
+    pub(crate) stream: bool,
     /// How long the last jobs are waited for.
     #[serde(default = "patience")]
     pub(crate) patience_seconds: u64,

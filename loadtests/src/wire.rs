@@ -112,6 +112,12 @@ impl Wire {
         if let Some(tokens) = scenario.max_tokens {
             command.arg("MAXTOKENS").arg(tokens);
         }
+        if let Some(beams) = scenario.beams {
+            command.arg("BEAMS").arg(beams);
+        }
+        if scenario.stream {
+            command.arg("TOKENS").arg(format!("{PREFIX}stream"));
+        }
         match command.query::<String>(connection) {
             Ok(_key) => Ok(Taken::Yes),
             Err(error) if error.code() == Some("BUSY") => Ok(Taken::Refused),

@@ -49,6 +49,13 @@ fn a_cluster_routes_jobs_and_refuses_what_crosses_slots() {
     assert!(moved.starts_with("MOVED"), "{moved}");
     let moved = node.error(&["FLORENCE.SUBMIT", &key, "KEY", &foreign, "<OD>"]);
     assert!(moved.starts_with("CROSSSLOT"), "{moved}");
+    let moved = node.error(&["FLORENCE.SUBMIT", &key, &url, "<OD>", "TOKENS", &foreign]);
+    assert!(moved.starts_with("CROSSSLOT"), "{moved}");
+    node.call::<()>(&["FLORENCE.SUBMIT", "{*}told", &url, "<OCR>", "TOKENS", "{*}stream"]);
+    eventually("the text is told", || {
+        let entries: redis::Value = node.call(&["XREVRANGE", "{*}stream", "+", "-", "COUNT", "1"]);
+        format!("{entries:?}").contains("done").then_some(())
+    });
     let crossing = node.error(&["FLORENCE.WAIT", &key, &foreign, "1"]);
     assert!(crossing.starts_with("CROSSSLOT"), "{crossing}");
 

@@ -81,7 +81,7 @@ fn rounds(few: usize) -> usize {
 fn random_commands_do_not_end_the_server() {
     const BATCH: usize = 500;
     let words: Vec<&[u8]> = "DATA KEY PROMPTS PRIORITY DELAY EXPIRES TIMEOUT RETRIES TTL BEAMS \
-        MAXTOKENS MODEL EXIF NOCACHE THUMBNAIL THEN EACH CROP MARGIN TEMPERATURE TOPK TOPP SEED NGRAM LENGTHPENALTY RESULT STATE COUNT LATENCY JOBS queued done ended nonsense * a b c {a}b 0 1 2 9 -1 \
+        MAXTOKENS MODEL EXIF NOCACHE THUMBNAIL TOKENS NBEST THEN EACH CROP MARGIN TEMPERATURE TOPK TOPP SEED NGRAM LENGTHPENALTY RESULT STATE COUNT LATENCY JOBS queued done ended nonsense * a b c {a}b 0 1 2 9 -1 \
         16 1e3 9223372036854775807 -9223372036854775808 0.001 nan <CAPTION> <OD> <OCR> \
         <REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4> <OPEN_VOCABULARY_DETECTION>cat \
         <CAPTION_TO_PHRASE_GROUNDING> data: data:image/png;base64,iVBORw0KGgo= data:,x \
@@ -173,7 +173,14 @@ fn mutated_jobs_do_not_end_the_server() {
     server.call::<HashMap<String, Option<String>>>(&["FLORENCE.WAIT", "job", "60"]);
     let mut job: Vec<(Vec<u8>, Vec<u8>)> =
         redis::cmd("HGETALL").arg("job").query(&mut connection).unwrap();
-    for (field, value) in [("crashes", "0"), ("delay", "1"), ("retry_at", "1"), ("wants", "tiny")] {
+    for (field, value) in [
+        ("crashes", "0"),
+        ("delay", "1"),
+        ("retry_at", "1"),
+        ("wants", "tiny"),
+        ("stream", "s"),
+        ("nbest_count", "2"),
+    ] {
         job.push((field.into(), value.into()));
     }
     let values: Vec<&[u8]> =

@@ -139,6 +139,7 @@ mod tests {
             scores: vec![0.5],
             size: (360, 280),
             score: 0.0,
+            n_best: Vec::new(),
             timings: Timings::default(),
         };
         Answers { arithmetic: "made up".to_owned(), each: vec![answer], seconds: 2.0 }

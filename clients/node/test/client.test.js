@@ -146,6 +146,55 @@ test("a waiting job tells when it is due", async () => {
   assert.deepEqual(await florence.jobs(), [{ key, state: "queued", dueAt }]);
 });
 
+test("the best beams are told with their scores", async () => {
+  const questions = f.several(tasks.caption, tasks.detect);
+  const job = await florence.wait(await florence.submit(SHAPES, questions, { nBest: 2 }));
+  const [captions, boxes] = job.nBest;
+  assert.deepEqual([captions.length, boxes.length], [2, 2]);
+  assert.deepEqual([captions[0].answer, boxes[0].answer], job.answer);
+  assert.deepEqual([captions[0].text, boxes[0].text], job.texts);
+  assert(captions[0].score < 0 && captions[0].score >= captions[1].score);
+  const without = await florence.wait(await florence.submit(SHAPES, questions));
+  assert.deepEqual(without.nBest, []);
+  const refused = florence.submit(SHAPES, tasks.caption, { nBest: 2, beams: 1 });
+  await assert.rejects(refused, /NBEST 2 is more than there are BEAMS, 1/);
+});
+
+test("the text of an answer is told piece by piece", async () => {
+  const options = { tokens: "words", beams: 1, noCache: true };
+  const key = await florence.submit(SHAPES, tasks.denseRegionCaption, options);
+  const pieces = [];
+  for await (const piece of florence.pieces(key)) pieces.push(piece);
+  const job = await florence.wait(key);
+  assert.equal(pieces.map(({ text }) => text).join(""), job.texts[0]);
+  assert(pieces.length > 3 && pieces.every((piece) => piece.attempt === 1 && piece.step === 0));
+  assert.equal(job.stream, "words");
+
+  const steps = f.chain(tasks.detect, f.each(tasks.regionToCategory));
+  const chain = await florence.submit(SHAPES, steps, { tokens: "words" });
+  const texts = new Map();
+  for await (const { step, index, text } of florence.pieces(chain)) {
+    texts.set(`${step} ${index}`, (texts.get(`${step} ${index}`) ?? "") + text);
+  }
+  const [found, each] = (await florence.wait(chain)).answer;
+  assert.equal(texts.get("0 0"), found.text);
+  each.parts.forEach((part, i) => assert.equal(texts.get(`1 ${i}`), part.text));
+});
+
+test("pieces end with the job", async () => {
+  const read = async (key, waiting) => {
+    for await (const piece of florence.pieces(key, waiting)) assert.fail(piece.text);
+  };
+  const key = await florence.submit(SIGN, tasks.ocr, { tokens: "words", delayMs: 60_000 });
+  assert.equal((await florence.jobs())[0].stream, "words");
+  await assert.rejects(read(key, { timeoutMs: 200 }), f.WaitTimeoutError);
+  await florence.cancel(key);
+  await read(key);
+  await server.call("DEL", key);
+  await assert.rejects(read(key), f.NoJobError);
+  await assert.rejects(read(await florence.submit(SIGN, tasks.ocr)), /has no stream/);
+});
+
 test("a thumbnail is a small JPEG", async () => {
   const key = await florence.submit(SIGN, tasks.ocr, { thumbnail: 64 });
   assert.equal((await florence.wait(key)).state, "done");

@@ -15,6 +15,7 @@ import {
   type Job,
   type JobKey,
   type Listed,
+  type Piece,
   type Polygons,
   type Quads,
   type Step,
@@ -55,6 +56,7 @@ is<readonly Step[]>()(
   await florence.ask(picture, chain(tasks.detect, each(tasks.regionToOcr), crop(tasks.ocr))),
 );
 is<Listed[]>()(await florence.jobs({ state: "ended" }));
+for await (const piece of florence.pieces(key)) is<Piece>()(piece);
 is<Buffer | undefined>()(await florence.thumbnail(key));
 
 // @ts-expect-error a number is no picture

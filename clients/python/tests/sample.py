@@ -17,6 +17,7 @@ from florence_redis import (
     Job,
     JobKey,
     Listed,
+    Piece,
     Polygons,
     Quads,
     Region,
@@ -57,6 +58,8 @@ def blocking(client: redis.Redis) -> None:
     assert_type(florence.ask(PICTURE, following, margin=5), "tuple[Step, ...]")
     assert_type(florence.jobs("ended"), list[Listed])
     assert_type(florence.thumbnail(key), "bytes | None")
+    for piece in florence.pieces(florence.submit(PICTURE, tasks.caption, tokens="words")):
+        assert_type(piece, Piece)
 
     florence.caption(3)  # type: ignore[arg-type]
     florence.caption(PICTURE, speed=3)  # type: ignore[call-arg]
@@ -75,4 +78,6 @@ async def awaiting(client: redis.asyncio.RedisCluster) -> None:
     assert_type(await florence.wait_many([key]), list[Job[str]])
     async for job in florence.as_completed([key]):
         assert_type(job.answer, str)
+    async for piece in florence.pieces(key):
+        assert_type(piece.text, str)
     florence.detect(PICTURE).labels  # type: ignore[attr-defined]

@@ -130,6 +130,58 @@ def test_a_thumbnail_is_a_small_jpeg(connect: Connect, server: Server) -> None:
         assert florence.thumbnail("missing") is None
 
 
+def test_the_best_beams_are_told_with_their_scores(florence: Any) -> None:
+    questions = f.several(tasks.caption, tasks.detect)
+    job = florence.wait(florence.submit(SHAPES, questions, n_best=2))
+    captions, boxes = job.n_best
+    assert (len(captions), len(boxes)) == (2, 2)
+    assert (captions[0].answer, boxes[0].answer) == job.answer
+    assert (captions[0].text, boxes[0].text) == job.texts
+    assert 0 > captions[0].score >= captions[1].score and captions[0].text != captions[1].text
+    assert florence.wait(florence.submit(SHAPES, questions)).n_best == ()
+    with pytest.raises(redis.ResponseError, match="NBEST 2 is more than there are BEAMS, 1"):
+        florence.submit(SHAPES, tasks.caption, n_best=2, beams=1)
+
+
+def test_the_text_of_an_answer_is_told_piece_by_piece(connect: Connect, server: Server) -> None:
+    for settings in ({}, {"decode_responses": True, "protocol": 3}):
+        florence = connect(server.url, **settings)
+        key = florence.submit(
+            SHAPES, tasks.dense_region_caption, tokens="words", beams=1, no_cache=True
+        )
+        pieces = list(florence.pieces(key, timeout=60))
+        job = florence.wait(key)
+        assert "".join(piece.text for piece in pieces) == job.texts[0] and len(pieces) > 3
+        assert {(piece.attempt, piece.step, piece.index) for piece in pieces} == {(1, 0, 0)}
+        assert job.stream == "words"
+        # Who comes later is told the same.
+        assert list(florence.pieces(key)) == pieces
+
+    steps = f.chain(tasks.detect, f.each(tasks.region_to_category))
+    key = florence.submit(SHAPES, steps, tokens="words")
+    texts: dict[tuple[int, int], str] = {}
+    for piece in florence.pieces(key):
+        texts[piece.step, piece.index] = texts.get((piece.step, piece.index), "") + piece.text
+    found, each = florence.wait(key).answer
+    assert texts[0, 0] == found.text
+    assert [texts[1, i] for i in range(3)] == [part.text for part in each.parts]
+
+
+def test_pieces_end_with_the_job(florence: Any, server: Server) -> None:
+    waiting = florence.submit(SIGN, tasks.ocr, tokens="words", delay=60)
+    (listed,) = florence.jobs()
+    assert listed.stream == "words"
+    with pytest.raises(f.WaitTimeoutError):
+        list(florence.pieces(waiting, timeout=0.2))
+    florence.cancel(waiting)
+    assert list(florence.pieces(waiting)) == []
+    server.admin.delete(waiting)
+    with pytest.raises(f.NoJobError):
+        list(florence.pieces(waiting))
+    with pytest.raises(ValueError, match="has no stream"):
+        list(florence.pieces(florence.submit(SIGN, tasks.ocr)))
+
+
 def test_other_prompts_than_the_tasks_are_taken_where_the_server_takes_them(
     florence: Any, server: Server
 ) -> None:

@@ -246,6 +246,12 @@ impl Run {
         if is_of_parts { &left[..left.len().min(PARTS_AT_ONCE)] } else { left }
     }
 
+    /// Where the first of these questions stands: its step, and its place in the step.
+    pub fn place(&self) -> (usize, usize) {
+        let answered = self.stages.last().map_or(0, |stage| stage.answers.len());
+        (self.stages.len() - 1, answered)
+    }
+
     /// Whether parts of the picture may be asked about.
     pub fn needs_parts(&self) -> bool {
         self.chain.steps.iter().any(|step| step.link == Link::Crop)
@@ -336,7 +342,12 @@ impl Run {
             ([stage], []) => at_once(stage, decimals),
             (stages, steps) => step_by_step(stages, &self.chain.prompts, steps, decimals),
         };
-        Told { json, text, scores, tokens, size: self.size() }
+        let best = |answer: &Arc<Answer>| {
+            answer.n_best.iter().map(|one| one.told(decimals)).collect::<Value>()
+        };
+        let is_wanted = !self.is_chain() && answers().any(|answer| !answer.n_best.is_empty());
+        let n_best = is_wanted.then(|| answers().map(best).collect());
+        Told { json, text, scores, n_best, tokens, size: self.size() }
     }
 }
 
@@ -349,6 +360,8 @@ pub struct Told {
     pub text: Value,
     /// Their scores: a list, or a list of lists.
     pub scores: Value,
+    /// The best texts of each question, a list of lists, where they were asked for; a chain has none.
+    pub n_best: Option<Value>,
     /// Number of generated ids.
     pub tokens: usize,
     /// Width and height of the picture.

@@ -28,6 +28,7 @@ fn answer(asked: &Asked, text: &str) -> Arc<Answer> {
         scores: vec![0.5],
         size,
         score: 0.0,
+        n_best: Vec::new(),
         timings: Timings::default(),
     })
 }

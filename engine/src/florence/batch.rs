@@ -21,9 +21,13 @@ pub struct Batch<'a, T> {
 struct Member<T> {
     ticket: T,
     running: Running,
+    /// How many of the best texts are told.
+    n_best: Option<usize>,
     reading: Reading,
     timings: Timings,
     since: Instant,
+    /// Ids whose text was told.
+    told: usize,
 }
 
 impl<'a, T> Batch<'a, T> {
@@ -59,7 +63,8 @@ impl<'a, T> Batch<'a, T> {
         let name = Arc::clone(&question.name);
         let reading = Reading { name, answer: question.answer, scale };
         let running = Running::new(job, florence.rules(options));
-        members.push(Member { ticket, running, reading, timings, since });
+        let n_best = options.n_best;
+        members.push(Member { ticket, running, n_best, reading, timings, since, told: 0 });
         Ok(())
     }
 
@@ -78,12 +83,26 @@ impl<'a, T> Batch<'a, T> {
         }
         let is_finished = |member: &mut Member<T>| member.running.is_finished();
         let finished = members.extract_if(.., is_finished).map(|member| {
-            let Member { ticket, running, reading, timings, since } = member;
+            let Member { ticket, running, n_best, reading, timings, since, .. } = member;
             decoding.remove(running.job());
             let timings = Timings { decoder: milliseconds(since), ..timings };
-            (ticket, florence.answer(&reading, running.finish(), timings))
+            let best = running.finish(n_best.unwrap_or(1));
+            (ticket, florence.answer(&reading, (best, n_best.is_some()), timings))
         });
         Ok(finished.collect())
+    }
+
+    /// Tells more of the texts of jobs that are `wanted`: what no later step changes, from where it
+    /// was told last, in whole characters. With the answer's rest it is the answer's text.
+    pub fn tell(&mut self, wanted: impl Fn(&T) -> bool, mut tell: impl FnMut(&T, &str)) {
+        for member in self.members.iter_mut().filter(|member| wanted(&member.ticket)) {
+            let settled = member.running.settled();
+            let more = settled.get(member.told..).and_then(|ids| self.florence.text.piece(ids));
+            if let Some(more) = more {
+                member.told = settled.len();
+                tell(&member.ticket, &more);
+            }
+        }
     }
 
     /// Drops the jobs that `keep` refuses.

@@ -43,6 +43,7 @@ impl Answer {
             scores: Vec::new(),
             size: (1, 1),
             score: 0.0,
+            n_best: Vec::new(),
             timings: Timings::default(),
         }
     }

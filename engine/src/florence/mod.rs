@@ -136,8 +136,36 @@ pub struct Answer {
     pub size: (usize, usize),
     /// Mean log-probability of the tokens, as the search ranks it.
     pub score: f32,
+    /// The best texts that the search has found, this one first, where they were asked for.
+    pub n_best: Vec<Ranked>,
     /// Where the time went.
     pub timings: Timings,
+}
+
+/// One of several texts that a search has found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// As an answer's.
+    pub score: f32,
+    /// As an answer's.
+    pub text: String,
+    /// As an answer's.
+    pub token_ids: Vec<u32>,
+    /// As an answer's.
+    pub json: Value,
+}
+
+impl Ranked {
+    /// The JSON with coordinates of so many decimals.
+    pub fn rounded(&self, decimals: Decimals) -> Value {
+        decimals.round(&self.json)
+    }
+
+    /// As one entry of the list of the best: `score`, `text`, and the JSON as `result`.
+    pub fn told(&self, decimals: Decimals) -> Value {
+        let result = self.rounded(decimals);
+        serde_json::json!({ "score": self.score, "text": self.text, "result": result })
+    }
 }
 
 impl Answer {
@@ -548,6 +576,12 @@ impl Florence {
         self.model.pictures_at_once()
     }
 
+    /// How many beams there are with these options.
+    pub fn beams(&self, options: &GenerateOptions) -> usize {
+        let rules = self.rules(options);
+        if rules.sampling.is_some() { 1 } else { rules.beams }
+    }
+
     fn rules(&self, options: &GenerateOptions) -> Rules {
         let wanted = options.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
         let limit = self.model.target_limit();
@@ -562,17 +596,35 @@ impl Florence {
         Rules { sampling: options.sampling.clone(), ..rules }
     }
 
-    fn answer(&self, reading: &Reading, generated: Generated, timings: Timings) -> Answer {
+    /// The answer is the first of the best; all of them are told if they are `wanted`.
+    fn answer(
+        &self,
+        reading: &Reading,
+        (best, wanted): (Vec<Generated>, bool),
+        timings: Timings,
+    ) -> Answer {
         let start = Instant::now();
-        let text = self.text.decode(&generated.ids);
-        let Parsed { json, scored } = post_process(reading.answer, &text, reading.scale);
+        let mut scores = Vec::new();
+        let ranked = |(i, generated): (usize, Generated)| {
+            let text = self.text.decode(&generated.ids);
+            let Parsed { json, scored } = post_process(reading.answer, &text, reading.scale);
+            if i == 0 {
+                scores = self.scores(&generated, &scored);
+            }
+            let json = serde_json::json!({ &*reading.name: json });
+            Ranked { score: generated.score, text, token_ids: generated.ids, json }
+        };
+        let mut best: Vec<Ranked> = best.into_iter().enumerate().map(ranked).collect();
+        let n_best = if wanted { best.clone() } else { Vec::new() };
+        let Ranked { score, text, token_ids, json } = best.swap_remove(0);
         Answer {
             text,
-            json: serde_json::json!({ &*reading.name: json }),
-            scores: self.scores(&generated, &scored),
+            json,
+            scores,
             size: reading.scale.size,
-            score: generated.score,
-            token_ids: generated.ids,
+            score,
+            token_ids,
+            n_best,
             timings: Timings { postprocess: milliseconds(start), ..timings },
         }
     }

@@ -205,6 +205,8 @@ pub struct GenerateOptions {
     pub no_repeat_ngram: Option<usize>,
     /// Exponent of the length by which a hypothesis' log-probability is divided.
     pub length_penalty: Option<f32>,
+    /// How many of the best beams' texts are told beside the answer, which is the best of them.
+    pub n_best: Option<usize>,
     /// How tokens are drawn, instead of a search; then there are no beams.
     pub sampling: Option<Sampling>,
     /// How coordinates are written.

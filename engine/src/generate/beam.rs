@@ -168,13 +168,30 @@ impl Beams {
         next.iter().map(|(_, candidate)| candidate.parent).collect()
     }
 
-    /// The best finished hypothesis, or the best running one if none has finished.
-    pub(super) fn into_best(mut self) -> (Path, f32) {
-        let best = self.finished.swap_remove(0);
-        if best.is_done {
-            return (best.path, best.score);
+    /// What the answer begins with, whatever the next steps bring: all that may become it do. Of
+    /// the finished hypotheses only the best may, and every other descends from a running one.
+    pub(super) fn settled(&self) -> &[u32] {
+        let best = self.finished.first().filter(|best| best.is_done).map(|best| &best.path);
+        let first = &best.unwrap_or(&self.running[0]).ids;
+        if self.is_over {
+            return first;
         }
-        (self.running.swap_remove(0), self.running_scores[0])
+        let common = |length: usize, path: &Path| {
+            let pairs = first[..length].iter().zip(&path.ids);
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        &first[..self.running.iter().fold(first.len(), common)]
+    }
+
+    /// Up to `most` of the finished hypotheses, best first; the best running one if none has
+    /// finished.
+    pub(super) fn into_best(mut self, most: usize) -> Vec<(Path, f32)> {
+        let finished = self.finished.into_iter().filter(|hypothesis| hypothesis.is_done);
+        let mut best: Vec<_> = finished.map(|it| (it.path, it.score)).take(most.max(1)).collect();
+        if best.is_empty() {
+            best.push((self.running.swap_remove(0), self.running_scores[0]));
+        }
+        best
     }
 }
 

@@ -39,6 +39,11 @@ impl Running {
         self.search.is_finished()
     }
 
+    /// The beginning of the answer that no later step changes.
+    pub(crate) fn settled(&self) -> &[u32] {
+        self.search.settled()
+    }
+
     /// Takes the logits of the job's rows; which rows go on, unless all do as they are.
     fn advance(&mut self, logits: Option<Logits<'_>>) -> Option<Vec<usize>> {
         let parents = self.search.advance(logits);
@@ -46,8 +51,8 @@ impl Running {
         (!is_unchanged && !self.search.is_finished()).then_some(parents)
     }
 
-    pub(crate) fn finish(self) -> Generated {
-        self.search.finish()
+    pub(crate) fn finish(self, most: usize) -> Vec<Generated> {
+        self.search.finish(most)
     }
 }
 

@@ -118,16 +118,29 @@ impl Search {
         }
     }
 
-    /// The best sequence.
-    pub fn finish(self) -> Generated {
-        let (path, score) = match self.state {
+    /// The beginning of the answer that no later step changes.
+    pub fn settled(&self) -> &[u32] {
+        match &self.state {
+            State::Greedy { path, .. } | State::Sampled { path, .. } => &path.ids,
+            State::Beams(beams) => beams.settled(),
+        }
+    }
+
+    /// Up to `most` sequences, best first, and at least one.
+    pub fn finish(self, most: usize) -> Vec<Generated> {
+        let best = match self.state {
             State::Greedy { path, .. } | State::Sampled { path, .. } => {
                 let mean = path.scores.iter().sum::<f32>() / path.scores.len().max(1) as f32;
-                (path, mean)
+                vec![(path, mean)]
             }
-            State::Beams(beams) => beams.into_best(),
+            State::Beams(beams) => beams.into_best(most),
         };
-        Generated { ids: path.ids, token_scores: path.scores, score }
+        let generated = |(path, score): (Path, f32)| Generated {
+            ids: path.ids,
+            token_scores: path.scores,
+            score,
+        };
+        best.into_iter().map(generated).collect()
     }
 }
 

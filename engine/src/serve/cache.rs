@@ -111,7 +111,9 @@ const ENTRY: u64 = 128;
 impl Weighter<[u8; 32], Arc<Answer>> for Bytes {
     fn weight(&self, _key: &[u8; 32], answer: &Arc<Answer>) -> u64 {
         // The JSON tree takes a few times the text that it came from.
-        (8 * answer.text.len() + 8 * answer.token_ids.len()) as u64 + ENTRY
+        let bytes = |text: &str, ids: &[u32]| 8 * text.len() + 8 * ids.len();
+        let best = answer.n_best.iter().map(|one| bytes(&one.text, &one.token_ids));
+        (bytes(&answer.text, &answer.token_ids) + best.sum::<usize>()) as u64 + ENTRY
     }
 }
 

@@ -30,6 +30,9 @@ pub(super) trait Machine {
     /// One token for every request; the answers that are complete now.
     fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error>;
 
+    /// Tells more of the texts of requests that are `wanted`, as far as no later step changes it.
+    fn tell(&mut self, wanted: &dyn Fn(RequestId) -> bool, tell: &mut dyn FnMut(RequestId, &str));
+
     /// Drops the requests that `keep` refuses.
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool);
 
@@ -71,6 +74,10 @@ impl Machine for Decoder<'_> {
 
     fn step(&mut self) -> Result<Vec<(RequestId, Answer)>, Error> {
         self.batch.step()
+    }
+
+    fn tell(&mut self, wanted: &dyn Fn(RequestId) -> bool, tell: &mut dyn FnMut(RequestId, &str)) {
+        self.batch.tell(|id| wanted(*id), |id, text| tell(*id, text));
     }
 
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {

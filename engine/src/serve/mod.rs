@@ -41,6 +41,15 @@ pub trait Asker {
     /// So many tokens of an answer are there.
     fn generated(&self, tokens: u32);
 
+    /// Whether it is told the texts of its answers as they grow.
+    fn listens(&self) -> bool {
+        false
+    }
+
+    /// What follows in the text of the answer to one of its questions: all pieces together are the
+    /// text, the last of which comes before the answer.
+    fn told(&self, _question: usize, _piece: &str) {}
+
     /// All answers are there.
     fn answered(self, served: Served);
 

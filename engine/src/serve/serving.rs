@@ -38,6 +38,8 @@ struct Slot {
 struct Claimant {
     job: JobId,
     index: usize,
+    /// Bytes of the answer's text that the asker was told.
+    heard: usize,
 }
 
 /// A request in the batch, and all that wait for its answer.
@@ -49,6 +51,8 @@ struct Request {
     keys: Keys,
     is_shared: bool,
     tokens: u32,
+    /// What is known of the answer's text, if anyone listens.
+    text: String,
 }
 
 pub(super) struct Serving<'a, M, A> {
@@ -117,7 +121,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         };
         self.jobs.insert(id, job);
         for (index, part) in parts.into_iter().enumerate() {
-            self.ready.push_back((Claimant { job: id, index }, part));
+            self.ready.push_back((Claimant { job: id, index, heard: 0 }, part));
         }
     }
 
@@ -171,7 +175,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     }
 
     /// Answers a question from the cache, or lets it join a request or the batch.
-    fn take(&mut self, claimant: Claimant, part: Part) {
+    fn take(&mut self, mut claimant: Claimant, part: Part) {
         let Part { question, picture, keys } = part;
         let Some(job) = self.jobs.get(&claimant.job) else { return };
         let (is_shared, options) = (job.is_shared, job.options.clone());
@@ -182,6 +186,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             let is_same =
                 |request: &&mut Request| request.is_shared && request.keys.is_same_request(&keys);
             if let Some(request) = self.requests.values_mut().find(is_same) {
+                hear(&self.jobs, &mut claimant, &request.text);
                 request.claimants.push(claimant);
                 return;
             }
@@ -196,7 +201,9 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let id = self.new_id();
         let joined = guarded(|| self.machine.join(id, &question, &visual, &options));
         let claimants = vec![claimant];
-        let request = Request { claimants, question, visual, options, keys, is_shared, tokens: 0 };
+        let (tokens, text) = (0, String::new());
+        let request =
+            Request { claimants, question, visual, options, keys, is_shared, tokens, text };
         self.requests.insert(id, request);
         if let Err(failure) = joined {
             self.watch.stumbled(&failure);
@@ -304,10 +311,36 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 self.answer(request, answer);
             }
         }
+        self.tell();
         count
     }
 
-    fn answer(&mut self, request: Request, answer: Answer) {
+    /// Tells more of the answers' texts to those who listen.
+    fn tell(&mut self) {
+        let Self { machine, jobs, requests, .. } = self;
+        let listens =
+            |claimant: &Claimant| jobs.get(&claimant.job).is_some_and(|job| job.asker.listens());
+        let is_wanted = |id: RequestId| {
+            requests.get(&id).is_some_and(|request| request.claimants.iter().any(listens))
+        };
+        let mut more: Vec<(RequestId, String)> = Vec::new();
+        let mut tell = |id, text: &str| more.push((id, text.to_owned()));
+        // Where it fails, the rest comes with the answer.
+        let _ = catch_panic(|| machine.tell(&is_wanted, &mut tell));
+        for (id, text) in more {
+            let Some(request) = requests.get_mut(&id) else { continue };
+            request.text.push_str(&text);
+            for claimant in &mut request.claimants {
+                hear(jobs, claimant, &request.text);
+            }
+        }
+    }
+
+    fn answer(&mut self, mut request: Request, answer: Answer) {
+        // One that was begun again may differ on a GPU: what was told cannot be taken back.
+        if !answer.text.starts_with(&request.text) {
+            request.claimants.iter_mut().for_each(|claimant| claimant.heard = answer.text.len());
+        }
         let answer = Arc::new(answer);
         if request.is_shared {
             self.caches.keep_answer(&request.keys, &answer);
@@ -374,7 +407,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     }
 
     /// One of a job's answers; with the last one it is done.
-    fn give(&mut self, claimant: Claimant, answer: &Arc<Answer>) {
+    fn give(&mut self, mut claimant: Claimant, answer: &Arc<Answer>) {
+        hear(&self.jobs, &mut claimant, &answer.text);
         let Some(job) = self.jobs.get_mut(&claimant.job) else { return };
         job.answers[claimant.index] = Some(Arc::clone(answer));
         if job.answers.iter().any(Option::is_none) {
@@ -400,6 +434,15 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             };
             job.asker.failed(failure, now - job.since);
         }
+    }
+}
+
+/// Tells an asker that listens what it has not heard of a text.
+fn hear<A: Asker>(jobs: &BTreeMap<JobId, Job<A>>, claimant: &mut Claimant, text: &str) {
+    let Some(job) = jobs.get(&claimant.job).filter(|job| job.asker.listens()) else { return };
+    if let Some(more) = text.get(claimant.heard..).filter(|more| !more.is_empty()) {
+        job.asker.told(claimant.index, more);
+        claimant.heard = text.len();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
 };
 
@@ -34,6 +34,8 @@ struct Fake {
     /// Requests in the batch: the question's id, and steps until its answer.
     running: Vec<(RequestId, u32, u32)>,
     steps: u32,
+    /// Digits that were told.
+    told: BTreeMap<RequestId, usize>,
     pictures_at_once: usize,
     is_lost: bool,
 }
@@ -92,6 +94,19 @@ impl Machine for Fake {
         Ok(answered.map(|(id, question, _)| (id, Answer::made_up(question))).collect())
     }
 
+    /// A digit of the question's id each step.
+    fn tell(&mut self, wanted: &dyn Fn(RequestId) -> bool, tell: &mut dyn FnMut(RequestId, &str)) {
+        for (id, question, left) in self.running.iter().filter(|(id, ..)| wanted(*id)) {
+            let (text, step) = (question.to_string(), (self.steps - left) as usize);
+            // One that listens late is told from the beginning.
+            let told = self.told.entry(*id).or_default();
+            if let Some(more) = text.get(*told..step) {
+                tell(*id, more);
+                *told = step;
+            }
+        }
+    }
+
     fn retain(&mut self, keep: &dyn Fn(RequestId) -> bool) {
         self.running.retain(|(id, ..)| keep(*id));
     }
@@ -102,6 +117,7 @@ impl Machine for Fake {
 
     fn clear(&mut self) {
         self.running.clear();
+        self.told.clear();
     }
 }
 
@@ -110,6 +126,7 @@ struct Client {
     name: &'static str,
     wants: Rc<Cell<Wants>>,
     diary: Diary,
+    listens: bool,
     has_ended: Cell<bool>,
 }
 
@@ -137,6 +154,14 @@ impl Asker for Client {
     }
 
     fn generated(&self, _tokens: u32) {}
+
+    fn listens(&self) -> bool {
+        self.listens
+    }
+
+    fn told(&self, question: usize, piece: &str) {
+        self.write(&format!("{question} {piece}"));
+    }
 
     fn answered(self, served: Served) {
         let answers: Vec<&str> = served.answers.iter().map(|answer| answer.text.as_str()).collect();
@@ -181,6 +206,8 @@ struct Bench {
     wants: Vec<Rc<Cell<Wants>>>,
     arrivals: VecDeque<Work<Client>>,
     pictures_at_once: usize,
+    /// Until an answer is complete.
+    steps: u32,
 }
 
 impl Bench {
@@ -190,6 +217,7 @@ impl Bench {
             wants: Vec::new(),
             arrivals: VecDeque::new(),
             pictures_at_once: 1,
+            steps: 3,
         }
     }
 
@@ -197,8 +225,8 @@ impl Bench {
     fn job(&mut self, name: &'static str, picture: &str, questions: &[u32]) -> &mut Work<Client> {
         let wants = Rc::new(Cell::new(Wants::Answers));
         self.wants.push(Rc::clone(&wants));
-        let asker =
-            Client { name, wants, diary: Rc::clone(&self.diary), has_ended: Cell::new(false) };
+        let (diary, has_ended) = (Rc::clone(&self.diary), Cell::new(false));
+        let asker = Client { name, wants, diary, listens: false, has_ended };
         let options = GenerateOptions::default();
         let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
         let part = |id: &u32| {
@@ -211,18 +239,22 @@ impl Bench {
         self.arrivals.back_mut().unwrap()
     }
 
-    /// Turns the loop `turns` times, or until it has nothing to do; `between` may change wishes.
-    fn turn(&mut self, onlooker: &Onlooker, turns: usize, mut between: impl FnMut(usize)) {
-        let caches = Caches::new(1 << 20, 1 << 20);
-        let machine = Fake {
+    fn machine(&self) -> Fake {
+        Fake {
             now: Rc::new(Cell::new(Instant::now())),
             diary: Rc::clone(&self.diary),
             running: Vec::new(),
-            steps: 3,
+            steps: self.steps,
+            told: BTreeMap::new(),
             pictures_at_once: self.pictures_at_once,
             is_lost: false,
-        };
-        let mut serving = Serving::new(machine, &caches, onlooker);
+        }
+    }
+
+    /// Turns the loop `turns` times, or until it has nothing to do; `between` may change wishes.
+    fn turn(&mut self, onlooker: &Onlooker, turns: usize, mut between: impl FnMut(usize)) {
+        let caches = Caches::new(1 << 20, 1 << 20);
+        let mut serving = Serving::new(self.machine(), &caches, onlooker);
         for i in 0..turns {
             if serving.is_idle() && self.arrivals.is_empty() {
                 return;
@@ -400,6 +432,77 @@ fn a_machine_that_is_lost_fails_its_jobs_and_leaves_the_rest_to_another() {
     // The other loop's machine is sound.
     bench.turn(&onlooker(3), 50, |_| {});
     assert_eq!(ends(&bench)[4..], ["d: 4 Miss"]);
+}
+
+#[test]
+fn who_listens_hears_each_answer_once_and_in_order() {
+    let mut bench = Bench::new();
+    bench.job("a", "1", &[123, 456]).asker.listens = true;
+    bench.job("b", "1", &[789]);
+    bench.turn(&onlooker(16), 50, |_| {});
+    let heard = bench.heard();
+    let of = |name: &str, question: &str| -> Vec<String> {
+        let start = format!("{name}: {question} ");
+        heard.iter().filter_map(|line| line.strip_prefix(&start).map(str::to_owned)).collect()
+    };
+    assert_eq!(
+        (of("a", "0"), of("a", "1")),
+        (vec!["1".into(), "2".into(), "3".into()], vec!["4".to_owned(), "5".into(), "6".into()])
+    );
+    assert!(of("b", "0").is_empty(), "{heard:?}");
+    assert!(heard.contains(&"a: 123,456 Miss".to_owned()), "{heard:?}");
+}
+
+#[test]
+fn who_joins_a_request_hears_first_what_is_known_of_it() {
+    let mut bench = Bench::new();
+    bench.steps = 6;
+    for name in ["a", "b", "c", "d"] {
+        bench.job(name, "1", &[123_456]).asker.listens = name != "c";
+    }
+    let mut later = bench.arrivals.split_off(1);
+    let mut last = later.split_off(2);
+    let caches = Caches::new(1 << 20, 1 << 20);
+    let watch = onlooker(16);
+    let mut serving = Serving::new(bench.machine(), &caches, &watch);
+    // Three steps before the others are let in.
+    for _ in 0..3 {
+        serving.turn(&mut || bench.arrivals.pop_front());
+    }
+    for _ in 0..3 {
+        serving.turn(&mut || later.pop_front());
+    }
+    serving.turn(&mut || last.pop_front());
+    let heard = bench.heard();
+    let of = |name: &str| -> Vec<&str> {
+        let start = format!("{name}: 0 ");
+        heard.iter().filter_map(|line| line.strip_prefix(&start)).collect()
+    };
+    assert_eq!(of("a"), ["1", "2", "3", "4", "5", "6"]);
+    assert_eq!(of("b"), ["123", "4", "5", "6"]);
+    assert!(of("c").is_empty());
+    // From the cache all at once.
+    assert_eq!(of("d"), ["123456"]);
+}
+
+#[test]
+fn an_answer_that_is_begun_again_is_told_on_from_where_it_was() {
+    let mut bench = Bench::new();
+    bench.steps = 6;
+    bench.job("a", "1", &[123_456]).asker.listens = true;
+    bench.job("bad", "1", &[FAILS]).asker.listens = true;
+    let mut bad = bench.arrivals.split_off(1);
+    let caches = Caches::new(1 << 20, 1 << 20);
+    let watch = onlooker(16);
+    let mut serving = Serving::new(bench.machine(), &caches, &watch);
+    for _ in 0..3 {
+        serving.turn(&mut || bench.arrivals.pop_front());
+    }
+    serving.turn(&mut || bad.pop_front());
+    let mut heard = bench.heard();
+    heard.retain(|line| !line.contains("started"));
+    let expected = ["a: 0 1", "a: 0 2", "a: 0 3", "a: 0 456", "a: 123456 Miss", "bad: failed"];
+    assert_eq!(heard, expected);
 }
 
 #[test]

@@ -74,6 +74,7 @@ const INFOS: [CommandInfo; 12] = [
         keys: &[
             KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
             KeySpec { begin: KeyBegin::After(c"KEY"), flags: KeySpec::READ },
+            KeySpec { begin: KeyBegin::After(c"TOKENS"), flags: KeySpec::ADD },
         ],
         args: &[
             KEY,
@@ -97,6 +98,7 @@ const INFOS: [CommandInfo; 12] = [
             COUNT.after(c"RETRIES").optional(),
             integer(c"s").after(c"TTL").optional(),
             COUNT.after(c"BEAMS").optional(),
+            COUNT.after(c"NBEST").optional(),
             COUNT.after(c"MAXTOKENS").optional(),
             COUNT.after(c"NGRAM").optional(),
             decimal(c"x").after(c"LENGTHPENALTY").optional(),
@@ -108,6 +110,7 @@ const INFOS: [CommandInfo; 12] = [
             Arg::new(c"exif", ArgKind::OneOf(&[word(c"EXIF"), word(c"NOEXIF")])).optional(),
             word(c"NOCACHE").optional(),
             integer(c"px").after(c"THUMBNAIL").optional(),
+            Arg::new(c"streamkey", ArgKind::Key(2)).after(c"TOKENS").optional(),
         ],
         ..info(
             "florence.submit",

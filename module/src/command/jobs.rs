@@ -62,7 +62,8 @@ fn unfinished(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisVal
         let found = queue().state(key.as_ref(), &job);
         let due = job.due_at().filter(|_| matches!(found, State::Queued | State::Retrying));
         let due = due.map(|at| ("due_at", RedisValue::Integer(at)));
-        state.is_none_or(|state| state == found).then(|| row(&key, found, due))
+        let more = due.into_iter().chain(stream(&job));
+        state.is_none_or(|state| state == found).then(|| row(&key, found, more))
     });
     rows.take(count).collect()
 }
@@ -84,9 +85,15 @@ fn ended(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
         };
         let at = job.number("finished_at").map(|at| ("finished_at", RedisValue::Integer(at)));
         let code = job.text("error_code").filter(|_| job.state == State::Failed);
-        Some(row(&key, job.state, at.into_iter().chain(code.map(|code| ("code", bulk(code))))))
+        let more = at.into_iter().chain(code.map(|code| ("code", bulk(code))));
+        Some(row(&key, job.state, more.chain(stream(&job))))
     });
     rows.take(count).collect()
+}
+
+/// Where the job's text goes while it is generated.
+fn stream(job: &Job) -> Option<(&'static str, RedisValue)> {
+    job.bytes("stream", |key| ("stream", RedisValue::StringBuffer(key.to_vec())))
 }
 
 fn row(

@@ -26,7 +26,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
     let picture = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
-    let options = options(args)?;
+    let options = options(ctx, &key, args)?;
     if let Some(problem) = options.problem() {
         return Err(reply::error("ERR", problem));
     }
@@ -91,8 +91,8 @@ fn prompt(arg: &RedisString) -> Result<String, RedisError> {
     utf8(arg, "the prompt")
 }
 
-/// Not every server looks at the second key when it routes the command.
-fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<(), RedisError> {
+/// Not every server looks at other keys than the first when it routes the command.
+fn check_slots(ctx: &Context, job: &RedisString, other: &RedisString) -> Result<(), RedisError> {
     if !ctx.get_flags().contains(ContextFlags::CLUSTER) {
         return Ok(());
     }
@@ -105,7 +105,7 @@ fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<
             _ => None,
         })
     };
-    if slot(job) == slot(image) {
+    if slot(job) == slot(other) {
         return Ok(());
     }
     Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))
@@ -113,11 +113,7 @@ fn check_slots(ctx: &Context, job: &RedisString, image: &RedisString) -> Result<
 
 /// The bytes of a string key, read with the rights of the calling user.
 fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisError> {
-    if let Some(user) = server::user(ctx) {
-        let allowed = ctx.acl_check_key_permission(&user, key, &AclPermissions::ACCESS);
-        allowed
-            .map_err(|_denied| reply::error("NOPERM", "this user may not read the image key"))?;
-    }
+    check_rights(ctx, key, &AclPermissions::ACCESS, "this user may not read the image key")?;
     server::string_of(ctx, key, source::check_size).map_err(|problem| match problem {
         NoString::Missing => reply::error("ERR", "the image key does not exist"),
         NoString::WrongType => RedisError::WrongType,
@@ -125,7 +121,34 @@ fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisErro
     })
 }
 
-fn options(args: &mut Args) -> Result<Options, RedisError> {
+/// The server looks only at the first word of the command that may announce a key.
+fn check_rights(
+    ctx: &Context,
+    key: &RedisString,
+    permissions: &AclPermissions,
+    denied: &str,
+) -> Result<(), RedisError> {
+    let Some(user) = server::user(ctx) else { return Ok(()) };
+    let allowed = ctx.acl_check_key_permission(&user, key, permissions);
+    allowed.map_err(|_denied| reply::error("NOPERM", denied))
+}
+
+/// The key of a stream that the calling user may add to.
+fn stream(ctx: &Context, job: &RedisString, key: &RedisString) -> Result<Vec<u8>, RedisError> {
+    let (length, most) = (key.len(), limits::STREAM_BYTES);
+    if length > most {
+        let text = format!("the stream's key has {length} bytes, more than {most}");
+        return Err(reply::error("ERR", text));
+    }
+    check_slots(ctx, job, key)?;
+    check_rights(ctx, key, &AclPermissions::INSERT, "this user may not write the stream")?;
+    if key.as_slice() == job.as_slice() {
+        return Err(reply::error("ERR", "the job and its stream are the same key"));
+    }
+    Ok(key.as_slice().to_vec())
+}
+
+fn options(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Options, RedisError> {
     let mut options = Options::default();
     while let Some(option) = args.option() {
         match option.to_string_lossy().to_ascii_uppercase().as_str() {
@@ -137,6 +160,7 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
             "RETRIES" => options.retries = args.limited(limits::RETRIES)?,
             "TTL" => options.ttl = args.limited(limits::TTL)?,
             "BEAMS" => options.beams = Some(args.limited(limits::BEAMS)?),
+            "NBEST" => options.n_best = Some(args.limited(limits::N_BEST)?),
             "MAXTOKENS" => options.max_tokens = Some(args.limited(limits::MAX_TOKENS)?),
             "EXIF" => options.exif = Some(true),
             "NOEXIF" => options.exif = Some(false),
@@ -154,6 +178,7 @@ fn options(args: &mut Args) -> Result<Options, RedisError> {
                 options.steps.push(Step { link, prompt: prompt(&args.value(word)?)? });
             }
             "THUMBNAIL" => options.thumbnail = Some(args.limited(limits::THUMBNAIL)?),
+            "TOKENS" => options.stream = Some(stream(ctx, job, &args.value("TOKENS")?)?),
             _ => return Err(reply::syntax(option.as_slice())),
         }
     }

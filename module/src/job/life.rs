@@ -78,6 +78,8 @@ pub(crate) enum Claim {
 /// A claimed job.
 pub(crate) struct Attempt {
     token: Token,
+    /// How many there were, with this one.
+    pub(crate) number: i64,
     content: Content,
     /// The picture, as long as it is the server's copy.
     picture: Option<Value>,
@@ -160,7 +162,12 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
     };
     let deadline = Instant::now() + request.timeout;
     let token = token.clone();
-    Claim::Taken(Box::new(Attempt { token, content, picture, request, asked, deadline }))
+    Claim::Taken(Box::new(Attempt { token, number, content, picture, request, asked, deadline }))
+}
+
+/// Whether a job is still worked on under this claim.
+pub(crate) fn is_claimed(ctx: &Context, key: &JobKey, token: &Token) -> bool {
+    open(ctx, key).is_ok_and(|job| job.is_claimed_by(token))
 }
 
 /// The model works on a claimed job. Best effort: where it is not written, the job stays `fetching`,

@@ -44,6 +44,7 @@ pub(crate) const TIMEOUT: Limit = limit("TIMEOUT", 1, 86_400_000);
 pub(crate) const RETRIES: Limit = limit("RETRIES", 0, 100);
 pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
 pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
+pub(crate) const N_BEST: Limit = limit("NBEST", 1, BEAMS.most);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
 pub(crate) const TOP_K: Limit = limit("TOPK", 0, 100_000);
 pub(crate) const SEED: Limit = limit("SEED", 0, i64::MAX);
@@ -57,6 +58,8 @@ pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
 /// Bytes of a model's name.
 pub(crate) const MODEL_BYTES: usize = 253;
+/// Bytes of the key of a job's stream.
+pub(crate) const STREAM_BYTES: usize = 8192;
 /// Keys of one command.
 pub(crate) const KEYS: usize = 1000;
 

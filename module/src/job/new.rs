@@ -3,6 +3,7 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_engine::{
+    Florence, GenerateOptions,
     chain::{Chain, Link, Step},
     prompt::Prompt,
 };
@@ -75,12 +76,16 @@ pub(crate) struct Options {
     pub(crate) retries: i64,
     pub(crate) ttl: i64,
     pub(crate) beams: Option<i64>,
+    /// How many of the best beams are told.
+    pub(crate) n_best: Option<i64>,
     pub(crate) max_tokens: Option<i64>,
     /// Whether the picture is turned as its EXIF tag says; by default as the setting has it.
     pub(crate) exif: Option<bool>,
     pub(crate) no_cache: bool,
     /// Longer side of the small copy of the picture, 0 for none; by default as the setting has it.
     pub(crate) thumbnail: Option<i64>,
+    /// Key of the stream that the text goes to while it is generated.
+    pub(crate) stream: Option<Vec<u8>>,
     /// What is asked after the first prompt.
     pub(crate) steps: Vec<Step>,
     pub(crate) margin: Option<i64>,
@@ -105,6 +110,12 @@ impl Options {
         if self.margin.is_some() && !has_crops {
             return Some("MARGIN is for CROP");
         }
+        if self.n_best.is_some() && self.is_drawn() {
+            return Some("NBEST is for BEAMS: TEMPERATURE, TOPK, TOPP and SEED draw one text");
+        }
+        if self.n_best.is_some() && !self.steps.is_empty() {
+            return Some("NBEST is for questions without THEN, EACH and CROP");
+        }
         if self.is_drawn() && self.beams.is_some_and(|beams| beams > 1) {
             return Some("TEMPERATURE, TOPK, TOPP and SEED draw tokens: there are no BEAMS then");
         }
@@ -124,10 +135,12 @@ impl Default for Options {
             retries: settings::DEFAULT_RETRIES.signed(),
             ttl: settings::DEFAULT_TTL.signed(),
             beams: None,
+            n_best: None,
             max_tokens: None,
             exif: None,
             no_cache: false,
             thumbnail: None,
+            stream: None,
             steps: Vec::new(),
             margin: None,
             length_penalty: None,
@@ -168,6 +181,15 @@ pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(),
         Model::Loading => None,
         Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
     };
+    let size = |number: Option<i64>| number.and_then(|number| usize::try_from(number).ok());
+    let asked = GenerateOptions {
+        beams: size(options.beams),
+        n_best: size(options.n_best),
+        ..GenerateOptions::default()
+    };
+    if let Some(problem) = florence.and_then(|florence| too_many_best(florence, &asked)) {
+        return Err(reply::error("ERR", problem));
+    }
     prompts.iter().try_for_each(|prompt| {
         let checked = match florence {
             Some(florence) => florence.question(prompt, taken).map(|_question| ()),
@@ -175,6 +197,13 @@ pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(),
         };
         checked.map_err(|problem| reply::bad_prompt(&problem))
     })
+}
+
+/// What is wrong if more of the best beams are to be told than there are; by default a checkpoint
+/// says how many there are.
+pub(crate) fn too_many_best(florence: &Florence, options: &GenerateOptions) -> Option<String> {
+    let (wanted, beams) = (options.n_best?, florence.beams(options));
+    (wanted > beams).then(|| format!("NBEST {wanted} is more than there are BEAMS, {beams}"))
 }
 
 /// What makes a hash a new job.
@@ -216,6 +245,7 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
         }
     };
     number("beams", options.beams);
+    number("nbest_count", options.n_best);
     number("maxtokens", options.max_tokens);
     number("exif", options.exif.map(i64::from));
     number("nocache", options.no_cache.then_some(1));
@@ -236,6 +266,9 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     }
     if !options.steps.is_empty() {
         request.push(("steps", steps::written(&options.steps).into()));
+    }
+    if let Some(stream) = &options.stream {
+        request.push(("stream", stream.clone()));
     }
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));

@@ -357,6 +357,7 @@ impl<F: ReadField> Job<F> {
             "steps",
             "margin",
             "beams",
+            "nbest_count",
             "maxtokens",
             "ngram",
             "length_penalty",

@@ -31,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) options: GenerateOptions,
     /// Neither takes nor leaves anything in the caches.
     pub(crate) no_cache: bool,
+    /// Key of the stream that the text goes to while it is generated.
+    pub(crate) stream: Option<Arc<[u8]>>,
     /// Longer side of the small copy of the picture that the job gets; 0 for none.
     pub(crate) thumbnail: u32,
     pub(crate) timeout: Duration,
@@ -60,6 +62,7 @@ impl Request {
         let length_penalty = penalty.map(|penalty| penalty as f32);
         let options = GenerateOptions {
             beams: size("beams", limits::BEAMS)?,
+            n_best: size("nbest_count", limits::N_BEST)?,
             max_new_tokens: size("maxtokens", limits::MAX_TOKENS)?,
             no_repeat_ngram: size("ngram", limits::NGRAM)?,
             length_penalty,
@@ -77,6 +80,7 @@ impl Request {
             ("prompt", 8 * limits::PROMPT_BYTES),
             ("steps", 8 * limits::PROMPT_BYTES),
             ("wants", limits::MODEL_BYTES),
+            ("stream", limits::STREAM_BYTES),
         ] {
             if job.length(field) > most as u64 {
                 return Err(invalid(format!("the job's {field} is too long")));
@@ -93,6 +97,7 @@ impl Request {
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
+            stream: job.bytes("stream", |key| key.into()),
             thumbnail: u32::try_from(thumbnail).unwrap_or_default(),
             timeout: Duration::from_millis(timeout),
             wants: job.text("wants"),

@@ -46,7 +46,7 @@ impl Progress {
 }
 
 /// What a job's map tells, but for its key. What cannot be there yet is not looked for.
-fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 26] {
+fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 28] {
     let attempts = job.number("attempts").unwrap_or_default();
     let (is_tried, is_done) = (attempts > 0, job.state == State::Done);
     let text = |is_there: bool, field| is_there.then(|| job.text(field)).flatten();
@@ -65,6 +65,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 26] {
         ("image", job.shown_image().into()),
         ("infer_ms", number(is_tried, "infer_ms")),
         ("model", text(is_done, "model").into()),
+        ("nbest", text(is_done, "nbest").map_or(Shown::Nothing, Shown::Json)),
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
         ("prompt", one_or_list::<String>(text(true, "prompt"))),
@@ -75,6 +76,7 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 26] {
         ("started_at", number(is_tried, "started_at")),
         ("state", Shown::Text(progress.state.name().to_owned())),
         ("steps", steps.map_or(Shown::Nothing, Shown::Json)),
+        ("stream", text(true, "stream").into()),
         ("submitted_at", number(true, "submitted_at")),
         ("text", one_or_list::<Value>(text(is_done, "text"))),
         ("tokens", if is_done { job.number("tokens") } else { progress.tokens }.into()),

@@ -3,6 +3,7 @@
 //! Best effort: the job has ended, whoever hears of it.
 
 mod log;
+mod pieces;
 
 use redis_module::{Context, ContextFlags};
 
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub(crate) use log::{tell, tell_rest, warn};
+pub(crate) use pieces::{Piece, add as add_piece};
 
 /// Tells the world.
 pub(crate) struct News;
@@ -25,6 +27,7 @@ pub(crate) struct News;
 impl Follower for News {
     fn ended(&self, ctx: &Context, key: &[u8], end: &Ended<'_>) {
         announce(ctx, key, end);
+        count_failure(&pieces::ended(ctx, key, end));
         log::ended(key, end);
         server::notify(ctx, &format!("florence.{}", end.state.name()), key);
     }

@@ -146,6 +146,8 @@ impl KeySpec {
     pub(crate) const WRITE: u32 = raw::REDISMODULE_CMD_KEY_RW
         | raw::REDISMODULE_CMD_KEY_INSERT
         | raw::REDISMODULE_CMD_KEY_ACCESS;
+    /// Something is added, and nothing is read.
+    pub(crate) const ADD: u32 = raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_INSERT;
     pub(crate) const READ: u32 = raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS;
 
     fn raw(&self) -> raw::RedisModuleCommandKeySpec {

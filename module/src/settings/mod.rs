@@ -149,6 +149,8 @@ settings! {
         "stream that jobs are added to when they end";
     STREAM_LENGTH: Number(1, 1_000_000_000), "stream-length", "10000", AnyTime,
         "entries that it keeps, about";
+    TOKENS_LENGTH: Number(1, 1_000_000_000), "tokens-length", "10000", AnyTime,
+        "entries that a stream of `TOKENS` keeps, about";
     CELERY_QUEUES: Parsed<Queues>("queue:task, several separated by spaces"), "celery-queues", "", AtStart,
         "what is taken from which queue; a queue may be named several times";
     CELERY_ARGUMENTS: Parsed<Signatures>("signatures, such as (image_url, prompt) tasks.ask(question:prompt, path:picture)"), "celery-arguments", "(url, task_prompt)", AtStart,

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use redis_module::Context;
 
-use super::{WRITE_PAUSE, guarded};
+use super::{
+    WRITE_PAUSE, guarded,
+    pieces::{Pieces, Texts},
+};
 use crate::{
     figures,
     job::{
@@ -24,30 +27,42 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often keys are looked at that may have been overwritten.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// News of a claimed job, on their way into its key.
+/// News of claimed jobs, on their way into their keys.
 pub(super) enum Commit {
-    Started { key: JobKey, token: Token },
-    Ended { lease: Lease, attempt: Box<Attempt>, outcome: Outcome },
+    Started {
+        key: JobKey,
+        token: Token,
+    },
+    Ended {
+        lease: Lease,
+        attempt: Box<Attempt>,
+        outcome: Outcome,
+    },
+    /// There is new text for streams.
+    Told,
 }
 
 impl Commit {
-    fn key(&self) -> &JobKey {
+    /// The job's key; none of what there is for several.
+    fn key(&self) -> Option<&JobKey> {
         match self {
-            Self::Started { key, .. } => key,
-            Self::Ended { lease, .. } => lease.key(),
+            Self::Started { key, .. } => Some(key),
+            Self::Ended { lease, .. } => Some(lease.key()),
+            Self::Told => None,
         }
     }
 }
 
-pub(super) fn run(outbox: &Receiver<Commit>) {
-    let mut waiting: Vec<Commit> = Vec::new();
+pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
+    let (mut waiting, mut texts): (Vec<Commit>, Texts) = Default::default();
     let mut looked = Instant::now();
     while !queue().is_shut() {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             look_at_keys();
         }
-        let timeout = if waiting.is_empty() { TICK } else { WRITE_PAUSE };
+        let has_none = waiting.is_empty() && texts.is_empty();
+        let timeout = if has_none { TICK } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
             Err(RecvTimeoutError::Timeout) => {
@@ -57,13 +72,17 @@ pub(super) fn run(outbox: &Receiver<Commit>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         waiting.extend(outbox.try_iter().take(64));
-        let is_idle =
-            waiting.is_empty() && !queue().has_overdue() && retained::surplus().is_empty();
+        pieces.take_into(&mut texts);
+        let has_none = waiting.is_empty() && texts.is_empty();
+        let is_idle = has_none && !queue().has_overdue() && retained::surplus().is_empty();
         if is_idle || queue().is_shut() {
             continue;
         }
         waiting = with_server(|ctx| {
-            let left = store_all(ctx, std::mem::take(&mut waiting));
+            // An end comes after all of its text.
+            let told = texts.write(ctx);
+            let all = std::mem::take(&mut waiting);
+            let left = if told.is_ok() { store_all(ctx, all) } else { all };
             tidy(ctx);
             // It sees the signalled keys as soon as it gets the lock back.
             server::wake_event_loop();
@@ -87,7 +106,7 @@ fn store_all(ctx: &Context, commits: Vec<Commit>) -> Vec<Commit> {
             left.push(commit);
             continue;
         }
-        let key = commit.key().clone();
+        let Some(key) = commit.key().cloned() else { continue };
         if let Some(Err((commit, refused))) = guarded(ctx, &key, || store(ctx, commit)) {
             is_refusing = refused == Refused::All;
             left.push(commit);
@@ -103,6 +122,7 @@ fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {
             return Ok(());
         }
         Commit::Ended { lease, attempt, outcome } => (lease, attempt, outcome),
+        Commit::Told => return Ok(()),
     };
     let stored = if lease.is_stopped() {
         Stored::Dropped

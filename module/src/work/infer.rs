@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use florence_engine::{
-    Error,
+    Answer, Error,
     chain::Run,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
@@ -24,6 +24,7 @@ use super::{
     load::{Plan, load},
     milliseconds,
     next::Picture,
+    pieces::{Listener, Pieces},
 };
 use crate::{
     figures::{
@@ -44,7 +45,7 @@ use crate::{
 const LOST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Loads a model and answers what comes through `inbox`, until its lane ends.
-pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claimant>>) {
+pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claimant>>, ways: &Ways) {
     let engine = plan.engine;
     let mut was_lost = false;
     loop {
@@ -57,7 +58,7 @@ pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claima
             continue;
         };
         let (work, turns) = (model.work(engine).unwrap_or_default(), lanes::turns(engine));
-        let meter = Meter { model: Arc::clone(model), work, turns, busy: Cell::default() };
+        let meter = Meter { model: Arc::clone(model), work, turns, busy: Cell::default(), ways };
         let served = serve::serve(&loaded.florence, &loaded.caches, inbox, &meter);
         let Err(failure) = served else { return };
         let problem = format!("engine {engine} lost its device: {}", explain(&failure));
@@ -73,16 +74,17 @@ pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claima
 }
 
 /// Keeps the figures of an engine.
-struct Meter {
+struct Meter<'a> {
     model: Arc<Hosted>,
     work: Arc<model::Work>,
     /// Where it takes turns with the engines of other models.
     turns: Arc<FairMutex<()>>,
     /// Time spent since the last answer.
     busy: Cell<Duration>,
+    ways: &'a Ways,
 }
 
-impl Watch for Meter {
+impl Watch for Meter<'_> {
     fn most(&self) -> usize {
         settings::MAX_BATCH.size()
     }
@@ -93,6 +95,7 @@ impl Watch for Meter {
     }
 
     fn turned(&self, turn: &Turn) {
+        self.ways.tell();
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
         self.busy.set(self.busy.get() + turn.time);
@@ -130,18 +133,33 @@ pub(super) struct Claimant {
     time: Duration,
     /// Whose model answers.
     pub(super) lane: Arc<Lane>,
-    commits: Sender<Commit>,
+    ways: Ways,
+    /// Where the text goes while it is generated.
+    listener: Option<Arc<Listener>>,
+}
+
+/// Where a claimed job goes on.
+#[derive(Clone)]
+pub(super) struct Ways {
+    pub(super) commits: Sender<Commit>,
+    pub(super) pieces: Arc<Pieces>,
+}
+
+impl Ways {
+    /// Tells the committer if there is new text.
+    pub(super) fn tell(&self) {
+        self.pieces.tell(&self.commits);
+    }
 }
 
 impl Claimant {
-    pub(super) fn new(
-        lease: Lease,
-        attempt: Box<Attempt>,
-        lane: Arc<Lane>,
-        commits: Sender<Commit>,
-    ) -> Self {
+    pub(super) fn new(lease: Lease, attempt: Box<Attempt>, lane: Arc<Lane>, ways: Ways) -> Self {
         let stopwatch = Stopwatch::start(attempt.asked);
         let run = Run::new(attempt.request.chain.clone(), *settings::PROMPTS.get());
+        let stream = attempt.request.stream.clone();
+        let (key, token) = (lease.key().clone(), lease.claim().token.clone());
+        let listener =
+            stream.map(|stream| Arc::new(Listener::new(key, token, attempt.number, stream)));
         Self {
             lease,
             attempt,
@@ -154,8 +172,17 @@ impl Claimant {
             verdict: Verdict::Result,
             time: Duration::ZERO,
             lane,
-            commits,
+            ways,
+            listener,
         }
+    }
+
+    /// Tells of what the caches have answered.
+    pub(super) fn knows(&self, answers: &[Arc<Answer>]) {
+        for (question, answer) in answers.iter().enumerate() {
+            self.told(question, &answer.text);
+        }
+        self.ways.tell();
     }
 
     /// Ends the attempt with its answers.
@@ -167,10 +194,10 @@ impl Claimant {
 
     /// Hands the end of the attempt to the committer.
     pub(super) fn end(self, result: Result<Fields, Failure>) {
-        let Self { lease, attempt, fetch_ms, thumbnail, time, commits, .. } = self;
+        let Self { lease, attempt, fetch_ms, thumbnail, time, ways, .. } = self;
         let outcome = Outcome { result, thumbnail, fetch_ms, infer_ms: milliseconds(time) };
         // The committer goes only when the process does; a lease that comes back gives itself back.
-        let _ = commits.send(Commit::Ended { lease, attempt, outcome });
+        let _ = ways.commits.send(Commit::Ended { lease, attempt, outcome });
     }
 
     /// Why an attempt failed inside is for the log.
@@ -195,7 +222,7 @@ impl Asker for Claimant {
         self.stopwatch.restart();
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
-        let _ = self.commits.send(Commit::Started { key, token });
+        let _ = self.ways.commits.send(Commit::Started { key, token });
         lanes::has_room();
     }
 
@@ -205,6 +232,17 @@ impl Asker for Claimant {
         }
         self.lease.claim().enter(Phase::Generating);
         self.lease.claim().set_tokens(tokens);
+    }
+
+    fn listens(&self) -> bool {
+        self.listener.is_some()
+    }
+
+    fn told(&self, question: usize, piece: &str) {
+        if let Some(listener) = &self.listener {
+            let (step, first) = self.run.place();
+            self.ways.pieces.add(listener, (step, first + question), piece);
+        }
     }
 
     fn answered(mut self, served: Served) {
@@ -277,7 +315,8 @@ fn answer_fields(run: &Run, model: &str, verdict: Verdict) -> Fields {
         texts => texts.to_string(),
     };
     let (width, height) = told.size;
-    vec![
+    let n_best = told.n_best.map(|best| ("nbest", best.to_string().into()));
+    let known = [
         ("result", told.json.to_string().into()),
         ("text", text.into()),
         ("scores", told.scores.to_string().into()),
@@ -286,7 +325,8 @@ fn answer_fields(run: &Run, model: &str, verdict: Verdict) -> Fields {
         ("tokens", told.tokens.to_string().into()),
         ("model", model.into()),
         ("cache", verdict.name().into()),
-    ]
+    ];
+    known.into_iter().chain(n_best).collect()
 }
 
 fn count(verdict: Verdict) {

@@ -4,14 +4,17 @@
 //! A lane ends with the last job that holds it, and the model goes with it. Lanes of one processor or
 //! GPU take turns there, so that a slow one does not starve another.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use florence_engine::{Florence, serve::Work};
 use parking_lot::{FairMutex, Mutex, RwLock};
 
 use super::{
-    infer::{self, Claimant},
+    infer::{self, Claimant, Ways},
     load::{directory, plans},
     next, spawn,
 };
@@ -31,8 +34,12 @@ pub(super) struct Lane {
 /// Those of the models that have names.
 static LANES: RwLock<Vec<Arc<Lane>>> = RwLock::new(Vec::new());
 
+/// Where the jobs of all lanes go on.
+static WAYS: OnceLock<Ways> = OnceLock::new();
+
 /// Begins to load the models of the settings.
-pub(super) fn start() {
+pub(super) fn start(ways: &Ways) {
+    WAYS.get_or_init(|| ways.clone());
     for (name, recipe) in of_settings() {
         if model::find(Some(&name)).is_some() {
             server::warn(&format!("florence.models: another model is called {name} already"));
@@ -41,7 +48,7 @@ pub(super) fn start() {
         if model::named().is_empty() {
             model::make_default(&name);
         }
-        open(&begin(name, recipe));
+        open(&begin(name, recipe, ways));
     }
 }
 
@@ -66,14 +73,15 @@ fn of_settings() -> Vec<(String, Recipe)> {
 }
 
 /// A lane for a model that its engines begin to load.
-fn begin(name: String, recipe: Recipe) -> Arc<Lane> {
+fn begin(name: String, recipe: Recipe, ways: &Ways) -> Arc<Lane> {
     let plans = plans(&recipe);
     let (work, inbox) = bounded(settings::MAX_BATCH.size());
     let (next, answered) = unbounded();
     let model = Hosted::new(name, recipe, plans.len());
     for plan in plans {
-        let (model, inbox) = (Arc::clone(&model), inbox.clone());
-        spawn(&format!("fl-engine-{}", plan.engine), move || infer::run(&model, &plan, &inbox));
+        let (model, inbox, ways) = (Arc::clone(&model), inbox.clone(), ways.clone());
+        let name = format!("fl-engine-{}", plan.engine);
+        spawn(&name, move || infer::run(&model, &plan, &inbox, &ways));
     }
     spawn("fl-next", move || next::run(&answered));
     Arc::new(Lane { model, work, next })
@@ -134,7 +142,8 @@ pub(crate) fn load(name: String, recipe: Recipe) -> Result<(), String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one_at_a_time = ONE_AT_A_TIME.lock();
     let is_new = model::find(Some(&name)).is_none();
-    let lane = begin(name, recipe);
+    let ways = WAYS.get().ok_or("the server has only just begun to start")?;
+    let lane = begin(name, recipe, ways);
     if is_new {
         open(&lane);
     }

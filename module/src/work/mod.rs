@@ -6,6 +6,7 @@
 //!
 //! - `prepare`, `infer`, `commit`: as above
 //! - `next`: what is asked about a picture, first and after answers
+//! - `pieces`: texts that go to streams while they are generated
 //! - `ahead`: how far downloads are ahead of the engine
 //! - `lanes`: a lane for each model, from its name to its engines
 //! - `load`: which engines there are; the model, when they begin
@@ -22,9 +23,11 @@ mod infer;
 mod lanes;
 mod load;
 mod next;
+mod pieces;
 mod prepare;
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +35,9 @@ use std::{
 use crossbeam_channel::{bounded, unbounded};
 use florence_engine::catch_panic;
 use redis_module::Context;
+
+use infer::Ways;
+use pieces::Pieces;
 
 use crate::{
     celery, figures,
@@ -52,17 +58,19 @@ const WRITE_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) fn start(ctx: &Context) {
     server::tell("starting threads, loading models");
     let (commits, outbox) = unbounded();
+    let pieces = Arc::<Pieces>::default();
+    let ways = Ways { commits, pieces: Arc::clone(&pieces) };
     for i in 0..prepare_threads() {
-        let commits = commits.clone();
-        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&commits));
+        let ways = ways.clone();
+        spawn(&format!("fl-prepare-{i}"), move || prepare::read(&ways));
     }
     let permits = bounded(prepare_threads());
     for i in 0..settings::MAX_DOWNLOADS.get() {
-        let (permits, commits) = (permits.clone(), commits.clone());
-        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &commits));
+        let (permits, ways) = (permits.clone(), ways.clone());
+        spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &ways));
     }
-    lanes::start();
-    spawn("fl-commit", move || commit::run(&outbox));
+    lanes::start(&ways);
+    spawn("fl-commit", move || commit::run(&outbox, &pieces));
     spawn("fl-celery", celery::run);
     spawn("fl-adopt", adopt::run);
     sync::take_role(ctx);

@@ -7,7 +7,7 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 
 use crossbeam_channel::Receiver;
 use florence_engine::{
-    Error, Stop, catch_panic,
+    Answer, Error, Stop, catch_panic,
     chain::Asked,
     image::{self, DecodeLimits, Decoded, Orientation, Rgb},
     serve::{Input, Keys, Part, PictureKey, Work},
@@ -126,8 +126,9 @@ pub(super) fn next(
         let parts = parts.map(|(i, asked)| part(loaded, claimant, picture, (i, asked)));
         let parts = parts.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::from(&error))?;
         let known = || parts.iter().map(|part| caches.answer(&part.keys)).collect();
-        let known: Option<Vec<_>> = is_shared.then(known).flatten();
+        let known: Option<Vec<Arc<Answer>>> = is_shared.then(known).flatten();
         if let Some(answers) = known {
+            claimant.knows(&answers);
             claimant.run.answered(answers);
             continue;
         }

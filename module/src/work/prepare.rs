@@ -10,18 +10,17 @@ use crossbeam_channel::{Receiver, Sender};
 use florence_engine::catch_panic;
 
 use super::{
-    WRITE_PAUSE, ahead,
-    commit::Commit,
-    elapsed_ms, guarded,
-    infer::Claimant,
+    WRITE_PAUSE, ahead, elapsed_ms, guarded,
+    infer::{Claimant, Ways},
     lanes,
     next::{self, Bytes, Next, Picture},
 };
 use crate::{
     figures::{self, latency},
     job::{
-        Failure,
+        Code, Failure,
         life::{self, Attempt, Claim},
+        new::too_many_best,
     },
     model::Loaded,
     queue::{Kind, Lease, Limits, Phase, queue, sync},
@@ -33,9 +32,9 @@ use crate::{
 const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes jobs whose pictures are at hand.
-pub(super) fn read(commits: &Sender<Commit>) {
+pub(super) fn read(ways: &Ways) {
     while let Some(lease) = queue().next(Kind::Reader, limits, lanes::takes) {
-        if let Some((claimant, loaded)) = claim(lease, commits) {
+        if let Some((claimant, loaded)) = claim(lease, ways) {
             prepare(claimant, |claimant| prepared(&loaded, claimant, None));
         }
     }
@@ -43,11 +42,11 @@ pub(super) fn read(commits: &Sender<Commit>) {
 
 /// Takes jobs whose pictures have to be downloaded. Between the download and the engine only so many
 /// of these threads go on as `permits` holds.
-pub(super) fn download(permits: &(Sender<()>, Receiver<()>), commits: &Sender<Commit>) {
+pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
     let limits = || limits().filter(|_| ahead::has_room());
     while let Some(lease) = queue().next(Kind::Downloader, limits, lanes::takes) {
         let mut ahead = ahead::Download::begin();
-        let Some((claimant, loaded)) = claim(lease, commits) else { continue };
+        let Some((claimant, loaded)) = claim(lease, ways) else { continue };
         let mut has_permit = false;
         prepare(claimant, |claimant| {
             let read = fetch(claimant);
@@ -99,7 +98,7 @@ fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
 }
 
 /// Takes the job of a lease, and the model that it asks for.
-fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<(Claimant, Arc<Loaded>)> {
+fn claim(lease: Lease, ways: &Ways) -> Option<(Claimant, Arc<Loaded>)> {
     let is_expired = lease.claim().is_expired(Instant::now());
     let claim = with_server(|ctx| {
         if lease.is_stopped() {
@@ -119,7 +118,7 @@ fn claim(lease: Lease, commits: &Sender<Commit>) -> Option<(Claimant, Arc<Loaded
             // Without it the job gives itself back, and waits until there is one.
             let lane = lanes::find(attempt.request.wants.as_deref())?;
             let loaded = lane.model.loaded()?;
-            Some((Claimant::new(lease, attempt, lane, commits.clone()), loaded))
+            Some((Claimant::new(lease, attempt, lane, ways.clone()), loaded))
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
         Claim::Over => None,
@@ -147,6 +146,9 @@ fn prepared(
     claimant: &mut Claimant,
     downloaded: Option<Vec<u8>>,
 ) -> Result<Next, Failure> {
+    if let Some(problem) = too_many_best(&loaded.florence, &claimant.attempt.request.options) {
+        return Err(Failure::permanent(Code::Invalid, problem));
+    }
     let bytes = match (downloaded, &claimant.attempt.request.data) {
         (Some(bytes), _) => Bytes::Read(bytes),
         (None, Some(data)) => Bytes::Sent(Arc::clone(data)),

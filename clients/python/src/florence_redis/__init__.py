@@ -157,6 +157,21 @@ class Florence(_Client):
         if problem:
             raise problem
 
+    def pieces(self, key: JobKey[Any], timeout: float | None = None) -> Iterator[Piece]:
+        """The text of a job that was submitted with ``tokens=``, as it grows, until the job ends.
+
+        It looks twenty times a second. What was told before is told first.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        told = jobs.Told(key)
+        while not told.has_ended:
+            if until is not None and time.monotonic() >= until:
+                raise jobs.waited_too_long([key])
+            pieces = self._run(told.look())
+            yield from pieces
+            if not pieces and not told.has_ended:
+                time.sleep(told.PAUSE)
+
     def cancel(self, *keys: str) -> int:
         """Ends jobs that have not ended: how many."""
         return self._run(jobs.change("FLORENCE.CANCEL", keys, self._is_cluster))
@@ -334,6 +349,18 @@ class AsyncFlorence(_Client):
                 future.cancel()
         if problem:
             raise problem
+
+    async def pieces(self, key: JobKey[Any], timeout: float | None = None) -> AsyncIterator[Piece]:
+        until = None if timeout is None else time.monotonic() + timeout
+        told = jobs.Told(key)
+        while not told.has_ended:
+            if until is not None and time.monotonic() >= until:
+                raise jobs.waited_too_long([key])
+            pieces = await self._do(told.look())
+            for piece in pieces:
+                yield piece
+            if not pieces and not told.has_ended:
+                await asyncio.sleep(told.PAUSE)
 
     async def cancel(self, *keys: str) -> int:
         return await self._do(jobs.change("FLORENCE.CANCEL", keys, self._is_cluster))

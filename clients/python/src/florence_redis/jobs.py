@@ -58,7 +58,9 @@ __all__ = [
     "NoModelError",
     "NotAJobError",
     "NotEndedError",
+    "Piece",
     "PromptError",
+    "Ranked",
     "WaitTimeoutError",
     "WrongTypeError",
     "detections",
@@ -263,6 +265,18 @@ class FailedAttempt:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """One of the best beams."""
+
+    #: By which they are ranked: a logarithm, at most 0.
+    score: float
+    #: What the model has written.
+    text: str
+    #: As the job's answer to the question.
+    answer: Any
+
+
+@dataclass(frozen=True)
 class Job(Generic[T_co]):
     """A job as it was when the server told of it."""
 
@@ -286,6 +300,8 @@ class Job(Generic[T_co]):
     texts: tuple[str, ...] = field(default=(), repr=False)
     #: How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
     scores: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    #: The best beams for each prompt, the answer first, where ``n_best`` asked for them.
+    n_best: tuple[tuple[Ranked, ...], ...] = field(default=(), repr=False)
     #: Of the picture, as the answer's coordinates mean it.
     width: int | None = None
     height: int | None = None
@@ -298,6 +314,8 @@ class Job(Generic[T_co]):
     phase: str | None = None
     position: int | None = None
     tokens: int | None = None
+    #: Key of the stream that the text goes to while it is generated.
+    stream: str | None = None
     eta_ms: int | None = None
     queue_ms: int | None = None
     fetch_ms: int | None = None
@@ -342,6 +360,23 @@ class Listed:
     finished_at: datetime | None = None
     #: Why it failed: the code of the error.
     code: str | None = None
+    #: Key of the stream that the text goes to while it is generated.
+    stream: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What follows in the text of an answer: all pieces together are the text.
+
+    Another attempt begins all texts anew.
+    """
+
+    attempt: int
+    #: Of a chain, counted from 0.
+    step: int
+    #: Which question of the step.
+    index: int
+    text: str
 
 
 def detections(job: Job[Any]) -> supervision.Detections:
@@ -395,6 +430,7 @@ def _job(reply: Any) -> Job[Any] | None:
     if reply is None:
         return None
     got = _mapping(reply)
+    got.setdefault("stream", None)
     prompts, text = _several(got["prompt"]), got["text"]
     steps = json.loads(got["steps"]) if got["steps"] else []
     got["steps"] = tuple(pair for step in steps for pair in step.items())
@@ -402,6 +438,10 @@ def _job(reply: Any) -> Job[Any] | None:
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
     for name in ("error", "errors", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
+    got["n_best"] = tuple(
+        tuple(Ranked(one["score"], one["text"], read_answer(prompt, one["result"])) for one in best)
+        for prompt, best in zip(prompts, json.loads(got.get("nbest") or "[]"))
+    )
     got["errors"] = tuple(
         FailedAttempt(**{**error, "at": _time(error["at"])}) for error in got["errors"] or []
     )
@@ -515,6 +555,7 @@ def listed(state: str | None, count: int | None) -> Call[list[Listed]]:
             _time(job.get("due_at")),
             _time(job.get("finished_at")),
             job.get("code"),
+            job.get("stream"),
         )
         for reply in replies
         for job in map(_mapping, _checked(reply))
@@ -538,6 +579,43 @@ def thumbnail(key: str) -> Call[bytes | None]:
     """The job's small picture, which is a field of its hash."""
     (reply,) = yield Commands([["HGET", key, "thumbnail"]], binary=True)
     return cast("bytes | None", _checked(reply))
+
+
+class Told:
+    """How far the pieces of a job have been read."""
+
+    #: Seconds between two looks.
+    PAUSE = 0.05
+    _COUNT = 1000
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.has_ended = False
+        self._stream: str | None = None
+        self._last = "-"
+
+    def look(self) -> Call[list[Piece]]:
+        """What is new. The job is looked at first: its end comes into the stream with it."""
+        if self._stream is None:
+            job = yield from get(JobKey[Any](self.key))
+            if job is None:
+                raise NoJobError(f"no such job: {self.key}")
+            if job.stream is None:
+                raise ValueError(f"{self.key} has no stream: submit it with tokens=")
+            self._stream = job.stream
+        entries = ["XRANGE", self._stream, self._last, "+", "COUNT", self._COUNT]
+        replies = yield Commands([["FLORENCE.GET", self.key], entries])
+        job, found = _job(_checked(replies[0])), _checked(replies[1])
+        # It may have ended, and be gone by now: what it left is read all the same.
+        self.has_ended = (job is None or job.has_ended) and len(found) < self._COUNT
+        if found:
+            self._last = "(" + _text(found[-1][0])
+        told = [_mapping(fields) for _, fields in found]
+        return [
+            Piece(int(one["attempt"]), int(one["step"]), int(one["index"]), one["text"])
+            for one in told
+            if one.get("job") == self.key and "text" in one
+        ]
 
 
 #: A job that has ended, or why there will be none.

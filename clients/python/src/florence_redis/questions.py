@@ -415,6 +415,8 @@ class Options(TypedDict, total=False):
     ttl: int
     #: 1 is greedy search.
     beams: int
+    #: How many of the best beams are told, in the job's ``n_best``.
+    n_best: int
     #: Of the answer.
     max_tokens: int
     #: No sequence of so many tokens occurs twice; 0 allows all.
@@ -438,6 +440,8 @@ class Options(TypedDict, total=False):
     no_cache: bool
     #: Longer side in pixels of a small copy of the picture, which ``thumbnail`` gives; 0 for none.
     thumbnail: int
+    #: Key of a stream that the text goes to while it is generated: see ``pieces``.
+    tokens: str
 
 
 class AskOptions(Options, total=False):
@@ -463,6 +467,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "retries": ("RETRIES", int),
     "ttl": ("TTL", int),
     "beams": ("BEAMS", int),
+    "n_best": ("NBEST", int),
     "max_tokens": ("MAXTOKENS", int),
     "ngram": ("NGRAM", int),
     "length_penalty": ("LENGTHPENALTY", float),
@@ -472,6 +477,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "seed": ("SEED", int),
     "margin": ("MARGIN", int),
     "thumbnail": ("THUMBNAIL", int),
+    "tokens": ("TOKENS", str),
 }
 
 
