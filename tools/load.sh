@@ -20,7 +20,9 @@ if [ "${1:-}" = baseline ]; then
     wire=(--celery celery:tasks.inference_task)
     name=baseline
 else
-    start_server allow-networks 127.0.0.0/8 max-queue 2000
+    # `second` is for the scenario of two models.
+    start_server allow-networks 127.0.0.0/8 max-queue 2000 keep-packed no \
+        model "$PWD/models/tiny" models "second=$PWD/models/tiny"
 fi
 
 [ $# -gt 0 ] || set -- loadtests/scenarios/*.toml

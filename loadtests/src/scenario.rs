@@ -35,6 +35,12 @@ pub(crate) struct Scenario {
     pub(crate) max_tokens: Option<usize>,
     #[serde(default)]
     pub(crate) beams: Option<usize>,
+    /// What follows the prompt: words such as `THEN` and prompts, in turns.
+    #[serde(default)]
+    pub(crate) steps: Vec<String>,
+    /// The models that are asked, in turns; none is the server's default.
+    #[serde(default)]
+    pub(crate) models: Vec<String>,
     /// Whether the text of each job goes to a stream while it is generated.
     #[serde(default)]
     pub(crate) stream: bool,

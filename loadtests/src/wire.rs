@@ -105,7 +105,7 @@ impl Wire {
         let Ask { picture, prompt, priority } = ask;
         let mut command = redis::cmd("FLORENCE.SUBMIT");
         command.arg(format!("{PREFIX}{job}")).arg(format!("{pictures}{picture}"));
-        command.arg(prompt).arg("PRIORITY").arg(priority);
+        command.arg(prompt).arg(&scenario.steps).arg("PRIORITY").arg(priority);
         if !scenario.cache {
             command.arg("NOCACHE");
         }
@@ -114,6 +114,9 @@ impl Wire {
         }
         if let Some(beams) = scenario.beams {
             command.arg("BEAMS").arg(beams);
+        }
+        if let Some(model) = scenario.models.get(job % scenario.models.len().max(1)) {
+            command.arg("MODEL").arg(model);
         }
         if scenario.stream {
             command.arg("TOKENS").arg(format!("{PREFIX}stream"));

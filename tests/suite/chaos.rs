@@ -1,9 +1,11 @@
-//! Servers that are killed every few seconds while jobs come in: none is lost, each ends once.
+//! Servers that are killed every few seconds while jobs come in: none is lost, each ends once. Some
+//! are chains, some tell their texts to a stream, some ask a model that is exchanged meanwhile.
 //!
 //! `make chaos` runs 10,200 jobs in all; `FLORENCE_CHAOS_JOBS` says how many.
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
@@ -53,7 +55,7 @@ fn submit(port: &AtomicU16, url: &str, count: usize, replicas: usize, tally: &Ta
                 let mut command = redis::cmd("FLORENCE.SUBMIT");
                 // A few hundred different requests: some are computed, most come from the cache.
                 let tokens = 4 + i % 200;
-                command.arg(format!("job:{i}")).arg(url).arg("<CAPTION>");
+                command.arg(format!("job:{i}")).arg(url).arg("<OD>").arg(kind(i));
                 command.arg("MAXTOKENS").arg(tokens).arg("RETRIES").arg(20);
                 let is_stored = command.query::<String>(connection).is_ok();
                 if !is_stored || replicas == 0 {
@@ -72,6 +74,27 @@ fn submit(port: &AtomicU16, url: &str, count: usize, replicas: usize, tally: &Ta
         }
     }
     tally.has_ended.store(true, Ordering::SeqCst);
+}
+
+/// What is special about the job of a number.
+fn kind(job: usize) -> &'static [&'static str] {
+    match job % 4 {
+        0 => &[],
+        1 => &["EACH", "<REGION_TO_CATEGORY>"],
+        2 => &["TOKENS", "texts"],
+        _ => &["MODEL", "other"],
+    }
+}
+
+/// The embedded model's files.
+fn tiny() -> String {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    models.join("tiny").canonicalize().unwrap().display().to_string()
+}
+
+/// Puts another model of the same name in the place of one, under its jobs.
+fn exchange(server: &Server) {
+    server.call::<()>(&["FLORENCE.MODEL", "LOAD", "other", &tiny()]);
 }
 
 /// The unfinished jobs that were tried. What a server dies on twice is given up, as it should be: the
@@ -114,11 +137,43 @@ fn check(name: &str, server: &Server, count: usize, kills: usize, time: Duration
     );
     assert_eq!(states, HashMap::from([("done".to_owned(), count)]), "{name}");
     assert_eq!((ends.len(), twice), (count, 0), "{name}");
+    check_texts(server, count);
+}
+
+/// Of each job that tells its text, the last attempt has told all of it, and its end once.
+fn check_texts(server: &Server, count: usize) {
+    let entries: Vec<(String, HashMap<String, String>)> =
+        server.call(&["XRANGE", "texts", "-", "+"]);
+    let mut told: HashMap<&str, (HashMap<&str, String>, Vec<&str>)> = HashMap::new();
+    for (_, entry) in &entries {
+        let (pieces, ends) = told.entry(&entry["job"]).or_default();
+        match entry.get("text") {
+            Some(text) => *pieces.entry(&entry["attempt"]).or_default() += text,
+            None => ends.push(&entry["attempt"]),
+        }
+    }
+    for i in (0..count).filter(|i| kind(*i).contains(&"TOKENS")) {
+        let key = format!("job:{i}");
+        let (job, (pieces, ends)) = (server.job(&key), &told[key.as_str()]);
+        assert_eq!(ends.len(), 1, "{key}: {ends:?}");
+        assert_eq!(pieces.get(ends[0]), job["text"].as_ref(), "{key}: {job:?}");
+    }
 }
 
 fn settings(lines: &[&str]) -> Settings {
-    let stream = ["florence.stream ended", "florence.stream-length 1000000"];
-    Settings::lines(&[lines, &stream].concat())
+    let models = [
+        format!("florence.model {}", tiny()),
+        format!("florence.models other={}", tiny()),
+        format!("florence.model-roots {}", tiny()),
+    ];
+    let all = [
+        "florence.stream ended",
+        "florence.stream-length 1000000",
+        "florence.tokens-length 1000000",
+        "florence.keep-packed no",
+    ];
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
+    Settings::lines(&[lines, &all, &models].concat())
 }
 
 /// Kills a server with an append-only file again and again.
@@ -136,6 +191,7 @@ fn with_appendfsync(policy: &str) {
     while !tally.has_ended.load(Ordering::SeqCst) {
         thread::sleep(PERIOD);
         wait_for_ends(&server, &hit);
+        exchange(&server);
         server.kill();
         kills += 1;
         server.restart();
@@ -171,6 +227,7 @@ fn failovers_lose_nothing_that_a_replica_has_confirmed() {
     while !tally.has_ended.load(Ordering::SeqCst) {
         thread::sleep(PERIOD);
         wait_for_ends(&master, &hit);
+        exchange(&master);
         master.kill();
         kills += 1;
         replica.call::<()>(&["REPLICAOF", "NO", "ONE"]);
