@@ -230,10 +230,10 @@ export class Job {
      */
     this.scores = !scores || isChain ? [] : this.prompts.length > 1 ? scores : [scores];
     /**
-     * The best beams for each prompt, the answer first, where `nBest` asked for them.
+     * The best beams for each prompt, the answer first, where `nbest` asked for them.
      * @type {readonly (readonly Ranked[])[]}
      */
-    this.nBest = (json(got.nbest ?? null) ?? []).map(
+    this.nbest = (json(got.nbest ?? null) ?? []).map(
       (/** @type {any[]} */ best, /** @type {number} */ i) =>
         best.map(({ score, text, result }) => ({
           score,

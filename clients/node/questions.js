@@ -166,7 +166,7 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {number} [retries] further attempts after a failure that may pass
  * @property {number} [ttlSeconds] how long the ended job is kept; 0 for ever
  * @property {number} [beams] 1 is greedy search
- * @property {number} [nBest] how many of the best beams are told, in the job's `nBest`
+ * @property {number} [nbest] how many of the best beams are told, in the job's `nbest`
  * @property {number} [maxTokens] of the answer
  * @property {number} [ngram] no sequence of so many tokens occurs twice; 0 allows all
  * @property {number} [lengthPenalty] exponent of the length that a beam's score is divided by

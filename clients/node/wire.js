@@ -50,7 +50,7 @@ export const OPTIONS = {
   retries: "RETRIES",
   ttlSeconds: "TTL",
   beams: "BEAMS",
-  nBest: "NBEST",
+  nbest: "NBEST",
   maxTokens: "MAXTOKENS",
   ngram: "NGRAM",
   lengthPenalty: "LENGTHPENALTY",

@@ -1,7 +1,5 @@
 //! The best beams and their scores against the reference's, and what else is told of them.
 
-#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
-
 mod common;
 
 use common::{fixture, path};

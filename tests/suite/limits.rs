@@ -16,6 +16,8 @@ const PHRASE: &str = "<CAPTION_TO_PHRASE_GROUNDING>";
 const PROMPT_BYTES: usize = 16_384;
 const ADDRESS_BYTES: usize = 8192;
 const NAME_BYTES: usize = 253;
+/// Of the key of a job's stream.
+const STREAM_BYTES: usize = 8192;
 const KEYS: usize = 1000;
 
 /// A server that nothing leaves: jobs wait for ever.
@@ -113,12 +115,14 @@ fn hashes_that_exceed_the_limits_of_submit_are_invalid() {
     let address = format!("http://127.0.0.1:1/{}", "a".repeat(ADDRESS_BYTES));
     let named = format!("http://{}/x.png", host(NAME_BYTES + 1));
     let model = "m".repeat(NAME_BYTES + 1);
-    let cases: [(&str, &[(&str, &str)]); 5] = [
+    let stream = "s".repeat(STREAM_BYTES + 1);
+    let cases: [(&str, &[(&str, &str)]); 6] = [
         ("a long prompt", &[("prompt", &long_prompt)]),
         ("long prompts", &[("prompt", &prompts)]),
         ("a long address", &[("image", &address)]),
         ("a long name of a host", &[("image", &named)]),
         ("a long name of a model", &[("wants", &model)]),
+        ("a long name of a stream", &[("stream", &stream)]),
     ];
     for (key, changes) in cases {
         let mut write = redis::cmd("HSET");

@@ -55,23 +55,27 @@ impl Commit {
 
 pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
     let (mut waiting, mut texts): (Vec<Commit>, Texts) = Default::default();
-    let mut looked = Instant::now();
+    let (mut looked, mut watched) = (Instant::now(), Instant::now());
     while !queue().is_shut() {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             look_at_keys();
         }
+        // However much there is to store.
+        if watched.elapsed() >= TICK {
+            watched = Instant::now();
+            watch_leases();
+            news::tell_rest();
+        }
         let has_none = waiting.is_empty() && texts.is_empty();
         let timeout = if has_none { TICK } else { WRITE_PAUSE };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
-            Err(RecvTimeoutError::Timeout) => {
-                watch_leases();
-                news::tell_rest();
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         waiting.extend(outbox.try_iter().take(64));
+        waiting.retain(|commit| !matches!(commit, Commit::Told));
         pieces.take_into(&mut texts);
         let has_none = waiting.is_empty() && texts.is_empty();
         let is_idle = has_none && !queue().has_overdue() && retained::surplus().is_empty();

@@ -157,9 +157,7 @@ impl Claimant {
         let stopwatch = Stopwatch::start(attempt.asked);
         let run = Run::new(attempt.request.chain.clone(), *settings::PROMPTS.get());
         let stream = attempt.request.stream.clone();
-        let (key, token) = (lease.key().clone(), lease.claim().token.clone());
-        let listener =
-            stream.map(|stream| Arc::new(Listener::new(key, token, attempt.number, stream)));
+        let listener = stream.map(|key| Arc::new(Listener::new(&lease, attempt.number, key)));
         Self {
             lease,
             attempt,

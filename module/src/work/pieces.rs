@@ -8,6 +8,7 @@ use std::sync::{
 };
 
 use crossbeam_channel::Sender;
+use florence_engine::Stop;
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use redis_module::Context;
@@ -16,22 +17,33 @@ use super::{commit::Commit, guarded};
 use crate::{
     job::{JobKey, Token, life},
     news::{self, Piece},
+    queue::Lease,
     server::{self, Refused, can_write},
 };
 
 /// A claimed job whose text goes to a stream.
 pub(super) struct Listener {
-    pub(super) key: JobKey,
-    pub(super) token: Token,
-    pub(super) attempt: i64,
-    pub(super) stream: Arc<[u8]>,
+    key: JobKey,
+    token: Token,
+    attempt: i64,
+    stream: Arc<[u8]>,
+    /// Told when the job is no longer the claim's.
+    stop: Stop,
     /// Whether the log has it that the stream cannot be written.
     has_failed: AtomicBool,
 }
 
 impl Listener {
-    pub(super) fn new(key: JobKey, token: Token, attempt: i64, stream: Arc<[u8]>) -> Self {
-        Self { key, token, attempt, stream, has_failed: AtomicBool::new(false) }
+    pub(super) fn new(lease: &Lease, attempt: i64, stream: Arc<[u8]>) -> Self {
+        let claim = lease.claim();
+        Self {
+            key: lease.key().clone(),
+            token: claim.token.clone(),
+            attempt,
+            stream,
+            stop: claim.stop.clone(),
+            has_failed: AtomicBool::new(false),
+        }
     }
 
     /// Adds a piece; one that the stream does not take is dropped.
@@ -83,6 +95,7 @@ impl Texts {
     /// Writes them to their streams, of jobs that are still worked on; keeps what the server does not
     /// take now.
     pub(super) fn write(&mut self, ctx: &Context) -> Result<(), Refused> {
+        self.0.retain(|_, (listener, _)| !listener.stop.is_stopped());
         if !self.is_empty() && !can_write(ctx) {
             return Err(Refused::All);
         }
@@ -137,8 +150,14 @@ mod tests {
     use crate::server::Db;
 
     fn listener(token: &str) -> Arc<Listener> {
-        let key = JobKey { db: Db(0), name: b"job"[..].into() };
-        Arc::new(Listener::new(key, Token::parse(token.to_owned()), 1, b"s"[..].into()))
+        Arc::new(Listener {
+            key: JobKey { db: Db(0), name: b"job"[..].into() },
+            token: Token::parse(token.to_owned()),
+            attempt: 1,
+            stream: b"s"[..].into(),
+            stop: Stop::default(),
+            has_failed: AtomicBool::new(false),
+        })
     }
 
     #[test]

@@ -300,8 +300,8 @@ class Job(Generic[T_co]):
     texts: tuple[str, ...] = field(default=(), repr=False)
     #: How sure the model was, 0 to 1, for each prompt: of each label, or of the whole text.
     scores: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
-    #: The best beams for each prompt, the answer first, where ``n_best`` asked for them.
-    n_best: tuple[tuple[Ranked, ...], ...] = field(default=(), repr=False)
+    #: The best beams for each prompt, the answer first, where ``nbest`` asked for them.
+    nbest: tuple[tuple[Ranked, ...], ...] = field(default=(), repr=False)
     #: Of the picture, as the answer's coordinates mean it.
     width: int | None = None
     height: int | None = None
@@ -438,7 +438,7 @@ def _job(reply: Any) -> Job[Any] | None:
     got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
     for name in ("error", "errors", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
-    got["n_best"] = tuple(
+    got["nbest"] = tuple(
         tuple(Ranked(one["score"], one["text"], read_answer(prompt, one["result"])) for one in best)
         for prompt, best in zip(prompts, json.loads(got.get("nbest") or "[]"))
     )

@@ -415,8 +415,8 @@ class Options(TypedDict, total=False):
     ttl: int
     #: 1 is greedy search.
     beams: int
-    #: How many of the best beams are told, in the job's ``n_best``.
-    n_best: int
+    #: How many of the best beams are told, in the job's ``nbest``.
+    nbest: int
     #: Of the answer.
     max_tokens: int
     #: No sequence of so many tokens occurs twice; 0 allows all.
@@ -467,7 +467,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "retries": ("RETRIES", int),
     "ttl": ("TTL", int),
     "beams": ("BEAMS", int),
-    "n_best": ("NBEST", int),
+    "nbest": ("NBEST", int),
     "max_tokens": ("MAXTOKENS", int),
     "ngram": ("NGRAM", int),
     "length_penalty": ("LENGTHPENALTY", float),
