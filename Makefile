@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many cascade-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
@@ -112,6 +112,10 @@ stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
 	cd tools && for checkpoint in ../models/tiny base; do \
 	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+
+cascade-speed: .venv-reference build  ## a cascade as one job, as single jobs, and through transformers
+	cd tools && for checkpoint in ../models/tiny base; do \
+	  ../$(REFERENCE_PYTHON) cascade_speed.py $$checkpoint --module ../$(RELEASE)/libflorence.so --work $(WORK) || exit 1; done
 
 label-many:  ## label 100,000 small pictures in a run that is killed again and again
 	FLORENCE_LABEL_PICTURES=100000 $(CARGO) test --release --locked -p florence-cli --test label -- --nocapture killed_again

@@ -90,11 +90,12 @@ fn a_model_that_takes_no_jobs_leaves_the_turn_to_others() {
         let origin = Origin { user: "".into(), host, model: model.into() };
         see(&mut scheduler, name, &Seen::Waiting(Waiting { origin, ..at_rank(rank) }));
     }
+    let mut claims = Vec::new();
     let mut next = |kind, slow_is_open: bool| {
         let is_open = |model: &str| model != "slow" || slow_is_open;
         match scheduler.next(now, kind, (NO_LIMITS, &is_open), Token::new) {
             Next::Run(key, claim) => {
-                std::mem::forget(claim);
+                claims.push(claim);
                 Some(String::from_utf8_lossy(&key.name).into_owned())
             }
             _ => None,
