@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use florence_engine::{
     Cpu, Device, Florence, Kernels, LoadOptions, Precision, TokenIds, model::Shape,
@@ -108,6 +108,7 @@ impl ModelArgs {
         };
         let alone = if self.device == Device::Cpu { all.min(MOST) } else { 1 };
         let count = count.unwrap_or(alone);
+        ensure!(count == 1 || self.device == Device::Cpu, "a GPU has one engine");
         let share = |i: usize| (all * (i + 1) / count - all * i / count).max(1);
         let options = self.options()?;
         let options = |i| LoadOptions { threads: share(i), ..options.clone() };

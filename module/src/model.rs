@@ -172,6 +172,16 @@ pub(crate) fn named() -> Vec<Arc<Hosted>> {
     MODELS.read().named.clone()
 }
 
+/// Whether its name means this model.
+pub(crate) fn has_name(model: &Arc<Hosted>) -> bool {
+    MODELS.read().named.iter().any(|named| Arc::ptr_eq(named, model))
+}
+
+/// All that there are, also those without a name.
+pub(crate) fn alive() -> Vec<Arc<Hosted>> {
+    MODELS.read().alive.iter().filter_map(Weak::upgrade).collect()
+}
+
 /// Those that are there without a name, until their last jobs have ended.
 pub(crate) fn leaving() -> usize {
     let mut models = MODELS.write();
@@ -192,7 +202,7 @@ pub(crate) fn is_default(model: &Hosted) -> bool {
 }
 
 /// Gives a model its name; the one that had it.
-pub(crate) fn name(model: &Arc<Hosted>) -> Option<Arc<Hosted>> {
+pub(crate) fn give_name(model: &Arc<Hosted>) -> Option<Arc<Hosted>> {
     let mut models = MODELS.write();
     if let Some(known) = models.named.iter_mut().find(|known| known.name == model.name) {
         return Some(std::mem::replace(known, Arc::clone(model)));

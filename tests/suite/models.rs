@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     fs,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
 
-use florence_tests::{Server, Settings, call, eventually, picture};
+use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
 
 type Job = HashMap<String, Option<String>>;
 
@@ -144,6 +145,8 @@ fn a_model_that_cannot_be_loaded_changes_nothing() {
         (&["new", &outside][..], "DENIED /usr/share is no directory below florence.model-roots"),
         (&["new", "relative"], "is no absolute path"),
         (&["new", "/no/where"], "DENIED"),
+        // A letter whose low byte is zero.
+        (&["new", "/\u{4e00}"], "DENIED /\u{4e00} is no directory below"),
         (&["new", &broken], "config.json"),
         (&["tiny", &broken], "config.json"),
         (&["tiny", &tiny, "ADAPTER", &grouped], ""),
@@ -166,6 +169,39 @@ fn a_model_that_cannot_be_loaded_changes_nothing() {
     transaction.atomic().cmd("FLORENCE.MODEL").arg(&["LOAD", "new", &tiny]);
     let refused = transaction.query::<Vec<String>>(&mut connection).unwrap_err().to_string();
     assert!(refused.contains("cannot be loaded in a transaction"), "{refused}");
+}
+
+#[test]
+fn a_model_that_is_being_loaded_may_be_unloaded_but_is_not_the_default() {
+    let server = server(&[]);
+    // Opening a pipe waits for its other end.
+    let slow = tempfile::tempdir_in(directory("target")).unwrap();
+    for file in fs::read_dir(tiny()).unwrap().map(Result::unwrap) {
+        if file.file_type().unwrap().is_file() {
+            fs::copy(file.path(), slow.path().join(file.file_name())).unwrap();
+        }
+    }
+    let config = slow.path().join("config.json");
+    fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            server.error(&["FLORENCE.MODEL", "LOAD", "slow", slow.path().to_str().unwrap()])
+        });
+        eventually("it is loading", || server.models().contains_key("slow").then_some(()));
+        submit(&server, "early", &["MODEL", "slow"]);
+        assert_eq!(server.state("early"), "queued");
+        let refused = server.error(&["FLORENCE.MODEL", "DEFAULT", "slow"]);
+        assert_eq!(refused, "NOMODEL model slow is not ready");
+        let refused = server.error(&["FLORENCE.MODEL", "LOAD", "other", &random()]);
+        assert_eq!(refused, "ERR another model is being loaded");
+        server.call::<()>(&["FLORENCE.MODEL", "UNLOAD", "slow"]);
+        assert!(wait(&server, "early")["error"].as_deref().unwrap().contains("NOMODEL"));
+        fs::write(&config, fs::read(Path::new(&tiny()).join("config.json")).unwrap()).unwrap();
+        assert_eq!(loading.join().unwrap(), "ERR it was unloaded before it was ready");
+    });
+    eventually("it is gone", || (server.stat("models_leaving") == 0).then_some(()));
+    assert_eq!(answer(&server, "after", &[]).1, "tiny");
 }
 
 #[test]
@@ -248,6 +284,29 @@ fn models_are_exchanged_under_load_and_no_job_is_lost_or_mixed() {
     assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
     eventually("those before are gone", || (server.stat("models_leaving") == 0).then_some(()));
     assert_eq!((server.stat("panics"), server.stat("leases_recovered")), (0, 0));
+}
+
+#[test]
+fn downloads_for_a_slow_model_do_not_starve_another() {
+    let (models, pictures) = (format!("florence.models slow={}", tiny()), Pictures::serve());
+    let model = format!("florence.model {}", tiny());
+    let lines = ["florence.max-batch 4", "florence.prepare-threads 2", &model, &models];
+    let server = server(&lines);
+    eventually("both are ready", || (server.stat("engines_ready") == 2).then_some(()));
+    let url = pictures.url("shapes.png");
+    let slow = ["MODEL", "slow", "BEAMS", "16", "NGRAM", "1", "MAXTOKENS", "200"];
+    for i in 0..120 {
+        let key = format!("slow:{i}");
+        let submit = ["FLORENCE.SUBMIT", &key, &url, "<OD>", "NOCACHE"];
+        server.call::<()>(&[&submit, &slow[..]].concat());
+    }
+    for i in 0..5 {
+        let key = format!("quick:{i}");
+        server.call::<()>(&["FLORENCE.SUBMIT", &key, &url, "<OD>", "NOCACHE", "TIMEOUT", "20000"]);
+        let job = wait(&server, &key);
+        assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+    }
+    assert_eq!(server.state("slow:119"), "queued", "the slow ones were over before");
 }
 
 #[test]

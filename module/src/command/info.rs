@@ -36,9 +36,12 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         let Ok(next) = section.field(&format!("model_{i}"), describe(model)) else { return };
         section = next;
     }
-    let engines = model::named().iter().flat_map(|model| model.engines()).collect::<Vec<_>>();
-    for (i, engine) in engines.iter().enumerate() {
-        let Ok(next) = section.field(&format!("engine_{i}"), describe_engine(engine)) else {
+    let models = model::named();
+    let engines =
+        models.iter().flat_map(|model| model.engines().into_iter().map(move |it| (model, it)));
+    for (i, (model, engine)) in engines.enumerate() {
+        let Ok(next) = section.field(&format!("engine_{i}"), describe_engine(model, &engine))
+        else {
             return;
         };
         section = next;
@@ -67,14 +70,15 @@ fn describe(model: &Hosted) -> String {
 }
 
 /// What an engine has done, and on what.
-fn describe_engine(Engine { model, work }: &Engine) -> String {
+fn describe_engine(hosted: &Hosted, Engine { model, work }: &Engine) -> String {
     let (state, device) = match model {
         Model::Loading => ("loading", String::new()),
         Model::Ready(loaded) => ("ready", loaded.florence.device().to_owned()),
         Model::Failed(_) => ("failed", String::new()),
     };
     format!(
-        "state={state},answers={},steps={},busy_ms={},device={device}",
+        "model={},state={state},answers={},steps={},busy_ms={},device={device}",
+        hosted.name,
         work.answers.get(),
         work.steps.get(),
         work.busy_us.get() / 1000,

@@ -11,15 +11,13 @@ use std::{
 };
 
 use florence_engine::{Florence, Precision};
-use redis_module::{
-    Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue, ThreadSafeContext,
-};
+use redis_module::{Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue};
 
 use super::args::{Args, is_word};
 use crate::{
     model::{self, Hosted, Model, Recipe},
     server::{
-        self,
+        self, Asking,
         reply::{self, bulk},
     },
     settings, work,
@@ -61,10 +59,10 @@ fn change_by(ctx: &Context, word: &RedisString, args: &mut Args) -> RedisResult 
         () if is_word(word, "DEFAULT") => work::make_default_model,
         () => return Err(reply::syntax(word.as_slice())),
     };
-    let name = name(args)?;
+    let name = args.next()?.to_string_lossy();
     args.finish()?;
     match change(&name) {
-        Ok(()) => Ok(RedisValue::SimpleStringStatic("OK")),
+        Ok(()) => Ok(OK),
         Err(problem) => Err(reply::error("NOMODEL", problem)),
     }
 }
@@ -74,7 +72,7 @@ fn name(args: &mut Args) -> Result<String, RedisError> {
     if settings::is_model_name(&name) {
         return Ok(name);
     }
-    Err(reply::error("ERR", "a model's name has letters, digits and ._+-, at most 255 of them"))
+    Err(reply::error("ERR", "a model's name has letters, digits and ._+-, at most 253 of them"))
 }
 
 /// Replies once the model answers, or cannot.
@@ -96,32 +94,27 @@ fn load(ctx: &Context, args: &mut Args) -> RedisResult {
         let text = "a model cannot be loaded in a transaction or script: loading takes its time";
         return Err(reply::error("ERR", text));
     }
-    let recipe = Recipe {
-        directory: Some(directory),
-        adapter,
-        precision,
-        is_of_settings: false,
-        is_tried: true,
-    };
-    let client = ThreadSafeContext::with_blocked_client(ctx.block_client());
+    let client = Asking::begin(ctx);
     let load = move || {
-        let roots = settings::MODEL_ROOTS.get();
-        let directories = recipe.directory.iter().chain(&recipe.adapter);
-        let outside = directories.clone().find(|directory| !is_below(directory, &roots.0));
-        let loaded = match outside {
-            Some(outside) => Err(reply::error(
-                "DENIED",
-                format!("{} is no directory below florence.model-roots", outside.display()),
-            )),
-            None => work::load_model(name, recipe).map_err(|problem| reply::error("ERR", problem)),
-        };
-        client.reply(loaded.map(|()| RedisValue::SimpleStringStatic("OK")));
+        let adapter = adapter.as_deref().map(found).transpose()?;
+        let directory = Some(found(&directory)?);
+        let (is_of_settings, is_tried) = (false, true);
+        let recipe = Recipe { directory, adapter, precision, is_of_settings, is_tried };
+        work::load_model(name, recipe).map_err(|why| reply::error("ERR", why))
     };
-    match thread::Builder::new().name("fl-load".to_owned()).spawn(load) {
-        Ok(_thread) => Ok(RedisValue::NoReply),
-        Err(problem) => Err(reply::error("ERR", problem)),
+    let answer = move || {
+        if let Some(loaded) = server::catch(|| "loading a model".to_owned(), load) {
+            client.reply(loaded.map(|()| OK));
+        }
+    };
+    // Whatever becomes of the thread, its end is a reply.
+    if let Err(problem) = thread::Builder::new().name("fl-load".to_owned()).spawn(answer) {
+        server::warn(&format!("cannot start a thread that loads a model: {problem}"));
     }
+    Ok(RedisValue::NoReply)
 }
+
+const OK: RedisValue = RedisValue::SimpleStringStatic("OK");
 
 fn path(text: &RedisString) -> Result<PathBuf, RedisError> {
     let path = PathBuf::from(text.to_string_lossy());
@@ -131,11 +124,15 @@ fn path(text: &RedisString) -> Result<PathBuf, RedisError> {
     Err(reply::error("ERR", format!("'{}' is no absolute path", path.display())))
 }
 
-/// Whether it is a directory below one of `roots`, wherever links lead.
-fn is_below(directory: &Path, roots: &[PathBuf]) -> bool {
-    let Ok(found) = directory.canonicalize() else { return false };
-    let mut roots = roots.iter().filter_map(|root| root.canonicalize().ok());
-    found.is_dir() && roots.any(|root| found.starts_with(root))
+/// Where a directory is, wherever links lead, if that is below one of `florence.model-roots`.
+fn found(directory: &Path) -> Result<PathBuf, RedisError> {
+    let roots = settings::MODEL_ROOTS.get();
+    let mut roots = roots.0.iter().filter_map(|root| root.canonicalize().ok());
+    let found = directory.canonicalize().ok().filter(|found| found.is_dir());
+    found.filter(|found| roots.any(|root| found.starts_with(root))).ok_or_else(|| {
+        let directory = directory.display();
+        reply::error("DENIED", format!("{directory} is no directory below florence.model-roots"))
+    })
 }
 
 /// The default model, and all of them.

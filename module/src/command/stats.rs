@@ -60,7 +60,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
 /// What the engines hold beside the server's own memory.
 fn memory() -> [(&'static str, u64); 5] {
     let (mut mapped, mut owned) = (0, 0);
-    for engine in model::named().iter().flat_map(|model| model.engines()) {
+    for engine in model::alive().iter().flat_map(|model| model.engines()) {
         if let Model::Ready(loaded) = &engine.model
             && !loaded.florence.shares_weights()
         {

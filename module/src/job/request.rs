@@ -89,11 +89,15 @@ impl Request {
         if job.bytes("image", source::has_long_host) == Some(true) {
             return Err(invalid("the job's image is too long"));
         }
+        let chain = chain(job)?;
+        if let Some(problem) = cannot_be_asked(&options, &chain) {
+            return Err(invalid(problem));
+        }
         Ok(Self {
             user: job.user(),
             image: job.text("image").unwrap_or_default(),
             data: None,
-            chain: chain(job)?,
+            chain,
             orientation,
             options,
             no_cache: job.number("nocache") == Some(1),
@@ -146,6 +150,20 @@ fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, 
     let Range { least, most, .. } = range;
     let wrong = || invalid(format!("the job's {field} is not a number from {least} to {most}"));
     number.map(Some).ok_or_else(wrong)
+}
+
+/// What does not go together.
+fn cannot_be_asked(options: &GenerateOptions, chain: &Chain) -> Option<&'static str> {
+    let (is_drawn, has_best) = (options.sampling.is_some(), options.n_best.is_some());
+    if has_best && is_drawn {
+        Some("the job asks for the best beams where one text is drawn")
+    } else if has_best && !chain.steps.is_empty() {
+        Some("the job asks for the best beams of a chain")
+    } else if is_drawn && options.beams.is_some_and(|beams| beams > 1) {
+        Some("the job asks for beams where one text is drawn")
+    } else {
+        None
+    }
 }
 
 /// How tokens are drawn, if one of the options says so.

@@ -48,14 +48,17 @@ pub(crate) struct Claim {
     pub(crate) stop: Stop,
     /// The job is of no use if it has not been claimed by then.
     pub(super) expires: Option<Instant>,
+    /// The model that the job asks for; empty for whichever is the default.
+    pub(crate) model: Arc<str>,
     phase: AtomicU8,
     tokens: AtomicU32,
 }
 
 impl Claim {
-    pub(super) fn new(token: Token, expires: Option<Instant>) -> Self {
+    pub(super) fn new(token: Token, expires: Option<Instant>, model: Arc<str>) -> Self {
         Self {
             token,
+            model,
             stop: Stop::default(),
             expires,
             phase: AtomicU8::default(),

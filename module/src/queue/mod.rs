@@ -96,12 +96,12 @@ impl Queue {
 
     /// Waits until there is a job for a worker of this kind; `None` at shutdown. Nothing is taken
     /// while `limits` has none, and no job of a model that `is_open` refuses; an empty name is that of
-    /// whichever is the default.
+    /// whichever is the default. `taken` hears of the model before anybody else asks.
     pub(crate) fn next(
         self: &Arc<Self>,
         kind: Kind,
         limits: impl Fn() -> Option<Limits>,
-        is_open: impl Fn(&str) -> bool,
+        (is_open, taken): (impl Fn(&str) -> bool, impl Fn(&str)),
     ) -> Option<Lease> {
         let line = &self.lines[kind as usize];
         let mut scheduler = self.scheduler.lock();
@@ -113,6 +113,7 @@ impl Queue {
             };
             let until = match next {
                 Next::Run(key, claim) => {
+                    taken(&claim.model);
                     line.wake_next(&scheduler, kind);
                     return Some(Lease::new(Arc::clone(self), key, claim));
                 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_longlong, c_void};
 
-use redis_module::{Context, RedisString, raw};
+use redis_module::{Context, RedisError, RedisResult, RedisString, raw};
 
 use super::{
     ERR,
@@ -36,6 +36,44 @@ pub(crate) fn block(
         c_int::try_from(keys.len()).unwrap_or(c_int::MAX),
         id as *mut c_void,
     )))
+}
+
+/// A client that waits for one reply, whenever it comes; dropped, it gets an error.
+pub(crate) struct Asking {
+    client: *mut raw::RedisModuleBlockedClient,
+    has_reply: bool,
+}
+
+// SAFETY: the handle has one owner; the server allows its use from any thread.
+unsafe impl Send for Asking {}
+
+impl Asking {
+    /// Blocks the calling client until there is a reply.
+    pub(crate) fn begin(ctx: &Context) -> Self {
+        let client = api!(RedisModule_BlockClient(ctx.get_raw(), None, None, None, 0));
+        Self { client, has_reply: false }
+    }
+
+    pub(crate) fn reply(mut self, reply: RedisResult) {
+        self.send(reply);
+    }
+
+    fn send(&mut self, reply: RedisResult) {
+        self.has_reply = true;
+        let raw = api!(RedisModule_GetThreadSafeContext(self.client));
+        let ctx = Context::new(raw);
+        ctx.reply(reply::send_error(&ctx, reply));
+        api!(RedisModule_FreeThreadSafeContext(raw));
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if !self.has_reply {
+            self.send(Err(RedisError::Str("ERR florence internal error")));
+        }
+        api!(RedisModule_UnblockClient(self.client, std::ptr::null_mut()));
+    }
 }
 
 /// Ends a client's wait: it is answered null. Under the server's lock only.

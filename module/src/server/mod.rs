@@ -49,7 +49,7 @@ pub(crate) mod reply;
 mod scan;
 mod strings;
 
-pub(crate) use blocked::{BlockedClient, block, signal_key, unblock};
+pub(crate) use blocked::{Asking, BlockedClient, block, signal_key, unblock};
 pub(crate) use callbacks::{
     Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
     watch_lists,
@@ -73,7 +73,10 @@ macro_rules! require {
 /// Whether the server has all that this module needs.
 pub(crate) fn check() -> Result<(), String> {
     let needed = require![
+        RedisModule_BlockClient,
         RedisModule_BlockClientOnKeys,
+        RedisModule_GetThreadSafeContext,
+        RedisModule_FreeThreadSafeContext,
         RedisModule_UnblockClient,
         RedisModule_SignalKeyAsReady,
         RedisModule_GetBlockedClientReadyKey,

@@ -91,7 +91,8 @@ impl FromStr for Models {
 
 /// Whether a model may be called so: in settings and replies it is one word.
 pub(crate) fn is_model_name(name: &str) -> bool {
-    const MOST: usize = 255;
+    /// As for `MODEL` of SUBMIT.
+    const MOST: usize = 253;
     let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._+-".contains(letter);
     (1..=MOST).contains(&name.len()) && name.chars().all(is_allowed)
 }

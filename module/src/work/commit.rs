@@ -86,7 +86,7 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             // An end comes after all of its text.
             let told = texts.write(ctx);
             let all = std::mem::take(&mut waiting);
-            let left = if told.is_ok() { store_all(ctx, all) } else { all };
+            let left = if told.is_ok() && texts.is_empty() { store_all(ctx, all) } else { all };
             tidy(ctx);
             // It sees the signalled keys as soon as it gets the lock back.
             server::wake_event_loop();

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use florence_engine::{
     Answer, Error,
     chain::Run,
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::{
     commit::Commit,
-    lanes::{self, Lane},
+    lanes::{self, Coming, Lane},
     load::{Plan, load},
     milliseconds,
     next::Picture,
@@ -51,16 +51,18 @@ pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claima
     loop {
         // It is there already if this thread was started again.
         let Some(loaded) = model.of(engine).or_else(|| load(model, plan)) else {
-            if !was_lost {
+            if !was_lost || !pause(model, inbox) {
                 return;
             }
-            thread::sleep(LOST_PAUSE);
             continue;
         };
         let (work, turns) = (model.work(engine).unwrap_or_default(), lanes::turns(engine));
         let meter = Meter { model: Arc::clone(model), work, turns, busy: Cell::default(), ways };
         let served = serve::serve(&loaded.florence, &loaded.caches, inbox, &meter);
-        let Err(failure) = served else { return };
+        let Err(failure) = served else {
+            // Nobody will ask any more.
+            return model.set(engine, Model::Failed("it was unloaded".to_owned()));
+        };
         let problem = format!("engine {engine} lost its device: {}", explain(&failure));
         news::warn(&format!("{problem}; it will load the model again"));
         model.set(engine, Model::Failed(problem));
@@ -68,9 +70,26 @@ pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claima
         loaded.caches.forget_pictures();
         drop(loaded);
         was_lost = true;
-        thread::sleep(LOST_PAUSE);
+        if !pause(model, inbox) {
+            return;
+        }
         model.set(engine, Model::Loading);
     }
+}
+
+/// Leaves a lost device alone for a while. Jobs that nobody else answers give themselves back; false if
+/// none will come any more.
+fn pause(model: &Hosted, inbox: &Receiver<Work<Claimant>>) -> bool {
+    const LOOK: Duration = Duration::from_millis(100);
+    let until = Instant::now() + LOST_PAUSE;
+    while Instant::now() < until {
+        if model.loaded().is_some() {
+            thread::sleep(LOOK);
+        } else if matches!(inbox.recv_timeout(LOOK), Err(RecvTimeoutError::Disconnected)) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Keeps the figures of an engine.
@@ -133,6 +152,8 @@ pub(super) struct Claimant {
     time: Duration,
     /// Whose model answers.
     pub(super) lane: Arc<Lane>,
+    /// Keeps room in its channel.
+    pub(super) coming: Option<Coming>,
     ways: Ways,
     /// Where the text goes while it is generated.
     listener: Option<Arc<Listener>>,
@@ -170,6 +191,7 @@ impl Claimant {
             verdict: Verdict::Result,
             time: Duration::ZERO,
             lane,
+            coming: None,
             ways,
             listener,
         }

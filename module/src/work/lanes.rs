@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
@@ -14,18 +17,22 @@ use florence_engine::{Florence, serve::Work};
 use parking_lot::{FairMutex, Mutex, RwLock};
 
 use super::{
+    ahead::Ahead,
     infer::{self, Claimant, Ways},
     load::{directory, plans},
     next, spawn,
 };
 use crate::{
-    model::{self, Hosted, Recipe},
+    model::{self, Hosted, Model, Recipe},
     queue::{Kind, queue},
     server, settings,
 };
 
 pub(super) struct Lane {
     pub(super) model: Arc<Hosted>,
+    pub(super) ahead: Arc<Ahead>,
+    /// Jobs that have been started and are not in the channel yet.
+    coming: AtomicUsize,
     pub(super) work: Sender<Work<Claimant>>,
     /// To whoever asks the next questions.
     pub(super) next: Sender<Claimant>,
@@ -80,17 +87,20 @@ fn begin(name: String, recipe: Recipe, ways: &Ways) -> Arc<Lane> {
     let model = Hosted::new(name, recipe, plans.len());
     for plan in plans {
         let (model, inbox, ways) = (Arc::clone(&model), inbox.clone(), ways.clone());
-        let name = format!("fl-engine-{}", plan.engine);
-        spawn(&name, move || infer::run(&model, &plan, &inbox, &ways));
+        let (name, engine, loading) =
+            (format!("fl-engine-{}", plan.engine), plan.engine, Arc::clone(&model));
+        if !spawn(&name, move || infer::run(&model, &plan, &inbox, &ways)) {
+            loading.set(engine, Model::Failed("its thread cannot be started".to_owned()));
+        }
     }
     spawn("fl-next", move || next::run(&answered));
-    Arc::new(Lane { model, work, next })
+    Arc::new(Lane { model, ahead: Arc::default(), coming: AtomicUsize::new(0), work, next })
 }
 
 /// Gives a lane the name of its model: new jobs go there.
 fn open(lane: &Arc<Lane>) {
     let mut lanes = LANES.write();
-    let before = model::name(&lane.model);
+    let before = model::give_name(&lane.model);
     lanes.retain(|other| !before.as_ref().is_some_and(|before| Arc::ptr_eq(&other.model, before)));
     lanes.push(Arc::clone(lane));
 }
@@ -109,18 +119,57 @@ pub(super) fn find(name: Option<&str>) -> Option<Arc<Lane>> {
     lanes.iter().find(|lane| Arc::ptr_eq(&lane.model, &model)).cloned()
 }
 
-/// Whether a job that asks for this model, or for none if it is empty, may be started.
-pub(super) fn takes(name: &str) -> bool {
-    let Some(lane) = find(Some(name).filter(|name| !name.is_empty())) else {
-        // Nobody will answer such a job: it ends when it is started.
-        return !LANES.read().is_empty();
-    };
-    // Where there is one model only, whoever has prepared a job may as well wait at its door.
-    let is_alone = LANES.read().len() == 1;
-    lane.model.loaded().is_some() && (is_alone || !lane.work.is_full())
+/// Whether a job that asks for this model, or for none if it is empty, may be started: one whose
+/// picture is at hand.
+pub(super) fn takes(model: &str) -> bool {
+    is_open(model, Lane::has_room)
 }
 
-/// A job has left the channel of its lane: there is room for others.
+/// The same of one whose picture has to be downloaded.
+pub(super) fn takes_downloads(model: &str) -> bool {
+    is_open(model, |lane| lane.ahead.has_room())
+}
+
+fn is_open(model: &str, has_room: impl Fn(&Lane) -> bool) -> bool {
+    match of(model) {
+        Some(lane) => lane.model.loaded().is_some() && has_room(&lane),
+        // Nobody will answer such a job: it ends when it is started.
+        None => !LANES.read().is_empty(),
+    }
+}
+
+/// The lane of jobs that ask for this model, or for none if it is empty.
+pub(super) fn of(model: &str) -> Option<Arc<Lane>> {
+    find(Some(model).filter(|model| !model.is_empty()))
+}
+
+/// A started job that will want room in the channel of its lane, until it is there.
+pub(super) struct Coming(Arc<Lane>);
+
+impl Coming {
+    pub(super) fn to(lane: Arc<Lane>) -> Self {
+        lane.coming.fetch_add(1, Ordering::Relaxed);
+        Self(lane)
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::Relaxed);
+        has_room();
+    }
+}
+
+impl Lane {
+    /// Whether one more job would find room in the channel. Where there is one model only, whoever has
+    /// prepared a job may as well wait at its door.
+    pub(super) fn has_room(&self) -> bool {
+        let taken = self.work.len() + self.coming.load(Ordering::Relaxed);
+        LANES.read().len() == 1 || self.work.capacity().is_none_or(|room| taken < room)
+    }
+}
+
+/// There may be room for another job in a lane.
 pub(super) fn has_room() {
     if LANES.read().len() > 1 {
         for kind in [Kind::Reader, Kind::Downloader] {
@@ -140,7 +189,9 @@ pub(super) fn turns(engine: usize) -> Arc<FairMutex<()>> {
 pub(crate) fn load(name: String, recipe: Recipe) -> Result<(), String> {
     // Each needs the memory of a model.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = ONE_AT_A_TIME.lock();
+    let Some(_one_at_a_time) = ONE_AT_A_TIME.try_lock() else {
+        return Err("another model is being loaded".to_owned());
+    };
     let is_new = model::find(Some(&name)).is_none();
     let ways = WAYS.get().ok_or("the server has only just begun to start")?;
     let lane = begin(name, recipe, ways);
@@ -149,11 +200,20 @@ pub(crate) fn load(name: String, recipe: Recipe) -> Result<(), String> {
     }
     let engines = lane.model.engines().len();
     let loaded = (0..engines).try_for_each(|engine| lane.model.wait_for(engine).map(|_loaded| ()));
-    if is_new && loaded.is_err() {
-        close(&lane);
-    } else if !is_new && loaded.is_ok() {
-        open(&lane);
-    }
+    let loaded = match (is_new, loaded) {
+        (true, Err(problem)) => {
+            close(&lane);
+            Err(problem)
+        }
+        (true, Ok(())) if !model::has_name(&lane.model) => {
+            Err("it was unloaded before it was ready".to_owned())
+        }
+        (false, Ok(())) => {
+            open(&lane);
+            Ok(())
+        }
+        (_, loaded) => loaded,
+    };
     queue().wake();
     loaded
 }
@@ -172,7 +232,10 @@ pub(crate) fn unload(name: &str) -> Result<(), String> {
 
 /// Makes a model the one for jobs that ask for none.
 pub(crate) fn make_default(name: &str) -> Result<(), String> {
-    find(Some(name)).ok_or_else(|| unknown(name))?;
+    let lane = find(Some(name)).ok_or_else(|| unknown(name))?;
+    if lane.model.loaded().is_none() {
+        return Err(format!("model {name} is not ready"));
+    }
     model::make_default(name);
     queue().wake();
     Ok(())

@@ -69,7 +69,8 @@ pub(crate) fn start(ctx: &Context) {
         let (permits, ways) = (permits.clone(), ways.clone());
         spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &ways));
     }
-    lanes::start(&ways);
+    // Devices are opened there, which takes its time.
+    spawn("fl-engines", move || lanes::start(&ways));
     spawn("fl-commit", move || commit::run(&outbox, &pieces));
     spawn("fl-celery", celery::run);
     spawn("fl-adopt", adopt::run);
@@ -85,8 +86,9 @@ fn prepare_threads() -> usize {
 }
 
 /// Starts a thread, and again if it panics: what it held is given back. It is never joined: at
-/// shutdown the process ends under it, and the states of jobs are such that nothing is lost.
-fn spawn(name: &str, f: impl Fn() + Send + 'static) {
+/// shutdown the process ends under it, and the states of jobs are such that nothing is lost. Whether
+/// there is such a thread.
+fn spawn(name: &str, f: impl Fn() + Send + 'static) -> bool {
     let thread = name.to_owned();
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
         supervise(&f, |text| {
@@ -95,9 +97,10 @@ fn spawn(name: &str, f: impl Fn() + Send + 'static) {
             server::warn(&format!("thread {thread} panicked and is started again: {text}"));
         });
     });
-    if let Err(error) = spawned {
+    if let Err(error) = &spawned {
         server::warn(&format!("cannot start thread {name}: {error}"));
     }
+    spawned.is_ok()
 }
 
 /// Runs `f` until it returns.

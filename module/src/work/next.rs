@@ -165,7 +165,7 @@ fn part(
 }
 
 /// Hands a job to the engine, or ends the attempt.
-pub(super) fn pass_on(claimant: Claimant, next: Result<Result<Next, Failure>, String>) {
+pub(super) fn pass_on(mut claimant: Claimant, next: Result<Result<Next, Failure>, String>) {
     if claimant.lease.is_stopped() {
         // Nobody wants it any more, whatever came of it.
         figures::DROPPED.add(1);
@@ -188,8 +188,8 @@ pub(super) fn pass_on(claimant: Claimant, next: Result<Result<Next, Failure>, St
             claimant.lease.claim().enter(Phase::Ready);
             let request = &claimant.attempt.request;
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
-            // The engines go only when their model failed; what comes back gives itself back.
-            let work = claimant.lane.work.clone();
+            // Where the engines have gone, what comes back gives itself back.
+            let (work, _coming) = (claimant.lane.work.clone(), claimant.coming.take());
             let _ = work.send(Work { asker: claimant, parts, inputs, options, is_shared });
         }
         Ok(Next::End) => claimant.answer(),

@@ -93,13 +93,14 @@ impl Texts {
     }
 
     /// Writes them to their streams, of jobs that are still worked on; keeps what the server does not
-    /// take now.
+    /// take now, and what is too much for one lock section.
     pub(super) fn write(&mut self, ctx: &Context) -> Result<(), Refused> {
         self.0.retain(|_, (listener, _)| !listener.stop.is_stopped());
         if !self.is_empty() && !can_write(ctx) {
             return Err(Refused::All);
         }
-        while let Some((place, (listener, text))) = self.0.shift_remove_index(0) {
+        let mut texts = std::mem::take(&mut self.0).into_iter();
+        for (place, (listener, text)) in texts.by_ref().take(ENOUGH) {
             let write = || {
                 if life::is_claimed(ctx, &listener.key, &listener.token) {
                     listener.write(ctx, (place.1, place.2), &text)
@@ -108,13 +109,17 @@ impl Texts {
                 }
             };
             if let Some(Err(refused)) = guarded(ctx, &listener.key, write) {
-                self.0.shift_insert(0, place, (listener, text));
+                self.0 = std::iter::once((place, (listener, text))).chain(texts).collect();
                 return Err(refused);
             }
         }
+        self.0 = texts.collect();
         Ok(())
     }
 }
+
+/// Texts that are written in one lock section.
+const ENOUGH: usize = 512;
 
 /// What has not been taken yet.
 #[derive(Default)]

@@ -2,7 +2,9 @@
 //! download mostly wait, so they are many; what is at hand never waits for them.
 
 use std::{
+    cell::Cell,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,9 +12,11 @@ use crossbeam_channel::{Receiver, Sender};
 use florence_engine::catch_panic;
 
 use super::{
-    WRITE_PAUSE, ahead, elapsed_ms, guarded,
+    WRITE_PAUSE,
+    ahead::Download,
+    elapsed_ms, guarded,
     infer::{Claimant, Ways},
-    lanes,
+    lanes::{self, Coming},
     next::{self, Bytes, Next, Picture},
 };
 use crate::{
@@ -33,8 +37,13 @@ const KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes jobs whose pictures are at hand.
 pub(super) fn read(ways: &Ways) {
-    while let Some(lease) = queue().next(Kind::Reader, limits, lanes::takes) {
-        if let Some((claimant, loaded)) = claim(lease, ways) {
+    let coming = Cell::new(None);
+    // Before the next job is looked for: it has room only if this one leaves some.
+    let taken = |model: &str| coming.set(lanes::of(model).map(Coming::to));
+    while let Some(lease) = queue().next(Kind::Reader, limits, (lanes::takes, &taken)) {
+        let coming = coming.take();
+        if let Some((mut claimant, loaded)) = claim(lease, ways) {
+            claimant.coming = coming;
             prepare(claimant, |claimant| prepared(&loaded, claimant, None));
         }
     }
@@ -43,14 +52,18 @@ pub(super) fn read(ways: &Ways) {
 /// Takes jobs whose pictures have to be downloaded. Between the download and the engine only so many
 /// of these threads go on as `permits` holds.
 pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
-    let limits = || limits().filter(|_| ahead::has_room());
-    while let Some(lease) = queue().next(Kind::Downloader, limits, lanes::takes) {
-        let mut ahead = ahead::Download::begin();
+    let begun = Cell::new(None);
+    let taken = |model: &str| begun.set(lanes::of(model).map(|lane| Download::begin(&lane.ahead)));
+    while let Some(lease) = queue().next(Kind::Downloader, limits, (lanes::takes_downloads, &taken))
+    {
+        let mut begun = begun.take();
         let Some((claimant, loaded)) = claim(lease, ways) else { continue };
         let mut has_permit = false;
         prepare(claimant, |claimant| {
             let read = fetch(claimant);
-            ahead.is_here();
+            if let Some(begun) = &mut begun {
+                begun.is_here();
+            }
             claimant.lease.downloaded();
             let bytes = read?;
             has_permit = wait_for_permit(permits, claimant);
@@ -65,10 +78,17 @@ pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
     }
 }
 
-/// Whether there was a permit before the attempt was out of time, or nobody wanted it any more.
-fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &Claimant) -> bool {
+/// Whether there was a permit before the attempt was out of time, or nobody wanted it any more. Who
+/// has one must not wait for room in a lane: others want it for jobs of other models.
+fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &mut Claimant) -> bool {
     const LOOK: Duration = Duration::from_millis(100);
+    const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
     while !claimant.lease.is_stopped() && Instant::now() < claimant.attempt.deadline {
+        if claimant.coming.is_none() && !claimant.lane.has_room() {
+            thread::sleep(LOOK_FOR_ROOM);
+            continue;
+        }
+        claimant.coming.get_or_insert_with(|| Coming::to(Arc::clone(&claimant.lane)));
         if permits.0.send_timeout((), LOOK).is_ok() {
             return true;
         }
@@ -99,6 +119,14 @@ fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
 
 /// Takes the job of a lease, and the model that it asks for.
 fn claim(lease: Lease, ways: &Ways) -> Option<(Claimant, Arc<Loaded>)> {
+    let model = Arc::clone(&lease.claim().model);
+    // Without one the job fails, below.
+    let lane = lanes::of(&model);
+    let loaded = lane.as_ref().and_then(|lane| lane.model.loaded());
+    if lane.is_some() && loaded.is_none() {
+        lease.refused(Refused::This, Instant::now() + KEY_PAUSE);
+        return None;
+    }
     let is_expired = lease.claim().is_expired(Instant::now());
     let claim = with_server(|ctx| {
         if lease.is_stopped() {
@@ -115,10 +143,10 @@ fn claim(lease: Lease, ways: &Ways) -> Option<(Claimant, Arc<Loaded>)> {
     match claim {
         Claim::Taken(mut attempt) => {
             attempt.take_picture();
-            // Without it the job gives itself back, and waits until there is one.
-            let lane = lanes::find(attempt.request.wants.as_deref())?;
-            let loaded = lane.model.loaded()?;
-            Some((Claimant::new(lease, attempt, lane, ways.clone()), loaded))
+            // Who asks for another model meanwhile is another job, which gets a lease of its own.
+            let is_same = attempt.request.wants.as_deref().unwrap_or_default() == &*model;
+            let claimant = Claimant::new(lease, attempt, lane.filter(|_| is_same)?, ways.clone());
+            Some((claimant, loaded?))
         }
         // The queue knows by now what is under the key; if it is still this claim, it goes back.
         Claim::Over => None,

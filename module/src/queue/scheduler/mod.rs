@@ -85,7 +85,13 @@ enum Line {
 
 #[derive(Debug)]
 enum Slot {
-    Waiting { line: Line, place: Place, waiting: Waiting },
+    Waiting {
+        line: Line,
+        place: Place,
+        waiting: Waiting,
+        /// Its origin, with the model among whose jobs it waits.
+        filed: Origin,
+    },
     Unclaimed(Unclaimed),
     Active(Active),
 }
@@ -210,7 +216,11 @@ impl Scheduler {
             return Next::Idle;
         };
         let token = token();
-        let claim = Arc::new(Claim::new(token.clone(), waiting.expires.map(|due| due.at)));
+        let claim = Arc::new(Claim::new(
+            token.clone(),
+            waiting.expires.map(|due| due.at),
+            Arc::clone(&waiting.origin.model),
+        ));
         if waiting.is_suspect {
             self.suspect = Arc::downgrade(&claim);
         }
@@ -231,13 +241,18 @@ impl Scheduler {
         Next::Run(key, claim)
     }
 
-    /// The first suspect, if none is worked on, and if it is one for this worker.
+    /// The first suspect for this worker, if none is worked on.
     fn first_suspect(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
-        let (_, key) = self.suspects.first_key_value()?;
-        let Some(Slot::Waiting { waiting, .. }) = self.jobs.get(key) else { return None };
-        let is_meant = waiting.origin.host.is_some() == (kind == Kind::Downloader);
-        let may_run = is_meant && self.suspect.strong_count() == 0;
-        (may_run && is_open(&waiting.origin.model)).then(|| key.clone())
+        if self.suspect.strong_count() > 0 {
+            return None;
+        }
+        let is_meant = |key: &&JobKey| match self.jobs.get(*key) {
+            Some(Slot::Waiting { filed, .. }) => {
+                filed.host.is_some() == (kind == Kind::Downloader) && is_open(&filed.model)
+            }
+            _ => false,
+        };
+        self.suspects.values().find(is_meant).cloned()
     }
 
     fn first_ready(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
@@ -279,10 +294,10 @@ impl Scheduler {
                 return;
             }
             let Some(key) = self.delayed.remove(&(at, place)) else { return };
-            if let Some(Slot::Waiting { line, waiting, .. }) = self.jobs.get_mut(&key) {
+            if let Some(Slot::Waiting { line, waiting, filed, .. }) = self.jobs.get_mut(&key) {
                 *line = if waiting.is_suspect { Line::Suspects } else { Line::Ready };
-                let (line, origin) = (*line, waiting.origin.clone());
-                self.enter(line, key, place, &origin);
+                let (line, filed) = (*line, filed.clone());
+                self.enter(line, key, place, &filed);
             }
         }
     }
@@ -409,13 +424,13 @@ impl Scheduler {
         self.insert_in(line, key, place, waiting);
     }
 
-    fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, mut waiting: Waiting) {
-        let models = self.models.len();
-        if models >= MOST_MODELS && !self.models.contains_key(&waiting.origin.model) {
-            waiting.origin.model = Arc::default();
+    fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, waiting: Waiting) {
+        let mut filed = waiting.origin.clone();
+        if self.models.len() >= MOST_MODELS && !self.models.contains_key(&filed.model) {
+            filed.model = Arc::default();
         }
-        *self.models.entry(Arc::clone(&waiting.origin.model)).or_default() += 1;
-        self.enter(line, key.clone(), place, &waiting.origin);
+        *self.models.entry(Arc::clone(&filed.model)).or_default() += 1;
+        self.enter(line, key.clone(), place, &filed);
         if let Some(expires) = waiting.expires {
             self.expiring.insert((expires.at, key.clone()));
         }
@@ -423,7 +438,7 @@ impl Scheduler {
             self.retrying.insert(key.clone());
         }
         *self.users.entry(Arc::clone(&waiting.origin.user)).or_default() += 1;
-        self.put(key, Slot::Waiting { line, place, waiting });
+        self.put(key, Slot::Waiting { line, place, waiting, filed });
     }
 
     fn enter(&mut self, line: Line, key: JobKey, place: Place, origin: &Origin) {
@@ -469,8 +484,8 @@ impl Scheduler {
         let slot = self.jobs.swap_remove(key)?;
         count_down(&mut self.databases, &key.db);
         match &slot {
-            Slot::Waiting { line, place, waiting } => {
-                self.leave(*line, *place, &waiting.origin);
+            Slot::Waiting { line, place, waiting, filed } => {
+                self.leave(*line, *place, filed);
                 if let Some(expires) = waiting.expires {
                     self.expiring.remove(&(expires.at, key.clone()));
                 }
@@ -478,7 +493,7 @@ impl Scheduler {
                     self.retrying.remove(key);
                 }
                 count_down(&mut self.users, &waiting.origin.user);
-                count_down(&mut self.models, &waiting.origin.model);
+                count_down(&mut self.models, &filed.model);
             }
             Slot::Unclaimed(_) => {
                 self.unclaimed.remove(key);

@@ -110,6 +110,19 @@ fn a_model_that_takes_no_jobs_leaves_the_turn_to_others() {
 }
 
 #[test]
+fn a_suspect_whose_model_takes_no_jobs_does_not_hold_up_the_others() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    for (name, rank, model) in [("a", 0, "gone"), ("b", 1, "")] {
+        let origin = Origin { user: "".into(), host: None, model: model.into() };
+        let waiting = Waiting { origin, is_suspect: true, ..at_rank(rank) };
+        see(&mut scheduler, name, &Seen::Waiting(waiting));
+    }
+    let is_open = |model: &str| model != "gone";
+    let next = scheduler.next(now, Kind::Reader, (NO_LIMITS, &is_open), Token::new);
+    assert!(matches!(next, Next::Run(key, _) if *key.name == *b"b"));
+}
+
+#[test]
 fn more_models_than_are_told_apart_share_a_line() {
     let (mut scheduler, now) = (enabled(), Instant::now());
     for i in 0..2 * MOST_MODELS {
@@ -313,20 +326,22 @@ fn a_lease_that_is_dropped_gives_its_job_back() {
         scheduler.set_enabled(true);
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
-    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
+    let lease =
+        queue.next(Kind::Reader, || Some(NO_LIMITS), (|_: &str| true, |_: &str| ())).unwrap();
     assert_eq!(queue.counts(), (0, 1));
     // Before the claim was written the job just waits again.
     drop(lease);
     assert_eq!(queue.counts(), (1, 0));
     assert!(queue.unclaimed().is_empty());
-    let lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
+    let lease =
+        queue.next(Kind::Reader, || Some(NO_LIMITS), (|_: &str| true, |_: &str| ())).unwrap();
     let shown = shows(lease.claim(), 1);
     queue.change(|scheduler| scheduler.observe(&key("a"), &shown, Death::None));
     drop(lease);
     assert_eq!(queue.unclaimed(), [(key("a"), false)]);
     // One that ends a job gives nothing back.
     queue.change(|scheduler| scheduler.observe(&key("a"), &waiting(0), Death::None));
-    queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap().end();
+    queue.next(Kind::Reader, || Some(NO_LIMITS), (|_: &str| true, |_: &str| ())).unwrap().end();
     assert_eq!(queue.counts(), (0, 0));
 }
 
@@ -338,7 +353,8 @@ fn a_lease_lost_in_a_panic_gives_its_job_back() {
         scheduler.observe(&key("a"), &waiting(0), Death::None);
     });
     let work = || {
-        let _lease: Lease = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
+        let _lease: Lease =
+            queue.next(Kind::Reader, || Some(NO_LIMITS), (|_: &str| true, |_: &str| ())).unwrap();
         panic!("at work");
     };
     assert!(florence_engine::catch_panic::<()>(work).is_err());
@@ -354,7 +370,8 @@ fn the_watchdog_finds_what_nobody_works_on() {
             scheduler.observe(&key(name), &waiting(0), Death::None);
         }
     });
-    let held = queue.next(Kind::Reader, || Some(NO_LIMITS), |_| true).unwrap();
+    let held =
+        queue.next(Kind::Reader, || Some(NO_LIMITS), (|_: &str| true, |_: &str| ())).unwrap();
     // What no code here can do: a claim that goes without its lease.
     queue.change(|scheduler| drop(run(scheduler, Instant::now()).unwrap()));
     assert_eq!(queue.recover(), [key("b")]);
