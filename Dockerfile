@@ -18,7 +18,8 @@ COPY tests tests
 COPY models models
 RUN cargo build --release --locked -p florence-module -p florence-cli
 
-# For CUDA devices: docker build --target cuda -t florence-cuda . && docker run --gpus all florence-cuda
+# For CUDA devices: docker build --target cuda -t florence-cuda .
+# and docker run --gpus all as above; settings stand in place of `--florence.device cuda`, so name it with them.
 # Neither stage has been built or run yet.
 FROM build AS build-cuda
 RUN apt-get update \
@@ -31,16 +32,17 @@ FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS cuda
 RUN apt-get update \
     && apt-get install -y --no-install-recommends redis-server redis-tools \
     && rm -rf /var/lib/apt/lists/* \
-    && install -d -o redis -g redis /data
+    && install -d -o redis -g redis /data /models
 COPY --from=build-cuda /src/target/cuda/release/libflorence.so /usr/lib/redis/modules/libflorence.so
 COPY --from=build-cuda /src/target/cuda/release/florence /usr/bin/florence
+COPY packaging/entrypoint.sh /usr/bin/florence-redis
 USER redis
 WORKDIR /data
 VOLUME /data
 EXPOSE 6379
-CMD ["redis-server", "--loadmodule", "/usr/lib/redis/modules/libflorence.so", "device", "cuda", \
-     "--dir", "/data", "--appendonly", "yes", "--maxmemory-policy", "noeviction", \
-     "--protected-mode", "no"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["florence-redis", "is-ready"]
+ENTRYPOINT ["florence-redis"]
+CMD ["--florence.device", "cuda"]
 
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="Florence for Redis" \
