@@ -57,6 +57,7 @@ if [ "$1" = reference ]; then
 fi
 if [ "$1" = arm ]; then
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
     need qemu-aarch64 qemu-user
 fi
 if [ "$1" = tests ]; then
