@@ -114,8 +114,7 @@ label-speed: .venv-reference build  ## pictures a second of `florence label` bes
 	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
 
 cascade-speed: .venv-reference build  ## a cascade as one job, as single jobs, and through transformers
-	cd tools && for checkpoint in ../models/tiny base; do \
-	  ../$(REFERENCE_PYTHON) cascade_speed.py $$checkpoint --module ../$(RELEASE)/libflorence.so --work $(WORK) || exit 1; done
+	$(REFERENCE_PYTHON) tools/cascade_speed.py models/tiny --module $(RELEASE)/libflorence.so
 
 label-many:  ## label 100,000 small pictures in a run that is killed again and again
 	FLORENCE_LABEL_PICTURES=100000 $(CARGO) test --release --locked -p florence-cli --test label -- --nocapture killed_again
