@@ -65,11 +65,14 @@ impl Wire {
         while Instant::now() < until {
             match self {
                 Self::Florence => {
-                    let model: HashMap<String, Option<String>> =
+                    let model: HashMap<String, redis::Value> =
                         redis::cmd("FLORENCE.MODEL").query(connection)?;
-                    match model["state"].as_deref() {
+                    let text = |field: &str| -> Option<String> {
+                        model.get(field).and_then(|text| redis::from_redis_value(text).ok())
+                    };
+                    match text("state").as_deref() {
                         Some("ready") => return Ok(()),
-                        Some("failed") => bail!("no model: {:?}", model["error"]),
+                        Some("failed") => bail!("no model: {:?}", text("error")),
                         _ => {}
                     }
                 }
