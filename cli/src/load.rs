@@ -109,11 +109,9 @@ impl ModelArgs {
         let alone = if self.device == Device::Cpu { all.min(MOST) } else { 1 };
         let count = count.unwrap_or(alone);
         ensure!(count == 1 || self.device == Device::Cpu, "a GPU has one engine");
-        let share = |i: usize| (all * (i + 1) / count - all * i / count).max(1);
         let options = self.options()?;
-        let options = |i| LoadOptions { threads: share(i), ..options.clone() };
-        let first = self.open(options(0))?;
-        let others = (1..count).map(|i| first.another(&options(i)));
+        let first = self.open(options.share(0, count))?;
+        let others = (1..count).map(|i| first.another(&options.share(i, count)));
         let others = others.collect::<Result<Vec<_>, _>>()?;
         Ok(iter::once(first).chain(others).collect())
     }

@@ -68,9 +68,6 @@ pub use panics::catch_panic;
 pub use postprocess::{Coordinates, Decimals, UnknownCoordinates, UnknownDecimals};
 pub use stop::Stop;
 
-/// Whether this build can compute on CUDA devices.
-pub const HAS_CUDA: bool = cfg!(feature = "cuda");
-
 /// Says that a test did not run; the print macros are captured, this is not.
 #[cfg(test)]
 fn not_run(why: &str) {

@@ -27,6 +27,17 @@ pub(crate) enum Model {
     Failed(String),
 }
 
+impl Model {
+    /// The name of its state.
+    pub(crate) fn state(&self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready(_) => "ready",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// What an engine has done.
 #[derive(Default)]
 pub(crate) struct Work {

@@ -1,6 +1,6 @@
 //! What a caller may choose: how a checkpoint is loaded, a picture read, an answer generated.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{ops::Range, path::PathBuf, str::FromStr, thread};
 
 use candle_core::DType;
 use rustix::thread::CpuSet;
@@ -170,6 +170,11 @@ pub struct LoadOptions {
     pub token_ids: TokenIds,
 }
 
+/// One of `parts` equal parts of `all`.
+fn range(all: usize, part: usize, parts: usize) -> Range<usize> {
+    all * part / parts..all * (part + 1) / parts
+}
+
 /// How a picture and a prompt are read.
 #[derive(Debug, Clone, Default)]
 pub struct PrepareOptions {
@@ -214,6 +219,22 @@ pub struct GenerateOptions {
 }
 
 impl LoadOptions {
+    /// The same for one of `parts` engines that share the compute threads and their CPUs equally;
+    /// each has at least one.
+    #[must_use]
+    pub fn share(&self, part: usize, parts: usize) -> Self {
+        let threads = match self.threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let cpus = match self.cpus.get(range(self.cpus.len(), part, parts)) {
+            Some([]) | None => self.cpus.iter().cycle().skip(part).take(1).copied().collect(),
+            Some(cpus) => cpus.to_vec(),
+        };
+        let threads = range(threads, part, parts).len().max(1);
+        Self { threads, cpus, ..self.clone() }
+    }
+
     /// What a model on a device is to compute with.
     pub(super) fn compute(&self, device: Device) -> Result<Compute, Error> {
         let cpu = match (device, self.kernels) {

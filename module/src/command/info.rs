@@ -13,17 +13,17 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
     if for_crash_report {
         return;
     }
-    let (model, error) = match model::model() {
-        Model::Loading => ("loading", String::new()),
-        Model::Ready(_) => ("ready", String::new()),
-        Model::Failed(problem) => ("failed", problem.replace(['\r', '\n'], " ")),
+    let model = model::model();
+    let error = match &model {
+        Model::Failed(problem) => problem.replace(['\r', '\n'], " "),
+        Model::Loading | Model::Ready(_) => String::new(),
     };
     // A section that cannot be built is one that INFO was not asked for.
     let mut section = ctx.builder().add_section("engine");
     let texts = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("uptime_seconds", figures::uptime().as_secs().to_string()),
-        ("model", model.to_owned()),
+        ("model", model.state().to_owned()),
         ("model_error", error),
     ];
     let texts = texts.into_iter().map(|(name, text)| (name.to_owned(), text));
@@ -32,11 +32,11 @@ pub(crate) fn add(ctx: &InfoContext, for_crash_report: bool) {
         let Ok(next) = section.field(&name, value) else { return };
         section = next;
     }
-    for (i, model) in model::named().iter().enumerate() {
+    let models = model::named();
+    for (i, model) in models.iter().enumerate() {
         let Ok(next) = section.field(&format!("model_{i}"), describe(model)) else { return };
         section = next;
     }
-    let models = model::named();
     let engines =
         models.iter().flat_map(|model| model.engines().into_iter().map(move |it| (model, it)));
     for (i, (model, engine)) in engines.enumerate() {
@@ -61,24 +61,20 @@ fn percentiles(told: &latency::Told) -> (String, String) {
 
 /// A model, and whether it is there.
 fn describe(model: &Hosted) -> String {
-    let state = match model.model() {
-        Model::Loading => "loading",
-        Model::Ready(_) => "ready",
-        Model::Failed(_) => "failed",
-    };
-    format!("name={},state={state},default={}", model.name, u8::from(model::is_default(model)))
+    let (state, is_default) = (model.model().state(), model::is_default(model));
+    format!("name={},state={state},default={}", model.name, u8::from(is_default))
 }
 
 /// What an engine has done, and on what.
 fn describe_engine(hosted: &Hosted, Engine { model, work }: &Engine) -> String {
-    let (state, device) = match model {
-        Model::Loading => ("loading", String::new()),
-        Model::Ready(loaded) => ("ready", loaded.florence.device().to_owned()),
-        Model::Failed(_) => ("failed", String::new()),
+    let device = match model {
+        Model::Ready(loaded) => loaded.florence.device(),
+        Model::Loading | Model::Failed(_) => "",
     };
     format!(
-        "model={},state={state},answers={},steps={},busy_ms={},device={device}",
+        "model={},state={},answers={},steps={},busy_ms={},device={device}",
         hosted.name,
+        model.state(),
         work.answers.get(),
         work.steps.get(),
         work.busy_us.get() / 1000,

@@ -72,7 +72,9 @@ fn name(args: &mut Args) -> Result<String, RedisError> {
     if settings::is_model_name(&name) {
         return Ok(name);
     }
-    Err(reply::error("ERR", "a model's name has letters, digits and ._+-, at most 253 of them"))
+    let most = settings::MODEL_BYTES;
+    let text = format!("a model's name has letters, digits and ._+-, at most {most} of them");
+    Err(reply::error("ERR", text))
 }
 
 /// Replies once the model answers, or cannot.
@@ -153,12 +155,13 @@ fn all() -> RedisValue {
 }
 
 fn describe(model: &Hosted) -> Vec<(&'static str, RedisValue)> {
-    let (state, loaded, error) = match model.model() {
-        Model::Loading => ("loading", None, RedisValue::Null),
-        Model::Ready(loaded) => ("ready", Some(loaded), RedisValue::Null),
-        Model::Failed(problem) => ("failed", None, bulk(problem)),
+    let progress = model.model();
+    let (loaded, error) = match &progress {
+        Model::Loading => (None, RedisValue::Null),
+        Model::Ready(loaded) => (Some(loaded), RedisValue::Null),
+        Model::Failed(problem) => (None, bulk(problem)),
     };
-    let florence = loaded.as_ref().map(|loaded| &loaded.florence);
+    let florence = loaded.map(|loaded| &loaded.florence);
     let device = florence.map_or(RedisValue::Null, |_loaded| bulk(devices(model)));
     let note = florence.and_then(model::note).map_or(RedisValue::Null, bulk);
     let arithmetic = florence.map(Florence::arithmetic).unwrap_or_default();
@@ -167,7 +170,7 @@ fn describe(model: &Hosted) -> Vec<(&'static str, RedisValue)> {
         bulk(path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default())
     };
     vec![
-        ("state", bulk(state)),
+        ("state", bulk(progress.state())),
         ("name", bulk(&model.name)),
         ("directory", path(&model.recipe.directory)),
         ("adapter", path(&model.recipe.adapter)),

@@ -3,6 +3,7 @@
 use redis_module::RedisError;
 
 use crate::server::reply;
+pub(crate) use crate::settings::MODEL_BYTES;
 
 /// What an option, and the field that keeps it, may be.
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +57,6 @@ pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.
 pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
-/// Bytes of a model's name.
-pub(crate) const MODEL_BYTES: usize = 253;
 /// Bytes of the key of a job's stream.
 pub(crate) const STREAM_BYTES: usize = 8192;
 /// Keys of one command.

@@ -20,7 +20,8 @@ use florence_engine::{
 pub(crate) use kinds::Setting;
 use kinds::{About, Change, Flag, Number, Parsed};
 pub(crate) use values::{
-    CpuList, Devices, Models, Parameters, Queues, Roots, Signatures, Steps, is_model_name,
+    CpuList, Devices, MODEL_BYTES, Models, Parameters, Queues, Roots, Signatures, Steps,
+    is_model_name,
 };
 
 macro_rules! settings {

@@ -89,12 +89,13 @@ impl FromStr for Models {
     }
 }
 
+/// Most bytes of a model's name.
+pub(crate) const MODEL_BYTES: usize = 253;
+
 /// Whether a model may be called so: in settings and replies it is one word.
 pub(crate) fn is_model_name(name: &str) -> bool {
-    /// As for `MODEL` of SUBMIT.
-    const MOST: usize = 253;
     let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._+-".contains(letter);
-    (1..=MOST).contains(&name.len()) && name.chars().all(is_allowed)
+    (1..=MODEL_BYTES).contains(&name.len()) && name.chars().all(is_allowed)
 }
 
 /// Directories that something may be read from.

@@ -243,7 +243,7 @@ impl Asker for Claimant {
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
         let _ = self.ways.commits.send(Commit::Started { key, token });
-        lanes::has_room();
+        lanes::wake();
     }
 
     fn generated(&self, tokens: u32) {

@@ -156,7 +156,7 @@ impl Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         self.0.coming.fetch_sub(1, Ordering::Relaxed);
-        has_room();
+        wake();
     }
 }
 
@@ -169,8 +169,8 @@ impl Lane {
     }
 }
 
-/// There may be room for another job in a lane.
-pub(super) fn has_room() {
+/// There may be room for another job in a lane: lets workers look again who wait for that.
+pub(super) fn wake() {
     if LANES.read().len() > 1 {
         for kind in [Kind::Reader, Kind::Downloader] {
             queue().wake_one(kind);

@@ -75,24 +75,13 @@ fn planned(devices: &[Device], on_cpu: usize, options: &LoadOptions) -> Vec<Plan
         let mut options = LoadOptions { device: *device, ..options.clone() };
         let mut shares = None;
         if *device == Device::Cpu {
-            options.threads = share(options.threads, part, parts).len().max(1);
-            options.cpus = match options.cpus.get(share(options.cpus.len(), part, parts)) {
-                Some([]) | None => {
-                    options.cpus.iter().cycle().skip(part).take(1).copied().collect()
-                }
-                Some(cpus) => cpus.to_vec(),
-            };
+            options = options.share(part, parts);
             (shares, part) = (first, part + 1);
             first = first.or(Some(engine));
         }
         Plan { engine, options, shares }
     };
     all.iter().enumerate().map(plan).collect()
-}
-
-/// One of `parts` equal parts of `all`.
-fn share(all: usize, part: usize, parts: usize) -> std::ops::Range<usize> {
-    all * part / parts..all * (part + 1) / parts
 }
 
 /// The model of an engine; its failure is told to all who ask.
