@@ -11,9 +11,9 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use common::{copy, fixture, path};
+use common::{check_answers, copy, fixture, path};
 use florence_engine::{
-    Coordinates, Florence, GenerateOptions, Kernels, LoadOptions, PrepareOptions,
+    Florence, Kernels, LoadOptions,
     model::{Packing, merge},
 };
 use serde_json::{Value, json};
@@ -38,21 +38,7 @@ fn check(florence: &Florence, case: &Value) {
     let picture = std::fs::read(path(case["picture"].as_str().unwrap())).unwrap();
     let answers = case["answers"].as_array().unwrap();
     assert!(answers.len() >= 6);
-    for expected in answers {
-        let prompt = expected["prompt"].as_str().unwrap();
-        let prepared = florence.prepare(&picture, prompt, &PrepareOptions::default()).unwrap();
-        let beams = expected["beams"].as_u64().map(|beams| usize::try_from(beams).unwrap());
-        let options = GenerateOptions {
-            beams,
-            max_new_tokens: Some(40),
-            coordinates: Coordinates::Integer,
-            ..GenerateOptions::default()
-        };
-        let answer = florence.run_one(&prepared, &options).unwrap();
-        let what = format!("{} {prompt} {beams:?}", florence.name());
-        assert_eq!(json!(answer.token_ids), expected["token_ids"], "{what}");
-        assert_eq!(answer.json, expected["answer"], "{what}");
-    }
+    check_answers(florence, &picture, answers, Some(40));
 }
 
 /// Cases of the fixture, by the adapters' names.

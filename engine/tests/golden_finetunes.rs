@@ -8,11 +8,8 @@ mod common;
 use std::path::Path;
 
 use candle_core::DType;
-use common::{copy, edit_json, edit_tensors, fixture, path};
-use florence_engine::{
-    Coordinates, Florence, GenerateOptions, LoadOptions, PrepareOptions, TokenIds, Visual,
-    image::Rgb,
-};
+use common::{check_answers, copy, edit_json, edit_tensors, fixture, path};
+use florence_engine::{Florence, LoadOptions, PrepareOptions, TokenIds, Visual, image::Rgb};
 use serde_json::{Value, json};
 
 /// Asks a model what the reference was asked.
@@ -21,22 +18,7 @@ fn check(florence: &Florence, case: &Value) {
     let picture = std::fs::read(path(picture)).unwrap();
     let answers = case["answers"].as_array().unwrap();
     assert!(answers.len() >= 3);
-    for expected in answers {
-        let prompt = expected["prompt"].as_str().unwrap();
-        let prepared = florence.prepare(&picture, prompt, &PrepareOptions::default()).unwrap();
-        let number = |name: &str| expected[name].as_u64().map(|n| usize::try_from(n).unwrap());
-        let options = GenerateOptions {
-            beams: number("beams"),
-            no_repeat_ngram: number("no_repeat_ngram"),
-            max_new_tokens: number("max_new_tokens").or(Some(30)),
-            coordinates: Coordinates::Integer,
-            ..GenerateOptions::default()
-        };
-        let answer = florence.run_one(&prepared, &options).unwrap();
-        let what = format!("{} {prompt} {options:?}", florence.name());
-        assert_eq!(json!(answer.token_ids), expected["token_ids"], "{what}");
-        assert_eq!(answer.json, expected["answer"], "{what}");
-    }
+    check_answers(florence, &picture, answers, Some(30));
 }
 
 fn case(name: &str) -> Value {

@@ -6,7 +6,7 @@ mod common;
 
 use common::{compare, fixture};
 use florence_engine::{
-    Coordinates, Florence, GenerateOptions, Job, Kernels, LoadOptions, Precision, PrepareOptions,
+    Florence, GenerateOptions, Job, Kernels, LoadOptions, Precision, PrepareOptions,
 };
 use serde_json::Value;
 
@@ -75,18 +75,7 @@ fn ids_and_json_equal_the_references() {
             let prompt = expected["prompt"].as_str().unwrap();
             let prepared = florence.prepare(&picture, prompt, &PrepareOptions::default()).unwrap();
             assert_eq!(serde_json::json!(prepared.prompt_ids()), expected["prompt_ids"]);
-            let number = |name: &str| expected[name].as_u64().map(|n| usize::try_from(n).unwrap());
-            let options = GenerateOptions {
-                beams: number("beams"),
-                max_new_tokens: number("max_new_tokens"),
-                no_repeat_ngram: number("no_repeat_ngram"),
-                coordinates: Coordinates::Integer,
-                ..GenerateOptions::default()
-            };
-            let answer = florence.run_one(&prepared, &options).unwrap();
-            let what = format!("{checkpoint} {prompt} {options:?} {}", florence.arithmetic());
-            assert_eq!(serde_json::json!(answer.token_ids), expected["token_ids"], "{what}");
-            assert_eq!(answer.json, expected["answer"], "{what}");
+            common::check_answers(&florence, &picture, std::slice::from_ref(expected), None);
         }
     }
 }

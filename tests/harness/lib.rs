@@ -19,10 +19,28 @@ pub use sentinel::Sentinel;
 pub use server::{Server, Settings, call, free_port, module};
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
+
+/// The absolute path of a file or directory of this repository.
+pub fn path(name: &str) -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join(name).canonicalize();
+    path.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Copies the embedded model's files; weights that somebody has had packed beside them stay there.
+pub fn copy_model(to: &Path) {
+    for entry in fs::read_dir(path("models/tiny")).unwrap() {
+        let (name, from) = entry.map(|entry| (entry.file_name(), entry.path())).unwrap();
+        if from.is_file() && !name.to_string_lossy().starts_with("florence-packed-") {
+            fs::copy(&from, to.join(name)).unwrap();
+        }
+    }
+}
 
 /// A Python with what tests/requirements.txt lists: `FLORENCE_PYTHON`, or that of `make test`.
 pub fn python() -> PathBuf {

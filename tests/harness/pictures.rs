@@ -16,11 +16,7 @@ use tiny_http::{Header, Request, Response};
 
 /// Path of a sample picture.
 pub fn picture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../models/tiny/samples")
-        .join(name)
-        .canonicalize()
-        .unwrap()
+    crate::path("models/tiny/samples").join(name)
 }
 
 /// A black picture in true colour, whose file is a hundredth of a percent of its pixels; with a

@@ -57,10 +57,7 @@ pub struct Server {
 
 /// The module under test.
 pub fn module() -> PathBuf {
-    let default = || {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-        root.join("target/release/libflorence.so")
-    };
+    let default = || crate::path("").join("target/release/libflorence.so");
     let path = std::env::var("FLORENCE_MODULE").map_or_else(|_| default(), PathBuf::from);
     path.canonicalize().unwrap_or_else(|_| panic!("{} is not built", path.display()))
 }

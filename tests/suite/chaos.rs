@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
@@ -14,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use florence_tests::{Pictures, Server, Settings, eventually};
+use florence_tests::{Pictures, Server, Settings, eventually, path};
 use redis::{Client, Connection};
 
 /// How often a server is killed.
@@ -88,8 +87,7 @@ fn kind(job: usize) -> &'static [&'static str] {
 
 /// The embedded model's files.
 fn tiny() -> String {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
-    models.join("tiny").canonicalize().unwrap().display().to_string()
+    path("models/tiny").display().to_string()
 }
 
 /// Puts another model of the same name in the place of one, under its jobs.

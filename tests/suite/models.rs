@@ -3,21 +3,18 @@
 use std::{
     collections::HashMap,
     fs,
-    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
 
-use florence_tests::{Pictures, Server, Settings, call, eventually, picture};
+use florence_tests::{Pictures, Server, Settings, call, copy_model, eventually, path, picture};
 
 type Job = HashMap<String, Option<String>>;
 
-/// The absolute path of a directory of this repository.
 fn directory(name: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    root.join(name).canonicalize().unwrap().display().to_string()
+    path(name).display().to_string()
 }
 
 fn tiny() -> String {
@@ -34,7 +31,8 @@ fn adapter() -> String {
 
 /// A server whose models may be exchanged.
 fn server(lines: &[&str]) -> Server {
-    let roots = format!("florence.model-roots {}", directory(""));
+    let temporary = std::env::temp_dir();
+    let roots = format!("florence.model-roots \"{} {}\"", directory(""), temporary.display());
     Server::ready(&[&[&roots, "florence.keep-packed no"], lines].concat())
 }
 
@@ -137,7 +135,7 @@ fn a_model_is_loaded_beside_the_others_and_leaves_again() {
 fn a_model_that_cannot_be_loaded_changes_nothing() {
     let server = server(&[]);
     let (expected, _) = answer(&server, "before", &[]);
-    let broken = tempfile::tempdir_in(directory("target")).unwrap();
+    let broken = tempfile::tempdir().unwrap();
     let broken = broken.path().display().to_string();
     let (tiny, outside, grouped) =
         (tiny(), "/usr/share".to_owned(), directory("engine/tests/fixtures/adapters/grouped"));
@@ -175,12 +173,8 @@ fn a_model_that_cannot_be_loaded_changes_nothing() {
 fn a_model_that_is_being_loaded_may_be_unloaded_but_is_not_the_default() {
     let server = server(&[]);
     // Opening a pipe waits for its other end.
-    let slow = tempfile::tempdir_in(directory("target")).unwrap();
-    for file in fs::read_dir(tiny()).unwrap().map(Result::unwrap) {
-        if file.file_type().unwrap().is_file() {
-            fs::copy(file.path(), slow.path().join(file.file_name())).unwrap();
-        }
-    }
+    let slow = tempfile::tempdir().unwrap();
+    copy_model(slow.path());
     let config = slow.path().join("config.json");
     fs::remove_file(&config).unwrap();
     assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
@@ -197,7 +191,7 @@ fn a_model_that_is_being_loaded_may_be_unloaded_but_is_not_the_default() {
         assert_eq!(refused, "ERR another model is being loaded");
         server.call::<()>(&["FLORENCE.MODEL", "UNLOAD", "slow"]);
         assert!(wait(&server, "early")["error"].as_deref().unwrap().contains("NOMODEL"));
-        fs::write(&config, fs::read(Path::new(&tiny()).join("config.json")).unwrap()).unwrap();
+        fs::write(&config, fs::read(path("models/tiny/config.json")).unwrap()).unwrap();
         assert_eq!(loading.join().unwrap(), "ERR it was unloaded before it was ready");
     });
     eventually("it is gone", || (server.stat("models_leaving") == 0).then_some(()));

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use florence_tests::{Server, Settings, eventually, picture};
+use florence_tests::{Server, Settings, copy_model, eventually, path, picture};
 use redis::Value;
 
 #[test]
@@ -194,16 +194,6 @@ fn users_are_kept_to_their_keys() {
     denied(&mut alice, &["FLORENCE.SUBMIT", "alice:1", "KEY", "secret", "<OD>"]);
 }
 
-fn copy_model(to: &Path) {
-    let from = picture("shapes.png").parent().unwrap().parent().unwrap().to_owned();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_damaged_model_is_told_and_the_server_lives() {
     let missing: fn(&Path) = |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
@@ -265,10 +255,7 @@ fn a_model_directory_works_like_the_embedded_model() {
 
 #[test]
 fn an_adapter_is_merged_into_the_model_and_what_is_missing_is_told() {
-    let fixture = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
-        path.join(name).canonicalize().unwrap().display().to_string()
-    };
+    let fixture = |name: &str| path("engine/tests/fixtures").join(name).display().to_string();
     let adapter = format!("florence.adapter {}", fixture("adapters/tiny"));
     let (plain, adapted) = (Server::start(), Server::with(Settings::lines(&[&adapter])));
     let bytes = std::fs::read(fixture("pictures/00.png")).unwrap();

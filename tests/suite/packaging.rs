@@ -8,17 +8,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use florence_tests::{Server, eventually, free_port, module};
+use florence_tests::{Server, eventually, free_port, module, path};
 use redis::{Client, Connection, Value};
 use tempfile::TempDir;
 
-/// The project's directory.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
-
+/// A text file of the project.
 fn read(name: &str) -> String {
-    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// A process that ends with the test, and the directory that it works in.
@@ -91,7 +87,7 @@ impl Process {
 }
 
 fn entrypoint() -> PathBuf {
-    root().join("packaging/entrypoint.sh")
+    path("packaging/entrypoint.sh")
 }
 
 #[test]
@@ -156,7 +152,7 @@ fn the_dockerfile_copies_what_the_build_needs() {
     for line in build.lines().filter_map(|line| line.strip_prefix("COPY ")) {
         let (names, to) = line.rsplit_once(' ').unwrap();
         for name in names.split(' ') {
-            let from = root().join(name);
+            let from = path(name);
             let to = if to == "./" { copy.path().to_owned() } else { copy.path().join(to) };
             let to = if to.is_dir() { to } else { to.parent().unwrap().to_owned() };
             run(Command::new("cp").arg("-r").arg(from).arg(to));
@@ -199,7 +195,7 @@ fn the_faq_quotes_what_is_said() {
         "DENIED Redis is running in protected mode",
         "can't set immutable config",
     ];
-    let ours = ["engine/src", "module/src", "tools"].map(|name| sources(&root().join(name)));
+    let ours = ["engine/src", "module/src", "tools"].map(|name| sources(&path(name)));
     let ours = ours.concat();
     let (faq, mut checked, mut wrong) = (read("docs/FAQ.md"), 0, Vec::new());
     let rows = faq.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
@@ -226,7 +222,7 @@ fn run(command: &mut Command) -> Output {
 
 fn install(destination: &Path) {
     let destination = format!("DESTDIR={}", destination.display());
-    run(Command::new("make").current_dir(root()).args(["install", &destination]));
+    run(Command::new("make").current_dir(path("")).args(["install", &destination]));
 }
 
 #[test]
@@ -279,8 +275,7 @@ fn make_install_puts_a_unit_that_systemd_takes_and_settings_that_a_server_takes(
 fn make_run_says_so_when_its_port_is_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let output =
-        Command::new(root().join("tools/run.sh")).args(["--port", &port]).output().unwrap();
+    let output = Command::new(path("tools/run.sh")).args(["--port", &port]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
     for part in [&format!("port {port} is taken"), "systemctl", "make run ARGS=\"--port 6380\""] {

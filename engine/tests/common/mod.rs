@@ -13,7 +13,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor, safetensors};
-use florence_engine::{Florence, LoadOptions};
+use florence_engine::{Coordinates, Florence, GenerateOptions, LoadOptions, PrepareOptions};
 use serde_json::Value;
 
 /// A file below `tests/fixtures`.
@@ -55,6 +55,31 @@ pub(crate) fn edit_tensors(path: &Path, change: impl FnOnce(&mut HashMap<String,
 /// The checkpoint of a directory.
 pub(crate) fn load(directory: &Path) -> Florence {
     Florence::load(directory, &LoadOptions::default()).unwrap()
+}
+
+/// Asks a model what the reference was asked about a picture; `most_tokens` where it is not said.
+pub(crate) fn check_answers(
+    florence: &Florence,
+    picture: &[u8],
+    answers: &[Value],
+    most_tokens: Option<usize>,
+) {
+    for expected in answers {
+        let prompt = expected["prompt"].as_str().unwrap();
+        let prepared = florence.prepare(picture, prompt, &PrepareOptions::default()).unwrap();
+        let number = |name: &str| expected[name].as_u64().map(|n| usize::try_from(n).unwrap());
+        let options = GenerateOptions {
+            beams: number("beams"),
+            no_repeat_ngram: number("no_repeat_ngram"),
+            max_new_tokens: number("max_new_tokens").or(most_tokens),
+            coordinates: Coordinates::Integer,
+            ..GenerateOptions::default()
+        };
+        let answer = florence.run_one(&prepared, &options).unwrap();
+        let what = format!("{} {prompt} {options:?} {}", florence.name(), florence.arithmetic());
+        assert_eq!(serde_json::json!(answer.token_ids), expected["token_ids"], "{what}");
+        assert_eq!(answer.json, expected["answer"], "{what}");
+    }
 }
 
 /// Compares values with the strided sample of a fixture.
