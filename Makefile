@@ -110,8 +110,8 @@ stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
 
 label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
-	cd tools && for checkpoint in ../models/tiny base; do \
-	  ../$(REFERENCE_PYTHON) label_speed.py $$checkpoint --florence ../$(RELEASE)/florence --work $(WORK) || exit 1; done
+	cd tools && speed() { ../$(REFERENCE_PYTHON) label_speed.py "$$@" --florence ../$(RELEASE)/florence --work $(WORK); } \
+	  && speed ../models/tiny --pictures 200 && speed base --pictures 8 --rounds 1
 
 cascade-speed: .venv-reference build  ## a cascade as one job, as single jobs, and through transformers
 	$(REFERENCE_PYTHON) tools/cascade_speed.py models/tiny --module $(RELEASE)/libflorence.so

@@ -118,7 +118,7 @@ def main():
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--beams", type=int, default=3)
     args.add_argument("--tokens", type=int, default=32)
-    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--rounds", type=int, default=2)
     args = args.parse_args()
     checkpoint = args.checkpoint.resolve()
     torch.set_num_threads(args.threads)

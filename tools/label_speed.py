@@ -75,7 +75,7 @@ def main():
     args.add_argument("checkpoint", help="models/tiny, a directory, or base")
     args.add_argument("--florence", required=True)
     args.add_argument("--work", type=Path, required=True)
-    args.add_argument("--pictures", type=int, default=1000)
+    args.add_argument("--pictures", type=int, default=200)
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--beams", type=int, default=3)
     args.add_argument("--tokens", type=int, default=64)
