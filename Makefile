@@ -167,9 +167,11 @@ memcheck: build  ## jobs on a server under valgrind
 	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
 	tools/memcheck.sh
 
+ASAN ?= -p florence-engine -p florence-cuda
+
 asan: setup  ## the engine's and the CUDA kernels' tests under AddressSanitizer, all instruction sets of this CPU
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --release --locked --target-dir target/asan \
-	  --target $(shell rustc -vV | sed -n 's/^host: //p') -p florence-engine -p florence-cuda --lib --tests
+	  --target $(shell rustc -vV | sed -n 's/^host: //p') $(ASAN) --lib --tests
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
 	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak

@@ -55,6 +55,22 @@ fn answer(florence: &Florence) -> Vec<u32> {
 }
 
 #[test]
+fn weights_that_were_never_trained_are_found_out_by_trying() {
+    load(&path("random-native")).try_out().unwrap();
+    let directory = copy("random-native");
+    common::edit_tensors(&directory.path().join("model.safetensors"), |tensors| {
+        let (name, weight) = tensors
+            .iter()
+            .find(|(name, _)| name.ends_with("decoder.layernorm_embedding.weight"))
+            .unwrap();
+        let (name, broken) = (name.clone(), weight.affine(f64::NAN, 0.0).unwrap());
+        tensors.insert(name, broken);
+    });
+    let problem = load(directory.path()).try_out().unwrap_err().to_string();
+    assert!(problem.contains("no probabilities"), "{problem}");
+}
+
+#[test]
 fn packed_weights_are_kept_and_made_anew_when_they_are_not_right() {
     let directory = copy("random-original");
     let file = directory.path().join("florence-packed-f32.safetensors");

@@ -86,13 +86,13 @@ fn random_commands_do_not_end_the_server() {
         <REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4> <OPEN_VOCABULARY_DETECTION>cat \
         <CAPTION_TO_PHRASE_GROUNDING> data: data:image/png;base64,iVBORw0KGgo= data:,x \
         http://127.0.0.1:1/x http:// https://[::1 file:///etc/passwd /etc/passwd gs://a/b s3://a/b \
-        s3:// text hash \u{100}"
+        s3:// text hash \u{100} LOAD UNLOAD DEFAULT PRECISION int16 ADAPTER tiny other /tmp"
         .split_ascii_whitespace()
         .map(str::as_bytes)
         .collect();
     let commands: Vec<&[u8]> = "FLORENCE.SUBMIT FLORENCE.SUBMIT FLORENCE.SUBMIT FLORENCE.GET \
         FLORENCE.CANCEL FLORENCE.RETRY FLORENCE.JOBS FLORENCE.STATS FLORENCE.HOSTS \
-        FLORENCE.MODEL FLORENCE.HELP DEL RENAME COPY HSET HDEL EXPIRE PERSIST OBJECT"
+        FLORENCE.MODEL FLORENCE.MODEL FLORENCE.MODEL.CHANGE FLORENCE.HELP DEL RENAME COPY HSET HDEL EXPIRE PERSIST OBJECT"
         .split_ascii_whitespace()
         .map(str::as_bytes)
         .collect();
@@ -100,7 +100,11 @@ fn random_commands_do_not_end_the_server() {
     let module_args = ["max-queue", "2000"].map(str::to_owned).into();
     let mut server = Server::with(Settings {
         module_args,
-        ..Settings::lines(&["florence.default-retries 0", "florence.default-ttl 2"])
+        ..Settings::lines(&[
+            "florence.default-retries 0",
+            "florence.default-ttl 2",
+            "florence.model-roots /tmp",
+        ])
     });
     server.wait_for_model();
     server.call::<()>(&["SET", "text", "x"]);
