@@ -135,7 +135,7 @@ pub trait Watch {
         turn();
     }
 
-    /// A turn of the loop has ended.
+    /// A turn's work is done; its answers are told after this.
     fn turned(&self, turn: &Turn);
 
     /// The batch as a whole has failed: each of its requests is run again, alone.

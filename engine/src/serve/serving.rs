@@ -63,6 +63,8 @@ pub(super) struct Serving<'a, M, A> {
     requests: BTreeMap<RequestId, Request>,
     /// Questions of jobs that are in the engine but not in the batch.
     ready: VecDeque<(Claimant, Part)>,
+    /// Answers of this turn, which are told at its end.
+    answered: Vec<(Request, Answer)>,
     admission: Admission,
     ids: u64,
     /// Why the machine can do no more.
@@ -78,6 +80,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             jobs: BTreeMap::new(),
             requests: BTreeMap::new(),
             ready: VecDeque::new(),
+            answered: Vec::new(),
             admission: Admission::default(),
             ids: 0,
             lost: None,
@@ -145,10 +148,22 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
         let encoded = self.machine.now();
         let has_stepped = !self.requests.is_empty();
-        let answers = if has_stepped { self.step() } else { 0 };
+        if has_stepped {
+            self.step();
+        }
         let now = self.machine.now();
         self.admission.stepped(now - encoded);
+        let answers = self.answered.len();
+        // Whoever has an answer finds it counted.
         self.watch.turned(&Turn { time: now - start, has_stepped, answers });
+        for (request, answer) in std::mem::take(&mut self.answered) {
+            self.answer(request, answer);
+        }
+        if let Some(failure) = self.lost.clone() {
+            for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+                self.fail(id, failure.clone());
+            }
+        }
     }
 
     /// Ends the jobs that are not wanted any more, and drops what only they asked.
@@ -288,8 +303,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         Ok(visual)
     }
 
-    /// One decoder step; returns the number of answers.
-    fn step(&mut self) -> usize {
+    /// One decoder step.
+    fn step(&mut self) {
         for request in self.requests.values_mut() {
             request.tokens += 1;
             for claimant in &request.claimants {
@@ -305,14 +320,10 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 return self.restart();
             }
         };
-        let count = answered.len();
-        for (id, answer) in answered {
-            if let Some(request) = self.requests.remove(&id) {
-                self.answer(request, answer);
-            }
-        }
+        let Self { requests, .. } = self;
+        let of = |(id, answer)| Some((requests.remove(&id)?, answer));
+        self.answered.extend(answered.into_iter().filter_map(of));
         self.tell();
-        count
     }
 
     /// Tells more of the answers' texts to those who listen.
@@ -351,16 +362,13 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     }
 
     /// After a failure of the batch as a whole: each of its requests alone, so that one cannot harm
-    /// the others. Returns the number of answers.
-    fn restart(&mut self) -> usize {
-        let (mut count, mut has_failed) = (0, false);
+    /// the others.
+    fn restart(&mut self) {
+        let mut has_failed = false;
         for (id, request) in std::mem::take(&mut self.requests) {
             self.machine.clear();
             match self.alone(id, &request) {
-                Ok(answer) => {
-                    count += 1;
-                    self.answer(request, answer);
-                }
+                Ok(answer) => self.answered.push((request, answer)),
                 Err(failure) => {
                     has_failed = true;
                     for claimant in request.claimants {
@@ -373,15 +381,11 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         if has_failed {
             self.check();
         }
-        count
     }
 
-    /// After a failure: if the machine can do no more, nobody here gets an answer of it.
+    /// After a failure: if the machine can do no more, nobody here gets another answer of it.
     fn check(&mut self) {
         let Err(failure) = guarded(|| self.machine.check()) else { return };
-        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
-            self.fail(id, failure.clone());
-        }
         self.ready.clear();
         self.requests.clear();
         self.lost = Some(failure);

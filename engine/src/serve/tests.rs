@@ -308,6 +308,31 @@ fn jobs_join_while_others_are_decoded() {
     assert_eq!(4 * MS, STEP);
 }
 
+/// A watch that writes what it counts into the diary.
+struct Bookkeeper(Diary);
+
+impl Watch for Bookkeeper {
+    fn most(&self) -> usize {
+        16
+    }
+
+    fn turned(&self, turn: &Turn) {
+        self.0.borrow_mut().push(format!("counted {}", turn.answers));
+    }
+
+    fn stumbled(&self, _failure: &Failure) {}
+}
+
+#[test]
+fn an_answer_is_counted_before_it_is_told() {
+    let mut bench = Bench::new();
+    bench.steps = 1;
+    bench.job("a", "1", &[1]);
+    let (caches, watch) = (Caches::new(1 << 20, 1 << 20), Bookkeeper(Rc::clone(&bench.diary)));
+    Serving::new(bench.machine(), &caches, &watch).turn(&mut || bench.arrivals.pop_front());
+    assert_eq!(bench.diary(), ["a: started", "vision", "step 1", "counted 1", "a: 1 Miss"]);
+}
+
 #[test]
 fn pictures_are_encoded_together_where_the_machine_likes_it() {
     let mut bench = Bench::new();
@@ -501,7 +526,7 @@ fn an_answer_that_is_begun_again_is_told_on_from_where_it_was() {
     serving.turn(&mut || bad.pop_front());
     let mut heard = bench.heard();
     heard.retain(|line| !line.contains("started"));
-    let expected = ["a: 0 1", "a: 0 2", "a: 0 3", "a: 0 456", "a: 123456 Miss", "bad: failed"];
+    let expected = ["a: 0 1", "a: 0 2", "a: 0 3", "bad: failed", "a: 0 456", "a: 123456 Miss"];
     assert_eq!(heard, expected);
 }
 

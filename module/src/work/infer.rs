@@ -109,12 +109,13 @@ impl Watch for Meter<'_> {
     }
 
     fn take(&self, turn: &mut dyn FnMut()) {
-        let _turn = self.turns.lock();
+        let of_us = self.turns.lock();
         turn();
+        drop(of_us);
+        self.ways.tell();
     }
 
     fn turned(&self, turn: &Turn) {
-        self.ways.tell();
         figures::DECODER_STEPS.add(turn.has_stepped.into());
         figures::INFER_MS.add(milliseconds(turn.time));
         self.busy.set(self.busy.get() + turn.time);
