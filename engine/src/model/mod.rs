@@ -297,8 +297,9 @@ impl Loading<'_> {
     fn load<B: Backend>(&mut self, backend: &B) -> std::result::Result<Model, LoadError> {
         let mut model = self.build(backend.clone())?;
         let problem = match self.weights.finish_packed() {
-            // What was packed in memory makes room for what all processes share.
+            // All of it is one map from now on, whose checksums are right.
             Ok(true) => {
+                drop(model);
                 model = self.build(backend.clone())?;
                 None
             }

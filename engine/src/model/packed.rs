@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use rustix::fs::{FlockOperation, flock};
@@ -122,7 +122,10 @@ impl Place {
         if let Some(mapped) = self.open() {
             return Ok(Packed::Mapped(mapped));
         }
-        let mut file = io::BufWriter::new(File::create(self.path(".new"))?);
+        // It is read, too: what is written is mapped.
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let mut file = io::BufWriter::new(options.open(self.path(".new"))?);
         file.seek(SeekFrom::Start(HEADER as u64))?;
         let (tensors, checksums) = (Vec::new(), HashMap::new());
         let growing = Growing {
@@ -224,11 +227,30 @@ pub(super) struct Growing {
 }
 
 impl Growing {
-    /// Adds the matrix that was made of a tensor.
-    pub(super) fn add(&mut self, tensor: &str, matrix: &Matrix) {
+    /// Moves the matrix that was made of a tensor into the file, so that memory never holds all of
+    /// them; once a write has failed they stay in memory.
+    pub(super) fn keep(&mut self, tensor: &str, matrix: Matrix) -> Matrix {
         let (lines, scales) = matrix.parts();
+        let (start, length) = (HEADER + self.length, lines.len());
         self.write(tensor, Dtype::I32, lines);
         self.write(&scales_name(tensor), Dtype::F32, scales);
+        if self.problem.is_some() {
+            return matrix;
+        }
+        match self.map(start, length) {
+            Ok(map) => matrix.moved(map),
+            Err(problem) => {
+                self.problem = Some(problem);
+                matrix
+            }
+        }
+    }
+
+    #[expect(unsafe_code, reason = "mapping a file")]
+    fn map(&mut self, start: usize, length: usize) -> io::Result<Mmap> {
+        self.file.flush()?;
+        // SAFETY: as in `Place::open`; what is written to the file from now on comes after this.
+        unsafe { MmapOptions::new().offset(start as u64).len(length).map(self.file.get_ref()) }
     }
 
     fn write(&mut self, name: &str, dtype: Dtype, bytes: &[u8]) {

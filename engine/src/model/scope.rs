@@ -66,8 +66,7 @@ impl Scope<'_> {
         let weight = self.arranged(source)?;
         let pack = |x: &[f32]| Matrix::pack(x, bias.as_deref(), source.shape[1], precision);
         let matrix = floats(&weight, pack).map_err(LoadError::Device)?;
-        self.weights.leave(&name, &matrix);
-        Ok(matrix)
+        Ok(self.weights.keep(&name, matrix))
     }
 
     /// Taps of a depthwise 3x3 convolution, `[9, C]` in row-major order, and its bias.

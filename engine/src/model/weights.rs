@@ -389,11 +389,12 @@ impl Weights {
         Some(matrix)
     }
 
-    /// Leaves a packed matrix for the next start, if there is a place for it.
-    pub(super) fn leave(&self, name: &str, matrix: &Matrix) {
-        self.count(0, size(matrix));
-        if let Packed::Growing(growing) = &self.packed {
-            growing.lock().add(name, matrix);
+    /// Keeps a packed matrix: in the file for the next start, if there is a place for it.
+    pub(super) fn keep(&self, name: &str, matrix: Matrix) -> Matrix {
+        self.count(0, size(&matrix));
+        match &self.packed {
+            Packed::Growing(growing) => growing.lock().keep(name, matrix),
+            _ => matrix,
         }
     }
 }

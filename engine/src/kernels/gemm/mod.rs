@@ -111,6 +111,13 @@ impl Matrix {
         (bytemuck::cast_slice(&self.lines), bytemuck::cast_slice(&self.scales))
     }
 
+    /// The same matrix, whose panels are the bytes of a map.
+    pub(crate) fn moved(self, map: Mmap) -> Self {
+        assert_eq!(map.len(), size_of_val::<[Line]>(&self.lines), "not the panels of this matrix");
+        let range = 0..map.len();
+        Self { lines: Store::Mapped(Arc::new(map), range), ..self }
+    }
+
     /// A matrix, `[outputs, inputs]`, whose parts are bytes of a file; `None` if they do not fit.
     pub(crate) fn mapped(
         map: &Arc<Mmap>,
