@@ -98,33 +98,29 @@ pub(crate) struct WindowAttention {
 }
 
 impl WindowAttention {
-    /// The grid is padded with zeros, after the norm, to whole windows.
-    pub(crate) fn forward(&self, cpu: Cpu, x: &[f32], (b, h, w, c): Grid) -> Vec<f32> {
+    /// In its place. The grid is padded with zeros, after the norm, to whole windows.
+    pub(crate) fn forward(&self, cpu: Cpu, x: &mut [f32], (b, h, w, c): Grid) {
         let side = self.window;
         let (rows, columns) = (h.div_ceil(side), w.div_ceil(side));
-        let mut out = vec![0.0; x.len()];
-        // The lines of every window, from the input and for the result.
-        let mut windows: Vec<Vec<(&[f32], &mut [f32])>> = Vec::new();
+        // The lines of every window.
+        let mut windows: Vec<Vec<&mut [f32]>> = Vec::new();
         windows.resize_with(b * rows * columns, Vec::new);
-        let lines = x.chunks_exact(w * c).zip(out.chunks_exact_mut(w * c));
-        for (line, (x, out)) in lines.enumerate() {
+        for (line, x) in x.chunks_exact_mut(w * c).enumerate() {
             let first = (line / h * rows + line % h / side) * columns;
-            let parts = x.chunks(side * c).zip(out.chunks_mut(side * c));
-            for (part, window) in parts.zip(&mut windows[first..]) {
+            for (part, window) in x.chunks_mut(side * c).zip(&mut windows[first..]) {
                 window.push(part);
             }
         }
         windows.into_par_iter().for_each(|window| self.window(cpu, window, c));
-        out
     }
 
-    fn window(&self, cpu: Cpu, lines: Vec<(&[f32], &mut [f32])>, c: usize) {
+    fn window(&self, cpu: Cpu, lines: Vec<&mut [f32]>, c: usize) {
         let cells = self.window * self.window;
         let stride = padded(c);
         let mut tokens = Lines::floats(cells * stride);
         let tokens = tokens.as_floats();
         let mut line_tokens = tokens[..cells * stride].chunks_exact_mut(self.window * stride);
-        for (x, _) in &lines {
+        for x in &lines {
             let Some(out) = line_tokens.next() else { break };
             let (out, beyond) = out.split_at_mut(x.len() / c * stride);
             cpu.run(LayerNorm { norm: &self.norm, x, stride: c, out, out_stride: stride });
@@ -150,12 +146,10 @@ impl WindowAttention {
         // The projection's result takes the place of the queries.
         self.proj.block(cpu, Rows::new(tokens, stride, cells), &Finish::default(), qkv, wide);
         let results = qkv.chunks(self.window * wide);
-        for ((x, out), results) in lines.into_iter().zip(results) {
-            for ((x, out), y) in
-                x.chunks_exact(c).zip(out.chunks_exact_mut(c)).zip(results.chunks(wide))
-            {
-                for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                    *out = x + y;
+        for (x, results) in lines.into_iter().zip(results) {
+            for (x, y) in x.chunks_exact_mut(c).zip(results.chunks(wide)) {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x += y;
                 }
             }
         }
@@ -172,22 +166,20 @@ pub(crate) struct ChannelAttention {
 }
 
 impl ChannelAttention {
-    /// `[B, N, C] -> [B, N, C]`, with `tokens` being `N`.
-    pub(crate) fn forward(&self, cpu: Cpu, x: &[f32], tokens: usize) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
-        let picture = tokens * self.proj.outputs();
-        for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)) {
-            self.picture(cpu, x, out, tokens);
+    /// `[B, N, C]` in its place, with `tokens` being `N`.
+    pub(crate) fn forward(&self, cpu: Cpu, x: &mut [f32], tokens: usize) {
+        for picture in x.chunks_exact_mut(tokens * self.proj.outputs()) {
+            self.picture(cpu, picture, tokens);
         }
-        out
     }
 
-    fn picture(&self, cpu: Cpu, x: &[f32], out: &mut [f32], tokens: usize) {
+    fn picture(&self, cpu: Cpu, x: &mut [f32], tokens: usize) {
         // Fixed, unlike the blocks of other kernels: the sums of scores follow it.
         const BLOCK: usize = 144;
         let c = self.proj.outputs();
         let size = c / self.groups;
-        let mut values = vec![0.0; x.len()];
+        let mut values = Lines::floats(x.len());
+        let values = &mut values.as_floats()[..x.len()];
         let partial: Vec<Vec<f32>> = x
             .par_chunks(BLOCK * c)
             .zip(values.par_chunks_mut(BLOCK * c))
@@ -206,22 +198,19 @@ impl ChannelAttention {
         for (scores, lines) in scores.chunks_exact(size * size).zip(groups) {
             pack_rows(scores, size, size, size, lines);
         }
-        out.par_chunks_mut(BLOCK * c)
-            .zip(x.par_chunks(BLOCK * c))
-            .zip(values.par_chunks(BLOCK * c))
-            .for_each(|((out, x), values)| {
-                let (count, stride) = (x.len() / c, padded(c));
-                let mut mixed = Lines::floats(count * stride);
-                let mixed = mixed.as_floats();
-                for (group, lines) in lines.chunks_exact(panels(size) * size).enumerate() {
-                    let at = group * size;
-                    let panels = Panels { lines, steps: size, columns: size };
-                    let values = Rows::new(&values[at..], c, count);
-                    product(cpu, values, panels, &mut mixed[at..], stride);
-                }
-                let add = Finish { add: Some((x, c)), ..Finish::default() };
-                self.proj.block(cpu, Rows::new(mixed, stride, count), &add, out, c);
-            });
+        x.par_chunks_mut(BLOCK * c).zip(values.par_chunks(BLOCK * c)).for_each(|(x, values)| {
+            let (count, stride) = (x.len() / c, padded(c));
+            let mut mixed = Lines::floats(count * stride);
+            let mixed = mixed.as_floats();
+            for (group, lines) in lines.chunks_exact(panels(size) * size).enumerate() {
+                let at = group * size;
+                let panels = Panels { lines, steps: size, columns: size };
+                let values = Rows::new(&values[at..], c, count);
+                product(cpu, values, panels, &mut mixed[at..], stride);
+            }
+            let onto = Finish { onto: true, ..Finish::default() };
+            self.proj.block(cpu, Rows::new(mixed, stride, count), &onto, x, c);
+        });
     }
 
     /// A block's part of `q^T k` of every group; keeps its values.

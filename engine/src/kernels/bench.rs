@@ -65,7 +65,7 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
         let (fc1, fc2) = (matrix(size, 4 * size), matrix(4 * size, size));
         let mlp = Mlp { norm: Some(norm(size)), fc1, fc2 };
         let x = numbers(tokens * size);
-        let run = move || drop(black_box(mlp.forward(cpu, &x)));
+        let run = move || mlp.forward(cpu, &mut black_box(x.clone()));
         case(
             format!("mlp {tokens}x{size}"),
             16 * tokens * size * size,
@@ -79,19 +79,19 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
         let (qkv, proj) = (matrix(size, 3 * size), matrix(size, size));
         let op = WindowAttention { norm: norm(size), qkv, proj, heads, window };
         let x = numbers(tokens * size);
-        let run = move || drop(black_box(op.forward(cpu, &x, grid)));
+        let run = move || op.forward(cpu, &mut black_box(x.clone()), grid);
         let flops = 8 * tokens * size * size + 4 * tokens * 144 * size;
         case(format!("window attention {tokens}x{size}"), flops, 4 * size * size, Box::new(run));
 
         let (qkv, proj) = (matrix(size, 3 * size), matrix(size, size));
         let op = ChannelAttention { norm: norm(size), qkv, proj, groups: heads };
         let x = numbers(tokens * size);
-        let run = move || drop(black_box(op.forward(cpu, &x, tokens)));
+        let run = move || op.forward(cpu, &mut black_box(x.clone()), tokens);
         let flops = 8 * tokens * size * size + 4 * tokens * 32 * size;
         case(format!("channel attention {tokens}x{size}"), flops, 4 * size * size, Box::new(run));
 
         let (x, taps, bias) = (numbers(tokens * size), numbers(9 * size), numbers(size));
-        let run = move || drop(black_box(depthwise_residual(cpu, &x, grid, &taps, &bias)));
+        let run = move || depthwise_residual(cpu, &mut black_box(x.clone()), grid, &taps, &bias);
         case(format!("depthwise 3x3 {tokens}x{size}"), 19 * tokens * size, 9 * size, Box::new(run));
 
         let (norm, x) = (norm(size), numbers(tokens * size));

@@ -6,72 +6,98 @@ use rayon::prelude::*;
 use super::{
     Cpu,
     gemm::{Finish, Matrix, Rows, block_rows, padded},
-    rows::{load, store},
     scratch::Lines,
 };
 
 /// Batch, height, width, channels.
 pub(crate) type Grid = (usize, usize, usize, usize);
 
-/// Depthwise 3x3 convolution with zero padding, plus its input. `taps` are `[9, C]`.
+/// Adds to `x` its depthwise 3x3 convolution with zero padding. `taps` are `[9, C]`.
 pub(crate) fn depthwise_residual(
     cpu: Cpu,
-    x: &[f32],
+    x: &mut [f32],
     (_, h, w, c): Grid,
     taps: &[f32],
     bias: &[f32],
-) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    out.par_chunks_mut(w * c).enumerate().for_each(|(row, out)| {
-        let (image, y) = (row / h, row % h);
-        let line = |dy: usize| {
-            let y = (y + dy).checked_sub(1).filter(|y| *y < h)?;
-            Some(&x[(image * h + y) * w * c..][..w * c])
-        };
-        cpu.run(DepthwiseRow { lines: [line(0), line(1), line(2)], size: c, taps, bias, out });
+) {
+    let size = w * c;
+    // Bands of lines. What stands above and below them is kept: other threads change it.
+    let band = (x.len() / size).div_ceil(4 * rayon::current_num_threads());
+    let mut beside = Lines::floats(2 * size * (x.len() / size).div_ceil(band));
+    let beside = beside.as_floats();
+    for (n, beside) in beside.chunks_exact_mut(2 * size).enumerate() {
+        let lines = [(n * band).checked_sub(1), Some((n + 1) * band)];
+        for (line, to) in lines.into_iter().zip(beside.chunks_exact_mut(size)) {
+            if let Some(from) = line.and_then(|line| x.get(line * size..(line + 1) * size)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+    let bands = x.par_chunks_mut(band * size).zip(beside.par_chunks(2 * size));
+    bands.enumerate().for_each(|(n, (lines, beside))| {
+        let mut kept = [Lines::floats(size), Lines::floats(size), Lines::floats(c)];
+        let [above, here, zeros] = kept.each_mut().map(Lines::as_floats);
+        let (mut above, mut here) = (&mut above[..size], &mut here[..size]);
+        zeros.fill(0.0);
+        above.copy_from_slice(&beside[..size]);
+        for line in 0..lines.len() / size {
+            let (out, below) = lines[line * size..].split_at_mut(size);
+            here.copy_from_slice(out);
+            let (y, below) = ((n * band + line) % h, below.get(..size));
+            let under = [
+                Some(&*above).filter(|_| y > 0),
+                Some(&*here),
+                Some(below.unwrap_or(&beside[size..])).filter(|_| y + 1 < h),
+            ];
+            cpu.run(DepthwiseLine { lines: under, zeros: &zeros[..c], taps, bias, out });
+            std::mem::swap(&mut above, &mut here);
+        }
     });
-    out
 }
 
-struct DepthwiseRow<'a> {
+/// A line of the result.
+struct DepthwiseLine<'a> {
     /// The line above, this line, the line below.
     lines: [Option<&'a [f32]>; 3],
-    size: usize,
+    /// What stands in a cell outside of the grid.
+    zeros: &'a [f32],
     taps: &'a [f32],
     bias: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl WithSimd for DepthwiseRow<'_> {
+impl WithSimd for DepthwiseLine<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { lines, size, taps, bias, out } = self;
+        let Self { lines, zeros, taps, bias, out } = self;
+        let size = zeros.len();
         let width = out.len() / size;
+        let taps: [&[f32]; 9] = std::array::from_fn(|tap| &taps[tap * size..][..size]);
+        let bias = &bias[..size];
         for (column, out) in out.chunks_exact_mut(size).enumerate() {
-            // Inputs and taps under the kernel; outside of the grid there are none.
-            let mut under: [(&[f32], &[f32]); 9] = [(&[], &[]); 9];
-            let mut count = 0;
-            for (dy, line) in lines.iter().enumerate() {
-                for dx in 0..3 {
-                    let at = (column + dx).wrapping_sub(1);
-                    if let Some(line) = line.filter(|_| at < width) {
-                        let tap = 3 * dy + dx;
-                        under[count] = (&line[at * size..][..size], &taps[tap * size..][..size]);
-                        count += 1;
-                    }
+            let cells: [&[f32]; 9] = std::array::from_fn(|tap| {
+                let at = (column + tap % 3).wrapping_sub(1);
+                let line = lines[tap / 3].filter(|_| at < width);
+                line.map_or(zeros, |line| &line[at * size..][..size])
+            });
+            let (cells, taps) = (cells.map(S::as_simd_f32s), taps.map(S::as_simd_f32s));
+            let (bias, bias_tail) = S::as_simd_f32s(bias);
+            let (out, out_tail) = S::as_mut_simd_f32s(out);
+            let count = out.len();
+            let (cell, tap) = (cells.map(|cell| &cell.0[..count]), taps.map(|tap| &tap.0[..count]));
+            let bias = &bias[..count];
+            for (i, out) in out.iter_mut().enumerate() {
+                let mut sum = simd.add_f32s(cell[4][i], bias[i]);
+                for (cell, tap) in cell.iter().zip(&tap) {
+                    sum = simd.mul_add_e_f32s(cell[i], tap[i], sum);
                 }
+                *out = sum;
             }
-            let here = lines[1].map_or(&[][..], |line| &line[column * size..][..size]);
-            for at in (0..size).step_by(S::F32_LANES) {
-                let end = (at + S::F32_LANES).min(size);
-                let load = |slice: &[f32]| load(simd, &slice[at..end]);
-                let mut sum = simd.add_f32s(load(here), load(bias));
-                for (pixel, tap) in &under[..count] {
-                    sum = simd.mul_add_e_f32s(load(pixel), load(tap), sum);
-                }
-                store(simd, &mut out[at..end], sum);
+            for (i, out) in out_tail.iter_mut().enumerate() {
+                let products = cells.iter().zip(&taps).map(|(cell, tap)| cell.1[i] * tap.1[i]);
+                *out = products.fold(cells[4].1[i] + bias_tail[i], |sum, x| sum + x);
             }
         }
     }
@@ -127,5 +153,37 @@ impl PatchConv {
             self.matrix.block(cpu, patches, &Finish::default(), out, outputs);
         });
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::tests::{assert_close, random};
+
+    #[test]
+    fn depthwise_equals_its_definition_on_every_instruction_set() {
+        for (b, h, w, c) in [(1, 1, 1, 3), (2, 5, 7, 16), (3, 9, 4, 37), (1, 40, 3, 64)] {
+            let (x, taps, bias) = (random(b * h * w * c, 1), random(9 * c, 2), random(c, 3));
+            let at = |image: usize, y: usize, x0: usize, channel: usize| {
+                let is_inside = (1..=h).contains(&y) && (1..=w).contains(&x0);
+                let cell = ((image * h + y.wrapping_sub(1)) * w + x0.wrapping_sub(1)) * c + channel;
+                if is_inside { x[cell] } else { 0.0 }
+            };
+            let mut expected = Vec::new();
+            for (i, here) in x.iter().enumerate() {
+                let (channel, cell) = (i % c, i / c);
+                let (image, y, x0) = (cell / (h * w), cell / w % h, cell % w);
+                let products = (0..9).map(|tap| {
+                    taps[tap * c + channel] * at(image, y + tap / 3, x0 + tap % 3, channel)
+                });
+                expected.push(here + bias[channel] + products.sum::<f32>());
+            }
+            for cpu in Cpu::available() {
+                let mut found = x.clone();
+                depthwise_residual(cpu, &mut found, (b, h, w, c), &taps, &bias);
+                assert_close(&found, &expected, 1e-6, &format!("{} {b}x{h}x{w}x{c}", cpu.name()));
+            }
+        }
     }
 }

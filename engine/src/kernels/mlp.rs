@@ -18,22 +18,20 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// Rows of `x`; the hidden layer of a block of rows never leaves the cache.
-    pub(crate) fn forward(&self, cpu: Cpu, x: &[f32]) -> Vec<f32> {
+    /// Rows of `x`, in their place; the hidden layer of a block of rows never leaves the cache.
+    pub(crate) fn forward(&self, cpu: Cpu, x: &mut [f32]) {
         let (size, hidden) = (self.fc1.inputs(), self.fc1.outputs());
         let rows = x.len() / size.max(1);
-        let mut out = vec![0.0; x.len()];
+        let onto = Finish { onto: true, ..Finish::default() };
         let gelu = Finish { gelu: true, ..Finish::default() };
         if rows <= FEW_ROWS {
             let normed = self.norm.as_ref().map(|norm| layer_norm(cpu, norm, x));
             let mut between = vec![0.0; rows * hidden];
             linear_into(cpu, &self.fc1, normed.as_deref().unwrap_or(x), gelu, &mut between);
-            let add = Finish { add: Some((x, size)), ..Finish::default() };
-            linear_into(cpu, &self.fc2, &between, add, &mut out);
-            return out;
+            return linear_into(cpu, &self.fc2, &between, onto, x);
         }
         let block = block_rows(rows);
-        out.par_chunks_mut(block * size).zip(x.par_chunks(block * size)).for_each(|(out, x)| {
+        x.par_chunks_mut(block * size).for_each(|x| {
             let count = x.len() / size;
             let (stride, hidden_stride) = (padded(size), padded(hidden));
             let mut input = Lines::floats(count * stride);
@@ -47,9 +45,7 @@ impl Mlp {
                 }
             }
             self.fc1.block(cpu, Rows::new(input, stride, count), &gelu, between, hidden_stride);
-            let add = Finish { add: Some((x, size)), ..Finish::default() };
-            self.fc2.block(cpu, Rows::new(between, hidden_stride, count), &add, out, size);
+            self.fc2.block(cpu, Rows::new(between, hidden_stride, count), &onto, x, size);
         });
-        out
     }
 }

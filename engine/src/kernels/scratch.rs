@@ -18,16 +18,19 @@ thread_local! {
 }
 
 /// Borrowed cache lines; their contents are what the last user left.
-pub(super) struct Lines(Vec<Line>);
+pub(super) struct Lines {
+    /// As many as were ever asked of it: what is there need not be cleared again.
+    all: Vec<Line>,
+    count: usize,
+}
 
 impl Lines {
     pub(super) fn new(count: usize) -> Self {
-        let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        if lines.len() < count {
-            lines.resize(count, Line::default());
+        let mut all = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        if all.len() < count {
+            all.resize(count, Line::default());
         }
-        lines.truncate(count);
-        Self(lines)
+        Self { all, count }
     }
 
     /// For so many floats.
@@ -36,7 +39,7 @@ impl Lines {
     }
 
     pub(super) fn as_floats(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
+        bytemuck::cast_slice_mut(&mut *self)
     }
 }
 
@@ -44,18 +47,18 @@ impl Deref for Lines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        &self.0
+        &self.all[..self.count]
     }
 }
 
 impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [Line] {
-        &mut self.0
+        &mut self.all[..self.count]
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        FREE.with_borrow_mut(|free| free.push(std::mem::take(&mut self.0)));
+        FREE.with_borrow_mut(|free| free.push(std::mem::take(&mut self.all)));
     }
 }

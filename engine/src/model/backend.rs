@@ -39,9 +39,14 @@ pub(crate) trait Linear: Layer {
     fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor>;
 }
 
-/// `x + f(x)` of tokens that stand in a grid: `[B, N, C] -> [B, N, C]`.
+/// `x + f(x)`, which may take the place of `x`: nobody else may need it.
+pub(crate) trait Residual: Send + Sync {
+    fn forward(&self, x: Tensor) -> Result<Tensor>;
+}
+
+/// The same of tokens that stand in a grid: `[B, N, C] -> [B, N, C]`.
 pub(crate) trait OnGrid: Send + Sync {
-    fn forward(&self, x: &Tensor, grid: Grid) -> Result<Tensor>;
+    fn forward(&self, x: Tensor, grid: Grid) -> Result<Tensor>;
 }
 
 /// What the decoder has seen so far of one job's rows: keys and values of every layer.
@@ -59,7 +64,7 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 
     type Linear: Linear;
     type Norm: Layer;
-    type Mlp: Layer;
+    type Mlp: Residual;
     type Conv: Layer;
     type Depthwise: OnGrid;
     type Windows: OnGrid;

@@ -6,7 +6,7 @@
 use candle_core::{DType, IndexOp, Result, Tensor};
 
 use super::{
-    backend::{Backend, History, Layer, Linear, Loaded},
+    backend::{Backend, History, Layer, Linear, Loaded, Residual},
     config::TextConfig,
     scope::{Scope, Source},
 };
@@ -94,7 +94,7 @@ impl<B: Backend> Encoder<B> {
             let keys: Vec<_> = keys.iter().zip(lengths.iter().copied()).collect();
             let mixed = backend.attend(&attention.q.forward(&x)?, &keys, attention.heads)?;
             x = layer.attention_norm.forward(&attention.out.forward_add(&mixed, &x)?)?;
-            x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
+            x = layer.norm.forward(&layer.mlp.forward(x)?)?;
         }
         Ok(x)
     }
@@ -195,7 +195,7 @@ impl<B: Backend> Decoder<B> {
             let mixed =
                 backend.attend(&layer.cross.q.forward(&x)?, &pictures, layer.cross.heads)?;
             x = layer.cross_norm.forward(&layer.cross.out.forward_add(&mixed, &x)?)?;
-            x = layer.norm.forward(&layer.mlp.forward(&x)?)?;
+            x = layer.norm.forward(&layer.mlp.forward(x)?)?;
         }
         Ok(x)
     }

@@ -1,10 +1,10 @@
 //! The backend of the processor: parts whose weights are packed for `kernels`.
 
-use candle_core::{D, Device, Result, Storage, Tensor};
+use candle_core::{CpuStorage, D, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use super::{
     LoadError, Logits,
-    backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches},
+    backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches, Residual},
     network::Look,
     scope::{Scope, Source},
 };
@@ -210,10 +210,10 @@ impl Layer for On<kernels::Norm> {
     }
 }
 
-impl Layer for On<kernels::Mlp> {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+impl Residual for On<kernels::Mlp> {
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
         let Self(cpu, mlp) = self;
-        like(x, floats(x, |x| mlp.forward(*cpu, x))?, x.dim(D::Minus1)?)
+        changed(&x, |x| mlp.forward(*cpu, x))
     }
 }
 
@@ -226,24 +226,23 @@ impl Layer for On<kernels::PatchConv> {
 }
 
 impl OnGrid for On<Depthwise> {
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (Self(cpu, Depthwise { taps, bias }), (b, _, c)) = (self, x.dims3()?);
-        let grid = (b, h, w, c);
-        like(x, floats(x, |x| kernels::depthwise_residual(*cpu, x, grid, taps, bias))?, c)
+        changed(&x, |x| kernels::depthwise_residual(*cpu, x, (b, h, w, c), taps, bias))
     }
 }
 
 impl OnGrid for On<kernels::WindowAttention> {
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (Self(cpu, attention), (b, _, c)) = (self, x.dims3()?);
-        like(x, floats(x, |x| attention.forward(*cpu, x, (b, h, w, c)))?, c)
+        changed(&x, |x| attention.forward(*cpu, x, (b, h, w, c)))
     }
 }
 
 impl OnGrid for On<kernels::ChannelAttention> {
-    fn forward(&self, x: &Tensor, _grid: Grid) -> Result<Tensor> {
-        let (Self(cpu, attention), (_, n, c)) = (self, x.dims3()?);
-        like(x, floats(x, |x| attention.forward(*cpu, x, n))?, c)
+    fn forward(&self, x: Tensor, _grid: Grid) -> Result<Tensor> {
+        let (Self(cpu, attention), (_, n, _)) = (self, x.dims3()?);
+        changed(&x, |x| attention.forward(*cpu, x, n))
     }
 }
 
@@ -267,6 +266,30 @@ pub(super) fn floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
         return Err(candle_core::Error::Msg("not a tensor on the CPU".to_owned()).bt());
     };
     Ok(f(&storage.as_slice::<f32>()?[start..end]))
+}
+
+/// A float32 tensor whose elements `f` changes in their place: fresh memory would have to be cleared
+/// for every part of every block.
+fn changed(x: &Tensor, f: impl Fn(&mut [f32])) -> Result<Tensor> {
+    let x = x.to_device(&Device::Cpu)?.contiguous()?;
+    x.inplace_op1(&InPlace(f))?;
+    Ok(x)
+}
+
+struct InPlace<F>(F);
+
+impl<F: Fn(&mut [f32])> InplaceOp1 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        "in place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(all), Some((start, end))) => (self.0)(&mut all[start..end]),
+            _ => return Err(candle_core::Error::Msg("not a tensor of float32".to_owned()).bt()),
+        }
+        Ok(())
+    }
 }
 
 /// A tensor like `x` but with another last dimension.

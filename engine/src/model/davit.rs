@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    backend::{Backend, Grid, Layer, Loaded, OnGrid, Patches},
+    backend::{Backend, Grid, Layer, Loaded, OnGrid, Patches, Residual},
     config::VisionConfig,
     scope::Scope,
 };
@@ -52,13 +52,13 @@ impl<B: Backend> DaVit<B> {
         for stage in &self.stages {
             x = stage.embed.forward(&x)?;
             let (b, h, w, c) = x.dims4()?;
-            let mut tokens = x.reshape((b, h * w, c))?;
+            x = x.reshape((b, h * w, c))?;
             for (spatial, channel) in &stage.blocks {
-                tokens = spatial.forward(&tokens, (h, w))?;
-                tokens = channel.forward(&tokens, (h, w))?;
+                x = spatial.forward(x, (h, w))?;
+                x = channel.forward(x, (h, w))?;
             }
-            seen(&tokens);
-            x = tokens.reshape((b, h, w, c))?;
+            seen(&x);
+            x = x.reshape((b, h, w, c))?;
         }
         x.flatten(1, 2)
     }
@@ -120,9 +120,9 @@ impl<B: Backend, A: OnGrid> Block<B, A> {
     }
 
     /// `[B, N, C] -> [B, N, C]`
-    fn forward(&self, x: &Tensor, grid: Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, grid: Grid) -> Result<Tensor> {
         let x = self.conv1.forward(x, grid)?;
-        let x = self.attention.forward(&x, grid)?;
-        self.mlp.forward(&self.conv2.forward(&x, grid)?)
+        let x = self.attention.forward(x, grid)?;
+        self.mlp.forward(self.conv2.forward(x, grid)?)
     }
 }

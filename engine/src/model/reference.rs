@@ -5,7 +5,7 @@ use candle_core::{D, IndexOp, Module, Result, Tensor};
 
 use super::{
     Logits,
-    backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches},
+    backend::{Backend, Grid, History, Layer, Linear, Loaded, OnGrid, Patches, Residual},
     network::Look,
     scope::{Scope, Source},
 };
@@ -229,9 +229,9 @@ impl Layer for Norm {
     }
 }
 
-impl Layer for Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = self.norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))?;
+impl Residual for Mlp {
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
+        let normed = self.norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))?;
         let hidden = Module::forward(&self.fc1, &normed)?.gelu_erf()?;
         x + Module::forward(&self.fc2, &hidden)?
     }
@@ -249,7 +249,7 @@ impl Layer for Conv {
 
 impl OnGrid for Depthwise {
     /// Nine shifted copies, multiplied and added.
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (b, n, c) = x.dims3()?;
         let x = x.reshape((b, h, w, c))?;
         let padded = x.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
@@ -263,13 +263,13 @@ impl OnGrid for Depthwise {
 }
 
 impl OnGrid for Windows {
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (b, n, c) = x.dims3()?;
         let (side, Attention { norm, qkv, proj, parts: heads }) = (self.side, &self.attention);
         let heads = *heads;
         let (rows, columns) = (h.div_ceil(side), w.div_ceil(side));
         let windows = norm
-            .forward(x)?
+            .forward(&x)?
             .reshape((b, h, w, c))?
             .pad_with_zeros(1, 0, rows * side - h)?
             .pad_with_zeros(2, 0, columns * side - w)?
@@ -296,10 +296,10 @@ impl OnGrid for Windows {
 }
 
 impl OnGrid for Channels {
-    fn forward(&self, x: &Tensor, _grid: Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, _grid: Grid) -> Result<Tensor> {
         let (b, n, c) = x.dims3()?;
         let Attention { norm, qkv, proj, parts: groups } = &self.0;
-        let qkv = Module::forward(qkv, &norm.forward(x)?)? // [B, N, 3C]
+        let qkv = Module::forward(qkv, &norm.forward(&x)?)? // [B, N, 3C]
             .reshape((b, n, 3, *groups, c / groups))?
             .permute((2, 0, 3, 4, 1))?
             .contiguous()?; // [3, B, groups, C/groups, N]

@@ -355,15 +355,10 @@ pub(super) fn can_multiply(cpu: Cpu, precision: Precision) -> bool {
 
 /// `finish(x W^T + b)` for rows of `inputs` floats, on all threads.
 pub(crate) fn linear(cpu: Cpu, matrix: &Matrix, x: &[f32], add: Option<&[f32]>) -> Vec<f32> {
-    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
-    let mut out = vec![0.0; x.len() / inputs.max(1) * outputs];
-    linear_into(
-        cpu,
-        matrix,
-        x,
-        Finish { add: add.map(|add| (add, outputs)), ..Finish::default() },
-        &mut out,
-    );
+    let fresh = || vec![0.0; x.len() / matrix.inputs.max(1) * matrix.outputs];
+    let mut out = add.map_or_else(fresh, <[f32]>::to_vec);
+    let finish = Finish { onto: add.is_some(), ..Finish::default() };
+    linear_into(cpu, matrix, x, finish, &mut out);
     out
 }
 
@@ -404,8 +399,7 @@ pub(super) fn linear_into(
             // Pairs are a copy in any case.
             let is_f32 = matrix.precision == Precision::F32;
             let x = if is_f32 { spread(tight, &mut copy) } else { tight };
-            let add = finish.add.map(|(add, stride)| (&add[first * stride..], stride));
-            matrix.block(cpu, x, &Finish { add, ..finish }, out, outputs);
+            matrix.block(cpu, x, &finish, out, outputs);
         });
         return;
     }

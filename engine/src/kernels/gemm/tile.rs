@@ -48,13 +48,13 @@ pub(in crate::kernels) struct Finish<'a> {
     pub(in crate::kernels) scales: Option<(&'a [f32], &'a [f32])>,
     pub(in crate::kernels) bias: Option<&'a [f32]>,
     pub(in crate::kernels) gelu: bool,
-    /// Added at last: rows like those of the result, and their distance.
-    pub(in crate::kernels) add: Option<(&'a [f32], usize)>,
+    /// Whether it is added to what stands in its place.
+    pub(in crate::kernels) onto: bool,
 }
 
 impl Finish<'_> {
     fn is_nothing(&self) -> bool {
-        self.scales.is_none() && self.bias.is_none() && !self.gelu && self.add.is_none()
+        self.scales.is_none() && self.bias.is_none() && !self.gelu && !self.onto
     }
 }
 
@@ -224,9 +224,6 @@ impl<A> Product<'_, A> {
                 x.count <= rows.len() && panels.end * WIDTH <= columns.len(),
                 "scales are missing"
             );
-        }
-        if let Some((add, stride)) = finish.add {
-            assert!(reach(x.count, stride, b.columns) <= add.len(), "the addend is too short");
         }
         true
     }
@@ -419,14 +416,14 @@ impl<A> Product<'_, A> {
                 if finish.gelu {
                     y = gelu(simd, y);
                 }
-                if let Some((add, stride)) = finish.add {
-                    y = simd.add_f32s(y, f32s(add, (first + r) * stride + at));
-                }
                 // SAFETY: as above.
                 let to = unsafe { out.data.add((first + r) * out.stride + at) };
                 let count = left.min(S::F32_LANES);
                 // SAFETY: as above.
                 let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
+                if finish.onto {
+                    y = simd.add_f32s(y, load(simd, to));
+                }
                 store(simd, to, y);
             }
         }

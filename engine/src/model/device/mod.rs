@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     LoadError, Logits,
-    backend::{Backend, Grid, Layer, Linear, Loaded, OnGrid, Patches},
+    backend::{Backend, Grid, Layer, Linear, Loaded, OnGrid, Patches, Residual},
     launch::{Arg, Kernels, address, fresh},
     network::Look,
     scope::{Scope, Source},
@@ -279,19 +279,19 @@ impl Layer for Norm {
     }
 }
 
-impl Layer for Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+impl Residual for Mlp {
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
         let Self { norm, fc1, fc2 } = self;
         let on = &fc1.on;
-        let normed = norm.as_ref().map(|norm| norm.of(x, on.0.kind)).transpose()?;
-        let hidden = fc1.plain(normed.as_ref().unwrap_or(x))?;
+        let normed = norm.as_ref().map(|norm| norm.of(&x, on.0.kind)).transpose()?;
+        let hidden = fc1.plain(normed.as_ref().unwrap_or(&x))?;
         let (rows, size) = hidden.dims2()?;
         on.run(
             "bias_gelu",
             geometry::bias_gelu(rows, size),
             &[Arg::Tensor(&hidden), Arg::Tensor(&fc1.bias), Arg::Size(rows), Arg::int(size)],
         )?;
-        on.add(&fc2.plain(&hidden)?, &fc2.bias, x)
+        on.add(&fc2.plain(&hidden)?, &fc2.bias, &x)
     }
 }
 
@@ -325,7 +325,7 @@ impl Layer for Conv {
 }
 
 impl OnGrid for Depthwise {
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (Self { on, taps, bias }, x) = (self, x.contiguous()?);
         let (b, _, c) = x.dims3()?;
         let out = on.fresh(x.shape(), DType::F32)?;
@@ -348,10 +348,10 @@ impl OnGrid for Depthwise {
 }
 
 impl OnGrid for Windows {
-    fn forward(&self, x: &Tensor, (h, w): Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, (h, w): Grid) -> Result<Tensor> {
         let (side, Attention { norm, qkv, proj, parts: heads }) = (self.side, &self.attention);
         let (on, (b, n, c)) = (&qkv.on, x.dims3()?);
-        let mixed = qkv.plain(&norm.of(x, on.0.kind)?)?;
+        let mixed = qkv.plain(&norm.of(&x, on.0.kind)?)?;
         let out = on.fresh((b * n, c), on.0.kind)?;
         on.run(
             "window_attention",
@@ -368,17 +368,17 @@ impl OnGrid for Windows {
                 Arg::int(side),
             ],
         )?;
-        on.add(&proj.plain(&out)?, &proj.bias, x)
+        on.add(&proj.plain(&out)?, &proj.bias, &x)
     }
 }
 
 impl OnGrid for Channels {
-    fn forward(&self, x: &Tensor, _grid: Grid) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, _grid: Grid) -> Result<Tensor> {
         let Attention { norm, qkv, proj, parts: groups } = &self.0;
         let (on, (b, n, c)) = (&qkv.on, x.dims3()?);
         let (groups, size) = (*groups, c / groups);
         let (chunk, chunks) = (geometry::CHANNEL_CHUNK, geometry::channel_chunks(n));
-        let mixed = qkv.plain(&norm.of(x, on.0.kind)?)?;
+        let mixed = qkv.plain(&norm.of(&x, on.0.kind)?)?;
         let partial = on.fresh(vec![b, groups, chunks, size, size], DType::F32)?;
         on.run(
             "channel_scores",
@@ -423,7 +423,7 @@ impl OnGrid for Channels {
                 Arg::int(groups),
             ],
         )?;
-        on.add(&proj.plain(&out)?, &proj.bias, x)
+        on.add(&proj.plain(&out)?, &proj.bias, &x)
     }
 }
 
