@@ -131,19 +131,19 @@ class Models:
         return [self.network.inputs(scenes.draw(scenes.make_scene(FIRST_SEED + i))) for i in range(CALIBRATION)]
 
     def openvino(self, stage):
-        import openvino
-
         def make(directory):
+            import openvino
+
             model = openvino.convert_model(self.exported(stage))
             model.reshape(list(self.inputs[stage].shape))
             openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
         return self.kept(f"openvino-{stage}", make) / "model.xml"
 
     def openvino_int8(self, stage):
-        import nncf
-        import openvino
-
         def make(directory):
+            import nncf
+            import openvino
+
             model = nncf.quantize(
                 openvino.Core().read_model(self.openvino(stage)),
                 nncf.Dataset([inputs[stage] for inputs in self.calibration]),
@@ -160,9 +160,9 @@ class Models:
         return self.kept(f"onnx-{stage}", make) / "model.onnx"
 
     def onnx_int8(self, stage):
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
         def make(directory):
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
             quantize_dynamic(
                 self.onnx(stage), directory / "model.onnx", op_types_to_quantize=["MatMul"], per_channel=True,
                 weight_type=QuantType.QInt8)
