@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages label-speed label-many cascade-speed baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers label-speed label-many cascade-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
@@ -109,6 +109,14 @@ agreement: .venv-reference build  ## compare precision auto with float32 on 500 
 stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 	cd tools && ../$(REFERENCE_PYTHON) stages.py base --florence ../$(RELEASE)/florence --work $(WORK)
 
+.venv-peers:
+	@tools/setup.sh reference
+	python3 -m venv $@
+	$@/bin/pip install -q -r tools/requirements-peers.txt
+
+peers: .venv-peers build  ## time base shape beside OpenVINO, ONNX Runtime and PyTorch
+	cd tools && ../.venv-peers/bin/python peers.py --florence ../$(RELEASE)/florence --work $(WORK)
+
 label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
 	cd tools && speed() { ../$(REFERENCE_PYTHON) label_speed.py "$$@" --florence ../$(RELEASE)/florence --work $(WORK); } \
 	  && speed ../models/tiny --pictures 200 && speed base --pictures 8 --rounds 1
@@ -180,4 +188,4 @@ train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000
 
 clean:  ## remove what was built and installed here
-	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-formats .venv-reference .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/node/dist clients/python/dist demo-out
+	rm -rf target .venv .venv-celery-5.0 .venv-clients .venv-formats .venv-reference .venv-peers .venv-baseline .servers .arm tests/clients/node_modules clients/node/node_modules clients/node/types clients/node/dist clients/python/dist demo-out
