@@ -467,6 +467,55 @@ fn objects_are_chosen_by_class_score_and_area_and_stay_within_the_picture() {
 }
 
 #[test]
+fn a_yolo_data_set_has_classes_and_its_labels_where_readers_look_for_them() {
+    let lines = boxes("images/train/a.png", &[("car", [1.0, 1.0, 9.0, 9.0], 0.5)]);
+    let directory = tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("images/train")).unwrap();
+    std::fs::copy(picture("shapes.png"), directory.path().join("images/train/a.png")).unwrap();
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl", "--format", "yolo=set"]);
+    succeeds(&convert.current_dir(&directory).output().unwrap());
+    // The last `images` of a picture's path becomes `labels`.
+    for file in ["images/train/a.png", "labels/train/a.txt"] {
+        assert!(directory.path().join("set").join(file).is_file(), "{file}");
+    }
+    let (_directory, output) = converted(&boxes("a.png", &[]), &["--format", "yolo"]);
+    assert!(text(&output.stderr).contains("name them with --classes"));
+    let (_directory, output) =
+        converted(&boxes("a.png", &[]), &["--format", "yolo", "--classes", "car"]);
+    succeeds(&output);
+}
+
+#[test]
+fn a_voc_box_at_the_edge_stays_within_the_picture() {
+    let edge = [("car", [99.6, 49.6, 100.0, 50.0], 0.5)];
+    let (directory, output) = converted(&boxes("a.png", &edge), &["--format", "voc=voc"]);
+    succeeds(&output);
+    let xml = std::fs::read_to_string(directory.path().join("voc/a.xml")).unwrap();
+    for told in ["<xmin>100</xmin>", "<ymin>50</ymin>", "<xmax>100</xmax>", "<ymax>50</ymax>"] {
+        assert!(xml.contains(told), "{xml}");
+    }
+}
+
+#[test]
+fn all_texts_about_a_picture_are_one_result_in_label_studio() {
+    let said = |prompt: &str, answer: &str| {
+        let line = serde_json::json!({ "file": "a.png", "width": 100, "height": 50, "task": prompt,
+            "prompt": prompt, "answer": { prompt: answer }, "scores": [0.5] });
+        format!("{line}\n")
+    };
+    let lines =
+        said("<CAPTION>", "a car") + &said("<OCR>", "") + &said("<DETAILED_CAPTION>", "red");
+    let (directory, output) = converted(&lines, &["--format", "label-studio"]);
+    succeeds(&output);
+    let tasks = std::fs::read_to_string(directory.path().join("labels.label-studio.json")).unwrap();
+    let tasks: Value = serde_json::from_str(&tasks).unwrap();
+    let result = &tasks[0]["predictions"][0]["result"];
+    assert_eq!(result.as_array().unwrap().len(), 1);
+    assert_eq!(result[0]["value"]["text"], serde_json::json!(["a car", "red"]));
+}
+
+#[test]
 fn a_later_answer_to_a_prompt_counts() {
     let first = boxes("a.png", &[("car", [1.0, 1.0, 9.0, 9.0], 0.5)]);
     let lines = first + &boxes("b.png", &[]) + &boxes("a.png", &[]);
@@ -484,8 +533,9 @@ fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     for name in ["x.xml", "bucket/y.xml", "z.xml"] {
         assert!(directory.path().join("voc").join(name).exists(), "{name}");
     }
-    let twice = boxes("a.png", &[]) + &boxes("a.jpg", &[]);
-    for format in ["voc", "yolo", "labelme", "masks"] {
+    let found = [("car", [1.0, 1.0, 9.0, 9.0], 0.5)];
+    let twice = boxes("a.png", &found) + &boxes("a.jpg", &found);
+    for format in ["voc", "yolo", "labelme", "masks", "fiftyone"] {
         let (_directory, output) = converted(&twice, &["--format", format]);
         let err = text(&output.stderr);
         assert!(err.contains("two pictures would have"), "{err}");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     out::{self, List},
-    pictures::{Object, Picture, Pictures},
+    pictures::{Object, Picture, Pictures, Said},
 };
 
 pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
@@ -41,8 +41,13 @@ fn task(picture: &Picture) -> Value {
             push(kind, from, object.score, value);
         }
     }
-    for text in &picture.texts {
-        push("textarea", "caption", text.score, json!({ "text": [text.text.trim()] }));
+    // The editor shows one result of a control, which may have several texts.
+    let said = picture.texts.iter().filter(|said| !said.text.trim().is_empty());
+    let said: Vec<&Said> = said.collect();
+    if let [first, others @ ..] = &*said {
+        let texts: Vec<&str> = said.iter().map(|said| said.text.trim()).collect();
+        let score = first.score.filter(|_| others.is_empty());
+        push("textarea", "caption", score, json!({ "text": texts }));
     }
     let scores: Vec<f64> = picture.objects.iter().filter_map(|object| object.score).collect();
     let mut prediction = json!({ "model_version": picture.model, "result": result });

@@ -57,7 +57,7 @@ fn path(object: &Object) -> Option<tiny_skia::Path> {
     builder.finish()
 }
 
-/// Colours only tell classes apart: tools read the indices.
+/// Colours only tell classes apart to the eye: PIL and Ultralytics read the indices.
 fn png(picture: &Picture, pixels: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);

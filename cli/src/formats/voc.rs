@@ -37,19 +37,20 @@ fn annotation(writer: &mut Xml<'_>, picture: &Picture) -> anyhow::Result<()> {
     })?;
     xml::text(writer, "segmented", "0")?;
     for found in &picture.objects {
-        xml::parent(writer, "object", &[], |writer| object(writer, found))?;
+        xml::parent(writer, "object", &[], |writer| object(writer, picture, found))?;
     }
     Ok(())
 }
 
-fn object(writer: &mut Xml<'_>, object: &Object) -> anyhow::Result<()> {
+fn object(writer: &mut Xml<'_>, picture: &Picture, object: &Object) -> anyhow::Result<()> {
     xml::text(writer, "name", &object.label)?;
     xml::text(writer, "pose", "Unspecified")?;
     xml::text(writer, "truncated", "0")?;
     xml::text(writer, "difficult", "0")?;
     let [x1, y1, x2, y2] = object.bounds.map(f64::round);
     // The first and the last pixel: those from `x1` to `x2 - 1`, counted from 1.
-    let (x1, y1) = (x1 + 1.0, y1 + 1.0);
+    let (width, height) = (picture.width as f64, picture.height as f64);
+    let (x1, y1) = ((x1 + 1.0).min(width), (y1 + 1.0).min(height));
     xml::parent(writer, "bndbox", &[], |writer| {
         xml::text(writer, "xmin", &x1.to_string())?;
         xml::text(writer, "ymin", &y1.to_string())?;

@@ -4,10 +4,10 @@
 use std::{
     fmt::Write as _,
     os::unix::fs::symlink,
-    path::{Path, absolute},
+    path::{Path, PathBuf, absolute},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::{
     out::{self, Names},
@@ -43,15 +43,27 @@ fn line(text: &mut String, class: usize, numbers: impl IntoIterator<Item = f64>)
     text.push('\n');
 }
 
+/// A picture's place below `labels` and `images`. Readers look for its labels where the last
+/// `images` of its path is `labels`: no folder of its own may be called so.
+fn place(picture: &Picture, ending: &str) -> PathBuf {
+    let path = picture.below(Path::new(""), ending);
+    let folders = path.parent().into_iter().flatten().filter(|folder| *folder != "images");
+    folders.chain(path.file_name()).collect()
+}
+
 fn all(
     pictures: &Pictures,
     folder: &Path,
     describe: impl Fn(&Picture, &Object, &mut String),
 ) -> anyhow::Result<()> {
+    ensure!(
+        !pictures.classes.names.is_empty(),
+        "nothing was found, and a data set has classes: name them with --classes"
+    );
     let (mut names, mut links) = (Names::default(), Names::default());
     std::fs::create_dir_all(folder.join("images"))?;
     pictures.each(|picture| {
-        let path = picture.below(&folder.join("labels"), "txt");
+        let path = folder.join("labels").join(place(picture, "txt"));
         names.take(&path)?;
         let mut text = String::new();
         for object in &picture.objects {
@@ -60,7 +72,7 @@ fn all(
         out::bytes(&path, text.as_bytes())?;
         let file = Path::new(&picture.file);
         if file.is_file() {
-            let link = picture.below(&folder.join("images"), "");
+            let link = folder.join("images").join(place(picture, ""));
             links.take(&link)?;
             let _ = std::fs::remove_file(&link);
             let linked = absolute(file).and_then(|file| symlink(file, &link));
