@@ -7,10 +7,12 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 import uuid
 from datetime import datetime, timedelta
@@ -27,6 +29,15 @@ from celery_app import app, ask, count, echo, inference_task, labels, note
 
 picture = pictures + "shapes.png"
 redis = app.backend.client
+
+
+def too_late(*_):
+    raise SystemExit("not done within five minutes:\n" + "".join(traceback.format_stack()))
+
+
+# A client that waits for ever is a failure with a place, not a run that hangs.
+signal.signal(signal.SIGALRM, too_late)
+signal.alarm(300)
 
 
 def eventually(what, condition):
@@ -276,8 +287,9 @@ def children():
         def collected(result):
             """All results of what followed, once they are there."""
             try:
-                return [value for _, value in AsyncResult(result.id, app=app).collect()]
-            except celery.exceptions.IncompleteStream:
+                # Celery 5.0 misses a result that is stored just before it subscribes.
+                return [value for _, value in AsyncResult(result.id, app=app).collect(timeout=5)]
+            except (celery.exceptions.IncompleteStream, celery.exceptions.TimeoutError):
                 return None
 
         answer = {"<OCR>": ""}
