@@ -25,7 +25,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
         if picture.texts.is_empty() {
             return Ok(());
         }
-        names.take(&path)?;
+        names.take_file(&path)?;
         let lines = picture.texts.iter().map(|text| text.text.trim().replace('\n', " ") + "\n");
         out::bytes(&path, lines.collect::<String>().as_bytes())
     })

@@ -1,26 +1,25 @@
 //! FiftyOne: the `labels.json` of a `FiftyOneImageDetectionDataset`; boxes as parts of the picture,
 //! pictures by their names without ending.
 
-use std::{collections::HashSet, io::Write as _, path::Path};
+use std::{io::Write as _, path::Path};
 
-use anyhow::ensure;
 use serde_json::{Value, json};
 
 use super::{
-    out,
+    out::{self, Names},
     pictures::{Object, Picture, Pictures},
 };
 
 pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
     out::file(path, |out| {
         write!(out, "{{\"classes\": {}, \"labels\": {{", json!(pictures.classes.names))?;
-        let (mut comma, mut names) = ("", HashSet::new());
+        let (mut comma, mut names) = ("", Names::default());
         pictures.each(|picture| {
-            let name = Path::new(&picture.name).with_extension("").display().to_string();
-            ensure!(names.insert(name.clone()), "two pictures would have the name {name}");
+            let name = Path::new(&picture.name).with_extension("");
+            names.take(&name)?;
             let found: Vec<Value> =
                 picture.objects.iter().map(|object| detection(picture, object)).collect();
-            write!(out, "{comma}\n{}: {}", json!(name), json!(found))?;
+            write!(out, "{comma}\n{}: {}", json!(name.display().to_string()), json!(found))?;
             comma = ",";
             Ok(())
         })?;

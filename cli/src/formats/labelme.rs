@@ -17,7 +17,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "json");
-        names.take(&path)?;
+        names.take_file(&path)?;
         let file = Path::new(&picture.file);
         let image = if file.is_file() { absolute(file)? } else { file.to_owned() };
         let shapes: Vec<Value> = (1..)

@@ -17,7 +17,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "png");
-        names.take(&path)?;
+        names.take_file(&path)?;
         let png = png(picture, &pixels(picture)?)?;
         out::bytes(&path, &png)
     })?;

@@ -58,14 +58,20 @@ impl<'a, W: Write> List<'a, W> {
     }
 }
 
-/// The files of a folder, one for each picture.
+/// Names, each for one picture.
 #[derive(Default)]
 pub(super) struct Names(HashSet<PathBuf>);
 
 impl Names {
-    /// Makes place for a file, which no other picture may have.
-    pub(super) fn take(&mut self, path: &Path) -> anyhow::Result<()> {
-        ensure!(self.0.insert(path.to_owned()), "two pictures would have {}", path.display());
+    /// Takes a name, which no other picture may have.
+    pub(super) fn take(&mut self, name: &Path) -> anyhow::Result<()> {
+        ensure!(self.0.insert(name.to_owned()), "two pictures would have {}", name.display());
+        Ok(())
+    }
+
+    /// Takes a file's, and makes the folder that it goes to.
+    pub(super) fn take_file(&mut self, path: &Path) -> anyhow::Result<()> {
+        self.take(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let made = std::fs::create_dir_all(folder);
         made.with_context(|| format!("cannot make the folder {}", folder.display()))

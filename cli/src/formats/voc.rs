@@ -15,7 +15,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "xml");
-        names.take(&path)?;
+        names.take_file(&path)?;
         out::file(&path, |out| {
             let mut writer = Writer::new_with_indent(out, b' ', 2);
             xml::parent(&mut writer, "annotation", &[], |writer| annotation(writer, picture))

@@ -64,7 +64,7 @@ fn all(
     std::fs::create_dir_all(folder.join("images"))?;
     pictures.each(|picture| {
         let path = folder.join("labels").join(place(picture, "txt"));
-        names.take(&path)?;
+        names.take_file(&path)?;
         let mut text = String::new();
         for object in &picture.objects {
             describe(picture, object, &mut text);
@@ -73,7 +73,7 @@ fn all(
         let file = Path::new(&picture.file);
         if file.is_file() {
             let link = folder.join("images").join(place(picture, ""));
-            links.take(&link)?;
+            links.take_file(&link)?;
             let _ = std::fs::remove_file(&link);
             let linked = absolute(file).and_then(|file| symlink(file, &link));
             linked.with_context(|| format!("cannot link {}", link.display()))?;

@@ -7,9 +7,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use florence_tests::picture;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{TempDir, tempdir};
 
 pub(crate) fn florence(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_florence"));
@@ -50,16 +51,29 @@ pub(crate) fn answered(path: &Path) -> Vec<String> {
     files
 }
 
+/// A folder of samples: a picture, its copy, another one, and what is none.
+pub(crate) fn samples() -> TempDir {
+    let directory = tempdir().unwrap();
+    let pictures = directory.path().join("pics/sub");
+    std::fs::create_dir_all(&pictures).unwrap();
+    std::fs::copy(picture("shapes.png"), directory.path().join("pics/a.png")).unwrap();
+    std::fs::copy(picture("shapes.png"), pictures.join("b.png")).unwrap();
+    std::fs::copy(picture("sign.png"), pictures.join("c.png")).unwrap();
+    std::fs::write(directory.path().join("pics/broken.jpg"), "hello").unwrap();
+    std::fs::write(directory.path().join("pics/notes.md"), "hello").unwrap();
+    directory
+}
+
 /// So many small pictures in `pics`, no two alike.
 pub(crate) fn draw_pictures(directory: &TempDir, count: u32) {
     let folder = directory.path().join("pics");
     std::fs::create_dir_all(&folder).unwrap();
     for i in 0..count {
         let [_, r, g, b] = (i * 7919).to_be_bytes();
-        let picture = RgbImage::from_fn(48, 48, |x, y| {
+        let square = RgbImage::from_fn(48, 48, |x, y| {
             let is_square = (8..32).contains(&x) && (8..32).contains(&y);
             if is_square { Rgb([r, g, b]) } else { Rgb([255, 255, 255]) }
         });
-        picture.save(folder.join(format!("{i:05}.png"))).unwrap();
+        square.save(folder.join(format!("{i:05}.png"))).unwrap();
     }
 }

@@ -74,16 +74,15 @@ impl WithSimd for DepthwiseLine<'_> {
         let Self { lines, zeros, taps, bias, out } = self;
         let size = zeros.len();
         let width = out.len() / size;
-        let taps: [&[f32]; 9] = std::array::from_fn(|tap| &taps[tap * size..][..size]);
-        let bias = &bias[..size];
+        let taps: [_; 9] = std::array::from_fn(|tap| S::as_simd_f32s(&taps[tap * size..][..size]));
+        let (bias, bias_tail) = S::as_simd_f32s(&bias[..size]);
         for (column, out) in out.chunks_exact_mut(size).enumerate() {
             let cells: [&[f32]; 9] = std::array::from_fn(|tap| {
                 let at = (column + tap % 3).wrapping_sub(1);
                 let line = lines[tap / 3].filter(|_| at < width);
                 line.map_or(zeros, |line| &line[at * size..][..size])
             });
-            let (cells, taps) = (cells.map(S::as_simd_f32s), taps.map(S::as_simd_f32s));
-            let (bias, bias_tail) = S::as_simd_f32s(bias);
+            let cells = cells.map(S::as_simd_f32s);
             let (out, out_tail) = S::as_mut_simd_f32s(out);
             let count = out.len();
             let (cell, tap) = (cells.map(|cell| &cell.0[..count]), taps.map(|tap| &tap.0[..count]));

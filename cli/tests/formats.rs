@@ -1,0 +1,221 @@
+//! The formats of labels: each is read as the tool that it is for reads it.
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
+mod labels;
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use florence_tests::picture;
+use labels::{florence, label, lines, samples, succeeds, text};
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+const FORMATS: [&str; 14] = [
+    "captions=captions",
+    "metadata=metadata.jsonl",
+    "coco=coco.json",
+    "coco-results=results.json",
+    "yolo=yolo",
+    "yolo-seg=yolo-seg",
+    "florence=florence.jsonl",
+    "csv=csv.csv",
+    "voc=voc",
+    "labelme=labelme",
+    "label-studio=label-studio.json",
+    "cvat=cvat.xml",
+    "fiftyone=fiftyone.json",
+    "masks=masks",
+];
+
+#[test]
+fn every_format_is_read_by_the_tool_that_it_is_for() {
+    let directory = tempdir().unwrap();
+    let folder = directory.path().join("pics");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["shapes.png", "sign.png", "tall.png", "poster.jpg"] {
+        std::fs::copy(picture(name), folder.join(name)).unwrap();
+    }
+    let mut args = vec!["pics", "--task", "<OD>", "--task", "<CAPTION>"];
+    args.extend(["--task", "<REFERRING_EXPRESSION_SEGMENTATION> a red square"]);
+    for format in FORMATS {
+        args.extend(["--format", format]);
+    }
+    succeeds(&label(&directory, &args, Path::new("labels.jsonl")));
+    let read = |directory: &TempDir| {
+        let read = Command::new(florence_tests::readers_of_formats())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/labels/formats.py"))
+            .arg(directory.path())
+            .output()
+            .unwrap();
+        let (out, err) = (text(&read.stdout), text(&read.stderr));
+        assert!(read.status.success(), "{out}{err}");
+        assert_eq!(out.matches(" ok\n").count(), 12, "{out}");
+    };
+    read(&directory);
+    // From the lines alone, the same.
+    let again = tempdir().unwrap();
+    let lines = again.path().join("labels.jsonl");
+    std::fs::copy(directory.path().join("labels.jsonl"), &lines).unwrap();
+    std::fs::rename(&folder, again.path().join("pics")).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl"]);
+    convert.args(FORMATS.iter().flat_map(|format| ["--format", format]));
+    succeeds(&convert.current_dir(&again).output().unwrap());
+    read(&again);
+}
+
+/// What `convert` makes of lines.
+fn converted(lines: &str, args: &[&str]) -> (TempDir, Output) {
+    let directory = tempdir().unwrap();
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl"]);
+    let output = convert.args(args).current_dir(&directory).output().unwrap();
+    (directory, output)
+}
+
+/// A line of boxes, each with its label and score, on a picture of 100 times 50 pixels.
+fn boxes(file: &str, found: &[(&str, [f64; 4], f64)]) -> String {
+    let labels: Vec<&str> = found.iter().map(|it| it.0).collect();
+    let bboxes: Vec<[f64; 4]> = found.iter().map(|it| it.1).collect();
+    let scores: Vec<f64> = found.iter().map(|it| it.2).collect();
+    let answer = serde_json::json!({ "<OD>": { "bboxes": bboxes, "labels": labels } });
+    let line = serde_json::json!({ "file": file, "width": 100, "height": 50, "task": "<OD>",
+        "prompt": "<OD>", "answer": answer, "scores": scores });
+    format!("{line}\n")
+}
+
+fn coco(lines: &str, args: &[&str]) -> Value {
+    let (directory, output) = converted(lines, &[&["--format", "coco"], args].concat());
+    succeeds(&output);
+    let text = std::fs::read_to_string(directory.path().join("labels.coco.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn objects_are_chosen_by_class_score_and_area_and_stay_within_the_picture() {
+    let found = [
+        ("car", [10.0, 10.0, 30.0, 30.0], 0.9),
+        ("lorry", [50.0, 10.0, 120.0, 60.0], 0.6),
+        ("cat", [0.0, 0.0, 5.0, 5.0], 0.3),
+        ("car", [100.0, 10.0, 100.0, 40.0], 0.9),
+    ];
+    let lines = boxes("pics/a.png", &found) + &boxes("pics/b.png", &[]);
+    let names = |coco: &Value| -> Vec<String> {
+        let categories = coco["categories"].as_array().unwrap();
+        categories.iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let bboxes = |coco: &Value| -> Vec<Value> {
+        coco["annotations"].as_array().unwrap().iter().map(|it| it["bbox"].clone()).collect()
+    };
+    let all = coco(&lines, &[]);
+    assert_eq!(names(&all), ["car", "cat", "lorry"]);
+    assert_eq!(bboxes(&all).len(), 3, "what has no area is none");
+    assert_eq!(bboxes(&all)[1], serde_json::json!([50.0, 10.0, 50.0, 40.0]));
+    assert_eq!(all["images"].as_array().unwrap().len(), 2);
+    let mapped = coco(&lines, &["--classes", "vehicle=vehicle,lorry=vehicle,car=vehicle"]);
+    assert_eq!((names(&mapped), bboxes(&mapped).len()), (vec!["vehicle".to_owned()], 2));
+    let sure = coco(&lines, &["--min-score", "0.5"]);
+    assert_eq!((names(&sure), bboxes(&sure).len()), (vec!["car".into(), "lorry".into()], 2));
+    assert_eq!(bboxes(&coco(&lines, &["--min-area", "401"])).len(), 1);
+    assert_eq!(bboxes(&coco(&lines, &["--only", "<CAPTION>"])).len(), 0);
+    let relative = coco(&lines, &["--root", "pics"]);
+    assert_eq!(relative["images"][0]["file_name"], "a.png");
+}
+
+#[test]
+fn a_yolo_data_set_has_classes_and_its_labels_where_readers_look_for_them() {
+    let lines = boxes("images/train/a.png", &[("car", [1.0, 1.0, 9.0, 9.0], 0.5)]);
+    let directory = tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("images/train")).unwrap();
+    std::fs::copy(picture("shapes.png"), directory.path().join("images/train/a.png")).unwrap();
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl", "--format", "yolo=set"]);
+    succeeds(&convert.current_dir(&directory).output().unwrap());
+    // The last `images` of a picture's path becomes `labels`.
+    for file in ["images/train/a.png", "labels/train/a.txt"] {
+        assert!(directory.path().join("set").join(file).is_file(), "{file}");
+    }
+    let (_directory, output) = converted(&boxes("a.png", &[]), &["--format", "yolo"]);
+    assert!(text(&output.stderr).contains("name them with --classes"));
+    let (_directory, output) =
+        converted(&boxes("a.png", &[]), &["--format", "yolo", "--classes", "car"]);
+    succeeds(&output);
+}
+
+#[test]
+fn a_voc_box_at_the_edge_stays_within_the_picture() {
+    let edge = [("car", [99.6, 49.6, 100.0, 50.0], 0.5)];
+    let (directory, output) = converted(&boxes("a.png", &edge), &["--format", "voc=voc"]);
+    succeeds(&output);
+    let xml = std::fs::read_to_string(directory.path().join("voc/a.xml")).unwrap();
+    for told in ["<xmin>100</xmin>", "<ymin>50</ymin>", "<xmax>100</xmax>", "<ymax>50</ymax>"] {
+        assert!(xml.contains(told), "{xml}");
+    }
+}
+
+#[test]
+fn all_texts_about_a_picture_are_one_result_in_label_studio() {
+    let said = |prompt: &str, answer: &str| {
+        let line = serde_json::json!({ "file": "a.png", "width": 100, "height": 50, "task": prompt,
+            "prompt": prompt, "answer": { prompt: answer }, "scores": [0.5] });
+        format!("{line}\n")
+    };
+    let lines =
+        said("<CAPTION>", "a car") + &said("<OCR>", "") + &said("<DETAILED_CAPTION>", "red");
+    let (directory, output) = converted(&lines, &["--format", "label-studio"]);
+    succeeds(&output);
+    let tasks = std::fs::read_to_string(directory.path().join("labels.label-studio.json")).unwrap();
+    let tasks: Value = serde_json::from_str(&tasks).unwrap();
+    let result = &tasks[0]["predictions"][0]["result"];
+    assert_eq!(result.as_array().unwrap().len(), 1);
+    assert_eq!(result[0]["value"]["text"], serde_json::json!(["a car", "red"]));
+}
+
+#[test]
+fn a_later_answer_to_a_prompt_counts() {
+    let first = boxes("a.png", &[("car", [1.0, 1.0, 9.0, 9.0], 0.5)]);
+    let lines = first + &boxes("b.png", &[]) + &boxes("a.png", &[]);
+    let coco = coco(&lines, &[]);
+    assert_eq!(coco["images"].as_array().unwrap().len(), 2);
+    assert_eq!(coco["annotations"], serde_json::json!([]));
+}
+
+#[test]
+fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
+    let lines =
+        boxes("../../x.png", &[]) + &boxes("s3://bucket/y.png", &[]) + &boxes("/z.png", &[]);
+    let (directory, output) = converted(&lines, &["--format", "voc=voc"]);
+    succeeds(&output);
+    for name in ["x.xml", "bucket/y.xml", "z.xml"] {
+        assert!(directory.path().join("voc").join(name).exists(), "{name}");
+    }
+    let found = [("car", [1.0, 1.0, 9.0, 9.0], 0.5)];
+    let twice = boxes("a.png", &found) + &boxes("a.jpg", &found);
+    for format in ["voc", "yolo", "labelme", "masks", "fiftyone"] {
+        let (_directory, output) = converted(&twice, &["--format", format]);
+        let err = text(&output.stderr);
+        assert!(err.contains("two pictures would have"), "{err}");
+    }
+    let (_directory, output) = converted("{}\n", &["--format", "coco"]);
+    assert!(text(&output.stderr).contains("labels.jsonl:1: not a line of labels"));
+    let (_directory, output) = converted(&twice, &["--format", "captions"]);
+    assert!(text(&output.stderr).contains("no answer is a text"));
+    let (_directory, output) = converted(&twice, &["--format", "nothing"]);
+    assert!(text(&output.stderr).contains("the formats are captions, metadata, coco"));
+}
+
+#[test]
+fn captions_lie_beside_their_pictures() {
+    let directory = samples();
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics/sub", "--task", "<CAPTION>", "--format", "captions"];
+    succeeds(&label(&directory, &args, &out));
+    let caption = std::fs::read_to_string(directory.path().join("pics/sub/c.txt")).unwrap();
+    assert_eq!(caption, "a red square and the word EXIT\n");
+    let again = directory.path().join("again.jsonl");
+    let args = ["pics/sub", "--task", "<CAPTION>", "--where-missing", "txt"];
+    succeeds(&label(&directory, &args, &again));
+    assert!(lines(&again).is_empty());
+}
