@@ -80,7 +80,7 @@ def main():
     args.add_argument("--florence", required=True)
     args.add_argument("--work", type=Path, required=True)
     args.add_argument("--pictures", type=int, default=500)
-    args.add_argument("--against", choices=("int16", "bf16", "auto"))
+    args.add_argument("--against", choices=("int16", "int8", "bf16", "auto"))
     args = args.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     questions = defaultdict(list)
@@ -169,7 +169,7 @@ def compare(args, scores, ids, other_scores, other_ids):
     for name in BARS:
         one, other = scores[name], other_scores[name]
         lines.append(f"| `{name.replace('> ', '>` ', 1)} | {one:.3f} | {other:.3f} | {other - one:+.3f} |")
-    write(SPEED, "agreement", lines)
+    write(SPEED, f"agreement of {args.against}", lines)
 
 
 def write(path, place, lines):

@@ -46,7 +46,7 @@ def pytorch(model, image, prompt, beams, tokens):
 def available(florence):
     """The precisions that the CPU has instructions for."""
     doctor = subprocess.run([florence, "doctor"], check=True, capture_output=True, text=True).stdout
-    needs = {"f32": "", "int16": "avx512vnni", "bf16": "avx512bf16"}
+    needs = {"f32": "", "int16": "avx2", "int8": "avx2", "bf16": "avx512bf16"}
     return [precision for precision, feature in needs.items() if feature in doctor]
 
 

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use florence_engine::{
-    Cpu, Device, Florence, Kernels, LoadOptions, Precision, TokenIds, model::Shape,
+    Cpu, Device, Florence, Kernels, LoadOptions, Precision, TokenIds,
+    model::{Int8, Shape},
 };
 
 /// The files of a model.
@@ -54,7 +55,8 @@ pub(crate) struct ModelArgs {
     /// Made-up weights of a published size instead, to measure speed
     #[arg(long, value_enum, conflicts_with_all = ["model", "adapter", "tokenizer"])]
     synthetic: Option<SyntheticShape>,
-    /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it
+    /// Numbers that matrix products are computed in; auto takes int16 where the CPU has it;
+    /// int8 is that with some products of int8, those of a plan (`florence tune`)
     #[arg(long, default_value = "f32")]
     precision: Precision,
     /// Instruction set: scalar, avx2, avx512, amx, neon; candle for candle's own operations,
@@ -89,6 +91,12 @@ impl ModelArgs {
     /// The same model in another precision.
     pub(crate) fn load_in(&self, precision: Precision) -> anyhow::Result<Florence> {
         self.open(LoadOptions { precision, ..self.options()? })
+    }
+
+    /// The same model in int8, with products that are chosen otherwise.
+    pub(crate) fn load_int8(&self, int8: Int8) -> anyhow::Result<Florence> {
+        let precision = Precision::Int8;
+        self.open(LoadOptions { precision, int8, keep_packed: false, ..self.options()? })
     }
 
     /// The same model on another device, with its best kernels.

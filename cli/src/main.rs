@@ -18,6 +18,7 @@ macro_rules! eprintln {
 
 mod agree;
 mod ask;
+mod asked;
 mod bench;
 mod convert;
 mod doctor;
@@ -32,6 +33,7 @@ mod run;
 mod servers;
 mod source;
 mod top;
+mod tune;
 mod web;
 
 use clap::{Parser, Subcommand};
@@ -54,6 +56,8 @@ enum Command {
     Convert(convert::Args),
     /// Compare the answers of other precisions with those of float32, on pictures of your own.
     Agree(agree::Args),
+    /// Find out which products of a model may be int8, on pictures of your own.
+    Tune(tune::Args),
     /// Download a checkpoint from the Hugging Face hub.
     Pull(pull::Args),
     /// Merge a PEFT adapter into a model, and write that as a checkpoint of its own.
@@ -86,6 +90,7 @@ fn main() -> anyhow::Result<()> {
         Command::Label(args) => label::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Agree(args) => agree::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Draw(args) => draw::run(&args),

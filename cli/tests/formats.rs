@@ -219,3 +219,26 @@ fn captions_lie_beside_their_pictures() {
     succeeds(&label(&directory, &args, &again));
     assert!(lines(&again).is_empty());
 }
+
+#[test]
+fn who_writes_a_format_is_told_of_pictures_that_its_readers_turn() {
+    let directory = tempdir().unwrap();
+    let folder = directory.path().join("pics");
+    std::fs::create_dir(&folder).unwrap();
+    let whole = std::fs::read(picture("poster.jpg")).unwrap();
+    let exif =
+        b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    std::fs::write(folder.join("turned.jpg"), [&whole[..2], exif, &whole[2..]].concat()).unwrap();
+    std::fs::write(folder.join("upright.jpg"), whole).unwrap();
+    for (more, is_told) in [
+        (&["--format", "coco=coco.json"][..], true),
+        (&["--format", "coco=coco.json", "--exif"], false),
+        (&[], false),
+    ] {
+        let args = [&["pics", "--task", "<OD>", "--overwrite"][..], more].concat();
+        let output = label(&directory, &args, Path::new("labels.jsonl"));
+        succeeds(&output);
+        let err = text(&output.stderr);
+        assert_eq!(err.contains("1 pictures have an EXIF tag that turns them"), is_told, "{err}");
+    }
+}

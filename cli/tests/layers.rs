@@ -7,9 +7,10 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 17] = [
-    ("agree", &["ask", "draw", "load", "source"]),
+const ALLOWED: [(&str, &[&str]); 19] = [
+    ("agree", &["asked", "draw", "load", "source"]),
     ("ask", &[]),
+    ("asked", &["ask", "source"]),
     ("bench", &["load"]),
     ("convert", &["formats"]),
     ("doctor", &["load"]),
@@ -24,6 +25,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("servers", &[]),
     ("source", &[]),
     ("top", &["servers"]),
+    ("tune", &["asked", "load"]),
     ("web", &["draw", "servers"]),
 ];
 

@@ -22,7 +22,7 @@ pub enum Error {
     #[error("this processor has no {0} products ({1}): use precision f32 or auto")]
     NoPrecision(&'static str, &'static str),
     /// There is no precision of this name.
-    #[error("unknown precision '{0}': f32, int16, bf16 or auto")]
+    #[error("unknown precision '{0}': f32, int16, int8, bf16 or auto")]
     UnknownPrecision(String),
     /// There is no such choice of tokens.
     #[error("unknown token ids '{0}': checkpoint or tokenizer")]

@@ -56,8 +56,9 @@ mod text;
 pub use budget::{Budget, NoRoom, Reservation};
 pub use error::Error;
 pub use florence::{
-    Answer, Batch, Device, Florence, GenerateOptions, Job, Kernels, LoadOptions, Picture,
-    Precision, PrepareOptions, Prepared, Question, Ranked, Timings, TokenIds, Visual, has_cpu,
+    Answer, Batch, Device, Florence, Followed, GenerateOptions, Job, Kernels, LoadOptions, Part,
+    Picture, Precision, PrepareOptions, Prepared, Question, Ranked, Timings, TokenIds, Visual,
+    has_cpu,
 };
 pub use kernels::Cpu;
 /// The kernels one by one, for benchmarks.

@@ -10,13 +10,12 @@ mod page;
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, ensure};
-use florence_engine::{Answer, Florence, Job, Precision, Stop, fetch::Authorities, image::decode};
+use anyhow::Context;
+use florence_engine::{Answer, Florence, Precision};
 
 use crate::{
-    ask::AskArgs,
+    asked::{Asked, AskedArgs},
     load::ModelArgs,
-    source::{Item, Sources},
 };
 use compare::{Agreement, Difference};
 
@@ -25,31 +24,21 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    ask: AskArgs,
-    /// Task token, such as `<OD>`, followed by its text where the task takes one; may be repeated
-    #[arg(long = "task", default_value = "<OD>", value_name = "PROMPT")]
-    tasks: Vec<String>,
+    asked: AskedArgs,
     /// Precisions that are compared with float32
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "auto,int16,bf16")]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "auto,int16,bf16,int8"
+    )]
     precisions: Vec<String>,
-    /// Most pictures that are asked about
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    limit: usize,
     /// Answers that are shown of each precision, those that differ most
     #[arg(long, value_name = "N", default_value_t = 10)]
     worst: usize,
     /// The page to write
     #[arg(long, value_name = "FILE", default_value = "agree.html")]
     out: PathBuf,
-    /// Pictures, and whatever else label takes
-    #[arg(required = true, value_name = "PICTURE")]
-    pictures: Vec<String>,
-}
-
-/// A picture and a prompt.
-struct Question {
-    picture: usize,
-    prompt: String,
 }
 
 /// All that was asked, in one precision.
@@ -66,12 +55,6 @@ struct Answers {
     seconds: f64,
 }
 
-/// What is compared.
-struct Asked {
-    items: Vec<(Item, Vec<u8>)>,
-    questions: Vec<Question>,
-}
-
 /// A precision beside float32.
 struct Row {
     name: String,
@@ -84,7 +67,7 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let asked = read(args)?;
+    let asked = args.asked.read()?;
     let reference = column(args, "f32", Precision::F32, &asked)?;
     let reference_answers = reference.answers.as_ref().map_err(|it| anyhow::anyhow!("{it}"))?;
     let mut rows = vec![Row {
@@ -114,38 +97,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read(args: &Args) -> anyhow::Result<Asked> {
-    let sources = Sources::new(&args.pictures, None, &Authorities::default())?;
-    let mut items = Vec::new();
-    for listed in sources.list().take(args.limit) {
-        let read =
-            listed.map_err(|error| (error.name, error.reason)).and_then(|item| {
-                match picture(args, &sources, &item) {
-                    Ok(bytes) => Ok((item, bytes)),
-                    Err(reason) => Err((item.name, reason)),
-                }
-            });
-        match read {
-            Ok(read) => items.push(read),
-            Err((name, reason)) => eprintln!("{name}: {reason}"),
-        }
-    }
-    ensure!(!items.is_empty(), "there is no picture to ask about");
-    let question =
-        |picture| args.tasks.iter().map(move |prompt| Question { picture, prompt: prompt.clone() });
-    let questions = (0..items.len()).flat_map(question).collect();
-    Ok(Asked { items, questions })
-}
-
-/// A picture's bytes, if it can be decoded.
-fn picture(args: &Args, sources: &Sources, item: &Item) -> Result<Vec<u8>, String> {
-    let bytes = sources.read(&item.place, &Stop::default())?;
-    let prepare = args.ask.prepare();
-    let decoded = decode(&bytes, &prepare.limits, prepare.orientation);
-    decoded.map(drop).map_err(|error| error.to_string())?;
-    Ok(bytes)
-}
-
 /// Asks everything in a precision that this machine may not have.
 fn column(args: &Args, name: &str, precision: Precision, asked: &Asked) -> anyhow::Result<Column> {
     let answers = match args.model.load_in(precision) {
@@ -156,21 +107,16 @@ fn column(args: &Args, name: &str, precision: Precision, asked: &Asked) -> anyho
 }
 
 fn answers(args: &Args, florence: &Florence, asked: &Asked) -> anyhow::Result<Answers> {
-    let (prepare, options) = (args.ask.prepare(), args.ask.generate());
     let (mut answers, mut seconds) = (Vec::new(), 0.0);
-    for (i, Question { picture, prompt }) in asked.questions.iter().enumerate() {
-        let (item, bytes) = &asked.items[*picture];
-        let prepared = florence.prepare(bytes, prompt, &prepare);
-        let prepared = prepared.with_context(|| item.name.clone())?;
+    for (i, question) in asked.questions.iter().enumerate() {
+        let prepared = args.asked.prepared(florence, asked, question)?;
         if i == 0 {
             // What is done once is not counted.
-            florence.run_one(&prepared, &options)?;
+            args.asked.answer(florence, &prepared)?;
         }
         let start = Instant::now();
-        let answered =
-            florence.run(&[Job { prepared: &prepared, options: &options }], &|_| false)?;
+        answers.push(args.asked.answer(florence, &prepared)?);
         seconds += start.elapsed().as_secs_f64();
-        answers.extend(answered.into_iter().flatten());
     }
     Ok(Answers { arithmetic: florence.arithmetic(), each: answers, seconds })
 }

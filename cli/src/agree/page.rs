@@ -7,8 +7,11 @@ use florence_engine::Answer;
 use image::imageops::{FilterType, resize};
 use serde_json::json;
 
-use super::{Answers, Args, Asked, Column, Difference, HEAD, Row, cells};
-use crate::draw::{self, Findings};
+use super::{Answers, Args, Column, Difference, HEAD, Row, cells};
+use crate::{
+    asked::Asked,
+    draw::{self, Findings},
+};
 
 /// The longer side of a picture on the page.
 const SIDE: u32 = 560;
@@ -31,7 +34,7 @@ pub(super) fn page(
          <style>{STYLE}</style>\n<h1>Answers of other precisions beside float32</h1>\n\
          <p>{} pictures, {}.</p>\n<table><tr>",
         asked.items.len(),
-        args.tasks.iter().map(|task| code(task)).collect::<Vec<_>>().join(", ")
+        args.asked.tasks.iter().map(|task| code(task)).collect::<Vec<_>>().join(", ")
     );
     for name in HEAD {
         let _ = write!(page, "<th>{name}");
@@ -86,7 +89,7 @@ fn case(
         found,
         alike
     );
-    let picture = draw::decode(bytes, args.ask.exif)?;
+    let picture = draw::decode(bytes, args.asked.ask.exif)?;
     let (width, height) = picture.dimensions();
     let scale = (f64::from(SIDE) / f64::from(width.max(height))).min(1.0);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below SIDE")]
@@ -121,6 +124,7 @@ mod tests {
     use florence_engine::Timings;
 
     use super::{super::*, *};
+    use crate::{asked::Question, source::Item};
 
     #[derive(Parser)]
     struct Cli {

@@ -4,10 +4,13 @@
 //! Threads that read take what is listed, and hand a picture to whoever answers: the engine here
 //! (`local`) or servers (`remote`). Its end goes to the thread that writes (`record`).
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use florence_engine::Stop;
+use florence_engine::{Stop, image::is_turned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -118,6 +121,8 @@ pub(super) struct Flow<'a> {
     pub(super) ends: Sender<End>,
     /// Whether whoever answers reads addresses itself.
     pub(super) leaves_addresses: bool,
+    /// Where pictures are counted that their EXIF tag turns, if somebody wants to know.
+    pub(super) turned: Option<&'a AtomicU64>,
 }
 
 impl Flow<'_> {
@@ -140,6 +145,9 @@ impl Flow<'_> {
             }
             match self.sources.read(&ticket.item.place, self.stop) {
                 Ok(bytes) => {
+                    if let Some(turned) = self.turned.filter(|_| is_turned(&bytes)) {
+                        turned.fetch_add(1, Relaxed);
+                    }
                     ticket.sha256 = Some(Sha256::digest(&bytes).into());
                     self.ask_once(ticket, bytes, ask);
                 }

@@ -19,7 +19,7 @@ mod select;
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
@@ -144,6 +144,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let errors = args.errors.clone().unwrap_or_else(|| args.out.with_file_name("errors.jsonl"));
     let (progress, stop) = (Arc::new(Progress::new()), Stop::default());
     end_at_signals(&stop)?;
+    let turned = AtomicU64::new(0);
     let (todo, ends) = (list(args, &sources, &progress, done), unbounded());
     let flow = Flow {
         sources: &sources,
@@ -153,6 +154,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         stop: &stop,
         ends: ends.0,
         leaves_addresses: args.redis.is_some(),
+        // Readers of formats turn pictures themselves.
+        turned: (!args.formats.is_empty() && !args.ask.exif).then_some(&turned),
     };
     let mut recorder = Recorder {
         journal,
@@ -193,6 +196,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     recorder.journal.finish()?;
     formats::write(&Journal::files(&args.out, args.shard), &args.out, &args.formats)?;
     told(args, counts, progress.rate());
+    if let count @ 1.. = turned.into_inner() {
+        eprintln!(
+            "{count} pictures have an EXIF tag that turns them, as readers of these formats do, and \
+             were labelled as they are stored: give --exif"
+        );
+    }
     let all = counts.skipped + counts.answered + counts.failed;
     match counts.failed {
         0 => Ok(()),

@@ -6,6 +6,7 @@
 mod batch;
 mod chained;
 mod files;
+mod followed;
 #[cfg(test)]
 mod made_up;
 mod options;
@@ -28,6 +29,7 @@ use crate::{
 
 pub use batch::Batch;
 use files::{CONFIG, Files, PREPROCESSOR, inconsistent};
+pub use followed::{Followed, Part};
 pub use options::{
     Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
 };
@@ -261,6 +263,7 @@ impl Florence {
             keep_packed: options.keep_packed,
             packed_directory: options.packed_directory.as_deref(),
             adapter,
+            int8: &options.int8,
         };
         let load = || Model::load(checkpoint, &config, side, &target);
         let model = Arc::new(compute.here(&threads, load)?);

@@ -10,7 +10,7 @@ use crate::{
     generate::Sampling,
     image::{DecodeLimits, Orientation},
     kernels::{self, Cpu},
-    model::{self, Compute, LoadError},
+    model::{self, Compute, Int8, LoadError},
     prompt::Prompts,
 };
 
@@ -86,8 +86,10 @@ pub enum Precision {
     /// Matrix products of bfloat16, summed in float32; needs AVX512-BF16.
     Bf16,
     /// Matrix products of int16, each row of weights and of inputs in units of its own; about ten
-    /// times nearer to float32 than bfloat16. Needs AVX512-VNNI; AMX gives the same bits.
+    /// times nearer to float32 than bfloat16. Needs AVX2; VNNI is faster, AMX gives its bits.
     Int16,
+    /// The same with products of int8 where the checkpoint's plan has them ([`LoadOptions::int8`]).
+    Int8,
     /// The fastest that the processor has and that agrees with float32 (docs/SPEED.md).
     Auto,
 }
@@ -100,6 +102,7 @@ impl FromStr for Precision {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "int16" => Ok(Self::Int16),
+            "int8" => Ok(Self::Int8),
             "auto" => Ok(Self::Auto),
             _ => Err(Error::UnknownPrecision(name.to_owned())),
         }
@@ -168,6 +171,8 @@ pub struct LoadOptions {
     pub tokenizer: Option<PathBuf>,
     /// Which tokens begin and end answers.
     pub token_ids: TokenIds,
+    /// Which matrices are int8, in that precision.
+    pub int8: Int8,
 }
 
 /// One of `parts` equal parts of `all`.
@@ -244,6 +249,7 @@ impl LoadOptions {
                     Precision::F32 => Ok(Compute::Device(DType::F32)),
                     Precision::Bf16 | Precision::Auto => Ok(Compute::Device(DType::BF16)),
                     Precision::Int16 => Err(Error::NoPrecision("int16", "a processor")),
+                    Precision::Int8 => Err(Error::NoPrecision("int8", "a processor")),
                 };
             }
             (_, Kernels::Best) => Cpu::detect(),
@@ -252,11 +258,13 @@ impl LoadOptions {
         let precision = match self.precision {
             Precision::Bf16 if cpu.has_bf16() => kernels::Precision::Bf16,
             Precision::Int16 | Precision::Auto if cpu.has_int16() => kernels::Precision::Int16,
+            Precision::Int8 if cpu.has_int8() => kernels::Precision::Int8,
             Precision::F32 | Precision::Auto => kernels::Precision::F32,
             Precision::Bf16 => return Err(Error::NoPrecision("bf16", "AVX512-BF16")),
-            Precision::Int16 => return Err(Error::NoPrecision("int16", "AVX512-VNNI")),
+            Precision::Int16 => return Err(Error::NoPrecision("int16", "AVX2")),
+            Precision::Int8 => return Err(Error::NoPrecision("int8", "AVX2")),
         };
-        let uses_tiles = precision == kernels::Precision::Int16;
+        let uses_tiles = matches!(precision, kernels::Precision::Int16 | kernels::Precision::Int8);
         Ok(Compute::Kernels(if uses_tiles { cpu } else { cpu.without_tiles() }, precision))
     }
 

@@ -232,6 +232,18 @@ fn decode_all(
     Ok(Decoded { rgb, _reserved: reserved })
 }
 
+/// Whether a picture has an EXIF tag that [`Orientation::Exif`] would turn it by.
+pub fn is_turned(bytes: &[u8]) -> bool {
+    let Some((name, format)) = image::guess_format(bytes).ok().and_then(known) else {
+        return false;
+    };
+    let failed = |source| ImageError::Corrupt { format: name, source };
+    let limits = DecodeLimits::default();
+    let opened = open(format, bytes, &limits, failed).ok();
+    let turn = opened.and_then(|(mut decoder, _)| decoder.orientation().ok());
+    turn.is_some_and(|turn| turn != Turn::NoTransforms)
+}
+
 type Opened<'a> = (Box<dyn ImageDecoder + 'a>, Inner);
 
 /// Reads a header: who decodes the picture, and what that takes.
@@ -496,6 +508,7 @@ mod tests {
         };
         assert_eq!(size(Orientation::AsStored), (2, 1));
         assert_eq!(size(Orientation::Exif), (1, 2));
+        assert!(is_turned(&bytes) && !is_turned(b"GIF89a"));
     }
 
     #[test]

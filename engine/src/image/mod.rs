@@ -15,7 +15,7 @@ mod thumbnail;
 mod webp;
 
 pub use area::Area;
-pub use decode::{DecodeLimits, Decoded, ImageError, Orientation, Rgb, decode};
+pub use decode::{DecodeLimits, Decoded, ImageError, Orientation, Rgb, decode, is_turned};
 pub use formats::Formats;
 pub use preprocess::{PixelValues, Preprocessor};
 pub use resize::resize_bicubic;

@@ -37,7 +37,7 @@ pub fn precisions(cpu: Cpu) -> impl Iterator<Item = &'static str> {
     ALL.into_iter().filter(can).filter(is_its_own).map(Precision::name)
 }
 
-const ALL: [Precision; 3] = [Precision::F32, Precision::Int16, Precision::Bf16];
+const ALL: [Precision; 4] = [Precision::F32, Precision::Int16, Precision::Int8, Precision::Bf16];
 
 /// All kernels on an instruction set, with products of weights in one of its [`precisions`].
 pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
@@ -45,7 +45,11 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
     let matrix = |inputs: usize, outputs: usize| {
         Matrix::pack(&numbers(inputs * outputs), Some(&numbers(outputs)), inputs, precision)
     };
-    let weight_bytes = if precision == Precision::F32 { 4 } else { 2 };
+    let weight_bytes = match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 | Precision::Int16 => 2,
+        Precision::Int8 => 1,
+    };
     let mut cases = Vec::new();
     let mut case =
         |name: String, flops: usize, weights: usize, run: Box<dyn Fn() + Send + Sync>| {
@@ -104,7 +108,9 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
     case("patch convolution 7x7".to_owned(), 2 * 36864 * 147 * 128, 147 * 128, Box::new(run));
 
     let (length, d) = (585, 768);
-    let keys = SequenceKeys::pack(&numbers(length * d), &numbers(length * d), d, 12, precision);
+    // Keys and values are not packed as int8.
+    let kept = if precision == Precision::Int8 { Precision::Int16 } else { precision };
+    let keys = SequenceKeys::pack(&numbers(length * d), &numbers(length * d), d, 12, kept);
     let q = numbers(length * d);
     let run = move || drop(black_box(attend_sequence(cpu, &q, &keys)));
     case(format!("attention {length}x{d}"), 4 * length * length * d, 0, Box::new(run));

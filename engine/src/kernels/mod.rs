@@ -31,7 +31,7 @@ pub(crate) use attention::{
     ChannelAttention, SequenceKeys, WindowAttention, attend_sequence, attend_sequences,
 };
 pub(crate) use conv::{PatchConv, depthwise_residual};
-pub(crate) use gemm::{Matrix, linear, linear_lent};
+pub(crate) use gemm::{Matrix, Switch, linear, linear_lent};
 pub(crate) use history::{History, attend_histories};
 pub(crate) use mlp::Mlp;
 pub(crate) use rows::{Norm, layer_norm, log_sum_exp};
@@ -99,9 +99,14 @@ impl Cpu {
         gemm::can_multiply(self, Precision::Bf16)
     }
 
-    /// Whether products of int16 pairs are one instruction.
+    /// Whether products of int16 pairs are faster than those of float32.
     pub fn has_int16(self) -> bool {
         gemm::can_multiply(self, Precision::Int16)
+    }
+
+    /// Whether there is something for products of int8.
+    pub fn has_int8(self) -> bool {
+        gemm::can_multiply(self, Precision::Int8)
     }
 
     /// The same without what only products of int16 use.
@@ -139,6 +144,9 @@ pub(crate) enum Precision {
     Bf16,
     /// Weights and inputs of matrix products rounded to int16, each row in units of its own.
     Int16,
+    /// Those of int8: a column of weights in units of its own, a row of inputs in units and from a
+    /// lowest number of its own.
+    Int8,
 }
 
 impl Precision {
@@ -147,6 +155,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int16 => "int16",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -83,6 +83,14 @@ impl Checkpoint<'_> {
         }
     }
 
+    /// The directory, where it is one.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            Self::Embedded | Self::Synthetic(_) => None,
+        }
+    }
+
     /// The path of a file, for messages and for those files that are mapped.
     pub(crate) fn path(self, name: &str) -> PathBuf {
         match self {

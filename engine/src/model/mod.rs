@@ -7,6 +7,7 @@
 //! - `network`: all of it over one backend, and how the engine sees it whatever the backend is
 //! - `checkpoint`, `weights`, `names`, `scope`, `packed`, `config`: where weights come from
 //! - `adapter`, `lora`: what a PEFT adapter makes of them
+//! - `plan`: which matrices are int8
 //! - `merge`: both as a checkpoint
 //!
 //! Letters of shapes: `B` batch, `C` channels, `H, W` grid, `N` visual tokens (576 at 768 px),
@@ -30,6 +31,7 @@ mod merge;
 mod names;
 mod network;
 mod packed;
+mod plan;
 mod projector;
 mod reference;
 mod scope;
@@ -52,12 +54,13 @@ pub use logits::Logits;
 pub(crate) use logits::Row;
 pub use merge::merge;
 pub(crate) use network::{Decoding, JobId, Look, Rows};
+pub use plan::{Int8, Plan, PlanFormat, PlanPlace, Trial};
 pub use stand_in::StandIn;
 pub use weights::WeightBytes;
 
 use crate::{
     image::PixelValues,
-    kernels::{Cpu, Precision},
+    kernels::{Cpu, Precision, log_sum_exp},
 };
 use backend::Backend;
 use cpu::OnCpu;
@@ -103,6 +106,7 @@ pub struct Model {
     packing: Packing,
     bytes: WeightBytes,
     told: Vec<&'static str>,
+    plan: Option<PlanPlace>,
 }
 
 /// What a model is loaded for.
@@ -115,6 +119,8 @@ pub(crate) struct Target<'a> {
     pub(crate) packed_directory: Option<&'a Path>,
     /// The directory of an adapter to merge in.
     pub(crate) adapter: Option<&'a Path>,
+    /// Which matrices are int8, in that precision.
+    pub(crate) int8: &'a Int8,
 }
 
 /// Where a model's packed matrices are.
@@ -149,19 +155,28 @@ impl Model {
                 let device = OnDevice::new(target.device, kind).map_err(LoadError::Device)?;
                 loading.load(&device)
             }
-            (Compute::Kernels(cpu, precision), Checkpoint::Directory(directory))
-                if target.keep_packed =>
-            {
-                let to = target.packed_directory;
-                let problem = loading.weights.keep_packed(directory, to, precision).err();
+            (Compute::Kernels(cpu, precision), _) => {
+                let (directory, to) = (checkpoint.directory(), target.packed_directory);
+                let plan = match precision {
+                    Precision::Int8 => loading.weights.plan(directory, to, target.int8)?,
+                    _ => None,
+                };
+                let problem = directory.filter(|_| target.keep_packed).and_then(|directory| {
+                    loading.weights.keep_packed(directory, to, precision).err()
+                });
                 let mut model = loading.load(&OnCpu(cpu, precision))?;
                 if let Some(problem) = problem {
                     model.packing = Packing::Failed(problem);
                 }
+                model.plan = plan;
                 Ok(model)
             }
-            (Compute::Kernels(cpu, precision), _) => loading.load(&OnCpu(cpu, precision)),
         }
+    }
+
+    /// Where a plan of this model's products in int8 is looked for, if it was.
+    pub fn plan_place(&self) -> Option<&PlanPlace> {
+        self.plan.as_ref()
     }
 
     /// What the packed matrices and the table of tokens take; the rest is small.
@@ -238,17 +253,41 @@ impl Model {
 
     /// The logits after a given start of an answer, `[V]`; for tests and tools.
     pub fn logits_after(&self, encoded: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+        let mut last = Vec::new();
+        self.follow(encoded, tokens, |row| last = row.values.to_vec())?;
+        Tensor::from_vec(last, self.vocabulary, &Device::Cpu)
+    }
+
+    /// The logarithms of all tokens' probabilities after each token of an answer, `[T][V]`.
+    pub(crate) fn log_probabilities(
+        &self,
+        encoded: &Tensor,
+        tokens: &[u32],
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut all = Vec::with_capacity(tokens.len());
+        self.follow(encoded, tokens, |row| {
+            let sum = log_sum_exp(Cpu::detect(), row.values);
+            all.push(row.values.iter().map(|x| x - sum).collect());
+        })?;
+        Ok(all)
+    }
+
+    /// Shows the logits after each token of an answer.
+    fn follow(
+        &self,
+        encoded: &Tensor,
+        tokens: &[u32],
+        mut seen: impl FnMut(Row<'_>),
+    ) -> Result<()> {
         let encoded = encoded.squeeze(0)?;
         let mut decoding = self.decoding();
         let job = decoding.add(&encoded, &[encoded.dim(0)?])?[0];
-        let mut logits: Vec<f32> = Vec::new();
         for token in tokens {
             let rows = Rows { job, tokens: vec![*token] };
-            let mut look =
-                |all: Logits<'_>| logits = all.each().flat_map(|row| row.values).copied().collect();
+            let mut look = |all: Logits<'_>| all.each().for_each(&mut seen);
             decoding.step(&[rows], Some(Look { highest: self.vocabulary, at: &mut look }))?;
         }
-        Tensor::from_vec(logits, self.vocabulary, &Device::Cpu)
+        Ok(())
     }
 }
 
@@ -327,6 +366,7 @@ impl Loading<'_> {
             packing: Packing::InMemory,
             bytes: WeightBytes { owned: bytes.owned + table as u64, ..bytes },
             told: self.told.clone(),
+            plan: None,
             network: Box::new(network),
         })
     }

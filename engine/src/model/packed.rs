@@ -42,6 +42,8 @@ pub(super) struct Content<'a> {
     /// The directory of an adapter that is merged in.
     pub(super) adapter: Option<&'a Path>,
     pub(super) precision: Precision,
+    /// Which of them are int8, where some are.
+    pub(super) int8: Option<String>,
 }
 
 /// Where the packed matrices of a checkpoint are in one precision, and what they are made of.
@@ -63,45 +65,34 @@ pub(super) enum Packed {
 }
 
 impl Place {
-    /// The file beside the weight files, of the checkpoint in `directory`.
+    /// The file of the checkpoint in a directory: there, or elsewhere.
     ///
     /// # Errors
     ///
-    /// A file's length or time cannot be read.
-    pub(super) fn beside(directory: &Path, content: &Content<'_>) -> io::Result<Self> {
-        Self::new(directory, "", content)
-    }
-
-    /// The file in `directory` that belongs to a checkpoint elsewhere. Its path is part of the
-    /// name: others have files of the same lengths, and perhaps of the same times.
-    ///
-    /// # Errors
-    ///
-    /// The path, or a file's length or time, cannot be read.
-    pub(super) fn within(
-        directory: &Path,
+    /// A path, or a file's length or time, cannot be read.
+    pub(super) fn new(
         checkpoint: &Path,
+        elsewhere: Option<&Path>,
         content: &Content<'_>,
     ) -> io::Result<Self> {
-        Self::new(directory, &format!("-{}", digest(&fs::canonicalize(checkpoint)?)), content)
-    }
-
-    fn new(directory: &Path, suffix: &str, content: &Content<'_>) -> io::Result<Self> {
-        let Content { files, adapter, precision } = *content;
+        let Content { files, adapter, precision, int8 } = content;
         let mut origin = HashMap::from([
             ("format".to_owned(), format!("florence packed {}", Matrix::LAYOUT)),
             ("precision".to_owned(), precision.name().to_owned()),
         ]);
-        for path in files {
+        for path in *files {
             let file = fs::metadata(path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let changed = file.modified()?.duration_since(std::time::UNIX_EPOCH);
             let changed = changed.unwrap_or_default().as_nanos();
             origin.insert(name.into_owned(), format!("{} bytes, time {changed}", file.len()));
         }
-        let adapter = adapter.map(adapter_name).transpose()?.unwrap_or_default();
-        let name = format!("florence-packed-{}{suffix}{adapter}.safetensors", precision.name());
-        Ok(Self { directory: directory.to_owned(), name, origin })
+        origin.extend(int8.clone().map(|int8| ("int8".to_owned(), int8)));
+        let stem = format!("florence-packed-{}", precision.name());
+        let path = path_of(checkpoint, elsewhere, *adapter, &stem, "safetensors")?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let directory = path.parent().unwrap_or(checkpoint).to_owned();
+        Ok(Self { directory, name, origin })
     }
 
     fn path(&self, suffix: &str) -> PathBuf {
@@ -163,6 +154,27 @@ impl Place {
     }
 }
 
+/// Where a file belongs that is made for a checkpoint. Elsewhere, the checkpoint's path is part of
+/// its name: others have files of the same lengths, and perhaps of the same times.
+///
+/// # Errors
+///
+/// A path cannot be read.
+pub(super) fn path_of(
+    checkpoint: &Path,
+    elsewhere: Option<&Path>,
+    adapter: Option<&Path>,
+    stem: &str,
+    extension: &str,
+) -> io::Result<PathBuf> {
+    let suffix = match elsewhere {
+        Some(_) => format!("-{}", digest(&fs::canonicalize(checkpoint)?)),
+        None => String::new(),
+    };
+    let adapter = adapter.map(adapter_name).transpose()?.unwrap_or_default();
+    Ok(elsewhere.unwrap_or(checkpoint).join(format!("{stem}{suffix}{adapter}.{extension}")))
+}
+
 /// What tells the file of one adapter from that of another: its directory's name, as far as a
 /// file's name has room for it, and a digest of the whole path.
 fn adapter_name(directory: &Path) -> io::Result<String> {
@@ -177,7 +189,7 @@ fn digest(path: &Path) -> String {
     checksum(path.as_os_str().as_bytes())
 }
 
-fn checksum(bytes: &[u8]) -> String {
+pub(super) fn checksum(bytes: &[u8]) -> String {
     format!("{:08x}", crc32fast::hash(bytes))
 }
 

@@ -60,12 +60,19 @@ impl Scope<'_> {
     ) -> Result<Matrix, LoadError> {
         let name = format!("{}.{}", self.prefix, source.name);
         let bias = bias.map(Tensor::to_vec1::<f32>).transpose().map_err(LoadError::Device)?;
-        if let Some(matrix) = self.weights.packed(&name, bias.as_deref(), source.shape, precision) {
+        let (first, other) = self.weights.numbers(&name, precision);
+        if let Some(matrix) = self.weights.packed(&name, bias.as_deref(), source.shape, first) {
             return Ok(matrix);
         }
         let weight = self.arranged(source)?;
-        let pack = |x: &[f32]| Matrix::pack(x, bias.as_deref(), source.shape[1], precision);
-        let matrix = floats(&weight, pack).map_err(LoadError::Device)?;
+        let pack = |precision| {
+            let pack = |x: &[f32]| Matrix::pack(x, bias.as_deref(), source.shape[1], precision);
+            floats(&weight, pack).map_err(LoadError::Device)
+        };
+        let matrix = pack(first)?;
+        if let Some((precision, switch)) = other {
+            return Ok(matrix.or(pack(precision)?, switch));
+        }
         Ok(self.weights.keep(&name, matrix))
     }
 

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use candle_core::{
@@ -26,8 +27,9 @@ use super::{
     lora::Change,
     names::{HEAD, PROJECTION, PROJECTION_TRANSPOSED, TABLES, canonical},
     packed::{Content, Packed, Place},
+    plan::{Int8, PlanPlace, is_int8_without_plan},
 };
-use crate::kernels::{Matrix, Precision};
+use crate::kernels::{Matrix, Precision, Switch};
 
 enum File {
     Safetensors(MmapedSafetensors),
@@ -46,6 +48,7 @@ pub(crate) struct Weights {
     /// Whether tensors are made up when they are asked for.
     is_synthetic: bool,
     packed: Packed,
+    int8: Int8,
     bytes: Cell<WeightBytes>,
 }
 
@@ -92,6 +95,7 @@ impl Weights {
             device: device.clone(),
             is_synthetic: false,
             packed: Packed::Nowhere,
+            int8: Int8::default(),
             bytes: Cell::default(),
         };
         let mut names = Vec::new();
@@ -238,13 +242,49 @@ impl Weights {
         let mut files: Vec<&Path> = self.files.iter().map(|(path, _)| path.as_path()).collect();
         let settings = self.adapter.as_ref().map(|adapter| adapter.join(adapter::CONFIG));
         files.extend(settings.as_deref());
-        let content = Content { files: &files, adapter: self.adapter.as_deref(), precision };
-        let place = match elsewhere {
-            None => Place::beside(checkpoint, &content)?,
-            Some(directory) => Place::within(directory, checkpoint, &content)?,
-        };
-        self.packed = place.claim()?;
+        let int8 = (precision == Precision::Int8).then(|| self.int8.digest());
+        let content = Content { files: &files, adapter: self.adapter.as_deref(), precision, int8 };
+        self.packed = Place::new(checkpoint, elsewhere, &content)?.claim()?;
         Ok(())
+    }
+
+    /// Finds out which matrices are int8, in that precision: by the plan of a file, if there is one
+    /// and no other is given.
+    ///
+    /// # Errors
+    ///
+    /// The file is no plan for these weights.
+    pub(crate) fn plan(
+        &mut self,
+        checkpoint: Option<&Path>,
+        elsewhere: Option<&Path>,
+        given: &Int8,
+    ) -> Result<Option<PlanPlace>, LoadError> {
+        self.int8 = given.clone();
+        let Some(checkpoint) = checkpoint else { return Ok(None) };
+        let files = self.files.iter().map(|(path, _)| path.as_path());
+        let place = PlanPlace::new(checkpoint, elsewhere, self.adapter.as_deref(), files)?;
+        if let Int8::Planned = given
+            && let Some(plan) = place.read(|name| self.shape(name).is_some())?
+        {
+            self.int8 = Int8::These(Arc::new(plan));
+        }
+        Ok(Some(place))
+    }
+
+    /// In what a matrix is packed, and what it may be switched to.
+    pub(super) fn numbers(
+        &self,
+        name: &str,
+        precision: Precision,
+    ) -> (Precision, Option<(Precision, Arc<Switch>)>) {
+        let or_int16 = |is_int8| if is_int8 { Precision::Int8 } else { Precision::Int16 };
+        match &self.int8 {
+            _ if precision != Precision::Int8 => (precision, None),
+            Int8::Planned => (or_int16(is_int8_without_plan(name)), None),
+            Int8::These(plan) => (or_int16(plan.int8.contains(name)), None),
+            Int8::Trial(trial) => (Precision::Int16, Some((Precision::Int8, trial.add(name)))),
+        }
     }
 
     /// Whether packed matrices come from a file.

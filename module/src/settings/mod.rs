@@ -64,8 +64,8 @@ settings! {
         "keeps the packed weights in a file, which the next start and all servers of the host map; it is as large as the weights; where it cannot be written they are packed in memory";
     PACKED_DIRECTORY: Parsed<String>("a directory"), "packed-directory", "", AtStart,
         "directory of that file, which may serve several checkpoints; without one, the checkpoint's own, which a server often may not write to";
-    PRECISION: Parsed<Precision>("f32, int16, bf16 or auto"), "precision", "f32", AtStart,
-        "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX512-VNNI (in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster and further away (AVX512-BF16)";
+    PRECISION: Parsed<Precision>("f32, int16, int8, bf16 or auto"), "precision", "f32", AtStart,
+        "`f32` gives the reference's answers; `auto` the fastest that agrees with it in 99.8 % of the tokens: `int16` products where the CPU has AVX2 (with VNNI or in AMX's tiles where those are faster), else `f32`; `bf16` is a little faster than VNNI's `int16` and further away (AVX512-BF16); `int8` is `int16` with those products in int8 that the model's plan has, which `florence tune` makes";
     DEVICE: Parsed<Devices>("cpu, auto, or devices such as cuda:0 cuda:1"), "device", "cpu", AtStart,
         "where the model runs; each GPU has an engine of its own. `cuda:N` (`cuda` is the first) needs a build for CUDA (`make cuda`), and there `precision` is `f32` or `bf16`, which `auto` takes; `auto` is the first GPU, or where there is none the CPU";
     ENGINES: Number(1, 64), "engines", "1", AtStart,
@@ -236,7 +236,7 @@ mod tests {
         );
         assert_eq!(
             refused("precision", "f64"),
-            "florence.precision: 'f64' is not f32, int16, bf16 or auto"
+            "florence.precision: 'f64' is not f32, int16, int8, bf16 or auto"
         );
         assert_eq!(refused("publish", "maybe"), "florence.publish: 'maybe' is not yes or no");
         for (name, value) in [

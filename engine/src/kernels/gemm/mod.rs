@@ -1,7 +1,7 @@
 //! Matrix products with packed matrices.
 //!
 //! A [`Matrix`] stands in panels of [`WIDTH`] columns: per panel, one cache line for every input
-//! (bfloat16 and int16: for every two). A tile of up to 12 rows times a few panels stays in registers while
+//! (bfloat16 and int16: for every two; int8: for every four). A tile of up to 12 rows times a few panels stays in registers while
 //! the inner dimension passes by once; what follows the product (bias, GELU, sum) happens before
 //! it is stored. Each element is one sum in the order of the inner dimension, so results do not
 //! depend on how rows and columns are cut into tiles and tasks.
@@ -9,11 +9,13 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
-#[cfg(target_arch = "x86_64")]
-mod pairs;
+mod quantize;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod trial;
+#[cfg(target_arch = "x86_64")]
+mod unit;
 
 use std::{
     ops::{Deref, Range},
@@ -29,12 +31,13 @@ use super::{
 };
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::Amx;
-#[cfg(target_arch = "x86_64")]
-use pairs::{Bf16, Int16};
-#[cfg(target_arch = "x86_64")]
-use tile::Product;
+use quantize::{Int8Rows, Int16Row, Int16Rows};
 pub(super) use tile::{Finish, Panels, Rows, prefetch, product};
-use tile::{Target, multiply};
+use tile::{Product, Target};
+use trial::Other;
+pub(crate) use trial::Switch;
+#[cfg(target_arch = "x86_64")]
+use unit::{Bf16, Int8, Int16, round_rows};
 
 /// A weight matrix, packed for `y = x W^T + b`.
 #[derive(Debug)]
@@ -44,9 +47,12 @@ pub(crate) struct Matrix {
     lines: Store,
     /// Padded to whole panels.
     bias: Vec<f32>,
-    /// Of int16: what one unit of each column is worth; padded likewise.
+    /// Of whole numbers: what one unit of each column is worth; padded likewise. Of int8 then also
+    /// each column's sum.
     scales: Vec<f32>,
     precision: Precision,
+    /// While both are tried.
+    other: Option<Box<Other>>,
 }
 
 /// A matrix's panels.
@@ -82,28 +88,34 @@ impl Matrix {
         let outputs = weight.len() / inputs.max(1);
         let steps = steps(inputs, precision);
         let mut lines = vec![Line::default(); outputs.div_ceil(WIDTH) * steps];
-        let mut scales = vec![0.0; outputs.next_multiple_of(WIDTH)];
-        let panels = lines.par_chunks_mut(steps.max(1)).zip(scales.par_chunks_mut(WIDTH));
-        panels.enumerate().for_each(|(panel, (lines, scales))| {
+        let panels = lines.par_chunks_mut(steps.max(1)).enumerate().map(|(panel, lines)| {
             let mut units = Lines::floats(steps);
             let units = &mut units.as_floats()[..steps];
             let rows = weight.chunks_exact(inputs).skip(panel * WIDTH).take(WIDTH);
-            for (column, row) in rows.enumerate() {
-                scales[column] = write_units(precision, row, units);
+            let mut scales = [Scale::default(); WIDTH];
+            for ((column, row), scale) in rows.enumerate().zip(&mut scales) {
+                *scale = write_units(precision, row, units);
                 for (line, unit) in lines.iter_mut().zip(&*units) {
                     line.0[column] = *unit;
                 }
             }
+            scales
         });
+        let scales: Vec<[Scale; WIDTH]> = panels.collect();
+        let units = scales.as_flattened().iter().map(|scale| scale.unit);
+        let sums = scales.as_flattened().iter().map(|scale| scale.sum);
+        let scales =
+            if has_sums(precision) { units.chain(sums).collect() } else { units.collect() };
         let (lines, bias) = (Store::Own(lines), padded_bias(bias, outputs));
-        Self { inputs, outputs, lines, bias, scales, precision }
+        Self { inputs, outputs, lines, bias, scales, precision, other: None }
     }
 
     /// A matrix of float32, `[outputs, inputs]`, whose panels are there, without a bias.
     pub(super) fn of_panels(lines: Vec<Line>, inputs: usize, outputs: usize) -> Self {
         assert_eq!(lines.len(), outputs.div_ceil(WIDTH) * inputs, "not the panels of this matrix");
         let (lines, bias) = (Store::Own(lines), padded_bias(None, outputs));
-        Self { inputs, outputs, lines, bias, scales: Vec::new(), precision: Precision::F32 }
+        let (scales, precision) = (Vec::new(), Precision::F32);
+        Self { inputs, outputs, lines, bias, scales, precision, other: None }
     }
 
     /// Panels and scales, as [`Self::mapped`] takes them.
@@ -130,10 +142,11 @@ impl Matrix {
         let panels = bytemuck::try_cast_slice::<u8, Line>(map.get(lines.clone())?).ok()?;
         let scales = bytemuck::try_cast_slice::<u8, f32>(map.get(scales)?).ok()?.to_vec();
         let has_room = panels.len() == outputs.div_ceil(WIDTH) * steps(inputs, precision)
-            && scales.len() == outputs.next_multiple_of(WIDTH);
+            && scales.len() == scales_of_columns(outputs, precision);
         let lines = Store::Mapped(Arc::clone(map), lines);
         let bias = padded_bias(bias, outputs);
-        has_room.then_some(Self { inputs, outputs, lines, bias, scales, precision })
+        let other = None;
+        has_room.then_some(Self { inputs, outputs, lines, bias, scales, precision, other })
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -167,20 +180,18 @@ impl Matrix {
         out: &mut [f32],
         stride: usize,
     ) {
+        let (matrix, _clock) = self.chosen(|| 1);
         let out = Target::new(out, stride, x.count, self.outputs);
-        let (mut lines, mut scales) = self.room(x);
-        let x = self.left(cpu, x, &mut lines, &mut scales);
-        self.columns(cpu, x, 0..self.panels(), finish, &out);
+        let (mut lines, mut scales) = matrix.room(x);
+        let x = matrix.left(cpu, x, &mut lines, &mut scales);
+        matrix.columns(cpu, x, 0..self.panels(), finish, &out);
     }
 
-    /// Room for the rows of a left operand in this precision, and for their scales.
+    /// Room for the rows of a left operand in this precision, and for what is known of each.
     fn room(&self, x: Rows<'_>) -> (Lines, Lines) {
         match self.precision {
             Precision::F32 => (Lines::new(0), Lines::new(0)),
-            Precision::Bf16 => (Lines::floats(x.count * padded(self.steps())), Lines::new(0)),
-            Precision::Int16 => {
-                (Lines::floats(x.count * padded(self.steps())), Lines::floats(x.count))
-            }
+            _ => (Lines::floats(x.count * padded(self.steps())), Lines::floats(2 * x.count)),
         }
     }
 
@@ -193,27 +204,23 @@ impl Matrix {
         scales: &'a mut Lines,
     ) -> Left<'a> {
         assert!(x.step == 1 || self.precision == Precision::F32, "rows of pairs are contiguous");
-        match self.precision {
-            Precision::F32 => Left { rows: x, scales: None },
-            #[cfg(target_arch = "x86_64")]
-            Precision::Bf16 => {
-                let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
-                let rows = unit.round_rows(x, self.inputs, lines);
-                Left { rows, scales: None }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Precision::Int16 => {
-                let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
-                let scales = &mut scales.as_floats()[..x.count];
-                let rows = unit.quantize_rows(x, self.inputs, lines, scales);
-                Left { rows, scales: Some(scales) }
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => {
-                let _ = (cpu, lines, scales);
-                unreachable!("packed in these precisions only where the CPU has them")
-            }
+        let (inputs, stride) = (self.inputs, padded(self.steps()));
+        if self.precision == Precision::F32 {
+            return Left { rows: x, units: None, zeros: None };
         }
+        let out = lines.as_floats();
+        let (units, zeros) = scales.as_floats().split_at_mut(x.count);
+        match self.precision {
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => round_rows(Bf16::new(cpu).expect(PACKED), x, inputs, out),
+            Precision::Int16 => cpu.run(Int16Rows { x, inputs, out, units }),
+            Precision::Int8 => cpu.run(Int8Rows { x, inputs, out, units, zeros }),
+            _ => unreachable!("{PACKED}"),
+        }
+        let rows = Rows::new(out, stride, x.count);
+        let is_whole = matches!(self.precision, Precision::Int16 | Precision::Int8);
+        let zeros = has_sums(self.precision).then_some(&*zeros);
+        Left { rows, units: is_whole.then_some(&*units), zeros }
     }
 
     /// As [`Self::block`], for some panels only; other threads may write the other columns.
@@ -225,41 +232,58 @@ impl Matrix {
         finish: &Finish<'_>,
         out: &Target<'_>,
     ) {
-        let scales = x.scales.map(|rows| (rows, self.scales.as_slice()));
-        let finish = Finish { bias: Some(&self.bias), scales, ..*finish };
-        let (x, b) = (x.rows, self.operand());
+        let columns = self.outputs.next_multiple_of(WIDTH);
+        // float32 needs none.
+        let (units, sums) = self.scales.split_at_checked(columns).unwrap_or_default();
+        let (units, zeros) = (x.units.map(|rows| (rows, units)), x.zeros.map(|rows| (rows, sums)));
+        let finish = &Finish { bias: Some(&self.bias), units, zeros, ..*finish };
+        let product = Product { x: x.rows, b: self.operand(), panels, finish, out };
         match self.precision {
-            Precision::F32 => multiply(cpu, x, self.inputs, b, panels, &finish, out),
+            Precision::F32 => product.multiply(cpu),
             #[cfg(target_arch = "x86_64")]
-            Precision::Bf16 => {
-                let unit = Bf16::new(cpu).expect("packed as bfloat16 only where the CPU has it");
-                let product = Product { x, b, panels, finish: &finish, out, arithmetic: unit };
-                // SAFETY: `unit` proves that the processor has the instructions.
-                unsafe { unit.multiply(product) }
-            }
+            Precision::Bf16 => Bf16::new(cpu).expect(PACKED).multiply(&product),
             #[cfg(target_arch = "x86_64")]
-            Precision::Int16 => {
-                let unit = Int16::new(cpu).expect("packed as int16 only where the CPU has it");
-                let product = Product { x, b, panels, finish: &finish, out, arithmetic: unit };
-                match amx::for_rows(cpu, x.count) {
-                    // SAFETY: `tiles` proves the instructions.
-                    Some(tiles) => unsafe { tiles.multiply(&product) },
-                    // SAFETY: `unit` does.
-                    None => unsafe { unit.multiply(product) },
-                }
-            }
+            Precision::Int16 => match amx::for_rows(cpu, x.rows.count) {
+                // SAFETY: `tiles` proves the instructions.
+                Some(tiles) => unsafe { tiles.multiply(&product) },
+                None => Int16::new(cpu).expect(PACKED).multiply(&product),
+            },
+            #[cfg(target_arch = "x86_64")]
+            Precision::Int8 => Int8::new(cpu).expect(PACKED).multiply(&product),
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("packed in these precisions only where the CPU has them"),
+            _ => unreachable!("{PACKED}"),
         }
     }
 }
+
+const PACKED: &str = "packed in these numbers only where the CPU multiplies them";
 
 /// The left operand of a product in its matrix's precision.
 #[derive(Clone, Copy)]
 struct Left<'a> {
     rows: Rows<'a>,
-    /// Of int16: what a unit of each row is worth.
-    scales: Option<&'a [f32]>,
+    /// Of whole numbers: what a unit of each row is worth.
+    units: Option<&'a [f32]>,
+    /// Of int8: what 0 is worth in each row.
+    zeros: Option<&'a [f32]>,
+}
+
+/// What is known of a column of whole numbers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scale {
+    /// What one unit is worth.
+    unit: f32,
+    /// What the column's sum is worth.
+    sum: f32,
+}
+
+/// Whether rows of the left operand have a zero of their own, so that columns' sums count.
+fn has_sums(precision: Precision) -> bool {
+    precision == Precision::Int8
+}
+
+fn scales_of_columns(outputs: usize, precision: Precision) -> usize {
+    outputs.next_multiple_of(WIDTH) * if has_sums(precision) { 2 } else { 1 }
 }
 
 fn padded_bias(bias: Option<&[f32]>, outputs: usize) -> Vec<f32> {
@@ -278,54 +302,29 @@ fn values_of_a_line(precision: Precision) -> usize {
     match precision {
         Precision::F32 => 1,
         Precision::Bf16 | Precision::Int16 => 2,
+        Precision::Int8 => 4,
     }
 }
 
-/// Lines (pairs of inputs) whose int16 products are summed as int32 before they become float32.
-const INT16_STEPS: usize = 64;
-/// Largest Euclidean length of a block in int16, and largest number.
-const BLOCK_LENGTH: f32 = 45_800.0;
-const LARGEST: f32 = 32_700.0;
-
-/// What one unit of a row of int16 is worth, so that no sum of products of [`INT16_STEPS`] lines
-/// can overflow: the largest number is 32767, and no block's Euclidean length is above the square
-/// root of 2^31 (Cauchy and Schwarz then bound the sum), with a hundredth to spare for rounding.
-#[inline(always)]
-fn int16_scale(row: &[f32]) -> f32 {
-    let mut most = f32::MIN_POSITIVE;
-    for block in row.chunks(2 * INT16_STEPS) {
-        let squares: f32 = block.iter().map(|x| x * x).sum();
-        let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        most = most.max(squares.sqrt() / BLOCK_LENGTH).max(largest / LARGEST);
+/// A row's numbers as a panel holds them, [`values_of_a_line`] in each.
+fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> Scale {
+    match precision {
+        Precision::F32 => units.copy_from_slice(row),
+        Precision::Bf16 => {
+            for (unit, pair) in units.iter_mut().zip(row.chunks(2)) {
+                *unit = round_pair(pair);
+            }
+        }
+        Precision::Int16 => {
+            let unit = Cpu::detect().run(Int16Row { row, out: units });
+            return Scale { unit, sum: 0.0 };
+        }
+        Precision::Int8 => {
+            let (unit, sum) = quantize::int8(row, units);
+            return Scale { unit, sum };
+        }
     }
-    most
-}
-
-/// A row's numbers as a panel holds them, [`values_of_a_line`] in each; returns what a unit is worth.
-fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if precision == Precision::Int16
-        && let Some(unit) = Int16::new(Cpu::detect())
-    {
-        return pairs::quantize(unit, row, units);
-    }
-    let scale = if precision == Precision::Int16 { int16_scale(row) } else { 1.0 };
-    for (unit, part) in units.iter_mut().zip(row.chunks(values_of_a_line(precision))) {
-        *unit = match precision {
-            Precision::F32 => part[0],
-            Precision::Bf16 => round_pair(part),
-            Precision::Int16 => quantize_pair(part, scale.recip()),
-        };
-    }
-    scale
-}
-
-/// Two floats in units of a scale's inverse, as int16, in the bits of one float.
-fn quantize_pair(pair: &[f32], inverse: f32) -> f32 {
-    /// Adding it rounds to an integer, whose two's complement then stands in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    let quantize = |x: f32| (x * inverse + ROUND).to_bits() & 0xffff;
-    f32::from_bits(quantize(pair[0]) | pair.get(1).map_or(0, |x| quantize(*x) << 16))
+    Scale { unit: 1.0, sum: 0.0 }
 }
 
 /// Two floats, rounded to the nearest bfloat16, in the bits of one.
@@ -345,6 +344,8 @@ pub(super) fn can_multiply(cpu: Cpu, precision: Precision) -> bool {
         Precision::Bf16 => Bf16::new(cpu).is_some(),
         #[cfg(target_arch = "x86_64")]
         Precision::Int16 => Int16::new(cpu).is_some(),
+        #[cfg(target_arch = "x86_64")]
+        Precision::Int8 => Int8::new(cpu).is_some(),
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
             let _ = cpu;
@@ -403,6 +404,7 @@ pub(super) fn linear_into(
         });
         return;
     }
+    let (matrix, _clock) = matrix.chosen(rayon::current_num_threads);
     let target = Target::new(out, outputs, rows, outputs);
     let x = Rows::new(x, inputs, rows);
     let (mut lines, mut scales) = matrix.room(x);

@@ -98,6 +98,65 @@ fn int16_products_are_near_and_never_overflow() {
     }
 }
 
+/// The numbers that a row of inputs, or a column of weights, has become as int8.
+fn as_int8(row: &[f32], is_weights: bool) -> Vec<f32> {
+    let largest = row.iter().fold(f32::MIN_POSITIVE, |most, x| most.max(x.abs()));
+    let lowest = row.iter().copied().fold(f32::INFINITY, f32::min);
+    let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (unit, zero) = if is_weights {
+        (largest / 127.0, 0.0)
+    } else {
+        (((highest - lowest) / 255.0).max(f32::MIN_POSITIVE), lowest)
+    };
+    let inverse = unit.recip();
+    let whole = |x: f32| if is_weights { x / unit } else { (x - zero) * inverse };
+    row.iter().map(|x| whole(*x).round_ties_even() * unit + zero).collect()
+}
+
+#[test]
+fn int8_products_equal_those_of_rounded_operands_and_are_near() {
+    let cpus = cpus_with("products of int8", Cpu::has_int8);
+    for inputs in [1, 3, 31, 130, 600, 4096] {
+        let outputs = 50;
+        let (weight, bias) = (random(outputs * inputs, 1), random(outputs, 2));
+        // The worst case for sums: all numbers as large as they get, with one sign.
+        for weight in [weight, vec![1.0; outputs * inputs]] {
+            let matrix = Matrix::pack(&weight, Some(&bias), inputs, Precision::Int8);
+            let rounded: Vec<f32> =
+                weight.chunks(inputs).flat_map(|row| as_int8(row, true)).collect();
+            for rows in [1, 3, 4, 5, 12, 13, 60] {
+                let mut ends = vec![-2.5; rows * inputs];
+                ends.iter_mut().step_by(7).for_each(|x| *x = 0.5);
+                for x in [random(rows * inputs, 3), ends, vec![-2.5; rows * inputs]] {
+                    let of_rounded: Vec<f32> =
+                        x.chunks(inputs).flat_map(|row| as_int8(row, false)).collect();
+                    let add = random(rows * outputs, 4);
+                    let expected = plain(&of_rounded, &rounded, &bias, inputs, Some(&add));
+                    let far = plain(&x, &weight, &bias, inputs, Some(&add));
+                    for cpu in &cpus {
+                        let found = linear(*cpu, &matrix, &x, Some(&add));
+                        let what = format!("{}: {inputs} inputs, {rows} rows", cpu.name());
+                        assert_close(&found, &expected, 2e-5, &what);
+                        assert_close(&found, &far, 2e-2, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_products_are_the_same_on_every_instruction_set() {
+    let cpus = cpus_with("products of int8", Cpu::has_int8);
+    let (inputs, outputs, rows) = (300, 70, 29);
+    let matrix = Matrix::pack(&random(outputs * inputs, 1), None, inputs, Precision::Int8);
+    let x = random(rows * inputs, 2);
+    let results: Vec<_> = cpus.iter().map(|cpu| linear(*cpu, &matrix, &x, None)).collect();
+    for (cpu, found) in cpus.iter().zip(&results) {
+        assert_close(found, &results[0], 1e-6, cpu.name());
+    }
+}
+
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn tiles_give_the_bits_that_vnni_gives() {

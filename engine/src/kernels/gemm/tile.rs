@@ -44,8 +44,10 @@ impl Panels<'_> {
 /// What happens to a sum before it is stored, in this order.
 #[derive(Clone, Copy, Default)]
 pub(in crate::kernels) struct Finish<'a> {
-    /// Of int16: what a unit is worth in every row and in every column.
-    pub(in crate::kernels) scales: Option<(&'a [f32], &'a [f32])>,
+    /// Of whole numbers: what a unit is worth in every row and in every column.
+    pub(in crate::kernels) units: Option<(&'a [f32], &'a [f32])>,
+    /// Of int8: what 0 is worth in every row, and what every column's sum is worth.
+    pub(in crate::kernels) zeros: Option<(&'a [f32], &'a [f32])>,
     pub(in crate::kernels) bias: Option<&'a [f32]>,
     pub(in crate::kernels) gelu: bool,
     /// Whether it is added to what stands in its place.
@@ -54,7 +56,7 @@ pub(in crate::kernels) struct Finish<'a> {
 
 impl Finish<'_> {
     fn is_nothing(&self) -> bool {
-        self.scales.is_none() && self.bias.is_none() && !self.gelu && !self.onto
+        self.units.is_none() && self.bias.is_none() && !self.gelu && !self.onto
     }
 }
 
@@ -87,20 +89,8 @@ pub(in crate::kernels) fn product(
     stride: usize,
 ) {
     let out = Target::new(out, stride, x.count, b.columns);
-    multiply(cpu, x, b.steps, b, 0..b.count(), &Finish::default(), &out);
-}
-
-pub(super) fn multiply(
-    cpu: Cpu,
-    x: Rows<'_>,
-    inputs: usize,
-    b: Panels<'_>,
-    panels: Range<usize>,
-    finish: &Finish<'_>,
-    out: &Target<'_>,
-) {
-    assert_eq!(inputs, b.steps, "the operands do not fit");
-    cpu.run(Product { x, b, panels, finish, out, arithmetic: F32 });
+    let (panels, finish) = (0..b.count(), &Finish::default());
+    Product { x, b, panels, finish, out: &out }.multiply(cpu);
 }
 
 /// How a tile multiplies: what a panel's line holds, and the instruction.
@@ -184,25 +174,31 @@ impl<S: Simd> Arithmetic<S> for F32 {
 }
 
 /// A product on one thread.
-pub(super) struct Product<'a, A> {
+pub(super) struct Product<'a> {
     pub(super) x: Rows<'a>,
     pub(super) b: Panels<'a>,
     pub(super) panels: Range<usize>,
     pub(super) finish: &'a Finish<'a>,
     pub(super) out: &'a Target<'a>,
-    pub(super) arithmetic: A,
 }
 
-impl WithSimd for Product<'_, F32> {
+struct Floats<'a>(&'a Product<'a>);
+
+impl WithSimd for Floats<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        self.run(simd);
+        self.0.run(simd, F32);
     }
 }
 
-impl<A> Product<'_, A> {
+impl Product<'_> {
+    /// In float32.
+    pub(super) fn multiply(&self, cpu: Cpu) {
+        cpu.run(Floats(self));
+    }
+
     /// All that the tiles touch is checked here, once; says whether there is anything to do.
     pub(super) fn check(&self) -> bool {
         let Self { x, b, panels, finish, out, .. } = self;
@@ -219,7 +215,7 @@ impl<A> Product<'_, A> {
         if let Some(bias) = finish.bias {
             assert!(panels.end * WIDTH <= bias.len(), "the bias is too short");
         }
-        if let Some((rows, columns)) = finish.scales {
+        for (rows, columns) in finish.units.iter().chain(&finish.zeros) {
             assert!(
                 x.count <= rows.len() && panels.end * WIDTH <= columns.len(),
                 "scales are missing"
@@ -229,14 +225,11 @@ impl<A> Product<'_, A> {
     }
 
     #[inline(always)]
-    pub(super) fn run<S: Simd>(self, simd: S)
-    where
-        A: Arithmetic<S>,
-    {
+    pub(super) fn run<S: Simd, A: Arithmetic<S>>(&self, simd: S, arithmetic: A) {
         if !self.check() {
             return;
         }
-        let Self { x, panels, .. } = &self;
+        let Self { x, panels, .. } = self;
         // Few rows leave registers for more panels, which hides the latency of the sums.
         let rows = match S::F32_LANES {
             1 => 1,
@@ -272,7 +265,9 @@ impl<A> Product<'_, A> {
                 let next = (panel + width + piece).wrapping_sub(1);
                 let next = if piece == 0 || next >= panels.end { panel } else { next };
                 // SAFETY: rows and panels are within the bounds asserted above.
-                unsafe { self.piece(simd, (first, last - first), panel, width, next) };
+                unsafe {
+                    self.piece((simd, arithmetic), (first, last - first), panel, width, next);
+                };
                 first = last;
             }
             panel += width;
@@ -285,21 +280,19 @@ impl<A> Product<'_, A> {
     ///
     /// The rows `first..first + count` and the panels `panel..panel + width` and `next` must exist.
     #[inline(always)]
-    unsafe fn piece<S: Simd>(
+    unsafe fn piece<S: Simd, A: Arithmetic<S>>(
         &self,
-        simd: S,
+        (simd, arithmetic): (S, A),
         (first, count): (usize, usize),
         panel: usize,
         width: usize,
         next: usize,
-    ) where
-        A: Arithmetic<S>,
-    {
+    ) {
         macro_rules! tile {
             ($($rows:literal)* by $vectors:literal) => {
                 match count {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { self.tile::<S, $rows, $vectors>(simd, first, panel, next) },)*
+                    $($rows => unsafe { self.tile::<S, A, $rows, $vectors>((simd, arithmetic), first, panel, next) },)*
                     _ => unreachable!("`run` cuts rows into pieces of these sizes"),
                 }
             };
@@ -319,16 +312,14 @@ impl<A> Product<'_, A> {
     ///
     /// As [`Self::piece`].
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    unsafe fn tile<S: Simd, A: Arithmetic<S>, const ROWS: usize, const VECTORS: usize>(
         &self,
-        simd: S,
+        (simd, arithmetic): (S, A),
         first: usize,
         panel: usize,
         next: usize,
-    ) where
-        A: Arithmetic<S>,
-    {
-        let Self { x, b, arithmetic, .. } = self;
+    ) {
+        let Self { x, b, .. } = self;
         let parts = WIDTH / S::F32_LANES; // of a line
         let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
         // SAFETY: of all tiles together, `check` has it that rows and panels exist; a vector is
@@ -406,9 +397,13 @@ impl<A> Product<'_, A> {
                 let at = column + v * S::F32_LANES;
                 let Some(left) = columns.checked_sub(at).filter(|left| *left > 0) else { break };
                 let mut y = *sum;
-                if let Some((rows, columns)) = finish.scales {
-                    let scales = simd.mul_f32s(f32s(columns, at), simd.splat_f32s(rows[first + r]));
-                    y = simd.mul_f32s(y, scales);
+                if let Some((rows, columns)) = finish.units {
+                    let units = simd.mul_f32s(f32s(columns, at), simd.splat_f32s(rows[first + r]));
+                    y = simd.mul_f32s(y, units);
+                }
+                if let Some((rows, columns)) = finish.zeros {
+                    let zero = simd.splat_f32s(rows[first + r]);
+                    y = simd.mul_add_e_f32s(f32s(columns, at), zero, y);
                 }
                 if let Some(bias) = finish.bias {
                     y = simd.add_f32s(y, f32s(bias, at));

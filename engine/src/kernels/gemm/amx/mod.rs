@@ -21,9 +21,9 @@ use std::arch::{
 use pulp::{Simd, x86::V4};
 
 use super::{
-    INT16_STEPS,
-    pairs::{Int16, bits},
+    quantize::INT16_STEPS,
     tile::{Product, Rows},
+    unit::{Vnni16, bits},
 };
 use crate::kernels::{
     Cpu, Level,
@@ -40,7 +40,7 @@ const FEWEST: usize = ROWS;
 
 /// Proof that the processor has tiles of bytes, which the system lets this process use, and VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Amx(Int16);
+pub(in crate::kernels) struct Amx(Vnni16);
 
 impl Amx {
     /// Tiles, if they are there, compute what VNNI computes, and take less time for it.
@@ -78,8 +78,8 @@ fn has_tiles() -> bool {
 }
 
 /// What else the code here is made of: VNNI and VBMI.
-fn vector_instructions() -> Option<Int16> {
-    let unit = Int16::new(Cpu(Level::Avx512(V4::try_new()?)))?;
+fn vector_instructions() -> Option<Vnni16> {
+    let unit = Vnni16::new(Cpu(Level::Avx512(V4::try_new()?)))?;
     is_x86_feature_detected!("avx512vbmi").then_some(unit)
 }
 
@@ -266,7 +266,7 @@ impl Amx {
     #[target_feature(
         enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,fma,avx2,bmi1,bmi2,lzcnt,popcnt"
     )]
-    pub(super) unsafe fn multiply(self, product: &Product<'_, Int16>) {
+    pub(super) unsafe fn multiply(self, product: &Product<'_>) {
         if !product.check() {
             return;
         }

@@ -1,0 +1,257 @@
+//! `florence tune`: which products of a model may be int8, by what that costs on pictures of one's
+//! own.
+//!
+//! Each product's share of the error is how far the probabilities of the next tokens go when it
+//! alone is int8; its gain is the time that it saves. Those that gain most for their error come
+//! first in the plan, which is as long as the wished share of float32's tokens allows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use florence_engine::{
+    Florence, Part, Precision, Prepared,
+    model::{Int8, Trial},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::{
+    asked::{Asked, AskedArgs},
+    load::ModelArgs,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Share of the tokens that must stay those of float32
+    #[arg(long, value_name = "SHARE", default_value_t = 0.995)]
+    agreement: f64,
+    /// Questions that each product's error is measured on, the first ones
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    measured: usize,
+}
+
+/// Rounds that times are measured in.
+const ROUNDS: usize = 4;
+
+/// A product that is faster in int8.
+#[derive(Debug, Clone, PartialEq)]
+struct Product {
+    name: String,
+    /// Nanoseconds of thread time that int8 saves, over the measured questions.
+    saved: f64,
+    /// Mean divergence of the next tokens' probabilities, in nats.
+    error: f64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!((0.0..=1.0).contains(&args.agreement), "--agreement is a share, from 0 to 1");
+    ensure!(args.measured > 0, "--measured: each product is measured on at least 1 question");
+    let asked = args.asked.read()?;
+    let reference = {
+        let florence = args.model.load_in(Precision::F32)?;
+        tokens(args, &florence, &prepared(args, &florence, &asked)?)?
+    };
+    let trial = Arc::new(Trial::default());
+    let florence = args.model.load_int8(Int8::Trial(Arc::clone(&trial)))?;
+    let place = florence.model().plan_place().context("give --model: a plan is kept beside it")?;
+    let questions = prepared(args, &florence, &asked)?;
+    let some = &questions[..args.measured.min(questions.len())];
+    let products = products(args, &florence, &trial, some, &reference)?;
+    eprintln!("{} of {} products are faster in int8", products.len(), trial.names().len());
+
+    let kept = |count: usize| -> anyhow::Result<f64> {
+        trial.switch(&names(&products[..count]));
+        let share = agreement(&reference, &tokens(args, &florence, &questions)?);
+        eprintln!("{count} products in int8 keep {:.2} % of the tokens", 100.0 * share);
+        Ok(share)
+    };
+    let int16 = kept(0)?;
+    ensure!(
+        int16 >= args.agreement,
+        "int16 alone keeps {:.2} % of the tokens: no plan keeps {:.2} %",
+        100.0 * int16,
+        100.0 * args.agreement
+    );
+    // The longest beginning that keeps enough; more products are taken to keep less.
+    let (mut count, mut share, mut lost) = (0, int16, products.len() + 1);
+    while lost - count > 1 {
+        // All of them first: they may be good enough.
+        let more = if lost > products.len() { products.len() } else { count.midpoint(lost) };
+        let found = kept(more)?;
+        if found >= args.agreement {
+            (count, share) = (more, found);
+        } else {
+            lost = more;
+        }
+    }
+    let chosen = names(&products[..count]);
+    let [before, after] = times(args, &florence, &trial, some, [&BTreeSet::new(), &chosen])?;
+    let faster = before.as_secs_f64() / after.as_secs_f64();
+    print!("{}", table(&products, count));
+    println!(
+        "{count} products in int8 keep {:.2} % of {} tokens, {faster:.2} times as fast as int16",
+        100.0 * share,
+        reference.iter().map(Vec::len).sum::<usize>(),
+    );
+    let measured = json!({
+        "questions": questions.len(),
+        "tasks": args.asked.tasks,
+        "agreement_int16": int16,
+        "agreement": share,
+        "speed_over_int16": faster,
+        "arithmetic": florence.arithmetic(),
+    });
+    place
+        .write(&place.plan(chosen, measured))
+        .with_context(|| format!("cannot write {}", place.path().display()))?;
+    println!("{}", place.path().display());
+    Ok(())
+}
+
+fn names(products: &[Product]) -> BTreeSet<String> {
+    products.iter().map(|product| product.name.clone()).collect()
+}
+
+fn prepared(args: &Args, florence: &Florence, asked: &Asked) -> anyhow::Result<Vec<Prepared>> {
+    asked.questions.iter().map(|question| args.asked.prepared(florence, asked, question)).collect()
+}
+
+fn tokens(
+    args: &Args,
+    florence: &Florence,
+    questions: &[Prepared],
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    let answers = questions.iter().map(|question| args.asked.answer(florence, question));
+    answers.map(|answer| Ok(answer?.token_ids)).collect()
+}
+
+/// The least time of all answers, of several rounds in turns, with some products in int8 and with
+/// others.
+fn times(
+    args: &Args,
+    florence: &Florence,
+    trial: &Trial,
+    questions: &[Prepared],
+    int8: [&BTreeSet<String>; 2],
+) -> anyhow::Result<[Duration; 2]> {
+    let mut least = [Duration::MAX; 2];
+    for _ in 0..ROUNDS {
+        for (int8, least) in int8.iter().zip(&mut least) {
+            trial.switch(int8);
+            let start = Instant::now();
+            tokens(args, florence, questions)?;
+            *least = start.elapsed().min(*least);
+        }
+    }
+    Ok(least)
+}
+
+/// The share of tokens that are the same in the same places.
+fn agreement(expected: &[Vec<u32>], found: &[Vec<u32>]) -> f64 {
+    let pairs = || expected.iter().zip(found);
+    let same: usize = pairs().map(|(a, b)| a.iter().zip(b).filter(|(a, b)| a == b).count()).sum();
+    let all: usize = pairs().map(|(a, b)| a.len().max(b.len())).sum();
+    same as f64 / all.max(1) as f64
+}
+
+/// Those that are faster in int8, with what they save and cost, the best bargain first.
+fn products(
+    args: &Args,
+    florence: &Florence,
+    trial: &Trial,
+    questions: &[Prepared],
+    tokens: &[Vec<u32>],
+) -> anyhow::Result<Vec<Product>> {
+    let all: BTreeSet<String> = trial.names().into_iter().collect();
+    let none = BTreeSet::new();
+    // The least of several rounds counts.
+    let mut times = [&none, &all].map(|int8| (int8, BTreeMap::new()));
+    for _ in 0..ROUNDS {
+        for (int8, least) in &mut times {
+            trial.switch(int8);
+            trial.take_times();
+            self::tokens(args, florence, questions)?;
+            for (name, time) in trial.take_times() {
+                let entry = least.entry(name).or_insert(u64::MAX);
+                *entry = time.min(*entry);
+            }
+        }
+    }
+    let [(_, int16), (_, int8)] = times;
+    let saved = int16.into_iter().filter_map(|(name, int16)| {
+        let saved = int16 as f64 - *int8.get(&name)? as f64;
+        (saved > 0.0).then_some((name, saved))
+    });
+    let saved: Vec<(String, f64)> = saved.collect();
+
+    trial.switch(&none);
+    // The last token is the end: nothing comes after it.
+    let followed = questions.iter().zip(tokens).map(|(question, tokens)| {
+        let [tokens @ .., _] = &tokens[..] else { bail!("an answer without a token") };
+        Ok(florence.follow(question, tokens)?)
+    });
+    let followed = followed.collect::<anyhow::Result<Vec<_>>>()?;
+    let bar = ProgressBar::new(saved.len() as u64).with_style(ProgressStyle::with_template(
+        "{pos} of {len} products, {eta} left {wide_bar}",
+    )?);
+    let mut products = Vec::new();
+    for (name, saved) in bar.wrap_iter(saved.into_iter()) {
+        trial.switch(&BTreeSet::from([name.clone()]));
+        let part = Part::of(&name);
+        let errors = followed.iter().map(|followed| followed.divergence(part));
+        let error = errors.sum::<Result<f64, _>>()? / followed.len() as f64;
+        products.push(Product { name, saved, error: error.max(f64::MIN_POSITIVE) });
+    }
+    products.sort_by(|a, b| (a.error / a.saved).total_cmp(&(b.error / b.saved)));
+    Ok(products)
+}
+
+/// The products, those of the plan first: how much of the time that int8 could save, and of its
+/// error, each has.
+fn table(products: &[Product], chosen: usize) -> String {
+    let sum = |part: fn(&Product) -> f64| products.iter().map(part).sum::<f64>();
+    let (saved, error) = (sum(|product| product.saved), sum(|product| product.error));
+    let mut lines = format!("{:5}  {:>7}  {:>7}  product\n", "", "saves", "error");
+    for (i, product) in products.iter().enumerate() {
+        let _ = writeln!(
+            lines,
+            "{:5}  {:5.1} %  {:5.1} %  {}",
+            if i < chosen { "int8" } else { "int16" },
+            100.0 * product.saved / saved,
+            100.0 * product.error / error,
+            product.name.trim_end_matches(".weight"),
+        );
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_agree_where_the_same_one_stands_in_the_same_place() {
+        let expected = [vec![0, 5, 6, 2], vec![0, 7, 2]];
+        assert!((agreement(&expected, &expected) - 1.0).abs() < 1e-12);
+        let found = [vec![0, 5, 9, 6, 2], vec![0, 7, 2]];
+        assert!((agreement(&expected, &found) - 5.0 / 8.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_table_has_shares_and_says_what_is_in_the_plan() {
+        let product = |name: &str, saved, error| Product { name: name.to_owned(), saved, error };
+        let products = [product("a.weight", 3.0, 0.1), product("b.weight", 1.0, 0.3)];
+        let told = table(&products, 1);
+        assert!(told.contains("int8    75.0 %   25.0 %  a\n"), "{told}");
+        assert!(told.contains("int16   25.0 %   75.0 %  b\n"), "{told}");
+    }
+}
