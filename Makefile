@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers label-speed label-many cascade-speed baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers int8 label-speed label-many cascade-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
@@ -117,9 +117,12 @@ stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 peers: .venv-peers build  ## time base shape beside OpenVINO, ONNX Runtime and PyTorch
 	cd tools && ../.venv-peers/bin/python peers.py --florence ../$(RELEASE)/florence --work $(WORK)
 
+int8: .venv-peers build  ## what int8 costs in answers, beside OpenVINO's and ONNX Runtime's
+	cd tools && ../.venv-peers/bin/python int8.py --florence ../$(RELEASE)/florence --work $(WORK)
+
 label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
 	cd tools && speed() { ../$(REFERENCE_PYTHON) label_speed.py "$$@" --florence ../$(RELEASE)/florence --work $(WORK); } \
-	  && speed ../models/tiny --pictures 200 && speed base --pictures 8 --rounds 1
+	  && speed ../models/tiny --pictures 1000 --rounds 1 && speed base --pictures 16 --batches 1 4 --rounds 1
 
 cascade-speed: .venv-reference build  ## a cascade as one job, as single jobs, and through transformers
 	$(REFERENCE_PYTHON) tools/cascade_speed.py models/tiny --module $(RELEASE)/libflorence.so

@@ -3,8 +3,8 @@
     python tools/evaluate.py --florence target/release/florence --work DIR
 
 The answers come from `florence run`, so this scores what users get; the scorer is below, complete.
-With `--against bf16` the same questions are also answered in that precision, and what differs goes
-into docs/SPEED.md instead.
+With `--against bf16` the same questions are also answered in that precision, and what differs is
+told instead, and goes into docs/SPEED.md if it has a place there.
 """
 
 import argparse
@@ -173,8 +173,10 @@ def compare(args, scores, ids, other_scores, other_ids):
 
 
 def write(path, place, lines):
-    """Replaces what stands between the comments of a place."""
+    """Replaces what stands between the comments of a place, if there is one."""
     print("\n".join(lines))
+    if f"<!-- {place} -->" not in path.read_text():
+        return
     before, rest = path.read_text().split(f"<!-- {place} -->\n", 1)
     after = rest.split(f"<!-- end of {place} -->\n", 1)[1]
     path.write_text(f"{before}<!-- {place} -->\n" + "\n".join(lines) + f"\n<!-- end of {place} -->\n{after}")

@@ -25,7 +25,6 @@ import scenes
 ROOT = Path(__file__).parent.parent
 PROMPT = "<OD>"
 FIRST_SEED = 910_000
-BATCHES = (1, 4, 8, 16)
 
 
 def pictures(work, count):
@@ -76,6 +75,7 @@ def main():
     args.add_argument("--florence", required=True)
     args.add_argument("--work", type=Path, required=True)
     args.add_argument("--pictures", type=int, default=200)
+    args.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16], help="of the loop; 1 is compared with")
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--beams", type=int, default=3)
     args.add_argument("--tokens", type=int, default=64)
@@ -90,7 +90,7 @@ def main():
     model = reference.Reference(checkpoint, attention="sdpa")
     times, used = {}, []
     for _ in range(args.rounds):
-        for batch in BATCHES:
+        for batch in args.batches:
             times.setdefault(f"transformers, batch {batch}", []).append(loop(model, folder, batch, args, out))
         for precision in ("f32", "auto"):
             seconds, share = label(args, checkpoint, folder, precision, out)

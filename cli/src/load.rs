@@ -88,6 +88,11 @@ impl ModelArgs {
         self.load_in(self.precision)
     }
 
+    /// Whether it is the model of a directory.
+    pub(crate) fn has_directory(&self) -> bool {
+        self.files.model.is_some()
+    }
+
     /// The same model in another precision.
     pub(crate) fn load_in(&self, precision: Precision) -> anyhow::Result<Florence> {
         self.open(LoadOptions { precision, ..self.options()? })

@@ -14,14 +14,14 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use florence_engine::{
-    Florence, Part, Precision, Prepared,
+    Cpu, Florence, Part, Precision,
     model::{Int8, Trial},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::{
-    asked::{Asked, AskedArgs},
+    asked::{Asked, AskedArgs, Question},
     load::ModelArgs,
 };
 
@@ -55,22 +55,21 @@ struct Product {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!((0.0..=1.0).contains(&args.agreement), "--agreement is a share, from 0 to 1");
     ensure!(args.measured > 0, "--measured: each product is measured on at least 1 question");
+    ensure!(Cpu::detect().has_int8(), "this processor has no int8 products");
+    ensure!(args.model.has_directory(), "give --model: a plan is kept beside it");
     let asked = args.asked.read()?;
-    let reference = {
-        let florence = args.model.load_in(Precision::F32)?;
-        tokens(args, &florence, &prepared(args, &florence, &asked)?)?
-    };
+    let questions = &asked.questions[..];
+    let reference = tokens(args, &args.model.load_in(Precision::F32)?, &asked, questions)?;
     let trial = Arc::new(Trial::default());
     let florence = args.model.load_int8(Int8::Trial(Arc::clone(&trial)))?;
-    let place = florence.model().plan_place().context("give --model: a plan is kept beside it")?;
-    let questions = prepared(args, &florence, &asked)?;
+    let place = florence.model().plan_place().context("a plan has no place")?;
     let some = &questions[..args.measured.min(questions.len())];
-    let products = products(args, &florence, &trial, some, &reference)?;
+    let products = products(args, &florence, &trial, &asked, some, &reference)?;
     eprintln!("{} of {} products are faster in int8", products.len(), trial.names().len());
 
     let kept = |count: usize| -> anyhow::Result<f64> {
         trial.switch(&names(&products[..count]));
-        let share = agreement(&reference, &tokens(args, &florence, &questions)?);
+        let share = agreement(&reference, &tokens(args, &florence, &asked, questions)?);
         eprintln!("{count} products in int8 keep {:.2} % of the tokens", 100.0 * share);
         Ok(share)
     };
@@ -94,7 +93,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let chosen = names(&products[..count]);
-    let [before, after] = times(args, &florence, &trial, some, [&BTreeSet::new(), &chosen])?;
+    let [before, after] =
+        times(args, &florence, &trial, &asked, some, [&BTreeSet::new(), &chosen])?;
     let faster = before.as_secs_f64() / after.as_secs_f64();
     print!("{}", table(&products, count));
     println!(
@@ -121,17 +121,18 @@ fn names(products: &[Product]) -> BTreeSet<String> {
     products.iter().map(|product| product.name.clone()).collect()
 }
 
-fn prepared(args: &Args, florence: &Florence, asked: &Asked) -> anyhow::Result<Vec<Prepared>> {
-    asked.questions.iter().map(|question| args.asked.prepared(florence, asked, question)).collect()
-}
-
+/// The answers to some questions, one at a time: a picture as the model's input is large.
 fn tokens(
     args: &Args,
     florence: &Florence,
-    questions: &[Prepared],
+    asked: &Asked,
+    questions: &[Question],
 ) -> anyhow::Result<Vec<Vec<u32>>> {
-    let answers = questions.iter().map(|question| args.asked.answer(florence, question));
-    answers.map(|answer| Ok(answer?.token_ids)).collect()
+    let answer = |question| {
+        let prepared = args.asked.prepared(florence, asked, question)?;
+        Ok(args.asked.answer(florence, &prepared)?.token_ids)
+    };
+    questions.iter().map(answer).collect()
 }
 
 /// The least time of all answers, of several rounds in turns, with some products in int8 and with
@@ -140,7 +141,8 @@ fn times(
     args: &Args,
     florence: &Florence,
     trial: &Trial,
-    questions: &[Prepared],
+    asked: &Asked,
+    questions: &[Question],
     int8: [&BTreeSet<String>; 2],
 ) -> anyhow::Result<[Duration; 2]> {
     let mut least = [Duration::MAX; 2];
@@ -148,7 +150,7 @@ fn times(
         for (int8, least) in int8.iter().zip(&mut least) {
             trial.switch(int8);
             let start = Instant::now();
-            tokens(args, florence, questions)?;
+            tokens(args, florence, asked, questions)?;
             *least = start.elapsed().min(*least);
         }
     }
@@ -168,8 +170,9 @@ fn products(
     args: &Args,
     florence: &Florence,
     trial: &Trial,
-    questions: &[Prepared],
-    tokens: &[Vec<u32>],
+    asked: &Asked,
+    questions: &[Question],
+    answers: &[Vec<u32>],
 ) -> anyhow::Result<Vec<Product>> {
     let all: BTreeSet<String> = trial.names().into_iter().collect();
     let none = BTreeSet::new();
@@ -179,7 +182,7 @@ fn products(
         for (int8, least) in &mut times {
             trial.switch(int8);
             trial.take_times();
-            self::tokens(args, florence, questions)?;
+            tokens(args, florence, asked, questions)?;
             for (name, time) in trial.take_times() {
                 let entry = least.entry(name).or_insert(u64::MAX);
                 *entry = time.min(*entry);
@@ -195,9 +198,11 @@ fn products(
 
     trial.switch(&none);
     // The last token is the end: nothing comes after it.
-    let followed = questions.iter().zip(tokens).map(|(question, tokens)| {
+    let prepared = questions.iter().map(|it| args.asked.prepared(florence, asked, it));
+    let prepared = prepared.collect::<anyhow::Result<Vec<_>>>()?;
+    let followed = prepared.iter().zip(answers).map(|(prepared, tokens)| {
         let [tokens @ .., _] = &tokens[..] else { bail!("an answer without a token") };
-        Ok(florence.follow(question, tokens)?)
+        Ok(florence.follow(prepared, tokens)?)
     });
     let followed = followed.collect::<anyhow::Result<Vec<_>>>()?;
     let bar = ProgressBar::new(saved.len() as u64).with_style(ProgressStyle::with_template(

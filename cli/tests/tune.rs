@@ -1,6 +1,8 @@
 //! `florence tune` on the sample pictures: its plan is what `--precision int8` takes, and only for
 //! the weights that it was made for.
 
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod labels;
 
 use std::{
@@ -107,4 +109,8 @@ fn what_cannot_be_tuned_is_told_and_leaves_no_plan() {
         assert!(!output.status.success() && err.contains(told), "{err}");
     }
     assert!(!model.join(PLAN).exists());
+    let output = florence(&["tune", &samples()]).output().unwrap();
+    let err = text(&output.stderr);
+    let told = ["a plan is kept beside it", "has no int8 products"];
+    assert!(!output.status.success() && told.iter().any(|told| err.contains(told)), "{err}");
 }

@@ -311,6 +311,38 @@ fn servers_of_a_host_share_the_packed_weights() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn a_plan_beside_the_model_says_which_products_are_int8() {
+    if !is_x86_feature_detected!("avx2") {
+        return eprintln!("NOT RUN: the processor has no products of int8");
+    }
+    let model = tempfile::tempdir().unwrap();
+    copy_model(model.path());
+    let length = std::fs::metadata(model.path().join("model.safetensors")).unwrap().len();
+    let product = "vision_tower.blocks.2.0.spatial_block.ffn.fc1.weight";
+    let plan = |weights: u64| {
+        let plan = format!(
+            r#"{{"format": "florence int8 plan 1", "weights": {{"model.safetensors": {weights}}},
+                "int8": ["{product}"], "measured": null}}"#
+        );
+        std::fs::write(model.path().join("florence-int8-plan.json"), plan).unwrap();
+    };
+    let line = format!("florence.model {}", model.path().display());
+    let lines = [&*line, "florence.precision int8"];
+    plan(length);
+    let server = Server::ready(&lines);
+    let models = server.models();
+    assert!(models.values().all(|model| model["precision"].as_deref() == Some("int8")));
+    let maps = std::fs::read_to_string(server.proc().join("maps")).unwrap();
+    assert!(maps.contains("/florence-packed-int8.safetensors"), "{}", server.log());
+    plan(length + 1);
+    let server = Server::with(Settings::lines(&lines));
+    eventually("the model fails", || {
+        server.log().contains("it was made for other weights").then_some(())
+    });
+}
+
+#[test]
 fn packed_weights_of_a_directory_that_may_not_be_written_to_are_kept_elsewhere() {
     let (model, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     copy_model(model.path());

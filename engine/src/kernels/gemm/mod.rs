@@ -1,10 +1,14 @@
 //! Matrix products with packed matrices.
 //!
 //! A [`Matrix`] stands in panels of [`WIDTH`] columns: per panel, one cache line for every input
-//! (bfloat16 and int16: for every two; int8: for every four). A tile of up to 12 rows times a few panels stays in registers while
-//! the inner dimension passes by once; what follows the product (bias, GELU, sum) happens before
-//! it is stored. Each element is one sum in the order of the inner dimension, so results do not
-//! depend on how rows and columns are cut into tiles and tasks.
+//! (bfloat16 and int16: for every two; int8: for every four). A tile of up to 12 rows times a few
+//! panels stays in registers while the inner dimension passes by once; what follows the product
+//! (bias, GELU, sum) happens before it is stored. Each element is one sum in the order of the inner
+//! dimension, so results do not depend on how rows and columns are cut into tiles and tasks.
+//!
+//! - `tile`: the loops; `unit`, `amx`: instructions for numbers other than float32
+//! - `quantize`: floats as whole numbers
+//! - `trial`: a matrix in two kinds of numbers, of which one is chosen at run time
 #![expect(unsafe_code, reason = "pointers into panels, and instructions for pairs")]
 
 #[cfg(target_arch = "x86_64")]

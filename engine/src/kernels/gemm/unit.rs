@@ -145,6 +145,7 @@ unit!(
     __m256i,
     usize::MAX,
     |x, y, sum| {
+        // Of each four bytes the first and third as a pair of int16, then the others.
         let even = _mm256_madd_epi16(
             _mm256_and_si256(x, _mm256_set1_epi32(0x00ff_00ff)),
             _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(y)),
