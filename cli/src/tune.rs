@@ -39,7 +39,7 @@ pub(crate) struct Args {
     measured: usize,
 }
 
-/// Rounds that times are measured in.
+/// Rounds that times are measured in; the least counts.
 const ROUNDS: usize = 4;
 
 /// A product that is faster in int8.
@@ -53,32 +53,34 @@ struct Product {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    ensure!((0.0..=1.0).contains(&args.agreement), "--agreement is a share, from 0 to 1");
-    ensure!(args.measured > 0, "--measured: each product is measured on at least 1 question");
+    let Args { model, asked: args, agreement: wished, measured } = args;
+    ensure!((0.0..=1.0).contains(wished), "--agreement is a share, from 0 to 1");
+    ensure!(*measured > 0, "--measured: each product is measured on at least 1 question");
     ensure!(Cpu::detect().has_int8(), "this processor has no int8 products");
-    ensure!(args.model.has_directory(), "give --model: a plan is kept beside it");
-    let asked = args.asked.read()?;
+    ensure!(model.has_directory(), "give --model: a plan is kept beside it");
+    let asked = args.read()?;
     let questions = &asked.questions[..];
-    let reference = tokens(args, &args.model.load_in(Precision::F32)?, &asked, questions)?;
     let trial = Arc::new(Trial::default());
-    let florence = args.model.load_int8(Int8::Trial(Arc::clone(&trial)))?;
+    let reference = tokens(args, &model.load_in(Precision::F32)?, &asked, questions)?;
+    let florence = model.load_int8(Int8::Trial(Arc::clone(&trial)))?;
     let place = florence.model().plan_place().context("a plan has no place")?;
-    let some = &questions[..args.measured.min(questions.len())];
-    let products = products(args, &florence, &trial, &asked, some, &reference)?;
+    let some = &questions[..(*measured).min(questions.len())];
+    let tried = Tried { args, florence: &florence, trial: &trial, asked: &asked };
+    let products = tried.products(some, &reference)?;
     eprintln!("{} of {} products are faster in int8", products.len(), trial.names().len());
 
     let kept = |count: usize| -> anyhow::Result<f64> {
         trial.switch(&names(&products[..count]));
-        let share = agreement(&reference, &tokens(args, &florence, &asked, questions)?);
+        let share = agreement(&reference, &tried.tokens(questions)?);
         eprintln!("{count} products in int8 keep {:.2} % of the tokens", 100.0 * share);
         Ok(share)
     };
     let int16 = kept(0)?;
     ensure!(
-        int16 >= args.agreement,
+        int16 >= *wished,
         "int16 alone keeps {:.2} % of the tokens: no plan keeps {:.2} %",
         100.0 * int16,
-        100.0 * args.agreement
+        100.0 * wished
     );
     // The longest beginning that keeps enough; more products are taken to keep less.
     let (mut count, mut share, mut lost) = (0, int16, products.len() + 1);
@@ -86,17 +88,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // All of them first: they may be good enough.
         let more = if lost > products.len() { products.len() } else { count.midpoint(lost) };
         let found = kept(more)?;
-        if found >= args.agreement {
+        if found >= *wished {
             (count, share) = (more, found);
         } else {
             lost = more;
         }
     }
     let chosen = names(&products[..count]);
-    let [before, after] =
-        times(args, &florence, &trial, &asked, some, [&BTreeSet::new(), &chosen])?;
-    let faster = before.as_secs_f64() / after.as_secs_f64();
-    print!("{}", table(&products, count));
+    let mut least = [f64::MAX; 2];
+    tried.in_turns(some, [&BTreeSet::new(), &chosen], |i, took| {
+        least[i] = least[i].min(took.as_secs_f64());
+    })?;
+    let faster = least[0] / least[1];
+    println!("{}", table(&products, count).trim_end());
     println!(
         "{count} products in int8 keep {:.2} % of {} tokens, {faster:.2} times as fast as int16",
         100.0 * share,
@@ -104,7 +108,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let measured = json!({
         "questions": questions.len(),
-        "tasks": args.asked.tasks,
+        "tasks": args.tasks,
         "agreement_int16": int16,
         "agreement": share,
         "speed_over_int16": faster,
@@ -121,42 +125,6 @@ fn names(products: &[Product]) -> BTreeSet<String> {
     products.iter().map(|product| product.name.clone()).collect()
 }
 
-/// The answers to some questions, one at a time: a picture as the model's input is large.
-fn tokens(
-    args: &Args,
-    florence: &Florence,
-    asked: &Asked,
-    questions: &[Question],
-) -> anyhow::Result<Vec<Vec<u32>>> {
-    let answer = |question| {
-        let prepared = args.asked.prepared(florence, asked, question)?;
-        Ok(args.asked.answer(florence, &prepared)?.token_ids)
-    };
-    questions.iter().map(answer).collect()
-}
-
-/// The least time of all answers, of several rounds in turns, with some products in int8 and with
-/// others.
-fn times(
-    args: &Args,
-    florence: &Florence,
-    trial: &Trial,
-    asked: &Asked,
-    questions: &[Question],
-    int8: [&BTreeSet<String>; 2],
-) -> anyhow::Result<[Duration; 2]> {
-    let mut least = [Duration::MAX; 2];
-    for _ in 0..ROUNDS {
-        for (int8, least) in int8.iter().zip(&mut least) {
-            trial.switch(int8);
-            let start = Instant::now();
-            tokens(args, florence, asked, questions)?;
-            *least = start.elapsed().min(*least);
-        }
-    }
-    Ok(least)
-}
-
 /// The share of tokens that are the same in the same places.
 fn agreement(expected: &[Vec<u32>], found: &[Vec<u32>]) -> f64 {
     let pairs = || expected.iter().zip(found);
@@ -165,59 +133,97 @@ fn agreement(expected: &[Vec<u32>], found: &[Vec<u32>]) -> f64 {
     same as f64 / all.max(1) as f64
 }
 
-/// Those that are faster in int8, with what they save and cost, the best bargain first.
-fn products(
-    args: &Args,
+/// The answers to some questions, one at a time: a picture as the model's input is large.
+fn tokens(
+    args: &AskedArgs,
     florence: &Florence,
-    trial: &Trial,
     asked: &Asked,
     questions: &[Question],
-    answers: &[Vec<u32>],
-) -> anyhow::Result<Vec<Product>> {
-    let all: BTreeSet<String> = trial.names().into_iter().collect();
-    let none = BTreeSet::new();
-    // The least of several rounds counts.
-    let mut times = [&none, &all].map(|int8| (int8, BTreeMap::new()));
-    for _ in 0..ROUNDS {
-        for (int8, least) in &mut times {
-            trial.switch(int8);
-            trial.take_times();
-            tokens(args, florence, asked, questions)?;
-            for (name, time) in trial.take_times() {
-                let entry = least.entry(name).or_insert(u64::MAX);
-                *entry = time.min(*entry);
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    let answer = |question| {
+        let prepared = args.prepared(florence, asked, question)?;
+        Ok(args.answer(florence, &prepared)?.token_ids)
+    };
+    questions.iter().map(answer).collect()
+}
+
+/// A model whose products can be switched, and what it is asked.
+struct Tried<'a> {
+    args: &'a AskedArgs,
+    florence: &'a Florence,
+    trial: &'a Trial,
+    asked: &'a Asked,
+}
+
+impl Tried<'_> {
+    fn tokens(&self, questions: &[Question]) -> anyhow::Result<Vec<Vec<u32>>> {
+        tokens(self.args, self.florence, self.asked, questions)
+    }
+
+    /// Answers all with some products in int8 and with others, in turns, and shows how long it took.
+    fn in_turns(
+        &self,
+        questions: &[Question],
+        int8: [&BTreeSet<String>; 2],
+        mut seen: impl FnMut(usize, Duration),
+    ) -> anyhow::Result<()> {
+        for _ in 0..ROUNDS {
+            for (i, int8) in int8.iter().enumerate() {
+                self.trial.switch(int8);
+                self.trial.take_times();
+                let start = Instant::now();
+                self.tokens(questions)?;
+                seen(i, start.elapsed());
             }
         }
+        Ok(())
     }
-    let [(_, int16), (_, int8)] = times;
-    let saved = int16.into_iter().filter_map(|(name, int16)| {
-        let saved = int16 as f64 - *int8.get(&name)? as f64;
-        (saved > 0.0).then_some((name, saved))
-    });
-    let saved: Vec<(String, f64)> = saved.collect();
 
-    trial.switch(&none);
-    // The last token is the end: nothing comes after it.
-    let prepared = questions.iter().map(|it| args.asked.prepared(florence, asked, it));
-    let prepared = prepared.collect::<anyhow::Result<Vec<_>>>()?;
-    let followed = prepared.iter().zip(answers).map(|(prepared, tokens)| {
-        let [tokens @ .., _] = &tokens[..] else { bail!("an answer without a token") };
-        Ok(florence.follow(prepared, tokens)?)
-    });
-    let followed = followed.collect::<anyhow::Result<Vec<_>>>()?;
-    let bar = ProgressBar::new(saved.len() as u64).with_style(ProgressStyle::with_template(
-        "{pos} of {len} products, {eta} left {wide_bar}",
-    )?);
-    let mut products = Vec::new();
-    for (name, saved) in bar.wrap_iter(saved.into_iter()) {
-        trial.switch(&BTreeSet::from([name.clone()]));
-        let part = Part::of(&name);
-        let errors = followed.iter().map(|followed| followed.divergence(part));
-        let error = errors.sum::<Result<f64, _>>()? / followed.len() as f64;
-        products.push(Product { name, saved, error: error.max(f64::MIN_POSITIVE) });
+    /// Those that are faster in int8, with what they save and cost, the best bargain first.
+    fn products(
+        &self,
+        questions: &[Question],
+        answers: &[Vec<u32>],
+    ) -> anyhow::Result<Vec<Product>> {
+        let all: BTreeSet<String> = self.trial.names().into_iter().collect();
+        let none = BTreeSet::new();
+        let mut least = [BTreeMap::new(), BTreeMap::new()];
+        self.in_turns(questions, [&none, &all], |i, _| {
+            for (name, time) in self.trial.take_times() {
+                let entry = least[i].entry(name).or_insert(time);
+                *entry = time.min(*entry);
+            }
+        })?;
+        let [int16, int8] = least;
+        let saved = int16.into_iter().filter_map(|(name, int16)| {
+            let saved = int16 as f64 - *int8.get(&name)? as f64;
+            (saved > 0.0).then_some((name, saved))
+        });
+        let saved: Vec<(String, f64)> = saved.collect();
+
+        self.trial.switch(&none);
+        let prepared = questions.iter().map(|it| self.args.prepared(self.florence, self.asked, it));
+        let prepared = prepared.collect::<anyhow::Result<Vec<_>>>()?;
+        // The last token is the end: nothing comes after it.
+        let followed = prepared.iter().zip(answers).map(|(prepared, tokens)| {
+            let [tokens @ .., _] = &tokens[..] else { bail!("an answer without a token") };
+            Ok(self.florence.follow(prepared, tokens)?)
+        });
+        let followed = followed.collect::<anyhow::Result<Vec<_>>>()?;
+        let bar = ProgressBar::new(saved.len() as u64).with_style(ProgressStyle::with_template(
+            "{pos} of {len} products, {eta} left {wide_bar}",
+        )?);
+        let mut products = Vec::new();
+        for (name, saved) in bar.wrap_iter(saved.into_iter()) {
+            self.trial.switch(&BTreeSet::from([name.clone()]));
+            let part = Part::of(&name);
+            let errors = followed.iter().map(|followed| followed.divergence(part));
+            let error = errors.sum::<Result<f64, _>>()? / followed.len() as f64;
+            products.push(Product { name, saved, error: error.max(f64::MIN_POSITIVE) });
+        }
+        products.sort_by(|a, b| (a.error / a.saved).total_cmp(&(b.error / b.saved)));
+        Ok(products)
     }
-    products.sort_by(|a, b| (a.error / a.saved).total_cmp(&(b.error / b.saved)));
-    Ok(products)
 }
 
 /// The products, those of the plan first: how much of the time that int8 could save, and of its
