@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers int8 label-speed label-many cascade-speed baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers int8 through-redis label-speed label-many cascade-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
@@ -119,6 +119,9 @@ peers: .venv-peers build  ## time base shape beside OpenVINO, ONNX Runtime and P
 
 int8: .venv-peers build  ## what int8 costs in answers, beside OpenVINO's and ONNX Runtime's
 	cd tools && ../.venv-peers/bin/python int8.py --florence ../$(RELEASE)/florence --work $(WORK)
+
+through-redis: .venv-reference build  ## what a job takes through Redis beside `florence bench`
+	cd tools && ../$(REFERENCE_PYTHON) through_redis.py base --work $(WORK)
 
 label-speed: .venv-reference build  ## pictures a second of `florence label` beside a loop around transformers
 	cd tools && speed() { ../$(REFERENCE_PYTHON) label_speed.py "$$@" --florence ../$(RELEASE)/florence --work $(WORK); } \

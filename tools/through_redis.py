@@ -1,9 +1,9 @@
 """What a job takes through Redis beside `florence bench`: one at a time, in turns.
 
-    python3 tools/through_redis.py DIR|models/tiny [--precision auto] [--rounds 5]
+    python tools/through_redis.py base|DIR --work DIR [--precision auto]
 
-The same checkpoint, picture, prompt, beams and number of tokens; every round measures each side
-once, and medians of the rounds are compared. Needs redis-server and redis-cli.
+The same checkpoint, picture, prompt, beams, threads and number of tokens; every round measures each
+side once, and medians of the rounds are compared. Caches are off.
 """
 
 import argparse
@@ -15,52 +15,55 @@ import tempfile
 import time
 from pathlib import Path
 
+import redis
+
+import fidelity
+
 ROOT = Path(__file__).parent.parent
 RELEASE = ROOT / "target/release"
 PICTURE = ROOT / "models/tiny/samples/shapes.png"
 PROMPT = "<OD>"
 
 
-class Server:
-    """A redis-server with the module, without caches."""
-
-    def __init__(self, args):
-        self.socket = Path(args.work) / "redis.sock"
-        settings = {"model": args.checkpoint, "precision": args.precision, "threads": args.threads, "result-cache-bytes": 0,
-                    "feature-cache-bytes": 0, "file-roots": PICTURE.parent}
-        module = [str(word) for pair in settings.items() for word in pair]
-        self.process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", args.work,
-             "--loadmodule", RELEASE / "libflorence.so", *module], stdout=subprocess.DEVNULL)
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait()
-
-    def ask(self, *words):
-        return subprocess.run(["redis-cli", "-s", self.socket, *map(str, words)], capture_output=True, text=True).stdout
-
-    def wait(self):
-        while "PONG" not in self.ask("PING"):
-            if self.process.poll() is not None:
-                raise SystemExit("the server does not start")
-            time.sleep(0.1)
-
-    def job(self, args, number):
-        """Milliseconds from the submission to the answer."""
-        start = time.perf_counter()
-        self.ask("FLORENCE.SUBMIT", f"job:{number}", PICTURE, PROMPT, "BEAMS", args.beams, "MAXTOKENS", args.tokens)
-        answer = self.ask("FLORENCE.WAIT", f"job:{number}", 600_000)
-        took = 1e3 * (time.perf_counter() - start)
-        if "done" not in answer:
-            raise SystemExit(f"the job has no answer: {answer}")
-        return took
+@contextlib.contextmanager
+def server(args, checkpoint):
+    """A connection to a server whose model is loaded."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/redis.sock"
+        settings = {"model": checkpoint, "precision": args.precision, "threads": args.threads,
+                    "result-cache-bytes": 0, "feature-cache-bytes": 0}
+        words = [str(word) for pair in settings.items() for word in pair]
+        process = subprocess.Popen(
+            ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", directory, "--loadmodule",
+             RELEASE / "libflorence.so", *words], stdout=subprocess.DEVNULL)
+        try:
+            connection = redis.Redis(unix_socket_path=path, decode_responses=True, protocol=3)
+            while process.poll() is None:
+                with contextlib.suppress(redis.RedisError):
+                    if connection.execute_command("FLORENCE.MODEL")["state"] == "ready":
+                        break
+                time.sleep(0.1)
+            yield connection
+        finally:
+            process.terminate()
+            process.wait()
 
 
-def bench(args):
+def job(connection, args, key):
+    """Milliseconds from the submission to the answer."""
+    start = time.perf_counter()
+    connection.execute_command(
+        "FLORENCE.SUBMIT", key, "DATA", PICTURE.read_bytes(), PROMPT, "BEAMS", args.beams, "MAXTOKENS", args.tokens)
+    answer = connection.execute_command("FLORENCE.WAIT", key, 600_000)
+    took = 1e3 * (time.perf_counter() - start)
+    assert "done" in str(answer), answer
+    return took
+
+
+def bench(args, checkpoint):
     """Milliseconds of a job without Redis."""
     line = subprocess.run(
-        [RELEASE / "florence", "bench", "--model", args.checkpoint, "--precision", args.precision, "--beams",
+        [RELEASE / "florence", "bench", "--model", checkpoint, "--precision", args.precision, "--beams",
          str(args.beams), "--tokens", str(args.tokens), "--threads", str(args.threads), "--prompt", PROMPT, "--rounds",
          str(args.jobs), "--json"], check=True, capture_output=True, text=True).stdout
     return json.loads(line)["stages_ms"]["total"]["median"]
@@ -68,7 +71,8 @@ def bench(args):
 
 def main():
     args = argparse.ArgumentParser()
-    args.add_argument("checkpoint", type=lambda path: Path(path).resolve())
+    args.add_argument("checkpoint", help="base, of random weights, or a directory")
+    args.add_argument("--work", type=Path, required=True)
     args.add_argument("--precision", default="auto")
     args.add_argument("--threads", type=int, default=2)
     args.add_argument("--beams", type=int, default=3)
@@ -76,16 +80,19 @@ def main():
     args.add_argument("--jobs", type=int, default=5, help="measured in a round, after one to warm up")
     args.add_argument("--rounds", type=int, default=5)
     args = args.parse_args()
-    ours, alone = [], []
-    with tempfile.TemporaryDirectory() as args.work, contextlib.closing(Server(args)) as server:
-        server.wait()
+    if args.checkpoint in fidelity.SHAPES:
+        checkpoint = fidelity.speed_checkpoint(args.work, args.checkpoint, ROOT / "models/tiny")
+    else:
+        checkpoint = Path(args.checkpoint).resolve()
+    through, alone = [], []
+    with server(args, checkpoint) as connection:
         for turn in range(args.rounds):
-            times = [server.job(args, f"{turn}:{job}") for job in range(args.jobs + 1)][1:]
-            ours.append(statistics.median(times))
-            alone.append(bench(args))
-            print(f"{ours[-1]:.1f} ms through Redis, {alone[-1]:.1f} in florence bench", flush=True)
-    shares = [100 * (one / other - 1) for one, other in zip(ours, alone)]
-    print(f"Through Redis {statistics.median(shares):+.1f} % ({min(shares):+.1f} to {max(shares):+.1f})")
+            times = [job(connection, args, f"{turn}:{number}") for number in range(args.jobs + 1)]
+            through.append(statistics.median(times[1:]))
+            alone.append(bench(args, checkpoint))
+            print(f"{through[-1]:.1f} ms through Redis, {alone[-1]:.1f} in florence bench", flush=True)
+    more = [100 * (one / other - 1) for one, other in zip(through, alone)]
+    print(f"through Redis {statistics.median(more):+.1f} % ({min(more):+.1f} to {max(more):+.1f})")
 
 
 if __name__ == "__main__":
