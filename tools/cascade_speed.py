@@ -37,12 +37,13 @@ CASCADES = {
 
 
 @contextlib.contextmanager
-def server(module, checkpoint, threads):
+def server(module, checkpoint, threads, *settings):
     """A connection to a server whose model is loaded."""
     with tempfile.TemporaryDirectory() as directory:
         process = subprocess.Popen(
             ["redis-server", "--port", str(PORT), "--save", "", "--dir", directory, "--loadmodule", str(module),
-             "model", str(checkpoint), "threads", str(threads), "keep-packed", "no", "result-cache-bytes", "0"],
+             "model", str(checkpoint), "threads", str(threads), "keep-packed", "no", "result-cache-bytes", "0",
+             *settings],
             stdout=subprocess.DEVNULL)
         try:
             connection = redis.Redis(port=PORT, decode_responses=True, protocol=3)

@@ -7,46 +7,19 @@ side once, and medians of the rounds are compared. Caches are off.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-import redis
-
+import cascade_speed
 import fidelity
 
 ROOT = Path(__file__).parent.parent
 RELEASE = ROOT / "target/release"
 PICTURE = ROOT / "models/tiny/samples/shapes.png"
 PROMPT = "<OD>"
-
-
-@contextlib.contextmanager
-def server(args, checkpoint):
-    """A connection to a server whose model is loaded."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/redis.sock"
-        settings = {"model": checkpoint, "precision": args.precision, "threads": args.threads,
-                    "result-cache-bytes": 0, "feature-cache-bytes": 0}
-        words = [str(word) for pair in settings.items() for word in pair]
-        process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", directory, "--loadmodule",
-             RELEASE / "libflorence.so", *words], stdout=subprocess.DEVNULL)
-        try:
-            connection = redis.Redis(unix_socket_path=path, decode_responses=True, protocol=3)
-            while process.poll() is None:
-                with contextlib.suppress(redis.RedisError):
-                    if connection.execute_command("FLORENCE.MODEL")["state"] == "ready":
-                        break
-                time.sleep(0.1)
-            yield connection
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def job(connection, args, key):
@@ -65,7 +38,7 @@ def bench(args, checkpoint):
     line = subprocess.run(
         [RELEASE / "florence", "bench", "--model", checkpoint, "--precision", args.precision, "--beams",
          str(args.beams), "--tokens", str(args.tokens), "--threads", str(args.threads), "--prompt", PROMPT, "--rounds",
-         str(args.jobs), "--json"], check=True, capture_output=True, text=True).stdout
+         str(args.jobs), "--no-packed-file", "--json"], check=True, capture_output=True, text=True).stdout
     return json.loads(line)["stages_ms"]["total"]["median"]
 
 
@@ -85,7 +58,8 @@ def main():
     else:
         checkpoint = Path(args.checkpoint).resolve()
     through, alone = [], []
-    with server(args, checkpoint) as connection:
+    module, settings = RELEASE / "libflorence.so", ("precision", args.precision, "feature-cache-bytes", "0")
+    with cascade_speed.server(module, checkpoint, args.threads, *settings) as connection:
         for turn in range(args.rounds):
             times = [job(connection, args, f"{turn}:{number}") for number in range(args.jobs + 1)]
             through.append(statistics.median(times[1:]))
