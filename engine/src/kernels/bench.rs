@@ -108,9 +108,8 @@ pub fn cases(cpu: Cpu, precision: &str) -> Vec<Case> {
     case("patch convolution 7x7".to_owned(), 2 * 36864 * 147 * 128, 147 * 128, Box::new(run));
 
     let (length, d) = (585, 768);
-    // Keys and values are not packed as int8.
-    let kept = if precision == Precision::Int8 { Precision::Int16 } else { precision };
-    let keys = SequenceKeys::pack(&numbers(length * d), &numbers(length * d), d, 12, kept);
+    let (k, v) = (numbers(length * d), numbers(length * d));
+    let keys = SequenceKeys::pack(&k, &v, d, 12, precision.kept());
     let q = numbers(length * d);
     let run = move || drop(black_box(attend_sequence(cpu, &q, &keys)));
     case(format!("attention {length}x{d}"), 4 * length * length * d, 0, Box::new(run));

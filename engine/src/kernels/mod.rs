@@ -150,6 +150,11 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
+    /// In what attention's keys and values are kept: int8 is for weights only.
+    pub(crate) fn kept(self) -> Self {
+        if self == Self::Int8 { Self::Int16 } else { self }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

@@ -14,13 +14,6 @@ use crate::kernels::{self, Cpu, Precision, SequenceKeys};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OnCpu(pub(crate) Cpu, pub(crate) Precision);
 
-impl OnCpu {
-    /// In what attention's keys and values are kept: there is no plan for them.
-    fn kept(self) -> Precision {
-        if self.1 == Precision::Int8 { Precision::Int16 } else { self.1 }
-    }
-}
-
 /// A part, and the instruction set that it runs on.
 pub(crate) struct On<T>(Cpu, T);
 
@@ -122,7 +115,7 @@ impl Backend for OnCpu {
 
     fn keys(&self, k: &Tensor, v: &Tensor, heads: usize) -> Result<SequenceKeys> {
         let d = k.dim(D::Minus1)?;
-        floats(k, |k| floats(v, |v| SequenceKeys::pack(k, v, d, heads, self.kept())))?
+        floats(k, |k| floats(v, |v| SequenceKeys::pack(k, v, d, heads, self.1.kept())))?
     }
 
     fn attend(
@@ -160,7 +153,7 @@ impl Backend for OnCpu {
         [q, k, v]: [&Tensor; 3],
         heads: usize,
     ) -> Result<Tensor> {
-        let (cpu, precision, d) = (self.0, self.kept(), q.dim(D::Minus1)?);
+        let (cpu, precision, d) = (self.0, self.1.kept(), q.dim(D::Minus1)?);
         let attended = floats(q, |q| {
             floats(k, |k| {
                 floats(v, |v| {

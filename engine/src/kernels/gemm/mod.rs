@@ -35,7 +35,7 @@ use super::{
 };
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::Amx;
-use quantize::{Int8Rows, Int16Row, Int16Rows};
+use quantize::{Int8Rows, Int16Rows};
 pub(super) use tile::{Finish, Panels, Rows, prefetch, product};
 use tile::{Product, Target};
 use trial::Other;
@@ -320,8 +320,10 @@ fn write_units(precision: Precision, row: &[f32], units: &mut [f32]) -> Scale {
             }
         }
         Precision::Int16 => {
-            let unit = Cpu::detect().run(Int16Row { row, out: units });
-            return Scale { unit, sum: 0.0 };
+            let (inputs, mut unit) = (row.len(), [0.0]);
+            let x = Rows::new(row, inputs, 1);
+            Cpu::detect().run(Int16Rows { x, inputs, out: units, units: &mut unit });
+            return Scale { unit: unit[0], sum: 0.0 };
         }
         Precision::Int8 => {
             let (unit, sum) = quantize::int8(row, units);

@@ -14,7 +14,7 @@ const LARGEST: f32 = 32_700.0;
 /// Adding it rounds to an integer, whose two's complement then stands in the lowest bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// The left operand of a product of int16; `units` gets what a unit of each row is worth.
+/// Rows of an operand of int16, left or right; `units` gets what a unit of each row is worth.
 pub(super) struct Int16Rows<'a> {
     pub(super) x: Rows<'a>,
     pub(super) inputs: usize,
@@ -32,21 +32,6 @@ impl WithSimd for Int16Rows<'_> {
         for ((x, out), unit) in rows.zip(units).take(x.count) {
             *unit = int16(simd, &x[..inputs], &mut out[..inputs.div_ceil(2)]);
         }
-    }
-}
-
-/// A row of a matrix of int16; gives what a unit is worth.
-pub(super) struct Int16Row<'a> {
-    pub(super) row: &'a [f32],
-    pub(super) out: &'a mut [f32],
-}
-
-impl WithSimd for Int16Row<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        int16(simd, self.row, self.out)
     }
 }
 
