@@ -286,11 +286,14 @@ def children():
 
         def collected(result):
             """All results of what followed, once they are there."""
+            result = AsyncResult(result.id, app=app)
             try:
-                # Celery 5.0 misses a result that is stored just before it subscribes.
-                return [value for _, value in AsyncResult(result.id, app=app).collect(timeout=5)]
-            except (celery.exceptions.IncompleteStream, celery.exceptions.TimeoutError):
+                # Celery 5.0 can miss a result that is stored while it subscribes, and whoever asks for the same
+                # one later waits in vain. So it is asked for those only that are known to be there.
+                list(result.iterdeps())
+            except celery.exceptions.IncompleteStream:
                 return None
+            return [value for _, value in result.collect(timeout=60)]
 
         answer = {"<OCR>": ""}
         expected = [[answer, answer], [answer, [answer, "\udc80"], answer, "\udc80"], [answer] * 3, [answer] * 3, [answer]]

@@ -208,13 +208,27 @@ impl Server {
         self.job(key).remove("state").flatten().unwrap_or_default()
     }
 
-    /// One of the counters of FLORENCE.STATS.
-    pub fn stat(&self, name: &str) -> i64 {
+    /// The counters of FLORENCE.STATS, all of one moment.
+    pub fn stats<const N: usize>(&self, names: [&str; N]) -> [i64; N] {
         let stats: HashMap<String, i64> = self.call(&["FLORENCE.STATS"]);
-        stats
-            .get(name)
-            .copied()
-            .unwrap_or_else(|| panic!("FLORENCE.STATS has no {name}: {stats:?}"))
+        names.map(|name| {
+            *stats.get(name).unwrap_or_else(|| panic!("FLORENCE.STATS has no {name}: {stats:?}"))
+        })
+    }
+
+    /// One of them.
+    pub fn stat(&self, name: &str) -> i64 {
+        self.stats([name])[0]
+    }
+
+    /// How many jobs have not ended, those left out that wait for a later time.
+    pub fn unfinished(&self) -> i64 {
+        self.stats(["jobs_waiting", "jobs_active"]).iter().sum()
+    }
+
+    /// Waits until nothing is left to do.
+    pub fn until_idle(&self) {
+        eventually("nothing is left to do", || (self.unfinished() == 0).then_some(()));
     }
 
     /// What FLORENCE.MODEL tells of the default model.

@@ -285,9 +285,7 @@ fn assert_flush_is_quick(flush: &[&str]) {
     for waiter in waiters {
         assert!(waiter.join().unwrap().is_none());
     }
-    eventually("nothing is left to do", || {
-        (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
-    });
+    server.until_idle();
     foreign("afterwards").exec(&mut server.connect()).unwrap();
     assert_found(&server, 0, "afterwards");
     assert_eq!(server.stat("panics"), 0);

@@ -110,9 +110,7 @@ fn assert_answered_as_shown(server: &Server, jobs: &[(usize, String)]) {
 
 /// Nothing is left to do, and nothing had to be found again by a safety net.
 fn assert_idle(server: &Server) {
-    eventually("nothing is left to do", || {
-        (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
-    });
+    server.until_idle();
     assert_eq!(server.stat("panics"), 0);
     assert_eq!(server.stat("leases_recovered"), 0);
 }

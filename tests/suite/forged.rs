@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use florence_tests::{Pictures, Server, Settings, eventually, picture};
+use florence_tests::{Pictures, Server, Settings, picture};
 
 type Job = HashMap<String, Option<String>>;
 type Fields = Vec<(&'static str, Vec<u8>)>;
@@ -140,9 +140,7 @@ fn assert_harmless(lines: &[&str], forgeries: &[Forgery]) {
     submit_honest(&server, "afterwards");
     let afterwards: Option<Job> = server.call(&["FLORENCE.WAIT", "afterwards", "10"]);
     assert_eq!(afterwards.unwrap()["state"].as_deref(), Some("done"));
-    eventually("nothing is left to do", || {
-        (server.stat("jobs_waiting") + server.stat("jobs_active") == 0).then_some(())
-    });
+    server.until_idle();
     assert_eq!(server.stat("panics"), 0, "{}", server.log());
 }
 

@@ -35,7 +35,7 @@ fn two_thousand_jobs_submitted_at_once_are_all_answered() {
     for i in 1..2000 {
         assert_eq!(server.job(&format!("j{i}"))["result"], first, "j{i}");
     }
-    assert_eq!(server.stat("jobs_waiting") + server.stat("jobs_active"), 0);
+    assert_eq!(server.unfinished(), 0);
 }
 
 #[test]
