@@ -161,16 +161,15 @@ def check(document, used, server):
         else:
             print(f"ran: {name}")
     for name in re.findall(r"\(docs/(\w+\.png)\)", text):
-        if f"demo-out/{name}" in text and not filecmp.cmp(
-            ROOT / "docs" / name, ROOT / "demo-out" / name, shallow=False
+        if f"target/{name}" in text and not filecmp.cmp(
+            ROOT / "docs" / name, ROOT / "target" / name, shallow=False
         ):
-            faults.append(f"{document} shows docs/{name}, its block draws demo-out/{name}")
+            faults.append(f"{document} shows docs/{name}, its block draws target/{name}")
     return faults
 
 
 def main():
     used = set()
-    (ROOT / "demo-out").mkdir(exist_ok=True)
     faults = []
     for document in DOCUMENTS:
         server = Server()

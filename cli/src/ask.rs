@@ -4,22 +4,24 @@ use florence_engine::{
     Coordinates, Decimals, GenerateOptions, PrepareOptions, image::Orientation, prompt::Prompts,
 };
 
+use crate::limits::within;
+
 #[derive(clap::Args)]
 pub(crate) struct AskArgs {
     /// Take the fifteen tasks only, or give the model any other text as it is
     #[arg(long, value_name = "tasks|any", default_value = "tasks")]
     pub(crate) prompts: Prompts,
     /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long)]
+    #[arg(long, value_parser = within::<usize>(1..=16))]
     pub(crate) beams: Option<usize>,
     /// Most tokens of an answer
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = within::<usize>(1..=4096))]
     pub(crate) max_new_tokens: usize,
     /// No n-gram of this length may occur twice; 0 for no such rule (default: the checkpoint's)
-    #[arg(long)]
+    #[arg(long, value_parser = within::<usize>(0..=4096))]
     pub(crate) no_repeat_ngram: Option<usize>,
     /// Exponent of the length that log-probabilities are divided by (default: the checkpoint's)
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = within::<f32>(-10.0..=10.0))]
     pub(crate) length_penalty: Option<f32>,
     /// Coordinates as floats, or truncated as newer transformers give them
     #[arg(long, value_name = "float|int", default_value = "float")]

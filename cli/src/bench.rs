@@ -5,23 +5,23 @@ use std::time::Instant;
 use florence_engine::{Batch, Florence, GenerateOptions, Precision, PrepareOptions, Prepared};
 use serde_json::json;
 
-use crate::load::ModelArgs;
+use crate::{limits::within, load::ModelArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Beams; 1 is greedy search
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = within::<usize>(1..=16))]
     beams: usize,
     /// Most tokens of an answer; made-up weights seldom end earlier
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = within::<usize>(1..=4096))]
     tokens: usize,
     /// Pictures that are decoded together
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = within::<usize>(1..=1024))]
     batch: usize,
     /// Measured rounds; one more is made first to warm up
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = within::<usize>(1..=1_000_000))]
     rounds: usize,
     /// Prompt
     #[arg(long, default_value = "<OD>")]

@@ -11,6 +11,9 @@ pub(crate) struct Args {
     /// Outputs of label; shards in their order
     #[arg(required = true, value_name = "JSONL")]
     labels: Vec<PathBuf>,
+    /// Write over files that are there and say something else
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     formats: FormatArgs,
 }
@@ -18,5 +21,5 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     args.formats.check()?;
     ensure!(!args.formats.is_empty(), "which format? --format {}", formats::names());
-    formats::write(&args.labels, &args.labels[0], &args.formats)
+    formats::write(&args.labels, &args.labels[0], &args.formats, args.overwrite)
 }

@@ -14,6 +14,8 @@ use florence_engine::{
 };
 
 /// The files of a model.
+use crate::limits::within;
+
 #[derive(clap::Args)]
 pub(crate) struct FilesArgs {
     /// Checkpoint directory; without it the embedded tiny model answers
@@ -64,7 +66,7 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     kernels: Option<String>,
     /// Compute threads; 0 for all cores
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = within::<usize>(0..=1024))]
     threads: usize,
     /// Keep no packed weights in a file
     #[arg(long)]
@@ -86,6 +88,16 @@ enum SyntheticShape {
 impl ModelArgs {
     pub(crate) fn load(&self) -> anyhow::Result<Florence> {
         self.load_in(self.precision)
+    }
+
+    /// Whether nothing says which model it is or how it is loaded.
+    pub(crate) fn is_as_usual(&self) -> bool {
+        let FilesArgs { model, adapter, tokenizer, .. } = &self.files;
+        let files = [model, adapter, tokenizer, &self.packed_directory];
+        files.iter().all(|it| it.is_none())
+            && self.synthetic.is_none()
+            && self.kernels.is_none()
+            && (self.precision, self.threads, self.device) == (Precision::F32, 0, Device::Cpu)
     }
 
     /// Whether it is the model of a directory.

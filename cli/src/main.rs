@@ -2,18 +2,23 @@
 
 use std::{
     fmt,
-    io::{ErrorKind, Write},
+    io::{ErrorKind, Write, stdout},
     process::exit,
 };
 
 /// As the standard library's, but a reader that has gone ends the program without a panic.
 macro_rules! println {
-    ($($text:tt)*) => { crate::print(&mut std::io::stdout(), format_args!($($text)*)) };
+    ($($text:tt)*) => { crate::print(format_args!($($text)*)) };
 }
 
-/// As [`println`], for what is no answer.
+/// The same to stderr; the work goes on whether or not somebody reads of it.
 macro_rules! eprintln {
-    ($($text:tt)*) => { crate::print(&mut std::io::stderr(), format_args!($($text)*)) };
+    ($($text:tt)*) => { crate::tell(&mut std::io::stderr(), format_args!($($text)*)) };
+}
+
+/// As [`println`], of work that is done whether or not somebody reads of it.
+macro_rules! tellln {
+    ($($text:tt)*) => { crate::tell(&mut std::io::stdout(), format_args!($($text)*)) };
 }
 
 mod agree;
@@ -25,6 +30,7 @@ mod doctor;
 mod draw;
 mod formats;
 mod label;
+mod limits;
 mod load;
 mod merge;
 mod prove;
@@ -76,12 +82,22 @@ enum Command {
     Doctor(doctor::Args),
 }
 
-/// Writes a line. To `head`, which has seen enough, nothing is left to say.
+/// Writes a line of an answer. To `head`, which has seen enough, nothing is left to say: the status is
+/// that of a program which the signal of a closed pipe ends.
 #[expect(clippy::exit, reason = "nobody is there to hear of it")]
-fn print(out: &mut dyn Write, text: fmt::Arguments<'_>) {
-    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
-        exit(i32::from(error.kind() != ErrorKind::BrokenPipe));
+fn print(text: fmt::Arguments<'_>) {
+    const CLOSED_PIPE: i32 = 128 + 13;
+    let mut out = stdout();
+    let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) else { return };
+    if error.kind() == ErrorKind::BrokenPipe {
+        exit(CLOSED_PIPE);
     }
+    eprintln!("Error: cannot write to standard output: {error}");
+    exit(1);
+}
+
+fn tell(out: &mut dyn Write, text: fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
 fn main() -> anyhow::Result<()> {

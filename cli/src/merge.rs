@@ -15,6 +15,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let Args { model, adapter, out } = args;
     let changed = florence_engine::model::merge(model, adapter, out)?;
-    println!("{changed} weights changed; the model is in {}", out.display());
+    tellln!("{changed} weights changed; the model is in {}", out.display());
     Ok(())
 }

@@ -71,6 +71,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let Some(repo) = &args.repo else {
         bail!("which model? For example: florence pull microsoft/Florence-2-base-ft");
     };
+    let parts: Vec<&str> = repo.split('/').collect();
+    let is_name = |part: &&str| !part.is_empty() && !part.starts_with('.');
+    let is_repo = parts.len() <= 2 && parts.iter().all(is_name);
+    ensure!(is_repo, "{repo} is no repository: they are called OWNER/NAME");
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let endpoint = set("HF_ENDPOINT");
     let hub = Hub {
@@ -88,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let url = format!("{}/{repo}/resolve/{}/{}", hub.endpoint, revision.sha, file.rfilename);
         hub.download(&url, file, &directory)?;
     }
-    println!("{repo} at {} is in {}", revision.sha, directory.display());
+    tellln!("{repo} at {} is in {}", revision.sha, directory.display());
     Ok(())
 }
 
@@ -181,7 +185,7 @@ impl Hub {
         let name = file.rfilename.as_str();
         let (target, part) = (directory.join(name), directory.join(format!("{name}.part")));
         if target.exists() && check(&target, file).is_ok() {
-            println!("{name} is there");
+            tellln!("{name} is there");
             return Ok(());
         }
         let mut in_vain = 0;
@@ -198,7 +202,7 @@ impl Hub {
                             format!("{host} does not give {name}; run the command again to go on");
                         return Err(anyhow::Error::from(error).context(context));
                     }
-                    println!("{name}: {error}; going on from byte {}", length(&part));
+                    tellln!("{name}: {error}; going on from byte {}", length(&part));
                     thread::sleep(Duration::from_secs(1) * in_vain);
                 }
             }

@@ -1,10 +1,7 @@
 //! `florence run`: answers for pictures, as text or as one JSON object a line. A picture that has
 //! none is told of on stderr, and the next one goes on.
 
-use std::{
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use florence_engine::{
@@ -15,7 +12,7 @@ use florence_engine::{
 };
 use serde_json::json;
 
-use crate::{ask::AskArgs, load::ModelArgs};
+use crate::{ask::AskArgs, limits::within, load::ModelArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,13 +36,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with_all = ["steps", "temperature"], value_parser = clap::value_parser!(u64).range(1..))]
     nbest: Option<u64>,
     /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
-    #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = temperature)]
+    #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = within::<f64>(0.01..=100.0))]
     temperature: Option<f64>,
     /// Draw from so many of the likeliest tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 50, requires = "temperature")]
     top_k: usize,
     /// Draw from the likeliest tokens that have this probability together
-    #[arg(long, value_name = "P", requires = "temperature", value_parser = share)]
+    #[arg(long, value_name = "P", requires = "temperature", value_parser = within::<f64>(0.01..=1.0))]
     top_p: Option<f64>,
     /// The same seed draws the same tokens
     #[arg(long, default_value_t = 0, requires = "temperature")]
@@ -64,19 +61,6 @@ impl Args {
         let top_k = Some(top_k).filter(|k| *k > 0);
         self.temperature.map(|temperature| Sampling { temperature, top_k, top_p, seed })
     }
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    within(text, 0.01..=100.0)
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    within(text, 0.01..=1.0)
-}
-
-fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("a number from {} to {}", range.start(), range.end()))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

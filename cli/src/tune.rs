@@ -100,8 +100,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         least[i] = least[i].min(took.as_secs_f64());
     })?;
     let faster = least[0] / least[1];
-    println!("{}", table(&products, count).trim_end());
-    println!(
+    tellln!("{}", table(&products, count).trim_end());
+    tellln!(
         "{count} products in int8 keep {:.2} % of {} tokens, {faster:.2} times as fast as int16",
         100.0 * share,
         reference.iter().map(Vec::len).sum::<usize>(),
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     place
         .write(&place.plan(chosen, measured))
         .with_context(|| format!("cannot write {}", place.path().display()))?;
-    println!("{}", place.path().display());
+    tellln!("{}", place.path().display());
     Ok(())
 }
 

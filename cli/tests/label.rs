@@ -12,7 +12,7 @@ use std::{
 };
 
 use florence_tests::{Pictures, eventually, picture};
-use labels::{answered, draw_pictures, florence, label, lines, samples, succeeds, text};
+use labels::{answered, command, draw_pictures, florence, label, lines, samples, succeeds, text};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
@@ -125,7 +125,7 @@ fn every_kind_of_source_gives_the_same_pictures() {
         assert_eq!(captions, expected, "{source:?}");
     }
     let out = root.join("stdin.jsonl");
-    let mut child = labels::command(&directory, &["-", "--task", "<CAPTION>"], &out)
+    let mut child = command(&directory, &["-", "--task", "<CAPTION>"], &out)
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
@@ -215,7 +215,7 @@ fn started(
     (out, watched): (&Path, &Path),
     bytes: u64,
 ) -> Child {
-    let mut child = labels::command(directory, args, out).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(directory, args, out).stderr(Stdio::piped()).spawn().unwrap();
     eventually("something is written", || {
         (size(watched) > bytes || child.try_wait().unwrap().is_some()).then_some(())
     });
@@ -273,7 +273,7 @@ fn a_run_that_is_interrupted_says_how_to_go_on() {
 fn a_run_that_waits_for_names_can_be_interrupted() {
     let directory = samples();
     let out = directory.path().join("labels.jsonl");
-    let mut child = labels::command(&directory, &["-", "--task", "<CAPTION>"], &out)
+    let mut child = command(&directory, &["-", "--task", "<CAPTION>"], &out)
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
@@ -340,4 +340,96 @@ fn shards_appear_whole() {
         .unwrap()
         .any(|entry| entry.unwrap().file_name().to_string_lossy().ends_with(".part"));
     assert!(!temporary);
+}
+
+#[test]
+fn no_output_destroys_another() {
+    let directory = samples();
+    let path = |name: &str| directory.path().join(name);
+    let args = ["pics", "--task", "<OD>"];
+    let refused = |args: &[&str], out: &str, told: &str| {
+        let output = label(&directory, args, &path(out));
+        let err = text(&output.stderr);
+        assert!(!output.status.success() && err.contains(told), "{args:?}: {err}");
+    };
+    refused(&args, "errors.jsonl", "errors.jsonl would be written twice");
+    let same = [&args[..], &["--errors", "./a.jsonl"]].concat();
+    refused(&same, "a.jsonl", "a.jsonl would be written twice");
+    refused(
+        &[&args[..], &["--format", "csv=a.jsonl"]].concat(),
+        "a.jsonl",
+        "would be written twice",
+    );
+    std::fs::write(path("list.jsonl"), "{\"file\": \"pics/a.png\"}\n").unwrap();
+    let listed = ["list.jsonl", "--task", "<OD>", "--overwrite"];
+    refused(&listed, "list.jsonl", "list.jsonl would be read and written");
+    refused(&[&args[..], &["--overwrite"]].concat(), "/dev/null", "/dev/null is no file");
+    std::fs::write(path("there.csv"), "mine").unwrap();
+    refused(&[&args[..], &["--format", "csv=there.csv"]].concat(), "a.jsonl", "there.csv is there");
+
+    // Failures of two outputs may stand in one file, and a device stays one.
+    for (out, more) in
+        [("a.jsonl", "--overwrite"), ("b.jsonl", "--overwrite"), ("a.jsonl", "--resume")]
+    {
+        refused(&[&args[..], &[more]].concat(), out, "1 of 4 pictures have no answer");
+    }
+    let errors = lines(&path("errors.jsonl"));
+    let outs: Vec<&str> = errors.iter().map(|line| line["out"].as_str().unwrap()).collect();
+    assert_eq!(outs, ["b.jsonl", "a.jsonl"]);
+    let silent = [&args[..], &["--overwrite", "--errors", "/dev/null"]].concat();
+    refused(&silent, "a.jsonl", "1 of 4 pictures have no answer");
+    assert!(!Path::new("/dev/null").is_file());
+}
+
+#[test]
+fn what_cannot_be_named_or_is_not_there_is_told_of() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+    let directory = tempdir().unwrap();
+    let folder = directory.path().join("pics");
+    std::fs::create_dir_all(folder.join("empty")).unwrap();
+    for name in [&b"a\xfe.png"[..], b"a\xff.png", b"b.png"] {
+        std::fs::copy(picture("shapes.png"), folder.join(OsStr::from_bytes(name))).unwrap();
+    }
+    for (source, told) in [
+        ("pics", "2 of 3 pictures"),
+        ("pics/empty", "1 of 1 pictures"),
+        ("pics/*.jpg", "1 of 1 pictures"),
+    ] {
+        let out = directory.path().join("a.jsonl");
+        let output = label(&directory, &[source, "--task", "<OD>", "--overwrite"], &out);
+        let err = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && err.contains(told), "{source}: {err}");
+    }
+    let errors = lines(&directory.path().join("errors.jsonl"));
+    assert_eq!(errors[0]["error"], "there are no pictures");
+}
+
+#[test]
+fn the_work_does_not_end_with_who_reads_of_it() {
+    let directory = samples();
+    let out = directory.path().join("a.jsonl");
+    let mut child = command(&directory, &["pics", "--task", "<OD>"], &out)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(lines(&out).len(), 3);
+
+    let mut child = florence(&["run", "--prompt", "<OD>"])
+        .args(["pics/a.png", "pics/broken.jpg"])
+        .current_dir(&directory)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+    let full = florence(&["run", "--prompt", "<OD>", "pics/a.png"])
+        .current_dir(&directory)
+        .stdout(std::fs::File::create("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert!(text(&full.stderr).contains("cannot write to standard output"));
 }

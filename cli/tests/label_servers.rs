@@ -209,5 +209,53 @@ fn a_bucket_is_listed_page_by_page_below_a_prefix() {
     let (found, err) = labelled("s3://nowhere/", "d.jsonl");
     assert!(found.is_empty() && err.contains("1 of 1 pictures have no answer"), "{err}");
     let errors = lines(&directory.path().join("errors.jsonl"));
-    assert_eq!(errors[0]["error"], "cannot list it: the server answered 404");
+    assert_eq!(errors.last().unwrap()["error"], "cannot list it: the server answered 404");
+}
+
+#[test]
+fn a_server_that_stays_away_ends_the_run_which_can_go_on() {
+    let mut server = Server::ready(&["appendonly yes", "florence.max-batch 1"]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 300);
+    let out = directory.path().join("labels.jsonl");
+    let address = url(&server);
+    let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &address, "--resume"];
+    let child = labels::command(&directory, &args, &out)
+        .args(["--patience", "2"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("some are answered", || (server.stat("jobs_done") > 20).then_some(()));
+    server.kill();
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("--resume goes on there") && err.contains("does not answer"), "{err}");
+    assert!(!directory.path().join("errors.jsonl").exists());
+    server.restart();
+    succeeds(&label(&directory, &args, &out));
+    assert_eq!(answered(&out).len(), 300);
+}
+
+#[test]
+fn a_server_is_asked_only_where_that_is_meant() {
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 1);
+    let out = directory.path().join("labels.jsonl");
+    let ask = |named: &str, more: &[&str]| {
+        let args = [&["pics", "--task", "<CAPTION>", "--overwrite"], more].concat();
+        labels::command(&directory, &args, &out).env("FLORENCE_REDIS", named).output().unwrap()
+    };
+    let nowhere = "redis://127.0.0.1:1";
+    succeeds(&ask(nowhere, &["--precision", "auto"]));
+    succeeds(&ask(nowhere, &["--threads", "1"]));
+    succeeds(&ask("", &[]));
+    for (output, told) in [
+        (ask(nowhere, &[]), "the server of FLORENCE_REDIS answers"),
+        (ask(&format!("{nowhere} {nowhere}"), &[]), "FLORENCE_REDIS names several servers"),
+        (ask("", &["--redis", nowhere, "--model", "x"]), "cannot be used with"),
+    ] {
+        let err = text(&output.stderr);
+        assert!(!output.status.success() && err.contains(told), "{err}");
+    }
 }

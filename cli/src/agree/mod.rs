@@ -67,6 +67,11 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let precisions: Vec<(&String, Precision)> = args
+        .precisions
+        .iter()
+        .map(|name| Ok((name, name.parse().map_err(anyhow::Error::msg)?)))
+        .collect::<anyhow::Result<_>>()?;
     let asked = args.asked.read()?;
     let reference = column(args, "f32", Precision::F32, &asked)?;
     let reference_answers = reference.answers.as_ref().map_err(|it| anyhow::anyhow!("{it}"))?;
@@ -78,22 +83,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         worst: Vec::new(),
     }];
     let mut columns = Vec::new();
-    for name in &args.precisions {
-        let column = match name.parse::<Precision>() {
-            Ok(precision) => column(args, name, precision, &asked)?,
-            Err(error) => Column { name: name.clone(), answers: Err(error.to_string()) },
-        };
+    for (name, precision) in precisions {
+        let column = column(args, name, precision, &asked)?;
         match &column.answers {
             Ok(answers) => rows.push(row(args, &asked, reference_answers, name, answers)),
             Err(reason) => eprintln!("{name}: {reason}"),
         }
         columns.push(column);
     }
-    println!("{}", table(&rows).trim_end());
+    tellln!("{}", table(&rows).trim_end());
     let page = page::page(args, &asked, reference_answers, &columns, &rows)?;
     std::fs::write(&args.out, page)
         .with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!("{}", args.out.display());
+    tellln!("{}", args.out.display());
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use image::{
 use redis::cmd;
 use serde_json::{Value, json};
 
+use crate::servers::in_environment;
 pub(crate) use marks::{Findings, Kind, Mark, Point};
 
 /// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
@@ -46,10 +47,10 @@ pub(crate) struct Args {
     #[arg(value_name = "PICTURE ANSWER OUT", num_args = 1..=3, required = true)]
     names: Vec<String>,
     /// The job whose answer it is
-    #[arg(long, value_name = "KEY", requires = "redis")]
+    #[arg(long, value_name = "KEY")]
     job: Option<String>,
-    /// The server that has the job
-    #[arg(long, value_name = "URL", env = "FLORENCE_REDIS", hide_env_values = true)]
+    /// The server that has the job (default: the one that FLORENCE_REDIS names)
+    #[arg(long, value_name = "URL", requires = "job")]
     redis: Option<String>,
     /// Turn the picture as its EXIF tag says, as its answer was computed
     #[arg(long)]
@@ -133,7 +134,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         _ => bail!("{} is to end in .png, .jpg or .svg", out.display()),
     };
     std::fs::write(out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
-    println!("{}: {} outlines", out.display(), marks.marks.len());
+    tellln!("{}: {} outlines", out.display(), marks.marks.len());
     Ok(())
 }
 
@@ -151,8 +152,11 @@ fn drawing(args: &Args) -> anyhow::Result<(Drawing, &str)> {
             Ok((Drawing { picture: file(picture)?, answer, exif: args.exif }, out))
         }
         (Some(job), [picture @ .., out]) if picture.len() < 2 => {
-            let url = args.redis.as_deref().context("which server? Give --redis")?;
-            let (answer, kept, exif) = of_job(url, job)?;
+            let url = match &args.redis {
+                Some(url) => url.clone(),
+                None => in_environment()?.context("which server? Give --redis")?,
+            };
+            let (answer, kept, exif) = of_job(&url, job)?;
             let picture = match picture {
                 [path, ..] => file(path)?,
                 [] => kept.with_context(|| format!("{job} keeps no picture: name its file"))?,

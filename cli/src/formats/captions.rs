@@ -5,14 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::{
-    out::{self, Names},
-    pictures::Pictures,
-};
+use super::{out::Out, pictures::Pictures};
 
 /// Without a folder, beside the pictures.
-pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    let mut names = Names::default();
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     ensure!(pictures.has_texts, "no answer is a text: ask for a caption");
     pictures.each(|picture| {
         let path = if folder.as_os_str().is_empty() {
@@ -25,8 +21,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
         if picture.texts.is_empty() {
             return Ok(());
         }
-        names.take_file(&path)?;
         let lines = picture.texts.iter().map(|text| text.text.trim().replace('\n', " ") + "\n");
-        out::bytes(&path, lines.collect::<String>().as_bytes())
+        to.bytes(&path, lines.collect::<String>().as_bytes())
     })
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::draw::Mark;
+use crate::{draw::Mark, limits::within};
 
 /// What an object is called that nothing names.
 const NAMELESS: &str = "object";
@@ -19,20 +19,18 @@ pub(crate) struct ClassArgs {
     #[arg(long, value_name = "NAMES|FILE")]
     classes: Option<String>,
     /// Leave out objects of a lower score; what has none stays
-    #[arg(long, value_name = "0..1")]
+    #[arg(long, value_name = "0..1", value_parser = within::<f64>(0.0..=1.0))]
     min_score: Option<f64>,
     /// Leave out objects of a smaller area, in square pixels
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = within::<f64>(0.0..=1e12))]
     min_area: Option<f64>,
     /// Take only the answers of this task, such as `<OD>`; may be repeated
     #[arg(long, value_name = "TASK")]
-    only: Vec<String>,
+    pub(super) only: Vec<String>,
 }
 
 impl ClassArgs {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let is_share = |score: f64| (0.0..=1.0).contains(&score);
-        ensure!(self.min_score.is_none_or(is_share), "--min-score is from 0 to 1");
         Classes::wanted(self).map(drop)
     }
 
@@ -58,7 +56,10 @@ impl Classes {
     /// Those that are asked for; `None` if they are to be made of the labels that there are.
     pub(super) fn wanted(args: &ClassArgs) -> anyhow::Result<Option<Self>> {
         let Some(given) = &args.classes else { return Ok(None) };
-        let text = if Path::new(given).is_file() {
+        let is_file = Path::new(given).is_file();
+        let is_meant = given.contains('/') || given.ends_with(".txt") || given.ends_with(".names");
+        ensure!(is_file || !is_meant, "there is no file {given}");
+        let text = if is_file {
             std::fs::read_to_string(given).with_context(|| format!("cannot read {given}"))?
         } else {
             given.replace(',', "\n")
@@ -118,6 +119,7 @@ mod tests {
         let args = ClassArgs { classes: Some(file.display().to_string()), ..Default::default() };
         assert_eq!(Classes::wanted(&args).unwrap().unwrap().names, ["traffic light", "a, b"]);
         assert!(ClassArgs { classes: Some(",".into()), ..Default::default() }.check().is_err());
-        assert!(ClassArgs { min_score: Some(1.5), ..Default::default() }.check().is_err());
+        let no_file = ClassArgs { classes: Some("missing.txt".into()), ..Default::default() };
+        assert!(no_file.check().is_err());
     }
 }

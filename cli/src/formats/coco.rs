@@ -6,12 +6,12 @@ use std::{io::Write as _, path::Path};
 use serde_json::{Value, json};
 
 use super::{
-    out::{self, List},
+    out::{List, Out},
     pictures::{Object, Pictures},
 };
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         let info = json!({ "description": "Florence-2", "version": env!("CARGO_PKG_VERSION") });
         write!(out, "{{\"info\": {info}, \"licenses\": [], \"images\": ")?;
         let mut list = List::begin(out)?;
@@ -43,8 +43,8 @@ pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
 }
 
 /// `[{image_id, category_id, bbox, score}]`, of what has a score.
-pub(super) fn write_results(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write_results(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         let mut list = List::begin(out)?;
         pictures.each(|picture| {
             for object in picture.objects.iter().filter(|object| object.score.is_some()) {

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use super::{out, pictures::Pictures};
+use super::{out::Out, pictures::Pictures};
 
 const HEAD: [&str; 13] = [
     "file", "width", "height", "prompt", "label", "score", "x1", "y1", "x2", "y2", "area",
     "polygons", "text",
 ];
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
     let number = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
-    out::file(path, |out| {
+    to.file(path, |out| {
         let mut table = csv::Writer::from_writer(out);
         table.write_record(HEAD)?;
         pictures.each(|picture| {

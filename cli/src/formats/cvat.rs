@@ -8,13 +8,13 @@ use quick_xml::{
 };
 
 use super::{
-    out,
+    out::Out,
     pictures::{Object, Picture, Pictures},
     xml::{self, Xml},
 };
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         let mut writer = Writer::new_with_indent(out, b' ', 2);
         writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("utf-8"), None)))?;
         xml::parent(&mut writer, "annotations", &[], |writer| {

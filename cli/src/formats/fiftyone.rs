@@ -1,22 +1,23 @@
 //! FiftyOne: the `labels.json` of a `FiftyOneImageDetectionDataset`; boxes as parts of the picture,
 //! pictures by their names without ending.
 
-use std::{io::Write as _, path::Path};
+use std::{collections::HashSet, io::Write as _, path::Path};
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use super::{
-    out::{self, Names},
+    out::Out,
     pictures::{Object, Picture, Pictures},
 };
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         write!(out, "{{\"classes\": {}, \"labels\": {{", json!(pictures.classes.names))?;
-        let (mut comma, mut names) = ("", Names::default());
+        let (mut comma, mut names) = ("", HashSet::new());
         pictures.each(|picture| {
             let name = Path::new(&picture.name).with_extension("");
-            names.take(&name)?;
+            ensure!(names.insert(name.clone()), "two pictures would be {}", name.display());
             let found: Vec<Value> =
                 picture.objects.iter().map(|object| detection(picture, object)).collect();
             write!(out, "{comma}\n{}: {}", json!(name.display().to_string()), json!(found))?;

@@ -6,13 +6,13 @@ use std::{fmt::Write as _, io::Write as _, path::Path};
 use serde_json::json;
 
 use super::{
-    out,
+    out::Out,
     pictures::{Object, Picture, Pictures},
 };
 use crate::draw::Point;
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         pictures.each(|picture| {
             for (i, prompt) in picture.prompts.iter().enumerate() {
                 let line =

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    out::{self, List},
+    out::{List, Out},
     pictures::{Object, Picture, Pictures, Said},
 };
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         let mut list = List::begin(out)?;
         pictures.each(|picture| list.push(&task(picture)))?;
         list.end()

@@ -5,19 +5,17 @@ use std::path::{Path, absolute};
 use serde_json::{Value, json};
 
 use super::{
-    out::{self, Names},
+    out::Out,
     pictures::{Object, Pictures},
 };
 
 /// The version of labelme whose files these are.
 const VERSION: &str = "5.0.1";
 
-pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    let mut names = Names::default();
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "json");
-        names.take_file(&path)?;
         let file = Path::new(&picture.file);
         let image = if file.is_file() { absolute(file)? } else { file.to_owned() };
         let shapes: Vec<Value> = (1..)
@@ -33,7 +31,7 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
             "imageHeight": picture.height,
             "imageWidth": picture.width,
         });
-        out::bytes(&path, serde_json::to_string_pretty(&file)?.as_bytes())
+        to.bytes(&path, serde_json::to_string_pretty(&file)?.as_bytes())
     })
 }
 

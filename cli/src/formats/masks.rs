@@ -7,22 +7,21 @@ use anyhow::{Context, ensure};
 use tiny_skia::{FillRule, Mask, PathBuilder, Transform};
 
 use super::{
-    out::{self, Names},
+    out::Out,
     pictures::{Object, Picture, Pictures},
 };
 
-pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    let (mut names, classes) = (Names::default(), &pictures.classes.names);
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
+    let classes = &pictures.classes.names;
     ensure!(classes.len() < 256, "a mask has room for 255 classes: choose some with --classes");
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "png");
-        names.take_file(&path)?;
         let png = png(picture, &pixels(picture)?)?;
-        out::bytes(&path, &png)
+        to.bytes(&path, &png)
     })?;
     let lines: String = classes.iter().map(|name| name.replace('\n', " ") + "\n").collect();
-    out::bytes(&folder.join("classes.txt"), lines.as_bytes())
+    to.bytes(&folder.join("classes.txt"), lines.as_bytes())
 }
 
 fn pixels(picture: &Picture) -> anyhow::Result<Vec<u8>> {

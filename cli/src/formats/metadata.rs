@@ -6,12 +6,12 @@ use std::{io::Write as _, path::Path};
 use serde_json::{Map, Value, json};
 
 use super::{
-    out,
+    out::Out,
     pictures::{Object, Picture, Pictures},
 };
 
-pub(super) fn write(pictures: &Pictures, path: &Path) -> anyhow::Result<()> {
-    out::file(path, |out| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
+    to.file(path, |out| {
         pictures.each(|picture| {
             serde_json::to_writer(&mut *out, &row(pictures, picture))?;
             Ok(out.write_all(b"\n")?)

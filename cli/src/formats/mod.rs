@@ -26,14 +26,16 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use classes::ClassArgs;
 pub(crate) use labels::Line;
+use out::Out;
+pub(crate) use out::place;
 use pictures::Pictures;
 
 /// A way to write all pictures to a file or folder.
-type Write = fn(&Pictures, &Path) -> anyhow::Result<()>;
+type Write = fn(&Pictures, &Out<'_>, &Path) -> anyhow::Result<()>;
 
 struct Format {
     name: &'static str,
@@ -109,16 +111,18 @@ impl FormatArgs {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         self.classes.check()
     }
+
+    /// Where all goes that has a place of its own.
+    pub(crate) fn paths(&self, named: &Path) -> impl Iterator<Item = PathBuf> {
+        let paths = self.formats.iter().map(|wanted| wanted.path(named));
+        paths.filter(|path| !path.as_os_str().is_empty())
+    }
 }
 
-/// Writes all that is wanted, from these files of lines.
-pub(crate) fn write(labels: &[PathBuf], named: &Path, args: &FormatArgs) -> anyhow::Result<()> {
-    if args.formats.is_empty() {
-        return Ok(());
-    }
-    let pictures = Pictures::new(labels, args.root.clone(), &args.classes)?;
-    for Wanted { format, path } in &args.formats {
-        let path = match (path, format.ending) {
+impl Wanted {
+    /// Empty for what goes beside the pictures.
+    fn path(&self, named: &Path) -> PathBuf {
+        match (&self.path, self.format.ending) {
             (Some(path), _) => path.clone(),
             (None, Some(ending)) => {
                 let mut name = named.file_stem().unwrap_or_default().to_owned();
@@ -126,16 +130,32 @@ pub(crate) fn write(labels: &[PathBuf], named: &Path, args: &FormatArgs) -> anyh
                 named.with_file_name(name)
             }
             (None, None) => PathBuf::new(),
-        };
-        ensure!(path != named, "{} would be written over", named.display());
-        (format.write)(&pictures, &path)
-            .with_context(|| format!("cannot write the format {}", format.name))?;
+        }
+    }
+}
+
+/// Writes all that is wanted, from these files of lines; over what is there only if it may.
+pub(crate) fn write(
+    labels: &[PathBuf],
+    named: &Path,
+    args: &FormatArgs,
+    may_write_over: bool,
+) -> anyhow::Result<()> {
+    if args.formats.is_empty() {
+        return Ok(());
+    }
+    let pictures = Pictures::new(labels, args.root.clone(), &args.classes)?;
+    let out = Out::new(&pictures, may_write_over);
+    for wanted in &args.formats {
+        let (name, path) = (wanted.format.name, wanted.path(named));
+        (wanted.format.write)(&pictures, &out, &path)
+            .with_context(|| format!("cannot write the format {name}"))?;
         let to = if path.as_os_str().is_empty() {
             "files beside the pictures".to_owned()
         } else {
             path.display().to_string()
         };
-        println!("{}: {} pictures in {to}", format.name, pictures.len());
+        tellln!("{name}: {} pictures in {to}", pictures.len());
     }
-    Ok(())
+    out.finish()
 }

@@ -1,38 +1,180 @@
-//! Files that appear whole: written under another name, then renamed. What a folder of files is to
-//! have twice is told of.
+//! Files that appear whole: written under another name, then renamed. What is there already and says
+//! something else stays, unless whoever writes may write over it; pictures and labels stay always.
 
 use std::{
+    cell::{OnceCell, RefCell},
     collections::HashSet,
-    fs::File,
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    fs::{File, Metadata, Permissions},
+    io::{self, BufReader, BufWriter, Read, Write},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::{Path, PathBuf, absolute},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
+use tempfile::{Builder, NamedTempFile};
 
-/// Writes a file.
-pub(super) fn file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let in_words = || format!("cannot write {}", path.display());
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let mut writer = BufWriter::new(File::create(&part).with_context(in_words)?);
-    let written = write(&mut writer).and_then(|()| Ok(writer.flush()?));
-    if let Err(error) = written {
-        drop(writer);
-        let _ = std::fs::remove_file(&part);
-        return Err(error).with_context(in_words);
-    }
-    std::fs::rename(&part, path).with_context(in_words)
+use super::pictures::Pictures;
+
+/// Where formats write.
+pub(super) struct Out<'a> {
+    pictures: &'a Pictures,
+    may_write_over: bool,
+    /// What has been written, by all formats.
+    written: RefCell<HashSet<PathBuf>>,
+    /// What was there and says something else.
+    left: RefCell<Vec<PathBuf>>,
+    /// Pictures and labels, by what tells files apart; made when it is needed.
+    kept: OnceCell<HashSet<(u64, u64)>>,
 }
 
-/// Writes a file of these bytes.
-pub(super) fn bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    file(path, |out| Ok(out.write_all(bytes)?))
+impl<'a> Out<'a> {
+    pub(super) fn new(pictures: &'a Pictures, may_write_over: bool) -> Self {
+        let (written, left, kept) = Default::default();
+        Self { pictures, may_write_over, written, left, kept }
+    }
+
+    /// Writes a file, and the folder that it goes to.
+    pub(super) fn file(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.take(path)?;
+        // A link stays one.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        self.written(path, write).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn written(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let part = Builder::new()
+            .prefix(".florence-")
+            .suffix(".part")
+            // As far as the process's mask lets them be.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder_of(path))?;
+        let mut writer = BufWriter::new(part.as_file().try_clone()?);
+        write(&mut writer)?;
+        writer.flush()?;
+        if self.may_replace(path, &part)? {
+            part.persist(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file of these bytes.
+    pub(super) fn bytes(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+        self.file(path, |out| Ok(out.write_all(bytes)?))
+    }
+
+    /// Links to a picture, unless it is there itself.
+    pub(super) fn link(&self, picture: &Path, link: &Path) -> anyhow::Result<()> {
+        self.take(link)?;
+        let in_words = || format!("cannot link {}", link.display());
+        let target = absolute(picture).with_context(in_words)?;
+        match link.symlink_metadata() {
+            Ok(_) if is_same(&target, link) => return Ok(()),
+            Ok(there) if there.is_symlink() && self.may_write_over => {
+                std::fs::remove_file(link).with_context(in_words)?;
+            }
+            Ok(_) => {
+                self.left.borrow_mut().push(link.to_owned());
+                return Ok(());
+            }
+            Err(_) => {}
+        }
+        symlink(target, link).with_context(in_words)
+    }
+
+    /// Takes a name, which nothing else may have, and makes its folder.
+    fn take(&self, path: &Path) -> anyhow::Result<()> {
+        let folder = folder_of(path);
+        let made = std::fs::create_dir_all(folder);
+        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let is_new = self.written.borrow_mut().insert(place(path));
+        ensure!(is_new, "two pictures or formats would have {}", path.display());
+        Ok(())
+    }
+
+    fn may_replace(&self, path: &Path, part: &NamedTempFile) -> anyhow::Result<bool> {
+        let there = match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            there => there?,
+        };
+        ensure!(there.is_file(), "it is there, and no file");
+        if is_alike(path, part.path())? {
+            return Ok(false);
+        }
+        if self.kept.get().is_none() {
+            let kept = self.pictures.files()?;
+            let _ = self
+                .kept
+                .set(kept.iter().filter_map(|it| it.metadata().ok()).map(|it| id(&it)).collect());
+        }
+        if self.kept.get().is_some_and(|kept| kept.contains(&id(&there))) {
+            bail!("it is a picture or holds labels, and stays");
+        }
+        if !self.may_write_over {
+            self.left.borrow_mut().push(path.to_owned());
+        }
+        Ok(self.may_write_over)
+    }
+
+    /// Tells what was left as it is.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        let left = self.left.into_inner();
+        let Some(first) = left.first() else { return Ok(()) };
+        let first = first.display();
+        match left.len() - 1 {
+            0 => bail!("{first} is there and says something else; --overwrite writes over it"),
+            more => bail!(
+                "{first} and {more} more are there and say something else; --overwrite writes over them"
+            ),
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A path by which files that are yet to be written are told apart.
+pub(crate) fn place(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    let folder = folder_of(path);
+    let folder = folder.canonicalize().or_else(|_| absolute(folder)).unwrap_or_default();
+    folder.join(path.file_name().unwrap_or_default())
+}
+
+fn id(there: &Metadata) -> (u64, u64) {
+    (there.dev(), there.ino())
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| path.metadata().ok().map(|it| id(&it));
+    id(one).is_some() && id(one) == id(other)
+}
+
+/// Whether two files have the same bytes.
+fn is_alike(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one).bytes(), BufReader::new(other).bytes());
+    loop {
+        match (one.next().transpose()?, other.next().transpose()?) {
+            (None, None) => return Ok(true),
+            (a, b) if a == b => {}
+            _ => return Ok(false),
+        }
+    }
 }
 
 /// The items of a JSON list, as they come.
@@ -55,25 +197,5 @@ impl<'a, W: Write> List<'a, W> {
 
     pub(super) fn end(self) -> anyhow::Result<()> {
         Ok(self.out.write_all(b"\n]")?)
-    }
-}
-
-/// Names, each for one picture.
-#[derive(Default)]
-pub(super) struct Names(HashSet<PathBuf>);
-
-impl Names {
-    /// Takes a name, which no other picture may have.
-    pub(super) fn take(&mut self, name: &Path) -> anyhow::Result<()> {
-        ensure!(self.0.insert(name.to_owned()), "two pictures would have {}", name.display());
-        Ok(())
-    }
-
-    /// Takes a file's, and makes the folder that it goes to.
-    pub(super) fn take_file(&mut self, path: &Path) -> anyhow::Result<()> {
-        self.take(path)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let made = std::fs::create_dir_all(folder);
-        made.with_context(|| format!("cannot make the folder {}", folder.display()))
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use indexmap::IndexMap;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -96,11 +96,15 @@ impl Pictures {
             has_texts: false,
         };
         let (wanted, mut found) = (Classes::wanted(args)?, BTreeSet::new());
+        let mut missing: BTreeSet<&str> = args.only.iter().map(String::as_str).collect();
+        let mut is_below_root = pictures.root.is_none();
         for (file, path) in labels.iter().enumerate() {
             let mut reader = Lines::open(path)?;
             while let Some((offset, line)) = reader.next()? {
                 let places = pictures.places.entry(xxh3_128(line.file.as_bytes())).or_default();
                 places.push(Place { file, offset });
+                is_below_root |= pictures.relative(&line.file).is_some();
+                missing.remove(&*line.task);
                 if !args.takes(&line.task) {
                     continue;
                 }
@@ -114,8 +118,24 @@ impl Pictures {
                 }
             }
         }
+        if let (Some(task), false) = (missing.first(), pictures.places.is_empty()) {
+            bail!("--only {task}: no answer is of this task");
+        }
+        if let (Some(root), false) = (&pictures.root, is_below_root || pictures.places.is_empty()) {
+            bail!("--root {}: no picture's name begins with it", root.display());
+        }
         pictures.classes = wanted.unwrap_or_else(|| Classes::of(found));
         Ok(pictures)
+    }
+
+    /// The files of labels, and of pictures as far as they are files here.
+    pub(super) fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = self.labels.clone();
+        self.each(|picture| {
+            files.push(PathBuf::from(&picture.file));
+            Ok(())
+        })?;
+        Ok(files)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -177,8 +197,12 @@ impl Pictures {
     }
 
     fn name(&self, file: &str) -> String {
-        let relative = self.root.as_ref().and_then(|root| Path::new(file).strip_prefix(root).ok());
-        relative.map_or_else(|| file.to_owned(), |path| path.display().to_string())
+        self.relative(file).map_or_else(|| file.to_owned(), |path| path.display().to_string())
+    }
+
+    fn relative<'a>(&self, file: &'a str) -> Option<&'a Path> {
+        let root = self.root.as_ref()?;
+        Path::new(file).strip_prefix(root.strip_prefix("./").unwrap_or(root)).ok()
     }
 }
 

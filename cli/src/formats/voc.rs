@@ -5,18 +5,16 @@ use std::path::Path;
 use quick_xml::Writer;
 
 use super::{
-    out::{self, Names},
+    out::Out,
     pictures::{Object, Picture, Pictures},
     xml::{self, Xml},
 };
 
-pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    let mut names = Names::default();
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "xml");
-        names.take_file(&path)?;
-        out::file(&path, |out| {
+        to.file(&path, |out| {
             let mut writer = Writer::new_with_indent(out, b' ', 2);
             xml::parent(&mut writer, "annotation", &[], |writer| annotation(writer, picture))
         })

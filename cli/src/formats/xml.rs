@@ -17,7 +17,10 @@ pub(super) fn parent<'a>(
     attributes: &[(&str, &str)],
     children: impl FnOnce(&mut Xml<'a>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let start = BytesStart::new(name).with_attributes(attributes.iter().copied());
+    let mut start = BytesStart::new(name);
+    for (name, value) in attributes {
+        start.push_attribute((*name, &*allowed(value)));
+    }
     writer.write_event(Event::Start(start))?;
     children(writer)?;
     Ok(writer.write_event(Event::End(BytesEnd::new(name)))?)
@@ -25,5 +28,13 @@ pub(super) fn parent<'a>(
 
 /// An element of a text.
 pub(super) fn text(writer: &mut Xml<'_>, name: &str, text: &str) -> anyhow::Result<()> {
-    parent(writer, name, &[], |writer| Ok(writer.write_event(Event::Text(BytesText::new(text)))?))
+    parent(writer, name, &[], |writer| {
+        Ok(writer.write_event(Event::Text(BytesText::new(&allowed(text))))?)
+    })
+}
+
+/// A text with another sign for those that XML has no way to write.
+fn allowed(text: &str) -> String {
+    let is_allowed = |sign: char| !matches!(sign, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}');
+    text.replace(|sign| !is_allowed(sign), "\u{fffd}")
 }

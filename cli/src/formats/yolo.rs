@@ -3,20 +3,19 @@
 
 use std::{
     fmt::Write as _,
-    os::unix::fs::symlink,
     path::{Path, PathBuf, absolute},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::{
-    out::{self, Names},
+    out::Out,
     pictures::{Object, Picture, Pictures},
 };
 
 /// Boxes.
-pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    all(pictures, folder, |picture, object, text| {
+pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
+    all(pictures, to, folder, |picture, object, text| {
         let [x1, y1, x2, y2] = object.bounds;
         let (w, h) = (picture.width as f64, picture.height as f64);
         let numbers =
@@ -26,8 +25,12 @@ pub(super) fn write(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Outlines; a line for each part of an object.
-pub(super) fn write_polygons(pictures: &Pictures, folder: &Path) -> anyhow::Result<()> {
-    all(pictures, folder, |picture, object, text| {
+pub(super) fn write_polygons(
+    pictures: &Pictures,
+    to: &Out<'_>,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    all(pictures, to, folder, |picture, object, text| {
         let (w, h) = (picture.width as f64, picture.height as f64);
         for outline in &object.outlines {
             line(text, object.class, outline.iter().flat_map(|(x, y)| [x / w, y / h]));
@@ -53,6 +56,7 @@ fn place(picture: &Picture, ending: &str) -> PathBuf {
 
 fn all(
     pictures: &Pictures,
+    to: &Out<'_>,
     folder: &Path,
     describe: impl Fn(&Picture, &Object, &mut String),
 ) -> anyhow::Result<()> {
@@ -60,23 +64,17 @@ fn all(
         !pictures.classes.names.is_empty(),
         "nothing was found, and a data set has classes: name them with --classes"
     );
-    let (mut names, mut links) = (Names::default(), Names::default());
     std::fs::create_dir_all(folder.join("images"))?;
     pictures.each(|picture| {
         let path = folder.join("labels").join(place(picture, "txt"));
-        names.take_file(&path)?;
         let mut text = String::new();
         for object in &picture.objects {
             describe(picture, object, &mut text);
         }
-        out::bytes(&path, text.as_bytes())?;
+        to.bytes(&path, text.as_bytes())?;
         let file = Path::new(&picture.file);
         if file.is_file() {
-            let link = folder.join("images").join(place(picture, ""));
-            links.take_file(&link)?;
-            let _ = std::fs::remove_file(&link);
-            let linked = absolute(file).and_then(|file| symlink(file, &link));
-            linked.with_context(|| format!("cannot link {}", link.display()))?;
+            to.link(file, &folder.join("images").join(place(picture, "")))?;
         }
         Ok(())
     })?;
@@ -86,5 +84,5 @@ fn all(
     for (class, name) in pictures.classes.names.iter().enumerate() {
         let _ = writeln!(data, "  {class}: {}", serde_json::to_string(name)?);
     }
-    out::bytes(&folder.join("data.yaml"), data.as_bytes())
+    to.bytes(&folder.join("data.yaml"), data.as_bytes())
 }

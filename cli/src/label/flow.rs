@@ -64,6 +64,8 @@ pub(super) enum End {
     Failed(Ticket, String),
     /// Something could not be listed.
     Unlisted(String, String),
+    /// Nobody answers any more, and why: the run ends.
+    Lost(String),
 }
 
 /// What is said of a picture.

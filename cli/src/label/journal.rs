@@ -4,12 +4,13 @@
 //! In shards, the one that is written is called `NAME.part`, and renamed when it is full.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::formats::Line;
 
@@ -65,14 +66,34 @@ impl Names {
         path.into()
     }
 
-    /// What there is, in its order.
-    fn there(&self) -> Vec<PathBuf> {
+    /// What there is, by number.
+    fn there(&self) -> anyhow::Result<BTreeMap<u32, PathBuf>> {
         if self.most.is_none() {
-            return Some(self.out.clone()).into_iter().filter(|it| it.exists()).collect();
+            return Ok(self.out.exists().then(|| (0, self.out.clone())).into_iter().collect());
         }
-        let both = |shard| [self.shard(shard), self.open(shard)];
-        let there = |shard| both(shard).into_iter().find(|it| it.exists());
-        (0..).map_while(there).collect()
+        let mut there = BTreeMap::new();
+        let folder = self.out.parent().filter(|it| !it.as_os_str().is_empty());
+        let entries = match std::fs::read_dir(folder.unwrap_or(Path::new("."))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(there),
+            entries => entries,
+        };
+        let in_words = || format!("cannot look for the files of {}", self.out.display());
+        for entry in entries.with_context(in_words)? {
+            let name = entry.with_context(in_words)?.file_name();
+            if let Some(shard) = self.number(&name.to_string_lossy()) {
+                there.insert(shard, self.out.with_file_name(name));
+            }
+        }
+        Ok(there)
+    }
+
+    /// The number of the shard that has this name, closed or open.
+    fn number(&self, name: &str) -> Option<u32> {
+        let digits = name.rsplit_once('-')?.1.split('.').next()?;
+        let number = digits.parse().ok()?;
+        let names = [self.shard(number), self.open(number)];
+        let is_its = |path: &PathBuf| path.file_name().is_some_and(|it| it == name);
+        names.iter().any(is_its).then_some(number)
     }
 }
 
@@ -85,19 +106,24 @@ impl Journal {
         mut each: impl FnMut(Mark, Line),
     ) -> anyhow::Result<Self> {
         let names = Names { out: out.to_owned(), most };
-        let there = names.there();
+        let there = names.there()?;
         match before {
             Before::Nothing => {
-                if let Some(first) = there.first() {
+                if let Some(first) = there.values().next() {
                     let first = first.display();
                     bail!("{first} is there: --resume goes on with it, --overwrite begins anew");
                 }
             }
             Before::Dropped => {
-                for path in &there {
+                for path in there.values() {
                     // A run that still writes it keeps it.
-                    drop(locked(path)?);
-                    remove(path)?;
+                    let file = locked(path)?;
+                    if names.most.is_some() {
+                        remove(path)?;
+                    } else {
+                        file.set_len(0)
+                            .with_context(|| format!("cannot write {}", path.display()))?;
+                    }
                 }
             }
             Before::Kept => return Self::go_on(names, &there, &mut each),
@@ -112,11 +138,15 @@ impl Journal {
 
     fn go_on(
         names: Names,
-        there: &[PathBuf],
+        there: &BTreeMap<u32, PathBuf>,
         each: &mut dyn FnMut(Mark, Line),
     ) -> anyhow::Result<Self> {
         let mut last = None;
-        for (shard, path) in (0..).zip(there) {
+        for (expected, (&shard, path)) in (0..).zip(there) {
+            if shard != expected {
+                let missing = names.shard(expected);
+                bail!("{} is not there, and --resume reads all of an output", missing.display());
+            }
             let (length, lines) = read(path, shard, each)?;
             last = Some((shard, length, lines));
         }
@@ -185,12 +215,12 @@ impl Journal {
     }
 
     /// The files of a finished output.
-    pub(super) fn files(out: &Path, most: Option<usize>) -> Vec<PathBuf> {
-        Names { out: out.to_owned(), most }.there()
+    pub(super) fn files(out: &Path, most: Option<usize>) -> anyhow::Result<Vec<PathBuf>> {
+        Ok(Names { out: out.to_owned(), most }.there()?.into_values().collect())
     }
 }
 
-pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
+fn remove(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot write {}", path.display()))
@@ -203,7 +233,10 @@ pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
 fn locked(path: &Path) -> anyhow::Result<File> {
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create(true).open(path);
-    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    let in_words = || format!("cannot write {}", path.display());
+    let file = file.with_context(in_words)?;
+    // What is written is read back.
+    ensure!(file.metadata().with_context(in_words)?.is_file(), "{} is no file", path.display());
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => bail!("another run is writing {}", path.display()),
         // Some file systems have no locks.
@@ -325,7 +358,16 @@ mod tests {
         journal.append(&[line("e")]).unwrap();
         journal.finish().unwrap();
         assert_eq!(names(), ["a-00000.jsonl", "a-00001.jsonl", "a-00002.jsonl"]);
-        let (_journal, files) = found(&out, Some(2)).unwrap();
+        let (journal, files) = found(&out, Some(2)).unwrap();
         assert_eq!(files, ["a", "b", "c", "d", "e"]);
+        drop(journal);
+        // Those that were moved away are missed, and the others not taken for nothing.
+        std::fs::rename(directory.path().join("a-00000.jsonl"), directory.path().join("b"))
+            .unwrap();
+        let refused =
+            |before| Journal::open(&out, Some(2), before, |_, _| ()).err().unwrap().to_string();
+        let (missing, there) = (refused(Before::Kept), refused(Before::Nothing));
+        assert!(missing.contains("a-00000.jsonl is not there"), "{missing}");
+        assert!(there.contains("a-00001.jsonl is there"), "{there}");
     }
 }

@@ -21,6 +21,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -31,7 +32,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{
     ask::AskArgs,
     formats::{self, FormatArgs, Line},
+    limits::within,
     load::ModelArgs,
+    servers,
     source::Sources,
 };
 use flow::{Flow, Permits, Todo};
@@ -59,13 +62,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
     /// Go on with the output of an earlier run
-    #[arg(long, conflicts_with = "overwrite")]
+    #[arg(long)]
     resume: bool,
-    /// Begin the output anew
+    /// Begin the output anew, unless it is resumed; write formats over files that are there
     #[arg(long)]
     overwrite: bool,
     /// Write files of N lines, OUT-00000.jsonl and so on, which have their names once they are whole
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within::<usize>(1..=usize::MAX))]
     shard: Option<usize>,
     /// The column of tables that names the pictures
     #[arg(long, value_name = "NAME")]
@@ -77,18 +80,25 @@ pub(crate) struct Args {
     #[command(flatten)]
     ask: AskArgs,
     /// Most pictures that are decoded together
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = within::<usize>(1..=1024))]
     batch: usize,
     /// Batches that are answered at once, each with its share of the threads (default: one for each
     /// thread, at most 4; on a GPU 1)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within::<usize>(1..=64))]
     engines: Option<usize>,
     /// Pictures that are read, downloaded and decoded at once
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = within::<usize>(1..=1024))]
     readers: usize,
-    /// Let this server answer instead
-    #[arg(long, value_name = "URL", env = "FLORENCE_REDIS", hide_env_values = true)]
+    /// Let this server answer instead (default: the one that FLORENCE_REDIS names, unless a model or
+    /// how it is loaded is given)
+    #[arg(long, value_name = "URL", conflicts_with_all = [
+        "model", "adapter", "tokenizer", "token_ids", "synthetic", "precision", "kernels", "threads",
+        "no_packed_file", "packed_directory", "device", "engines", "batch",
+    ])]
     redis: Option<String>,
+    /// How long a server that does not answer is waited for
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = within::<u64>(0..=86_400))]
+    patience: u64,
     /// File of certificates in PEM, of authorities that are trusted besides the system's
     #[arg(long, value_name = "FILE", default_value = "")]
     ca_file: Authorities,
@@ -104,8 +114,14 @@ enum Answerer {
 
 impl Answerer {
     fn new(args: &Args) -> anyhow::Result<Self> {
-        if let Some(url) = &args.redis {
-            return Ok(Self::Remote(Box::new(Remote::new(url, &args.tasks, &args.ask)?)));
+        if let Some(url) = server(args)? {
+            let patience = Duration::from_secs(args.patience);
+            return Ok(Self::Remote(Box::new(Remote::new(
+                &url,
+                patience,
+                &args.tasks,
+                &args.ask,
+            )?)));
         }
         let engines = args.model.load_several(args.engines)?;
         if let Some(note) = engines.first().and_then(Florence::note) {
@@ -136,12 +152,25 @@ impl Answerer {
     }
 }
 
+/// The server that answers, if one does.
+fn server(args: &Args) -> anyhow::Result<Option<String>> {
+    if args.redis.is_some() || !args.model.is_as_usual() {
+        return Ok(args.redis.clone());
+    }
+    let named = servers::in_environment()?;
+    if named.is_some() {
+        eprintln!("the server of FLORENCE_REDIS answers");
+    }
+    Ok(named)
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     check(args)?;
+    let errors = args.errors.clone().unwrap_or_else(|| args.out.with_file_name("errors.jsonl"));
+    check_files(args, &errors)?;
     let sources = Arc::new(Sources::new(&args.sources, args.column.as_deref(), &args.ca_file)?);
     let answerer = Answerer::new(args)?;
     let (journal, done, repeated) = open(args, answerer.model())?;
-    let errors = args.errors.clone().unwrap_or_else(|| args.out.with_file_name("errors.jsonl"));
     let (progress, stop) = (Arc::new(Progress::new()), Stop::default());
     end_at_signals(&stop)?;
     let turned = AtomicU64::new(0);
@@ -153,13 +182,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         repeated: &repeated,
         stop: &stop,
         ends: ends.0,
-        leaves_addresses: args.redis.is_some(),
+        leaves_addresses: matches!(answerer, Answerer::Remote(_)),
         // Readers of formats turn pictures themselves.
         turned: (!args.formats.is_empty() && !args.ask.exif).then_some(&turned),
     };
     let mut recorder = Recorder {
         journal,
-        errors: Errors::new(&errors)?,
+        errors: Errors::new(&errors, &args.out)?,
         prompts: &args.tasks,
         repeated: &repeated,
         progress: &progress,
@@ -194,7 +223,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!(go_on(&args.out, counts));
     }
     recorder.journal.finish()?;
-    formats::write(&Journal::files(&args.out, args.shard), &args.out, &args.formats)?;
+    let files = Journal::files(&args.out, args.shard)?;
+    let written = formats::write(&files, &args.out, &args.formats, args.overwrite);
     told(args, counts, progress.rate());
     if let count @ 1.. = turned.into_inner() {
         eprintln!(
@@ -202,6 +232,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
              were labelled as they are stored: give --exif"
         );
     }
+    written?;
     let all = counts.skipped + counts.answered + counts.failed;
     match counts.failed {
         0 => Ok(()),
@@ -217,15 +248,33 @@ fn check(args: &Args) -> anyhow::Result<()> {
         ensure!(!args.tasks[..i].contains(task), "the task {task} is there twice");
     }
     ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
-    let counts = [args.batch, args.engines.unwrap_or(1), args.readers];
-    ensure!(!counts.contains(&0), "--batch, --engines and --readers are at least 1");
-    ensure!(args.shard != Some(0), "--shard is at least 1");
     args.select.check()?;
     args.formats.check()
 }
 
+/// Nothing is written twice, and nothing that is read is written.
+fn check_files(args: &Args, errors: &Path) -> anyhow::Result<()> {
+    let mut taken = HashSet::new();
+    let formats: Vec<PathBuf> = args.formats.paths(&args.out).collect();
+    for path in [&*args.out, errors].into_iter().chain(formats.iter().map(|it| &**it)) {
+        ensure!(taken.insert(formats::place(path)), "{} would be written twice", path.display());
+    }
+    let files = args.sources.iter().map(Path::new).filter(|source| source.is_file());
+    for source in files {
+        let is_read = !taken.contains(&formats::place(source));
+        ensure!(is_read, "{} would be read and written", source.display());
+    }
+    // Hours before it would be found out.
+    let there = formats.iter().find(|path| path.is_file() && !args.resume && !args.overwrite);
+    if let Some(there) = there {
+        bail!("{} is there: --overwrite writes over it", there.display());
+    }
+    Ok(())
+}
+
 /// Opens the output, and learns from it what is answered already.
 fn open(args: &Args, model: &str) -> anyhow::Result<(Journal, HashSet<u128>, Repeated)> {
+    // What is resumed stays, whatever formats may be written over.
     let before = match (args.resume, args.overwrite) {
         (true, _) => Before::Kept,
         (_, true) => Before::Dropped,
@@ -359,7 +408,7 @@ fn go_on(out: &Path, counts: Counts) -> String {
 
 fn told(args: &Args, counts: Counts, rate: f64) {
     let Counts { skipped, answered, repeated, failed } = counts;
-    println!(
+    tellln!(
         "{}: {answered} pictures answered ({repeated} copies of others), {skipped} were there, \
          {failed} failed; {rate:.1} a second",
         args.out.display()

@@ -2,45 +2,71 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::Write as _,
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
-use serde_json::json;
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
 
 use super::{
     flow::{Answers, End, Part, Ticket},
-    journal::{Journal, Mark, remove},
+    journal::{Journal, Mark},
     progress::Progress,
     repeated::Repeated,
 };
 use crate::formats::Line;
 
-/// What could not be answered, a JSON object a line; no file if there is nothing.
+/// What could not be answered, a JSON object a line; no file if there is nothing. Outputs may share
+/// it: each line tells its own.
 pub(super) struct Errors {
     path: PathBuf,
+    out: String,
     file: Option<File>,
 }
 
 impl Errors {
-    /// Begins anew.
-    pub(super) fn new(path: &Path) -> anyhow::Result<Self> {
-        remove(path)?;
-        Ok(Self { path: path.to_owned(), file: None })
+    /// Begins anew; the lines of other outputs stay.
+    pub(super) fn new(path: &Path, out: &Path) -> anyhow::Result<Self> {
+        let out = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let errors = Self { path: path.to_owned(), out, file: None };
+        errors.forget().with_context(|| errors.in_words())?;
+        Ok(errors)
+    }
+
+    fn forget(&self) -> io::Result<()> {
+        // A device or a pipe has nothing that could be forgotten.
+        if !self.path.is_file() {
+            return Ok(());
+        }
+        let there = std::fs::read(&self.path)?;
+        let is_ours = |line: &[u8]| {
+            serde_json::from_slice(line).is_ok_and(|line: Value| line["out"] == self.out)
+        };
+        let lines = || there.split_inclusive(|byte| *byte == b'\n');
+        let others: Vec<&[u8]> = lines().filter(|line| !is_ours(line)).collect();
+        if others.is_empty() {
+            std::fs::remove_file(&self.path)
+        } else if others.len() < lines().count() {
+            std::fs::write(&self.path, others.concat())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn in_words(&self) -> String {
+        format!("cannot write {}", self.path.display())
     }
 
     fn add(&mut self, name: &str, reason: &str) -> anyhow::Result<()> {
-        let in_words = || format!("cannot write {}", self.path.display());
         if self.file.is_none() {
-            self.file = Some(File::create(&self.path).with_context(in_words)?);
+            let file = OpenOptions::new().append(true).create(true).open(&self.path);
+            self.file = Some(file.with_context(|| self.in_words())?);
         }
-        if let Some(file) = &mut self.file {
-            let line = format!("{}\n", json!({ "file": name, "error": reason }));
-            file.write_all(line.as_bytes()).with_context(in_words)?;
-        }
-        Ok(())
+        let line = format!("{}\n", json!({ "file": name, "error": reason, "out": self.out }));
+        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(line.as_bytes()));
+        written.with_context(|| self.in_words())
     }
 }
 
@@ -79,6 +105,7 @@ impl Recorder<'_> {
                 self.failed(&name, &reason)?;
                 None
             }
+            End::Lost(reason) => bail!(reason),
         };
         if let Some(job) = job {
             (self.ended)(job);

@@ -8,7 +8,7 @@ use std::{
     fmt::Write as _,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -26,11 +26,13 @@ use crate::{ask::AskArgs, source::Place};
 const AT_ONCE: usize = 128;
 /// How long an ended job is kept for a run that comes back, in seconds.
 const KEPT: u32 = 86_400;
-/// How long a server that does not answer is waited for.
-const PATIENCE: u32 = 60;
+/// How long an answer is waited for on one connection.
+const ANSWER: Duration = Duration::from_secs(30);
 
 pub(super) struct Remote {
     client: Client,
+    /// How long a server that does not answer is waited for.
+    patience: Duration,
     model: String,
     /// For a prompt each.
     tasks: Vec<String>,
@@ -42,16 +44,26 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(url: &str, tasks: &[String], ask: &AskArgs) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        url: &str,
+        patience: Duration,
+        tasks: &[String],
+        ask: &AskArgs,
+    ) -> anyhow::Result<Self> {
         // The error does not repeat it, because of its password.
         let client = Client::open(url).context("the --redis URL is not valid")?;
-        let mut connection = client.get_connection().context("cannot connect to the server")?;
+        let mut connection = connect(&client).context("cannot connect to the server")?;
         let model: HashMap<String, Value> =
             cmd("FLORENCE.MODEL").query(&mut connection).context("the server has no Florence")?;
         let name = model.get("name").map(String::from_redis_value);
         let Some(Ok(model)) = name else { bail!("the server does not tell its model's name") };
         let (tasks, options) = (tasks.to_vec(), options(ask)?);
-        Ok(Self { client, model, tasks, options, running: Mutex::default(), ended: unbounded() })
+        let (running, ended) = (Mutex::default(), unbounded());
+        Ok(Self { client, patience, model, tasks, options, running, ended })
+    }
+
+    fn link(&self) -> Link<'_> {
+        Link { remote: self, connection: None }
     }
 
     pub(super) fn model(&self) -> &str {
@@ -73,7 +85,7 @@ impl Remote {
             scope.spawn(|| self.collect(flow, &is_all_submitted));
             let read = |_| {
                 scope.spawn(|| {
-                    let link = Mutex::new(Link::new(&self.client));
+                    let link = Mutex::new(self.link());
                     flow.read(&|ticket, bytes| self.submit(flow, &link, ticket, bytes.as_deref()));
                 })
             };
@@ -88,7 +100,7 @@ impl Remote {
     fn submit(
         &self,
         flow: &Flow<'_>,
-        link: &Mutex<Link>,
+        link: &Mutex<Link<'_>>,
         mut ticket: Ticket,
         bytes: Option<&[u8]>,
     ) {
@@ -100,6 +112,7 @@ impl Remote {
                 Err(error) => match pause(&error) {
                     Some(_) if flow.stop.is_stopped() => return,
                     Some(pause) => thread::sleep(pause),
+                    None if is_passing(&error) => return flow.end(lost(&error)),
                     None => return flow.end(End::Failed(ticket, words(&error))),
                 },
             }
@@ -146,7 +159,7 @@ impl Remote {
 
     /// Waits for the ends of jobs, until there will be no more.
     fn collect(&self, flow: &Flow<'_>, is_all_submitted: &AtomicBool) {
-        let mut link = Link::new(&self.client);
+        let mut link = self.link();
         loop {
             let is_last = is_all_submitted.load(Ordering::SeqCst);
             let keys: Vec<String> = self.running.lock().keys().cloned().collect();
@@ -158,7 +171,7 @@ impl Remote {
                 continue;
             }
             if let Err(error) = self.wait(flow, &mut link, &keys) {
-                self.give_up(flow, &error);
+                flow.end(lost(&error));
                 break;
             }
             self.forget(&mut link, flow.stop);
@@ -168,11 +181,11 @@ impl Remote {
 
     /// Deletes what was ended last.
     pub(super) fn tidy(&self) {
-        self.forget(&mut Link::new(&self.client), &Stop::default());
+        self.forget(&mut self.link(), &Stop::default());
     }
 
     /// Hears of the ends of some of the jobs, or for a moment of none.
-    fn wait(&self, flow: &Flow<'_>, link: &mut Link, keys: &[String]) -> RedisResult<()> {
+    fn wait(&self, flow: &Flow<'_>, link: &mut Link<'_>, keys: &[String]) -> RedisResult<()> {
         const MOST_KEYS: usize = 1000;
         const SECONDS: &str = "0.2";
         let keys = &keys[..keys.len().min(MOST_KEYS)];
@@ -235,7 +248,12 @@ impl Remote {
     }
 
     /// Jobs that somebody has deleted will not end.
-    fn look_for_lost(&self, flow: &Flow<'_>, link: &mut Link, keys: &[String]) -> RedisResult<()> {
+    fn look_for_lost(
+        &self,
+        flow: &Flow<'_>,
+        link: &mut Link<'_>,
+        keys: &[String],
+    ) -> RedisResult<()> {
         for key in keys {
             let is_there: bool = link.call(cmd("EXISTS").arg(key), flow.stop)?;
             let lost = if is_there { None } else { self.running.lock().remove(key) };
@@ -246,13 +264,7 @@ impl Remote {
         Ok(())
     }
 
-    fn give_up(&self, flow: &Flow<'_>, error: &RedisError) {
-        for ticket in self.running.lock().drain().flat_map(|(_, tickets)| tickets) {
-            flow.end(End::Failed(ticket, words(error)));
-        }
-    }
-
-    fn forget(&self, link: &mut Link, stop: &Stop) {
+    fn forget(&self, link: &mut Link<'_>, stop: &Stop) {
         let keys: Vec<String> = self.ended.1.try_iter().collect();
         if !keys.is_empty() {
             // What stays is gone after its time.
@@ -298,26 +310,29 @@ fn words(error: &RedisError) -> String {
     }
 }
 
+/// The jobs that it has are found again by the next run.
+fn lost(error: &RedisError) -> End {
+    End::Lost(format!("the server does not answer: {}", words(error)))
+}
+
 /// A connection that is made anew when it breaks.
-struct Link {
-    client: Client,
+struct Link<'a> {
+    remote: &'a Remote,
     connection: Option<Connection>,
 }
 
-impl Link {
-    fn new(client: &Client) -> Self {
-        Self { client: client.clone(), connection: None }
-    }
-
+impl Link<'_> {
     fn call<T: FromRedisValue>(&mut self, command: &Cmd, stop: &Stop) -> RedisResult<T> {
-        let mut tries = 0;
+        let start = Instant::now();
         loop {
             let called = self.try_call(command);
             match called {
                 // Nothing that is called here does harm when it is called again.
-                Err(error) if is_passing(&error) && tries < PATIENCE && !stop.is_stopped() => {
+                Err(error) if is_passing(&error) && !stop.is_stopped() => {
                     self.connection = None;
-                    tries += 1;
+                    if start.elapsed() >= self.remote.patience {
+                        return Err(error);
+                    }
                     thread::sleep(Duration::from_secs(1));
                 }
                 called => return called,
@@ -328,10 +343,16 @@ impl Link {
     fn try_call<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(self.client.get_connection()?),
+            none => none.insert(connect(&self.remote.client)?),
         };
         command.query(connection)
     }
+}
+
+fn connect(client: &Client) -> RedisResult<Connection> {
+    let connection = client.get_connection_with_timeout(ANSWER)?;
+    connection.set_read_timeout(Some(ANSWER))?;
+    Ok(connection)
 }
 
 /// Whether a connection is broken, or a server is about to be there again.

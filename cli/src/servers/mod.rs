@@ -8,7 +8,7 @@ pub(crate) mod figures;
 pub(crate) mod server;
 pub(crate) mod watch;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use server::Server;
 
@@ -32,6 +32,15 @@ impl Args {
     pub(crate) fn servers(&self) -> anyhow::Result<Vec<Server>> {
         self.redis.iter().map(|url| Server::new(url)).collect()
     }
+}
+
+/// The server that the environment names, for what asks one.
+pub(crate) fn in_environment() -> anyhow::Result<Option<String>> {
+    let named = std::env::var("FLORENCE_REDIS").unwrap_or_default();
+    let mut urls = named.split_whitespace();
+    let first = urls.next().map(str::to_owned);
+    ensure!(urls.next().is_none(), "FLORENCE_REDIS names several servers: --redis URL names one");
+    Ok(first)
 }
 
 /// The threads that ask servers.

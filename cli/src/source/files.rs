@@ -1,15 +1,28 @@
 //! Folders and globs, in the order of their names.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::{self, Display, Formatter},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Item, List, Listed, Place, Unlisted, is_picture};
+use super::{Item, List, Listed, NO_TEXT, Place, Unlisted, has_ending, is_picture};
 
-pub(super) fn item(path: &Path) -> Item {
-    Item { name: path.display().to_string(), place: Place::File(path.to_owned()) }
+/// A picture by the name of its file, which lines can only tell if it is text.
+pub(super) fn item(path: &Path) -> Listed {
+    let place = Place::File(path.to_owned());
+    match plain(path).to_str() {
+        Some(name) => Ok(Item { name: name.to_owned(), place }),
+        None => Err(Unlisted::new(&path.display(), &NO_TEXT)),
+    }
+}
+
+/// A path without what says nothing.
+fn plain(path: &Path) -> &Path {
+    path.strip_prefix("./").unwrap_or(path)
 }
 
 /// The pictures of a folder and of all below it, but for what is hidden.
@@ -19,21 +32,23 @@ pub(super) fn folder(path: &Path) -> List<'static> {
     };
     let entries = walk(path).into_iter().filter_entry(is_visible);
     let is_wanted = |entry: &DirEntry| is_picture(&entry.file_name().to_string_lossy());
-    Box::new(entries.filter_map(move |entry| listed(entry, is_wanted)))
+    let files = entries.filter_map(move |entry| found(entry, is_wanted));
+    Box::new(files.map(|file| file.and_then(|path| item(&path))))
 }
 
 fn walk(path: &Path) -> WalkDir {
     WalkDir::new(path).follow_links(true).sort_by_file_name()
 }
 
-fn listed(
+/// A file that is wanted, or why nobody knows.
+fn found(
     entry: walkdir::Result<DirEntry>,
     is_wanted: impl Fn(&DirEntry) -> bool,
-) -> Option<Listed> {
+) -> Option<Result<PathBuf, Unlisted>> {
     match entry {
         Ok(entry) => {
             let is_wanted = entry.file_type().is_file() && is_wanted(&entry);
-            is_wanted.then(|| Ok(item(entry.path())))
+            is_wanted.then(|| Ok(entry.into_path()))
         }
         Err(error) => {
             let name = error.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -50,33 +65,80 @@ pub(super) struct Glob {
     /// The folder that all matches are in.
     base: PathBuf,
     matcher: GlobMatcher,
+    /// Which folders may hold matches, for each depth below the base, as far as that can be told.
+    folders: Vec<GlobMatcher>,
+    most_depth: usize,
+    /// Whether the pattern says how the names end, so that it may mean lists and archives.
+    has_ending: bool,
+}
+
+impl Display for Glob {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.matcher.glob().fmt(f)
+    }
 }
 
 impl Glob {
     /// `None` for what has nothing of a glob.
     pub(super) fn of(pattern: &str) -> anyhow::Result<Option<Self>> {
-        let Some(first) = pattern.find(['*', '?', '[', '{']) else { return Ok(None) };
-        let base = pattern[..first].rsplit_once('/').map_or("", |(base, _)| base);
-        let base = if base.is_empty() && pattern.starts_with('/') { "/" } else { base };
-        let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-        let glob = glob.with_context(|| format!("{pattern} is not a pattern of names"))?;
-        let base = PathBuf::from(if base.is_empty() { "." } else { base });
-        Ok(Some(Self { base, matcher: glob.compile_matcher() }))
+        const SPECIAL: [char; 4] = ['*', '?', '[', '{'];
+        if !pattern.contains(SPECIAL) {
+            return Ok(None);
+        }
+        let matcher = |parts: &[&str]| {
+            let glob = GlobBuilder::new(&parts.join("/")).literal_separator(true).build();
+            let glob = glob.with_context(|| format!("{pattern} is not a pattern of names"))?;
+            anyhow::Ok(glob.compile_matcher())
+        };
+        // As walking spells names; the first is empty if they begin at the root.
+        let is_part = |(i, part): &(usize, &str)| {
+            !part.is_empty() && *part != "." || { *i == 0 && part.is_empty() }
+        };
+        let parts: Vec<&str> =
+            pattern.split('/').enumerate().filter(is_part).map(|(_, part)| part).collect();
+        let plain = parts.iter().take_while(|part| !part.contains(SPECIAL)).count();
+        let base = match &parts[..plain] {
+            [] => ".".to_owned(),
+            [""] => "/".to_owned(),
+            parts => parts.join("/"),
+        };
+        let is_told = |part: &&&str| !part.contains("**") && !part.contains('{');
+        let told = plain + parts[plain..].iter().take_while(is_told).count();
+        let folders = (plain + 1..=told.min(parts.len() - 1)).map(|end| matcher(&parts[..end]));
+        let last = parts.last().and_then(|part| part.rsplit_once('.'));
+        Ok(Some(Self {
+            base: PathBuf::from(base),
+            matcher: matcher(&parts)?,
+            folders: folders.collect::<Result<_, _>>()?,
+            most_depth: if told == parts.len() { told - plain } else { usize::MAX },
+            has_ending: last.is_some_and(|(_, ending)| !ending.contains(SPECIAL)),
+        }))
     }
 
-    pub(super) fn list(&self) -> List<'_> {
-        let entries = walk(&self.base).into_iter();
-        let plain = |entry: &DirEntry| {
-            let path = entry.path();
-            path.strip_prefix("./").unwrap_or(path).to_owned()
+    /// The files that match. Unless the pattern says how they end, pictures are meant.
+    pub(super) fn files(&self) -> impl Iterator<Item = Result<PathBuf, Unlisted>> {
+        // Whether something of this depth matches, or may lead to what does.
+        let is_on_the_way = |path: &Path, depth: usize, is_folder: bool| {
+            let folder = depth.checked_sub(1).and_then(|depth| self.folders.get(depth));
+            let may_hold =
+                depth < self.most_depth && folder.is_none_or(|it| it.is_match(plain(path)));
+            is_folder && may_hold || self.matcher.is_match(plain(path))
         };
-        Box::new(entries.filter_map(move |entry| {
-            let found = listed(entry, |entry| self.matcher.is_match(plain(entry)))?;
-            Some(found.map(|found| match found.name.strip_prefix("./") {
-                Some(name) => Item { name: name.to_owned(), ..found },
-                None => found,
-            }))
-        }))
+        let is_near = move |entry: &DirEntry| {
+            is_on_the_way(entry.path(), entry.depth(), entry.file_type().is_dir())
+        };
+        let is_wanted = move |entry: &DirEntry| {
+            let is_meant = self.has_ending || has_ending(entry.path());
+            is_meant && self.matcher.is_match(plain(entry.path()))
+        };
+        // What cannot be looked at matters only where something may be found.
+        let matters = move |entry: &walkdir::Result<DirEntry>| match entry {
+            Err(error) => error.path().is_none_or(|path| is_on_the_way(path, error.depth(), true)),
+            Ok(_) => true,
+        };
+        let entries = walk(&self.base).max_depth(self.most_depth).into_iter();
+        let files = entries.filter_entry(is_near).filter(matters);
+        files.filter_map(move |entry| found(entry, is_wanted))
     }
 }
 
@@ -101,15 +163,23 @@ mod tests {
             list.map(|item| strip(item.unwrap())).collect()
         };
         assert_eq!(names(folder(root)), ["a.JPG", "b.png", "sub/c.webp"]);
-        let glob = |pattern: &str| {
-            let pattern = root.join(pattern).display().to_string();
-            names(Glob::of(&pattern).unwrap().unwrap().list())
+        let glob = |pattern: &str| -> Vec<String> {
+            let pattern = format!("{}/{pattern}", root.display());
+            let files = Glob::of(&pattern).unwrap().unwrap();
+            let name = |path: PathBuf| path.strip_prefix(root).unwrap().display().to_string();
+            files.files().map(|file| name(file.unwrap())).collect()
         };
         assert_eq!(glob("*.png"), ["b.png"]);
         assert_eq!(
             glob("**/*.{png,webp}"),
             [".git/d.png", "b.png", "sub/.hidden.png", "sub/c.webp"]
         );
+        // However it is spelled; and what cannot match is not even looked at.
+        assert_eq!(glob(".//sub/./*.webp"), ["sub/c.webp"]);
+        assert_eq!(glob("*"), ["a.JPG", "b.png"]);
+        assert_eq!(glob("*.txt"), ["note.txt"]);
+        std::os::unix::fs::symlink(root, root.join("sub/loop")).unwrap();
+        assert_eq!(glob("s*/*.webp"), ["sub/c.webp"]);
         assert!(Glob::of("plain.png").unwrap().is_none());
         assert!(Glob::of("[").is_err());
     }

@@ -2,15 +2,20 @@
 //! the program runs, then beside the file.
 
 use std::{
-    fmt::Display,
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
+    iter,
     path::{Path, PathBuf},
+    str,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use serde_json::Value;
 
-use super::{Item, List, Listed, Place, Unlisted, is_address};
+use super::{Item, List, Listed, Place, Unlisted, alone, ending, is_address};
 
 /// What a column is called if nobody says so.
 const USUAL: [&str; 5] = ["file", "file_name", "image", "path", "url"];
@@ -26,50 +31,83 @@ fn named(name: &str, beside: &Path) -> Item {
     Item { name: name.to_owned(), place }
 }
 
-fn alone<'a>(path: &Path, reason: &dyn Display) -> List<'a> {
-    Box::new(std::iter::once(Err(Unlisted::new(&path.display(), reason))))
-}
-
 fn folder_of(path: &Path) -> PathBuf {
     path.parent().map(Path::to_owned).unwrap_or_default()
 }
 
+fn open(path: &Path) -> Result<BufReader<File>, Unlisted> {
+    let unlisted = |error| Unlisted::new(&path.display(), &format!("cannot read it: {error}"));
+    File::open(path).map(BufReader::new).map_err(unlisted)
+}
+
 pub(super) fn file_of_names(path: &Path) -> List<'static> {
-    match File::open(path) {
-        Ok(file) => names(BufReader::new(file), &folder_of(path)),
-        Err(error) => alone(path, &format!("cannot read it: {error}")),
+    match open(path) {
+        Ok(file) => names(file, &path.display().to_string(), &folder_of(path)),
+        Err(unlisted) => alone(Err(unlisted)),
     }
 }
 
 /// One a line; empty lines are none.
-pub(super) fn names(lines: impl BufRead + Send + 'static, beside: &Path) -> List<'static> {
+pub(super) fn names(
+    reader: impl BufRead + Send + 'static,
+    shown: &str,
+    beside: &Path,
+) -> List<'static> {
     let beside = beside.to_owned();
-    let listed = move |line: io::Result<String>| match line {
-        Ok(line) if line.trim().is_empty() => None,
-        Ok(line) => Some(Ok(named(line.trim(), &beside))),
-        Err(error) => Some(Err(Unlisted::new(&"list", &format!("cannot read it: {error}")))),
-    };
-    Box::new(up_to_a_failure(lines.lines()).filter_map(listed))
+    Box::new(
+        lines(reader, shown).map(move |line| line.map(|line| named(line.text.trim(), &beside))),
+    )
 }
 
-/// A reader that fails once may fail for ever.
-fn up_to_a_failure<T, E>(
-    read: impl Iterator<Item = Result<T, E>>,
-) -> impl Iterator<Item = Result<T, E>> {
-    let mut has_failed = false;
-    read.take_while(move |item| !std::mem::replace(&mut has_failed, item.is_err()))
+/// A line, and where it stands.
+struct Line {
+    text: String,
+    shown: String,
+}
+
+/// Lines that are not empty. One that is no text is told of, and the others are read.
+fn lines(
+    mut reader: impl BufRead + Send + 'static,
+    shown: &str,
+) -> impl Iterator<Item = Result<Line, Unlisted>> + Send + 'static {
+    const BYTE_ORDER_MARK: &str = "\u{feff}";
+    let (shown, mut number, mut has_failed) = (shown.to_owned(), 0_u64, false);
+    let each = iter::from_fn(move || {
+        let mut bytes = Vec::new();
+        number += 1;
+        let shown = format!("{shown}:{number}");
+        let refused =
+            |reason: String| Some(Err(Unlisted::new(&shown, &format!("cannot read it: {reason}"))));
+        match reader.read_until(b'\n', &mut bytes) {
+            _ if has_failed => None,
+            Ok(0) => None,
+            Ok(_) => match String::from_utf8(bytes) {
+                Ok(text) => {
+                    let text =
+                        text.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&text);
+                    Some(Ok(Line { text: text.to_owned(), shown }))
+                }
+                Err(error) => refused(error.to_string()),
+            },
+            Err(error) => {
+                // It may fail for ever.
+                has_failed = true;
+                refused(error.to_string())
+            }
+        }
+    });
+    each.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty()))
 }
 
 /// A column of a table: CSV with a head, the same with tabs, or a JSON object a line.
-pub(super) fn table<'a>(path: &'a Path, column: Option<&'a str>) -> List<'a> {
-    let extension = path.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
-    let file = match File::open(path) {
-        Ok(file) => BufReader::new(file),
-        Err(error) => return alone(path, &format!("cannot read it: {error}")),
+pub(super) fn table(path: &Path, column: Option<&str>) -> List<'static> {
+    let file = match open(path) {
+        Ok(file) => file,
+        Err(unlisted) => return alone(Err(unlisted)),
     };
-    match extension.as_deref() {
-        Some("csv") => separated(file, b',', path, column),
-        Some("tsv") => separated(file, b'\t', path, column),
+    match &*ending(path) {
+        "csv" => separated(file, b',', path, column),
+        "tsv" => separated(file, b'\t', path, column),
         _ => objects(file, path, column),
     }
 }
@@ -81,64 +119,145 @@ fn no_column(column: Option<&str>, there: &str) -> String {
     }
 }
 
-fn separated<'a>(
+fn separated(
     file: BufReader<File>,
     delimiter: u8,
     path: &Path,
     column: Option<&str>,
-) -> List<'a> {
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(file);
-    let head = match reader.headers() {
-        Ok(head) => head.clone(),
-        Err(error) => return alone(path, &error),
+) -> List<'static> {
+    // Between tabs a quotation mark is a letter like others.
+    let has_quotes = delimiter == b',';
+    let open = Arc::new(AtomicU64::new(0));
+    let file = Quotes { file, delimiter, state: State::Begin, line: 1, open: Arc::clone(&open) };
+    let mut reader = csv::ReaderBuilder::new();
+    let reader = reader.delimiter(delimiter).quoting(has_quotes).flexible(true);
+    let mut reader = reader.from_reader(file);
+    let head: Vec<String> = match reader.byte_headers() {
+        Ok(head) => {
+            head.iter().map(|it| unquoted(String::from_utf8_lossy(it).trim(), has_quotes)).collect()
+        }
+        Err(error) => return alone(Err(Unlisted::new(&path.display(), &error))),
     };
-    let place = |name: &str| head.iter().position(|it| it.trim() == name);
+    let place = |name: &str| head.iter().position(|it| it == name);
     let found = match column {
         Some(column) => place(column),
         None => USUAL.into_iter().find_map(place),
     };
     let Some(index) = found else {
-        return alone(path, &no_column(column, &head.iter().collect::<Vec<_>>().join(", ")));
+        let reason = no_column(column, &head.join(", "));
+        return alone(Err(Unlisted::new(&path.display(), &reason)));
     };
-    let (beside, shown) = (folder_of(path), path.display().to_string());
-    let listed = move |record: csv::Result<csv::StringRecord>| match record {
-        Ok(record) => {
-            let name = record.get(index).map(str::trim).filter(|name| !name.is_empty())?;
-            Some(Ok(named(name, &beside)))
+    let (beside, shown, count) = (folder_of(path), path.display().to_string(), head.len());
+    let mut has_failed = false;
+    let end = (path.display().to_string(), open);
+    let listed = move |record: csv::Result<csv::ByteRecord>| {
+        let record = match record {
+            _ if has_failed => return None,
+            Ok(record) => record,
+            Err(error) => {
+                // It may fail for ever.
+                has_failed = true;
+                return Some(Err(Unlisted::new(&shown, &error)));
+            }
+        };
+        let line = record.position().map_or(0, csv::Position::line);
+        let refused =
+            |reason: String| Some(Err(Unlisted::new(&format!("{shown}:{line}"), &reason)));
+        if record.len() != count {
+            return refused(format!("it has {} fields, and the head has {count}", record.len()));
         }
-        Err(error) => Some(Err(Unlisted::new(&shown, &error))),
+        match str::from_utf8(&record[index]) {
+            Ok(name) if name.trim().is_empty() => None,
+            Ok(name) => Some(Ok(named(&unquoted(name.trim(), has_quotes), &beside))),
+            Err(error) => refused(format!("its name is no text: {error}")),
+        }
     };
-    Box::new(up_to_a_failure(reader.into_records()).filter_map(listed))
+    let rows = reader.into_byte_records().filter_map(listed);
+    // Rows may have been taken for a part of a field.
+    let unclosed = iter::once_with(move || {
+        let (shown, line) = (end.0, end.1.load(Relaxed));
+        let reason = "the quotation mark is not closed, so what follows it was not read";
+        (line > 0).then(|| Err(Unlisted::new(&format!("{shown}:{line}"), &reason)))
+    });
+    Box::new(rows.chain(unclosed.flatten()))
 }
 
-fn objects<'a>(file: BufReader<File>, path: &Path, column: Option<&'a str>) -> List<'a> {
-    let (beside, shown) = (folder_of(path), path.display().to_string());
-    let mut number = 0;
-    let listed = move |line: io::Result<String>| -> Option<Listed> {
-        number += 1;
-        let refused = |reason: String| Err(Unlisted::new(&format!("{shown}:{number}"), &reason));
-        let line = match line {
-            Ok(line) if line.trim().is_empty() => return None,
-            Ok(line) => line,
-            Err(error) => return Some(refused(format!("cannot read it: {error}"))),
-        };
-        Some(match serde_json::from_str::<Value>(&line) {
-            Ok(Value::Object(fields)) => {
-                let text = |name: &str| fields.get(name).and_then(Value::as_str);
-                let name = match column {
-                    Some(column) => text(column),
-                    None => USUAL.into_iter().find_map(text),
-                };
-                let there = || fields.keys().cloned().collect::<Vec<_>>().join(", ");
-                name.map_or_else(
-                    || refused(no_column(column, &there())),
-                    |name| Ok(named(name, &beside)),
-                )
+/// What stands between quotation marks, where the reader leaves these.
+fn unquoted(field: &str, are_read: bool) -> String {
+    let inner = field.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+    match inner.filter(|_| !are_read) {
+        Some(inner) => inner.replace("\"\"", "\""),
+        None => field.to_owned(),
+    }
+}
+
+/// What the last byte of a table was part of.
+#[derive(Clone, Copy)]
+enum State {
+    /// Nothing: a field begins.
+    Begin,
+    Field,
+    Quoted,
+    /// A quotation mark within quotation marks, which ends the field or stands for one.
+    Closing,
+}
+
+/// Passes on a table, and knows on which line a field begins that is not closed; 0 if there is none.
+/// The reader itself takes such a field for one that ends with the file.
+struct Quotes {
+    file: BufReader<File>,
+    delimiter: u8,
+    state: State,
+    line: u64,
+    open: Arc<AtomicU64>,
+}
+
+impl Read for Quotes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        for &byte in &buffer[..length] {
+            let is_end = byte == self.delimiter || byte == b'\n' || byte == b'\r';
+            self.state = match (self.state, byte) {
+                (State::Begin, b'"') => {
+                    self.open.store(self.line, Relaxed);
+                    State::Quoted
+                }
+                (State::Quoted, b'"') => State::Closing,
+                (State::Quoted, _) | (State::Closing, b'"') => State::Quoted,
+                (_, _) if is_end => State::Begin,
+                _ => State::Field,
+            };
+            if byte == b'\n' {
+                self.line += 1;
             }
-            _ => refused("the line is not a JSON object".to_owned()),
-        })
+        }
+        if length == 0 && !matches!(self.state, State::Quoted) {
+            self.open.store(0, Relaxed);
+        }
+        Ok(length)
+    }
+}
+
+fn objects(file: BufReader<File>, path: &Path, column: Option<&str>) -> List<'static> {
+    let (beside, column) = (folder_of(path), column.map(str::to_owned));
+    let listed = move |line: Result<Line, Unlisted>| -> Listed {
+        let line = line?;
+        let refused = |reason: &str| Err(Unlisted::new(&line.shown, &reason));
+        let Ok(Value::Object(fields)) = serde_json::from_str(&line.text) else {
+            return refused("the line is not a JSON object");
+        };
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        let name = match &column {
+            Some(column) => text(column),
+            None => USUAL.into_iter().find_map(text),
+        };
+        let there = || fields.keys().cloned().collect::<Vec<_>>().join(", ");
+        name.map_or_else(
+            || refused(&no_column(column.as_deref(), &there())),
+            |name| Ok(named(name, &beside)),
+        )
     };
-    Box::new(up_to_a_failure(file.lines()).filter_map(listed))
+    Box::new(lines(file, &path.display().to_string()).map(listed))
 }
 
 #[cfg(test)]
@@ -169,6 +288,38 @@ mod tests {
         assert_eq!(found[0], Ok("a.png".to_owned()));
         assert_eq!(found[1], Err("the line is not a JSON object".to_owned()));
         assert_eq!(found[2], Err("which column? --column names one of x".to_owned()));
+    }
+
+    #[test]
+    fn a_bad_row_takes_no_other_along() {
+        let directory = tempfile::tempdir().unwrap();
+        let listed = |name: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let listed = super::super::of_file(&path, None);
+            let beside = format!("{}/", directory.path().display());
+            let told =
+                |error: Unlisted| format!("{}: {}", error.name.replace(&beside, ""), error.reason);
+            listed.map(|it| it.map_or_else(told, |item| item.name)).collect::<Vec<_>>()
+        };
+        let rows = listed(
+            "a.csv",
+            b"image,text\na.png,1\nb.png\nc.png,\xff\n\xff.png,2\nd.png,5\" wide\n",
+        );
+        assert_eq!(rows[0], "a.png");
+        assert_eq!(rows[1], "a.csv:3: it has 1 fields, and the head has 2");
+        assert_eq!(rows[2], "c.png");
+        assert!(rows[3].starts_with("a.csv:5: its name is no text: "), "{}", rows[3]);
+        assert_eq!(rows[4..], ["d.png"]);
+        let unclosed = listed("b.csv", b"image,text\na.png,\"x\n\"\"y\"\nb.png,\"z\nc.png,1\n");
+        let told = "b.csv:4: the quotation mark is not closed, so what follows it was not read";
+        assert_eq!(unclosed, ["a.png", "b.png", told]);
+        let tabs = b"image\ttext\na.png\t\"Stop\" said he\nb.png\t\"a start\n\"c, \"\"d.png\"\tx\n";
+        assert_eq!(listed("a.tsv", tabs), ["a.png", "b.png", "c, \"d.png"]);
+        let names = listed("a.txt", b"\xef\xbb\xbfa.png\r\n\xff.png\nb.png");
+        assert_eq!((names[0].as_str(), names[2].as_str()), ("a.png", "b.png"));
+        assert!(names[1].starts_with("a.txt:2: cannot read it: "), "{}", names[1]);
+        assert_eq!(listed("a.jsonl", b"\xef\xbb\xbf{\"image\": \"a.png\"}\n"), ["a.png"]);
     }
 
     #[test]

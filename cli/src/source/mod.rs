@@ -15,13 +15,14 @@ use std::{
     fmt::Display,
     fs::File,
     io::{self, BufReader, Read as _, Seek as _, SeekFrom},
+    iter,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use florence_engine::{
     Stop,
     fetch::{AccessRules, Authorities, FetchError, FetchLimits, Fetcher},
@@ -65,15 +66,20 @@ impl Unlisted {
 pub(crate) type Listed = Result<Item, Unlisted>;
 pub(crate) type List<'a> = Box<dyn Iterator<Item = Listed> + Send + 'a>;
 
+const NO_TEXT: &str = "its name is not text in UTF-8, which the output could not tell";
+
 /// Most bytes of a picture.
 const MOST_BYTES: u64 = 256 << 20;
 
 const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
+fn has_ending(path: &Path) -> bool {
+    PICTURES.contains(&&*ending(path))
+}
+
 fn is_picture(name: &str) -> bool {
-    let extension = Path::new(name).extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
     let is_hidden = name.rsplit('/').next().is_some_and(|name| name.starts_with('.'));
-    !is_hidden && extension.is_some_and(|extension| PICTURES.contains(&extension.as_str()))
+    !is_hidden && has_ending(Path::new(name))
 }
 
 fn is_address(name: &str) -> bool {
@@ -85,13 +91,11 @@ fn is_address(name: &str) -> bool {
 #[derive(Debug)]
 enum Source {
     Stdin,
-    Picture(Item),
-    Folder(PathBuf),
-    Glob(files::Glob),
-    Names(PathBuf),
-    Table(PathBuf),
-    Tar(PathBuf),
+    Address(String),
     Bucket(String),
+    Folder(PathBuf),
+    File(PathBuf),
+    Glob(files::Glob),
 }
 
 impl Source {
@@ -101,11 +105,10 @@ impl Source {
         }
         if is_address(argument) {
             let is_web = argument.to_ascii_lowercase().starts_with("http");
-            let item =
-                || Item { name: argument.to_owned(), place: Place::Address(argument.to_owned()) };
-            return Ok(if is_web { Self::Picture(item()) } else { Self::Bucket(argument.into()) });
+            return Ok(if is_web { Self::Address } else { Self::Bucket }(argument.to_owned()));
         }
-        let path = PathBuf::from(argument);
+        // However often separators are doubled.
+        let path: PathBuf = Path::new(argument).components().collect();
         if !path.exists() {
             let glob = files::Glob::of(argument)?;
             return glob.map(Self::Glob).with_context(|| format!("there is no {argument}"));
@@ -113,17 +116,48 @@ impl Source {
         if path.is_dir() {
             return Ok(Self::Folder(path));
         }
-        let extension = path.extension().map(|it| it.to_string_lossy().to_ascii_lowercase());
-        Ok(match extension.as_deref() {
-            Some("tar") => Self::Tar(path),
-            Some("csv" | "tsv" | "jsonl" | "ndjson") => Self::Table(path),
-            Some("txt" | "lst" | "list") => Self::Names(path),
-            Some("gz" | "tgz" | "zst" | "zip") => {
-                bail!("{argument}: of archives, only .tar without compression is read")
-            }
-            _ => Self::Picture(files::item(&path)),
-        })
+        ensure!(!is_packed(&path), "{argument}: {PACKED}");
+        Ok(Self::File(path))
     }
+}
+
+/// The ending of a name, in small letters.
+fn ending(path: &Path) -> String {
+    path.extension().map(|it| it.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+const PACKED: &str = "of archives, only .tar without compression is read";
+
+fn is_packed(path: &Path) -> bool {
+    ["gz", "tgz", "zst", "zip"].contains(&&*ending(path))
+}
+
+/// A file: a picture, or by the ending of its name something that lists pictures.
+fn of_file(path: &Path, column: Option<&str>) -> List<'static> {
+    match &*ending(path) {
+        "tar" => or_none(tar::members(path), path.display().to_string()),
+        "csv" | "tsv" | "jsonl" | "ndjson" => lists::table(path, column),
+        "txt" | "lst" | "list" => lists::file_of_names(path),
+        _ if is_packed(path) => alone(Err(Unlisted::new(&path.display(), &PACKED))),
+        _ => alone(files::item(path)),
+    }
+}
+
+fn alone(listed: Listed) -> List<'static> {
+    Box::new(iter::once(listed))
+}
+
+/// A list that is empty is most likely a mistake: it is told of.
+fn or_none(list: List<'_>, name: String) -> List<'_> {
+    let mut is_empty = true;
+    let told = list.map(Some).chain(iter::once(None));
+    Box::new(told.filter_map(move |listed| match listed {
+        Some(listed) => {
+            is_empty = false;
+            Some(listed)
+        }
+        None => is_empty.then(|| Err(Unlisted::new(&name, &"there are no pictures"))),
+    }))
 }
 
 /// All arguments.
@@ -162,15 +196,27 @@ impl Sources {
     }
 
     fn list_of<'a>(&'a self, source: &'a Source) -> List<'a> {
+        let column = self.column.as_deref();
         match source {
-            Source::Stdin => lists::names(BufReader::new(io::stdin()), Path::new("")),
-            Source::Picture(item) => Box::new(std::iter::once(Ok(item.clone()))),
-            Source::Folder(path) => files::folder(path),
-            Source::Glob(glob) => glob.list(),
-            Source::Names(path) => lists::file_of_names(path),
-            Source::Table(path) => lists::table(path, self.column.as_deref()),
-            Source::Tar(path) => tar::members(path),
-            Source::Bucket(address) => bucket::objects(&self.fetcher, address),
+            Source::Stdin => {
+                lists::names(BufReader::new(io::stdin()), "standard input", Path::new(""))
+            }
+            Source::Address(address) => {
+                let place = Place::Address(address.clone());
+                alone(Ok(Item { name: address.clone(), place }))
+            }
+            Source::Bucket(address) => {
+                or_none(bucket::objects(&self.fetcher, address), address.clone())
+            }
+            Source::Folder(path) => or_none(files::folder(path), path.display().to_string()),
+            Source::File(path) => of_file(path, column),
+            Source::Glob(glob) => {
+                let listed = move |file: Result<PathBuf, Unlisted>| match file {
+                    Ok(path) => of_file(&path, column),
+                    Err(unlisted) => alone(Err(unlisted)),
+                };
+                or_none(Box::new(glob.files().flat_map(listed)), glob.to_string())
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::BufReader, path::Path, sync::Arc};
 
-use super::{Item, List, Listed, Place, Unlisted, is_picture};
+use super::{Item, List, Listed, NO_TEXT, Place, Unlisted, is_picture};
 
 /// The members that are pictures, by the names of archive and member.
 pub(super) fn members(path: &Path) -> List<'static> {
@@ -17,11 +17,14 @@ fn read(path: &Path, found: &mut Vec<Listed>) -> std::io::Result<()> {
     let archive: Arc<Path> = path.into();
     for entry in tar::Archive::new(BufReader::new(File::open(path)?)).entries_with_seek()? {
         let entry = entry?;
-        let name = entry.path()?.display().to_string();
+        let member = entry.path_bytes();
+        let name = format!("{}/{}", path.display(), String::from_utf8_lossy(&member));
         if entry.header().entry_type().is_file() && is_picture(&name) {
             let (offset, size) = (entry.raw_file_position(), entry.size());
             let place = Place::Member { archive: Arc::clone(&archive), offset, size };
-            found.push(Ok(Item { name: format!("{}/{name}", path.display()), place }));
+            let is_text = std::str::from_utf8(&member).is_ok();
+            let item = || Item { name: name.clone(), place };
+            found.push(is_text.then(item).ok_or_else(|| Unlisted::new(&name, &NO_TEXT)));
         }
     }
     Ok(())

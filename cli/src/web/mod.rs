@@ -21,9 +21,21 @@ mod routes;
 mod submit;
 mod view;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
 
 use crate::servers::{self, server::Server, watch::Watch};
 use guard::Guard;
@@ -33,7 +45,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     servers: servers::Args,
     /// Where the page is; other than at loopback it needs a password
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = listen)]
     listen: SocketAddr,
     /// A file whose first line is the password of the page
     #[arg(long, value_name = "FILE")]
@@ -44,6 +56,12 @@ pub(crate) struct Args {
     /// A name under which the page may be asked for, besides localhost and addresses
     #[arg(long, value_name = "NAME")]
     host: Vec<String>,
+}
+
+/// An address and a port, or a name that has one address or more, of which the first counts.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| error.to_string())?.next();
+    found.ok_or_else(|| "the name has no address".to_owned())
 }
 
 /// What all requests share.
@@ -71,7 +89,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(args.listen)
+    let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen at {}", args.listen))?;
     let address = listener.local_addr().context("no address")?;
@@ -79,12 +97,32 @@ async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> any
     watch.start();
     let guard = Guard::new(password, &args.host, args.read_only, address.port());
     let app = Arc::new(App { watch, guard });
-    println!("http://{address}/");
+    tellln!("http://{address}/");
     let router = routes::router(&app);
     // Pages that are open keep their connections; nobody waits for them.
     tokio::select! {
-        served = async { axum::serve(listener, router).await } => served.context("the page has ended"),
+        () = answer(listener, router) => Ok(()),
         () = interrupted() => Ok(()),
+    }
+}
+
+/// Answers whoever connects. A client has to say soon what it wants: those that do not would keep
+/// others out.
+async fn answer(listener: TcpListener, router: Router) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    /// After which there may be room for a connection again.
+    const PAUSE: Duration = Duration::from_millis(100);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        // Who goes away needs no answer.
+        let served = http.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async { drop(served.await) });
     }
 }
 
