@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// The job whose answer it is
     #[arg(long, value_name = "KEY")]
     job: Option<String>,
-    /// The server that has the job (default: the one that FLORENCE_REDIS names)
+    /// The server that has the job (default: the one that `FLORENCE_REDIS` names)
     #[arg(long, value_name = "URL", requires = "job")]
     redis: Option<String>,
     /// Turn the picture as its EXIF tag says, as its answer was computed

@@ -57,7 +57,8 @@ impl Classes {
     pub(super) fn wanted(args: &ClassArgs) -> anyhow::Result<Option<Self>> {
         let Some(given) = &args.classes else { return Ok(None) };
         let is_file = Path::new(given).is_file();
-        let is_meant = given.contains('/') || given.ends_with(".txt") || given.ends_with(".names");
+        let ending = Path::new(given).extension();
+        let is_meant = ending.is_some_and(|it| it == "txt" || it == "names");
         ensure!(is_file || !is_meant, "there is no file {given}");
         let text = if is_file {
             std::fs::read_to_string(given).with_context(|| format!("cannot read {given}"))?

@@ -89,7 +89,7 @@ pub(crate) struct Args {
     /// Pictures that are read, downloaded and decoded at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = within::<usize>(1..=1024))]
     readers: usize,
-    /// Let this server answer instead (default: the one that FLORENCE_REDIS names, unless a model or
+    /// Let this server answer instead (default: the one that `FLORENCE_REDIS` names, unless a model or
     /// how it is loaded is given)
     #[arg(long, value_name = "URL", conflicts_with_all = [
         "model", "adapter", "tokenizer", "token_ids", "synthetic", "precision", "kernels", "threads",
