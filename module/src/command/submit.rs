@@ -5,8 +5,7 @@
 //! hash says, like a job that comes from a file, a master or a migration.
 
 use redis_module::{
-    AclPermissions, CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError,
-    RedisResult, RedisString, RedisValue,
+    AclPermissions, Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue,
 };
 
 use florence_engine::chain::{Link, Step};
@@ -93,19 +92,7 @@ fn prompt(arg: &RedisString) -> Result<String, RedisError> {
 
 /// Not every server looks at other keys than the first when it routes the command.
 fn check_slots(ctx: &Context, job: &RedisString, other: &RedisString) -> Result<(), RedisError> {
-    if !ctx.get_flags().contains(ContextFlags::CLUSTER) {
-        return Ok(());
-    }
-    let options = CallOptionsBuilder::new().errors_as_replies().build();
-    let slot = |key: &RedisString| {
-        let args = [&b"KEYSLOT"[..], key.as_slice()];
-        let reply: CallResult<'_> = ctx.call_ext("CLUSTER", &options, &args[..]);
-        reply.ok().and_then(|reply| match reply {
-            CallReply::I64(slot) => Some(slot.to_i64()),
-            _ => None,
-        })
-    };
-    if slot(job) == slot(other) {
+    if server::share_slot(ctx, job.as_slice(), other.as_slice()) {
         return Ok(());
     }
     Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))

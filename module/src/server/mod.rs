@@ -56,7 +56,7 @@ pub(crate) use callbacks::{
     Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
     watch_lists,
 };
-pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run};
+pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run, share_slot};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
