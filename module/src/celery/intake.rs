@@ -347,7 +347,7 @@ fn wanted(task: &Task, call: &Call) -> Result<Wanted, Exception> {
         ..Options::default()
     };
     if let Some(limit) = task.headers.timelimit() {
-        options.timeout = limits::TIMEOUT.clamp(limit);
+        options.timeout = Some(limits::TIMEOUT.clamp(limit));
     }
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];
