@@ -340,3 +340,18 @@ fn jobs_of_swapped_databases_get_their_own_answers() {
     }
     assert_eq!(server.stat("panics"), 0);
 }
+
+#[test]
+fn swapping_a_database_with_itself_wakes_nobody() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let url = pictures.url("held/back/sign.png");
+    server.call::<()>(&["FLORENCE.SUBMIT", "job", &url, "<OCR>"]);
+    let mut connection = server.connect();
+    let waiter = thread::spawn(move || {
+        call::<Option<Job>>(&mut connection, &["FLORENCE.WAIT", "job", "30"]).unwrap()
+    });
+    eventually("somebody waits", || (server.stat("waiters") == 1).then_some(()));
+    server.call::<()>(&["SWAPDB", "0", "0"]);
+    pictures.release("back");
+    assert_eq!(waiter.join().unwrap().unwrap()["state"].as_deref(), Some("done"));
+}

@@ -311,3 +311,56 @@ fn mutated_messages_do_not_end_the_server() {
     wait_for(&server, "last", "FAILURE");
     assert_eq!(server.stat("panics"), 0);
 }
+
+/// Pushes so many messages of a task that others take.
+fn push_foreign(server: &Server, count: usize) {
+    let mut connection = server.connect();
+    for first in (0..count).step_by(1000) {
+        let mut push = redis::cmd("LPUSH");
+        push.arg("celery");
+        for i in first..count.min(first + 1000) {
+            push.arg(celery_message(&format!("foreign-{i}"), "app.other", &["x"]));
+        }
+        push.exec(&mut connection).unwrap();
+    }
+}
+
+fn until_left(server: &Server, count: usize) {
+    eventually("all is looked at", || {
+        (server.stat("celery_left") == i64::try_from(count).unwrap()).then_some(())
+    });
+}
+
+#[test]
+fn messages_of_others_cost_the_server_no_command_and_hide_none_of_ours() {
+    const OTHERS: usize = 20_000;
+    let pictures = Pictures::serve();
+    let server = server(&[]);
+    let ours = |id: &str| ask(id, &pictures.url("sign.png"));
+    push_foreign(&server, OTHERS / 2);
+    let middle: Vec<String> = (0..20).map(|i| format!("middle-{i}")).collect();
+    for id in &middle {
+        server.call::<()>(&["LPUSH", "celery", &ours(id)]);
+    }
+    push_foreign(&server, OTHERS / 2);
+    for id in &middle {
+        wait_for(&server, id, "SUCCESS");
+    }
+    until_left(&server, OTHERS);
+    let commands: String = server.call(&["INFO", "commandstats"]);
+    for command in ["lpos", "lindex", "lrange"] {
+        assert!(!commands.contains(&format!("cmdstat_{command}:")), "{command}: {commands}");
+    }
+    // Behind all of them, in their midst again, and where workers give back what they took.
+    server.call::<()>(&["LPUSH", "celery", &ours("behind")]);
+    wait_for(&server, "behind", "SUCCESS");
+    server.call::<()>(&["RPUSH", "celery", &ours("given-back")]);
+    wait_for(&server, "given-back", "SUCCESS");
+    server.call::<()>(&["RPOP", "celery", "100"]);
+    server.call::<()>(&["LPUSH", "celery", &ours("later")]);
+    wait_for(&server, "later", "SUCCESS");
+    assert_eq!(server.call::<usize>(&["LLEN", "celery"]), OTHERS - 100);
+    until_left(&server, OTHERS);
+    let all: Vec<String> = server.call(&["LRANGE", "celery", "0", "-1"]);
+    assert!(all.iter().all(|message| message.contains("app.other")));
+}

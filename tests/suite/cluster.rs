@@ -56,6 +56,18 @@ fn a_cluster_routes_jobs_and_refuses_what_crosses_slots() {
         let entries: redis::Value = node.call(&["XREVRANGE", "{*}stream", "+", "-", "COUNT", "1"]);
         format!("{entries:?}").contains("done").then_some(())
     });
+    // Nor is it told to a slot that a job's hash names, though the node has that one too.
+    let same = (0..100_000).map(|i| format!("s{i}")).find(|key| {
+        let slot = cluster.slot(key);
+        slot != home && cluster.slots(owner).contains(&slot)
+    });
+    let same = same.unwrap();
+    node.call::<()>(&["CONFIG", "SET", "florence.paused", "yes"]);
+    node.call::<()>(&["FLORENCE.SUBMIT", "{*}forged", &url, "<OCR>"]);
+    node.call::<()>(&["HSET", "{*}forged", "stream", &same]);
+    node.call::<()>(&["CONFIG", "SET", "florence.paused", "no"]);
+    assert_eq!(finish(&cluster, &mut client, "{*}forged")["state"].as_deref(), Some("failed"));
+    assert_eq!(node.call::<i64>(&["EXISTS", &same]), 0);
     let crossing = node.error(&["FLORENCE.WAIT", &key, &foreign, "1"]);
     assert!(crossing.starts_with("CROSSSLOT"), "{crossing}");
 

@@ -316,3 +316,19 @@ fn pictures_that_are_not_there_or_too_large() {
         ],
     );
 }
+
+#[test]
+fn a_stream_that_submit_would_refuse_is_not_written_to() {
+    let server = Server::ready(&["florence.paused yes"]);
+    let long = "s".repeat(70_000);
+    for (key, stream) in [("long", long.as_str()), ("itself", "itself")] {
+        submit_honest(&server, key);
+        server.call::<()>(&["HSET", key, "stream", stream]);
+    }
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "no"]);
+    for key in ["long", "itself"] {
+        let job: Job = server.call(&["FLORENCE.WAIT", key, "30"]);
+        assert!(End::is(REFUSED, &job), "{key}: {job:?}");
+    }
+    assert_eq!(server.call::<i64>(&["EXISTS", &long]), 0);
+}

@@ -475,3 +475,49 @@ fn tenants_do_not_see_each_other() {
     let stats = format!("{:?}", call(&["FLORENCE.STATS"]).unwrap());
     assert!(!stats.contains("tenant") && !stats.contains("127.0.0.1"), "{stats}");
 }
+
+#[test]
+fn the_same_request_again_is_no_other_job_whatever_has_been_set_meanwhile() {
+    let pictures = florence_tests::path("models/tiny/samples").display().to_string();
+    let server =
+        Server::ready(&["florence.paused yes", &format!("florence.file-roots {pictures}")]);
+    let file = format!("{pictures}/sign.png");
+    let bytes = std::fs::read(&file).unwrap();
+    redis::cmd("SET").arg("picture").arg(bytes).exec(&mut server.connect()).unwrap();
+    let requests = [
+        &["FLORENCE.SUBMIT", "file", &file, "<OCR>"][..],
+        &["FLORENCE.SUBMIT", "key", "KEY", "picture", "<OCR>", "TTL", "60"],
+    ];
+    for request in requests {
+        server.call::<()>(request);
+    }
+    for (setting, value) in [
+        ("default-ttl", "100"),
+        ("default-timeout-ms", "1000"),
+        ("default-retries", "7"),
+        ("file-roots", ""),
+    ] {
+        server.call::<()>(&["CONFIG", "SET", &format!("florence.{setting}"), value]);
+    }
+    server.call::<()>(&["DEL", "picture"]);
+    for request in requests {
+        assert_eq!(server.call::<String>(request), request[1]);
+        assert!(server.try_call::<()>(&[request, &["PRIORITY", "1"]].concat()).is_err());
+    }
+    // Only what is the same: nothing new is taken that the settings refuse.
+    assert!(server.error(&["FLORENCE.SUBMIT", "new", &file, "<OCR>"]).starts_with("DENIED"));
+    assert_eq!(server.call::<i64>(&["DBSIZE"]), 2);
+}
+
+#[test]
+fn a_request_of_an_earlier_version_is_known_again() {
+    let server = Server::ready(&["florence.paused yes"]);
+    let limits = ["TIMEOUT", "1000", "RETRIES", "1", "TTL", "60"];
+    let request =
+        [&["FLORENCE.SUBMIT", "job", "http://127.0.0.1:1/x", "<OD>"], &limits[..]].concat();
+    server.call::<()>(&request);
+    server.call::<()>(&["HSET", "job", "request", "JQQkMHx9mwNwNRw+t2tkDw=="]);
+    assert_eq!(server.call::<String>(&request), "job");
+    server.call::<()>(&["HSET", "job", "request", "JQQkMHx9mwNwNRw+t2tkDg=="]);
+    assert!(server.error(&request).starts_with("JOBEXISTS"));
+}

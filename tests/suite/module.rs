@@ -194,6 +194,60 @@ fn users_are_kept_to_their_keys() {
     denied(&mut alice, &["FLORENCE.SUBMIT", "alice:1", "KEY", "secret", "<OD>"]);
 }
 
+/// What the server knows of a command's keys, and what is done with them.
+fn keys_and_flags(server: &Server, command: &[&str]) -> Vec<(String, Vec<String>)> {
+    server.call(&[&["COMMAND", "GETKEYSANDFLAGS"], command].concat())
+}
+
+#[test]
+fn keys_that_are_only_read_may_be_read_only() {
+    let server = Server::start();
+    for (command, keys, flags) in [
+        (&["FLORENCE.GET", "a"][..], &["a"][..], &["RO", "access"][..]),
+        (&["FLORENCE.WAIT", "a", "b", "c", "1"], &["a", "b", "c"], &["RO", "access"]),
+        (&["FLORENCE.CANCEL", "a", "b"], &["a", "b"], &["RW", "access", "update"]),
+        (&["FLORENCE.RETRY", "a", "b"], &["a", "b"], &["RW", "access", "update"]),
+        (&["FLORENCE.SUBMIT", "a", "/x.png", "<OD>"], &["a"], &["RW", "access", "insert"]),
+    ] {
+        let known = keys_and_flags(&server, command);
+        let names: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(names, keys, "{command:?}");
+        assert!(known.iter().all(|(_, known)| known == flags), "{command:?}: {known:?}");
+    }
+    let keys = ["%R~job:*", "+florence.get", "+florence.wait", "+florence.cancel"];
+    server.call::<()>(&[&["ACL", "SETUSER", "reader"], &keys[..]].concat());
+    let may = |command: &[&str]| {
+        server.call::<String>(&[&["ACL", "DRYRUN", "reader"], command].concat()) == "OK"
+    };
+    assert!(may(&["FLORENCE.GET", "job:1"]));
+    assert!(may(&["FLORENCE.WAIT", "job:1", "job:2", "1"]));
+    assert!(!may(&["FLORENCE.WAIT", "job:1", "other", "1"]));
+    assert!(!may(&["FLORENCE.CANCEL", "job:1"]));
+}
+
+#[test]
+fn categories_of_users_hold_for_our_commands_where_the_server_lets_them() {
+    let server = Server::start();
+    // Which commands are in it is not told by Redis 7.4.
+    if server.try_call::<Vec<String>>(&["ACL", "CAT", "florence"]).is_err() {
+        return;
+    }
+    let refused = |category: &str, command: &[&str]| {
+        let rules = ["ACL", "SETUSER", "user", "reset", "~*", "+@all", &format!("-@{category}")];
+        server.call::<()>(&rules);
+        server.call::<String>(&[&["ACL", "DRYRUN", "user"], command].concat()) != "OK"
+    };
+    let submit = ["FLORENCE.SUBMIT", "a", "/x.png", "<OD>"];
+    let (get, wait) = (["FLORENCE.GET", "a"], ["FLORENCE.WAIT", "a", "1"]);
+    assert!(refused("write", &submit) && !refused("read", &submit));
+    assert!(refused("write", &["FLORENCE.CANCEL", "a"]));
+    assert!(refused("write", &["FLORENCE.RETRY", "a"]));
+    assert!(refused("read", &get) && refused("fast", &get) && !refused("write", &get));
+    assert!(refused("blocking", &wait) && refused("slow", &wait) && !refused("fast", &wait));
+    assert!(refused("dangerous", &["FLORENCE.HOSTS"]));
+    assert!(refused("admin", &["FLORENCE.MODEL.CHANGE", "LOAD", "a", "/b"]));
+}
+
 #[test]
 fn a_damaged_model_is_told_and_the_server_lives() {
     let missing: fn(&Path) = |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap();

@@ -227,3 +227,20 @@ fn delayed_jobs_run_at_their_time_although_the_queue_is_full() {
     assert_eq!(wait(&server, "delayed")["state"].as_deref(), Some("done"));
     assert_eq!(refusal(submit(&mut us, "refused", &url, &[])), full);
 }
+
+#[test]
+fn a_user_finds_his_jobs_behind_many_of_others() {
+    let server = Server::ready(&["florence.paused yes"]);
+    let mut connection = server.connect();
+    for key in (0..250).map(|i| format!("other:{i}")).chain((0..5).map(|i| format!("mine:{i}"))) {
+        submit_bytes(&mut connection, &key, "<OCR>");
+    }
+    server.call::<()>(&["ACL", "SETUSER", "me", "on", ">pw", "~mine:*", "+@all"]);
+    let mut me = server.connect_as("me", "pw");
+    for options in [&[][..], &["STATE", "queued"], &["COUNT", "5"]] {
+        let rows: Vec<HashMap<String, String>> =
+            call(&mut me, &[&["FLORENCE.JOBS"], options].concat()).unwrap();
+        let ids: Vec<&str> = rows.iter().map(|row| row["id"].as_str()).collect();
+        assert_eq!(ids, ["mine:0", "mine:1", "mine:2", "mine:3", "mine:4"], "{options:?}");
+    }
+}

@@ -12,8 +12,9 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use florence_engine::catch_panic;
-use redis_module::{Context, RedisError};
+use redis_module::{Context, RedisError, RedisString};
 use serde_json::json;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Celery, FIELD, Task,
@@ -21,6 +22,7 @@ use super::{
     canvas, celery, events,
     message::{self, Call, Message},
     outcome,
+    passed::Passed,
     result::Exception,
 };
 use crate::{
@@ -32,7 +34,9 @@ use crate::{
     model::{self, Model},
     news,
     queue::{queue, sync},
-    server::{self, bytes, call, can_write, integer, select_db, string, unix_ms, with_server},
+    server::{
+        self, Leftward, Value, call, can_write, integer, select_db, string, unix_ms, with_server,
+    },
     settings,
 };
 
@@ -68,8 +72,7 @@ pub(crate) fn run() {
             key: celery.list(queue, *step),
             queue: queue.clone(),
             tasks: tasks.clone(),
-            passed: 0,
-            last_passed: Vec::new(),
+            passed: Passed::default(),
         })
         .collect();
     let mut beat = Instant::now();
@@ -94,10 +97,16 @@ struct List {
     key: String,
     queue: String,
     tasks: Vec<String>,
-    /// So many messages at the right end are not ours.
-    passed: usize,
-    /// The leftmost of them, by which they are found when others take from the right.
-    last_passed: Vec<u8>,
+    passed: Passed,
+}
+
+/// Messages that have not been looked at, from right to left.
+struct Unseen {
+    messages: Vec<Value>,
+    /// So many messages are at the right of them.
+    start: usize,
+    /// So many have come to the right end since the last look: before what was passed over.
+    new: usize,
 }
 
 /// What came of a look at the lists.
@@ -119,41 +128,72 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         select_db(ctx, celery.broker_db());
         let room = queue().room();
         lists.iter_mut().find_map(|list| {
-            let messages = list.peek(ctx, room.min(SLICE));
-            (!messages.is_empty()).then_some((list, messages))
+            let unseen = list.peek(ctx, room.min(SLICE));
+            (!unseen.messages.is_empty()).then_some((list, unseen))
         })
     });
-    let Some((list, messages)) = seen else { return Slice::Empty };
-    let unpacked: Vec<_> =
-        messages.iter().map(|bytes| list.unpack_guarded(celery, bytes)).collect();
+    let Some((list, unseen)) = seen else { return Slice::Empty };
+    let found: Vec<_> = unseen
+        .messages
+        .iter()
+        .map(|message| list.unpack_guarded(celery, message.as_slice()))
+        .collect();
+    if found.iter().all(Found::is_left) {
+        // Of no concern to the server: others' messages cost it as little as can be.
+        for (i, (message, found)) in unseen.messages.iter().zip(&found).enumerate() {
+            list.leave(celery, unseen.start + i, message, found);
+        }
+        return Slice::Taken;
+    }
     with_server(|ctx| {
         if !can_write(ctx) {
             return Slice::Refused;
         }
         select_db(ctx, celery.broker_db());
-        for (bytes, found) in messages.iter().zip(unpacked) {
-            if let Found::Left(why) = &found {
-                tell_left(celery, list, why);
-                list.pass(bytes);
-                continue;
-            }
-            match integer(ctx, "LREM", &[list.key.as_bytes(), b"-1", bytes]) {
-                Ok(Some(1)) => {}
-                // Somebody else has taken it meanwhile.
-                Ok(_) => {
-                    list.passed = 0;
-                    return Slice::Taken;
-                }
-                Err(_refused) => return Slice::Refused,
-            }
-            match found {
-                Found::Ours(task, wanted) => accept_guarded(ctx, celery, &task, *wanted),
-                Found::Rejected(why) => keep_rejected(ctx, celery, list, (bytes, &why)),
-                Found::Left(_) => {}
+        take_out(ctx, celery, list, &unseen, found)
+    })
+}
+
+/// Takes what is ours out of its list, and writes it as jobs.
+fn take_out(
+    ctx: &Context,
+    celery: &Celery,
+    list: &mut List,
+    unseen: &Unseen,
+    found: Vec<Found>,
+) -> Slice {
+    // What others have done meanwhile shows at the next look, but for what they have taken.
+    let new = list.follow(ctx);
+    if new != unseen.new {
+        return Slice::Taken;
+    }
+    let mut start = list.passed.start(new);
+    let there: Vec<Value> = list.from(ctx, start).take(unseen.messages.len()).collect();
+    let is = |one: &Value, other: &Value| one.as_slice() == other.as_slice();
+    let is_first = |message| there.first().is_some_and(|first| is(message, first));
+    let gone = unseen.messages.iter().position(is_first).unwrap_or(unseen.messages.len());
+    let left = unseen.messages.iter().zip(found).skip(gone).zip(&there);
+    let left: Vec<_> = left
+        .take_while(|((message, _), there)| is(message, there))
+        .map(|(asked, _)| asked)
+        .collect();
+
+    let places = left.iter().enumerate().filter(|(_, (_, found))| !found.is_left());
+    let places: Vec<usize> = places.map(|(i, _)| start + i).collect();
+    if list.remove(ctx, &places).is_err() {
+        return Slice::Refused;
+    }
+    for (message, found) in left {
+        match found {
+            Found::Ours(task, wanted) => accept_guarded(ctx, celery, &task, *wanted),
+            Found::Rejected(why) => keep_rejected(ctx, celery, list, (message.as_slice(), &why)),
+            Found::Left(_) => {
+                list.leave(celery, start, message, &found);
+                start += 1;
             }
         }
-        Slice::Taken
-    })
+    }
+    Slice::Taken
 }
 
 /// What a message turned out to be.
@@ -163,6 +203,12 @@ enum Found {
     Left(Why),
     /// No task at all, which the operator does not want in the list; the text says why not.
     Rejected(String),
+}
+
+impl Found {
+    fn is_left(&self) -> bool {
+        matches!(self, Self::Left(_))
+    }
 }
 
 /// Why a message stays in its list.
@@ -183,32 +229,56 @@ struct Wanted {
 }
 
 impl List {
-    /// The next messages that have not been passed over.
-    fn peek(&mut self, ctx: &Context, most: usize) -> Vec<Vec<u8>> {
-        let key = self.key.as_bytes();
-        let count = |command, args: &[&[u8]]| {
-            integer(ctx, command, args).ok().flatten().and_then(|count| usize::try_from(count).ok())
-        };
-        let length = count("LLEN", &[key]).unwrap_or_default();
-        // Those left of what was passed over; all, if others have taken that.
-        let new = match self.passed {
-            0 => length,
-            _ => count("LPOS", &[key, &self.last_passed]).unwrap_or(length),
-        };
-        self.passed = length - new;
+    /// The next messages that have not been looked at.
+    fn peek(&mut self, ctx: &Context, most: usize) -> Unseen {
+        let new = if most > 0 { self.follow(ctx) } else { 0 };
+        let start = self.passed.start(new);
+        let most = if new > 0 { most.min(new) } else { most };
         let (mut messages, mut size) = (Vec::new(), 0);
-        while messages.len() < most.min(new) && size < SLICE_BYTES {
-            let index = format!("-{}", self.passed + messages.len() + 1);
-            let Some(bytes) = bytes(ctx, "LINDEX", &[key, index.as_bytes()]) else { break };
-            size += bytes.len();
-            messages.push(bytes);
+        let mut unseen = self.from(ctx, start);
+        while messages.len() < most && size < SLICE_BYTES {
+            let Some(message) = unseen.next() else { break };
+            size += message.as_slice().len();
+            messages.push(message);
         }
-        messages
+        Unseen { messages, start, new }
     }
 
-    fn pass(&mut self, bytes: &[u8]) {
-        self.passed += 1;
-        bytes.clone_into(&mut self.last_passed);
+    /// Finds what was passed over again; how many messages have come to the right end since.
+    fn follow(&mut self, ctx: &Context) -> usize {
+        let key = string(ctx, self.key.as_bytes());
+        self.passed.follow(|place| Leftward::from(ctx, &key, place).map(|value| digest(&value)))
+    }
+
+    /// The messages from a place on, counted from the right end.
+    fn from(&self, ctx: &Context, place: usize) -> Leftward {
+        let key: RedisString = string(ctx, self.key.as_bytes());
+        Leftward::from(ctx, &key, place)
+    }
+
+    /// Takes the messages at these places out of the list.
+    ///
+    /// The server removes elements by their value, and compares all on the way with it. So those that
+    /// go get one value first, and go together, looked for from the nearer end.
+    fn remove(&self, ctx: &Context, places: &[usize]) -> Result<(), String> {
+        let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
+        let key = self.key.as_bytes();
+        let value = [&b"florence:taken:"[..], &server::random::<16>()].concat();
+        for place in places {
+            call(ctx, "LSET", &[key, format!("-{}", place + 1).as_bytes(), &value])?;
+        }
+        let length = integer(ctx, "LLEN", &[key])?.and_then(|length| usize::try_from(length).ok());
+        let is_at_the_left = length.is_some_and(|length| length - first < last + 1);
+        let sign = if is_at_the_left { "" } else { "-" };
+        call(ctx, "LREM", &[key, format!("{sign}{}", places.len()).as_bytes(), &value])
+    }
+
+    /// Passes over a message at this place, and tells why.
+    fn leave(&mut self, celery: &Celery, place: usize, message: &Value, found: &Found) {
+        if let Found::Left(why) = found {
+            tell_left(celery, &self.key, why);
+        }
+        self.passed.add(place, digest(message));
     }
 
     /// As [`Self::unpack`]; a message that makes it panic is left where it is, and passed over.
@@ -240,10 +310,14 @@ impl List {
     }
 }
 
+fn digest(message: &Value) -> u64 {
+    xxh3_64(message.as_slice())
+}
+
 /// Counts a message that stays in its list, and tells why; of each other task once.
-fn tell_left(celery: &Celery, list: &List, why: &Why) {
+fn tell_left(celery: &Celery, key: &str, why: &Why) {
     figures::CELERY_LEFT.add(1);
-    let key = server::printable(list.key.as_bytes());
+    let key = server::printable(key.as_bytes());
     match why {
         Why::Other(name) => {
             if celery.is_new_other(name) {
@@ -273,7 +347,7 @@ fn wanted(task: &Task, call: &Call) -> Result<Wanted, Exception> {
         ..Options::default()
     };
     if let Some(limit) = task.headers.timelimit() {
-        options.timeout = limits::TIMEOUT.clamp(limit);
+        options.timeout = Some(limits::TIMEOUT.clamp(limit));
     }
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];

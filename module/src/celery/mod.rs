@@ -11,6 +11,7 @@
 //! - `message`: Celery's messages, read and written (pure)
 //! - `arguments`: what a task is called with, bound to its parameters (pure)
 //! - `intake`: the thread that takes messages from the lists
+//! - `passed`: which messages were left for others (pure)
 //! - `outcome`: how a job's life looks to clients of Celery
 //! - `result`: results, as `AsyncResult` reads them
 //! - `canvas`: callbacks, chains and chords
@@ -25,6 +26,7 @@ mod intake;
 mod json;
 mod message;
 mod outcome;
+mod passed;
 mod result;
 
 use std::{

@@ -66,15 +66,26 @@ const fn info(
     complexity: &'static str,
     summary: &'static str,
 ) -> CommandInfo {
-    CommandInfo { name, summary, complexity, arity, is_admin: false, keys: &[], args: &[] }
+    CommandInfo { name, summary, complexity, arity, categories: "", keys: &[], args: &[] }
+}
+
+/// The argument at a position.
+const fn key_at(position: i32, flags: u32) -> KeySpec {
+    KeySpec { begin: KeyBegin::Position(position), last: 0, flags }
+}
+
+/// The argument after a word.
+const fn key_after(word: &'static std::ffi::CStr, flags: u32) -> KeySpec {
+    KeySpec { begin: KeyBegin::After(word), last: 0, flags }
 }
 
 const INFOS: [CommandInfo; 12] = [
     CommandInfo {
+        categories: "write slow",
         keys: &[
-            KeySpec { begin: KeyBegin::Position(1), flags: KeySpec::WRITE },
-            KeySpec { begin: KeyBegin::After(c"KEY"), flags: KeySpec::READ },
-            KeySpec { begin: KeyBegin::After(c"TOKENS"), flags: KeySpec::ADD },
+            key_at(1, KeySpec::WRITE),
+            key_after(c"KEY", KeySpec::READ),
+            key_after(c"TOKENS", KeySpec::ADD),
         ],
         args: &[
             KEY,
@@ -120,10 +131,14 @@ const INFOS: [CommandInfo; 12] = [
         )
     },
     CommandInfo {
+        categories: "read fast",
+        keys: &[key_at(1, KeySpec::READ)],
         args: &[KEY, word(c"RESULT").optional()],
         ..info("florence.get", -2, "O(1)", "A job as a map, or with RESULT only its answer's JSON.")
     },
     CommandInfo {
+        categories: "read slow blocking",
+        keys: &[KeySpec { last: -2, ..key_at(1, KeySpec::READ) }],
         args: &[KEY.several(), Arg::new(c"timeout", ArgKind::Decimal)],
         ..info(
             "florence.wait",
@@ -133,10 +148,14 @@ const INFOS: [CommandInfo; 12] = [
         )
     },
     CommandInfo {
+        categories: "write fast",
+        keys: &[KeySpec { last: -1, ..key_at(1, KeySpec::CHANGE) }],
         args: &[KEY.several()],
         ..info("florence.cancel", -2, "O(N) with N keys", "Cancels jobs that have not ended.")
     },
     CommandInfo {
+        categories: "write slow",
+        keys: &[KeySpec { last: -1, ..key_at(1, KeySpec::CHANGE) }],
         args: &[KEY.several()],
         ..info(
             "florence.retry",
@@ -146,18 +165,21 @@ const INFOS: [CommandInfo; 12] = [
         )
     },
     CommandInfo {
+        categories: "read slow",
         args: &[text(c"state").after(c"STATE").optional(), COUNT.after(c"COUNT").optional()],
         ..info("florence.jobs", -1, "O(N) with N jobs", "Lists unfinished jobs, or ended ones.")
     },
     CommandInfo {
+        categories: "read fast",
         args: &[Arg::new(c"part", ArgKind::OneOf(&[word(c"LATENCY"), word(c"JOBS")])).optional()],
         ..info("florence.stats", -1, "O(1)", "Figures of the module.")
     },
     CommandInfo {
-        is_admin: true,
+        categories: "read slow admin dangerous",
         ..info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first.")
     },
     CommandInfo {
+        categories: "read fast",
         args: &[Arg { is_optional: true, ..CHANGE_OF_MODELS }],
         ..info(
             "florence.model",
@@ -167,7 +189,7 @@ const INFOS: [CommandInfo; 12] = [
         )
     },
     CommandInfo {
-        is_admin: true,
+        categories: "slow admin dangerous",
         args: &[CHANGE_OF_MODELS],
         ..info(
             "florence.model.change",
@@ -176,8 +198,12 @@ const INFOS: [CommandInfo; 12] = [
             "Loads, unloads and chooses models, as FLORENCE.MODEL does for who may run this.",
         )
     },
-    info("florence.help", 1, "O(1)", "The commands in short."),
     CommandInfo {
+        categories: "read fast",
+        ..info("florence.help", 1, "O(1)", "The commands in short.")
+    },
+    CommandInfo {
+        categories: "fast pubsub",
         args: &[text(c"channel"), text(c"message")],
         ..info(
             "florence.control",

@@ -16,6 +16,8 @@ use crate::{
 const DEFAULT_COUNT: i64 = 100;
 /// Most jobs that are listed, whatever COUNT says: the main thread looks at each.
 const MOST: usize = 1000;
+/// So many are looked at, most of which may be hidden from this user.
+const LOOKED: usize = 10_000;
 
 /// Which jobs are to be listed.
 enum Wanted {
@@ -54,23 +56,31 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
 }
 
 fn unfinished(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
-    // Some of them may be hidden from this user, or in another state by now.
-    let keys = queue().keys(server::selected_db(ctx), state, 2 * count, |_| true);
+    let db = server::selected_db(ctx);
     let visible = Visible::new(ctx);
-    let rows = keys.into_iter().filter(|key| visible.has(key)).filter_map(|key| {
-        let job = job::open(ctx, &key).ok()?;
-        let found = queue().state(key.as_ref(), &job);
-        let due = job.due_at().filter(|_| matches!(found, State::Queued | State::Retrying));
-        let due = due.map(|at| ("due_at", RedisValue::Integer(at)));
-        let more = due.into_iter().chain(stream(&job));
-        state.is_none_or(|state| state == found).then(|| row(&key, found, more))
-    });
-    rows.take(count).collect()
+    let rows = |keys: Vec<JobKey>| -> Vec<RedisValue> {
+        let rows = keys.into_iter().filter(|key| visible.has(key)).filter_map(|key| {
+            let job = job::open(ctx, &key).ok()?;
+            let found = queue().state(key.as_ref(), &job);
+            let due = job.due_at().filter(|_| matches!(found, State::Queued | State::Retrying));
+            let due = due.map(|at| ("due_at", RedisValue::Integer(at)));
+            let more = due.into_iter().chain(stream(&job));
+            state.is_none_or(|state| state == found).then(|| row(&key, found, more))
+        });
+        rows.take(count).collect()
+    };
+    // A few may be in another state by now.
+    let keys = queue().keys(db, state, 2 * count, |_| true);
+    let is_all = keys.len() < 2 * count;
+    let found = rows(keys);
+    if is_all || found.len() == count {
+        return found;
+    }
+    // Most are hidden from this user.
+    rows(queue().keys(db, state, LOOKED, |_| true))
 }
 
 fn ended(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
-    /// So many are looked at, most of which may be hidden from this user.
-    const LOOKED: usize = 10_000;
     let keys = ended::newest(server::selected_db(ctx), state).take(LOOKED);
     let visible = Visible::new(ctx);
     let rows = keys.filter(|key| visible.has(key)).filter_map(|key| {

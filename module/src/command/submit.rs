@@ -5,8 +5,7 @@
 //! hash says, like a job that comes from a file, a master or a migration.
 
 use redis_module::{
-    AclPermissions, CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags, RedisError,
-    RedisResult, RedisString, RedisValue,
+    AclPermissions, Context, ContextFlags, RedisError, RedisResult, RedisString, RedisValue,
 };
 
 use florence_engine::chain::{Link, Step};
@@ -24,24 +23,30 @@ use crate::{
 
 pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let key = args.next()?;
-    let picture = picture(ctx, &key, args)?;
+    let (picture, refused) = picture(ctx, &key, args)?;
     let prompts = prompts(args)?;
     let options = options(ctx, &key, args)?;
-    if let Some(problem) = options.problem() {
-        return Err(reply::error("ERR", problem));
-    }
-    new::check_prompts(&prompts, &options)?;
 
     let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
     let new = new::new(&user, picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
-    match Job::open(ctx, &key) {
-        // The same request again: the reply of the first one was lost.
-        Ok(job) if job.has("request", Some(new.digest())) => {
-            return Ok(name);
-        }
-        Ok(_) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
+    let job = Job::open(ctx, &key);
+    // The same request again: the reply of the first one was lost. It was taken then, whatever the
+    // settings are now.
+    if job.as_ref().is_ok_and(|job| new.has_made(job)) {
+        return Ok(name);
+    }
+    let found = job.map(drop);
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
+    if let Some(problem) = options.problem() {
+        return Err(reply::error("ERR", problem));
+    }
+    new::check_prompts(&prompts, &options)?;
+    match found {
+        Ok(()) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),
         Err(NoJob::Missing) => {}
     }
@@ -51,18 +56,35 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     Ok(name)
 }
 
-fn picture(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Picture, RedisError> {
+/// The picture; if a new job is refused because of it, also why.
+fn picture(
+    ctx: &Context,
+    job: &RedisString,
+    args: &mut Args,
+) -> Result<(Picture, Option<RedisError>), RedisError> {
     let first = args.next()?;
     if is_word(&first, "DATA") {
-        return Picture::sent("DATA".to_owned(), Bytes::Servers(args.next()?));
+        let picture = Picture::sent("DATA".to_owned(), Bytes::Servers(args.next()?))?;
+        return Ok((picture, None));
     }
-    if is_word(&first, "KEY") {
-        let key = args.next()?;
-        check_slots(ctx, job, &key)?;
-        let bytes = string_key(ctx, &key)?;
-        return Picture::sent(format!("KEY {}", key.to_string_lossy()), Bytes::Servers(bytes));
+    if !is_word(&first, "KEY") {
+        return Ok(or_named(Picture::at(first.as_slice()), first.as_slice()));
     }
-    Picture::at(first.as_slice())
+    let key = args.next()?;
+    check_slots(ctx, job, &key)?;
+    check_rights(ctx, &key, &AclPermissions::ACCESS, "this user may not read the image key")?;
+    let source = format!("KEY {}", key.to_string_lossy());
+    let bytes = string_key(ctx, &key);
+    let picture = bytes.and_then(|bytes| Picture::sent(source.clone(), Bytes::Servers(bytes)));
+    Ok(or_named(picture, source.as_bytes()))
+}
+
+/// In the place of a picture that is refused, what the request calls it.
+fn or_named(picture: Result<Picture, RedisError>, source: &[u8]) -> (Picture, Option<RedisError>) {
+    match picture {
+        Ok(picture) => (picture, None),
+        Err(refused) => (Picture::named(source), Some(refused)),
+    }
 }
 
 /// One prompt, or PROMPTS and several different ones.
@@ -93,27 +115,14 @@ fn prompt(arg: &RedisString) -> Result<String, RedisError> {
 
 /// Not every server looks at other keys than the first when it routes the command.
 fn check_slots(ctx: &Context, job: &RedisString, other: &RedisString) -> Result<(), RedisError> {
-    if !ctx.get_flags().contains(ContextFlags::CLUSTER) {
-        return Ok(());
-    }
-    let options = CallOptionsBuilder::new().errors_as_replies().build();
-    let slot = |key: &RedisString| {
-        let args = [&b"KEYSLOT"[..], key.as_slice()];
-        let reply: CallResult<'_> = ctx.call_ext("CLUSTER", &options, &args[..]);
-        reply.ok().and_then(|reply| match reply {
-            CallReply::I64(slot) => Some(slot.to_i64()),
-            _ => None,
-        })
-    };
-    if slot(job) == slot(other) {
+    if server::share_slot(ctx, job.as_slice(), other.as_slice()) {
         return Ok(());
     }
     Err(reply::error("CROSSSLOT", "Keys in request don't hash to the same slot"))
 }
 
-/// The bytes of a string key, read with the rights of the calling user.
+/// The bytes of a string key.
 fn string_key(ctx: &Context, key: &RedisString) -> Result<RedisString, RedisError> {
-    check_rights(ctx, key, &AclPermissions::ACCESS, "this user may not read the image key")?;
     server::string_of(ctx, key, source::check_size).map_err(|problem| match problem {
         NoString::Missing => reply::error("ERR", "the image key does not exist"),
         NoString::WrongType => RedisError::WrongType,
@@ -156,9 +165,9 @@ fn options(ctx: &Context, job: &RedisString, args: &mut Args) -> Result<Options,
             "DELAY" => options.delay = Some(args.limited(limits::DELAY)?),
             "EXPIRES" => options.expires = Some(args.limited(limits::EXPIRES)?),
             "MODEL" => options.model = Some(model(&args.value("MODEL")?)?),
-            "TIMEOUT" => options.timeout = args.limited(limits::TIMEOUT)?,
-            "RETRIES" => options.retries = args.limited(limits::RETRIES)?,
-            "TTL" => options.ttl = args.limited(limits::TTL)?,
+            "TIMEOUT" => options.timeout = Some(args.limited(limits::TIMEOUT)?),
+            "RETRIES" => options.retries = Some(args.limited(limits::RETRIES)?),
+            "TTL" => options.ttl = Some(args.limited(limits::TTL)?),
             "BEAMS" => options.beams = Some(args.limited(limits::BEAMS)?),
             "NBEST" => options.n_best = Some(args.limited(limits::N_BEST)?),
             "MAXTOKENS" => options.max_tokens = Some(args.limited(limits::MAX_TOKENS)?),

@@ -11,7 +11,7 @@ use std::{
 use redis_module::{Context, RedisString};
 
 use super::{
-    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, open, owner, past,
+    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, may_tell, open, owner, past,
     record::Content, retry::pause_ms, tally, write,
 };
 use crate::{
@@ -124,6 +124,8 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         if crashes >= MOST_CRASHES {
             let text = "the server died twice while working on this job";
             Err(Failure::permanent(Code::Crash, text))
+        } else if request.stream.as_ref().is_some_and(|stream| !may_tell(ctx, name, stream)) {
+            Err(Failure::permanent(Code::Invalid, "the job's text cannot go to its stream"))
         } else if wants.is_some() && model::find(wants).is_none() {
             let text = format!("this server's models are {}", model::names());
             Err(Failure::permanent(Code::NoModel, text))

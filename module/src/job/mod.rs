@@ -123,6 +123,11 @@ fn write(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), String> {
     server::call(ctx, "HSET", &args)
 }
 
+/// Whether the text of a job may go to this stream, as SUBMIT has it.
+pub(crate) fn may_tell(ctx: &Context, key: &[u8], stream: &[u8]) -> bool {
+    stream.len() <= limits::STREAM_BYTES && stream != key && server::share_slot(ctx, key, stream)
+}
+
 /// Opens a job by its key, in its own database, without a trace.
 pub(crate) fn open(ctx: &Context, key: &JobKey) -> Result<Job, NoJob> {
     server::select_db(ctx, key.db);

@@ -56,6 +56,12 @@ impl Picture {
         }
         Ok(Self { source: source::check(uri)?.to_owned(), bytes: None })
     }
+
+    /// One that cannot be had any more, or not yet: only to know a request for it again.
+    pub(crate) fn named(source: &[u8]) -> Self {
+        let source = &source[..source.len().min(source::MOST_BYTES)];
+        Self { source: String::from_utf8_lossy(source).trim_start().to_owned(), bytes: None }
+    }
 }
 
 /// Refuses a picture of no bytes, or of too many.
@@ -66,15 +72,16 @@ fn check_size(bytes: usize) -> Result<(), RedisError> {
     source::check_size(bytes)
 }
 
-/// How a job is to be run; times in milliseconds, but the TTL in seconds.
+/// How a job is to be run, as far as it is said; times in milliseconds, but the TTL in seconds.
+#[derive(Default)]
 pub(crate) struct Options {
     pub(crate) priority: i64,
     pub(crate) delay: Option<i64>,
     pub(crate) expires: Option<i64>,
     pub(crate) model: Option<String>,
-    pub(crate) timeout: i64,
-    pub(crate) retries: i64,
-    pub(crate) ttl: i64,
+    pub(crate) timeout: Option<i64>,
+    pub(crate) retries: Option<i64>,
+    pub(crate) ttl: Option<i64>,
     pub(crate) beams: Option<i64>,
     /// How many of the best beams are told.
     pub(crate) n_best: Option<i64>,
@@ -121,35 +128,6 @@ impl Options {
         }
         let has_no_beams = self.is_drawn() || self.beams == Some(1);
         (self.length_penalty.is_some() && has_no_beams).then_some("LENGTHPENALTY is for BEAMS")
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            priority: 0,
-            delay: None,
-            expires: None,
-            model: None,
-            timeout: settings::DEFAULT_TIMEOUT_MS.signed(),
-            retries: settings::DEFAULT_RETRIES.signed(),
-            ttl: settings::DEFAULT_TTL.signed(),
-            beams: None,
-            n_best: None,
-            max_tokens: None,
-            exif: None,
-            no_cache: false,
-            thumbnail: None,
-            stream: None,
-            steps: Vec::new(),
-            margin: None,
-            length_penalty: None,
-            ngram: None,
-            temperature: None,
-            top_k: None,
-            top_p: None,
-            seed: None,
-        }
     }
 }
 
@@ -210,13 +188,29 @@ pub(crate) fn too_many_best(florence: &Florence, options: &GenerateOptions) -> O
 pub(crate) struct New {
     fields: Fields,
     data: Option<Bytes>,
-    /// Of what is asked for: the same request again is no other job.
-    digest: String,
+    digest: Digests,
+}
+
+/// Of what is asked for: the same request again is no other job.
+struct Digests {
+    /// Of what the client has said, and after a point of the picture that came with it. What nothing
+    /// was said about is as the settings had it at the first time.
+    now: String,
+    /// As jobs of version 0.1 have it: with what the settings say.
+    earlier: String,
 }
 
 impl New {
-    pub(crate) fn digest(&self) -> &[u8] {
-        self.digest.as_bytes()
+    /// Whether a job was made by this request; or by one that is the same as far as can be told, where
+    /// the picture is gone that came with it.
+    pub(crate) fn has_made(&self, job: &Job) -> bool {
+        let Digests { now, earlier } = &self.digest;
+        let is_same = |known: &[u8]| {
+            let rest = known.strip_prefix(now.as_bytes());
+            known == earlier.as_bytes()
+                || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
+        };
+        job.bytes("request", is_same) == Some(true)
     }
 
     /// Adds a field that is not part of the request.
@@ -235,10 +229,15 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
         ("image", picture.source.into()),
         ("prompt", prompt.into()),
         ("priority", options.priority.to_string().into()),
-        ("timeout", options.timeout.to_string().into()),
-        ("retries", options.retries.to_string().into()),
-        ("ttl", options.ttl.to_string().into()),
     ];
+    let defaults = [
+        ("timeout", options.timeout, settings::DEFAULT_TIMEOUT_MS.signed()),
+        ("retries", options.retries, settings::DEFAULT_RETRIES.signed()),
+        ("ttl", options.ttl, settings::DEFAULT_TTL.signed()),
+    ];
+    for (name, said, default) in defaults {
+        request.push((name, said.unwrap_or(default).to_string().into()));
+    }
     let mut number = |name, value: Option<i64>| {
         if let Some(value) = value {
             request.push((name, value.to_string().into()));
@@ -273,8 +272,10 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     if let Some(model) = &options.model {
         request.push(("wants", model.clone().into()));
     }
-    let digest = digest(&request, picture.bytes.as_ref().map(Bytes::as_slice));
-    let mut fields: Fields = vec![("request", digest.clone().into())];
+    let unsaid = defaults.into_iter().filter(|(_, said, _)| said.is_none());
+    let unsaid: Vec<&str> = unsaid.map(|(name, ..)| name).collect();
+    let digest = digests(&request, &unsaid, picture.bytes.as_ref().map(Bytes::as_slice));
+    let mut fields: Fields = vec![("request", digest.now.clone().into())];
     fields.extend(request);
     // Another attempt draws the same: it is no part of the request.
     if options.is_drawn() && options.seed.is_none() {
@@ -289,8 +290,24 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     New { fields, data: picture.bytes, digest }
 }
 
-/// As text: clients that decode a job's hash expect nothing else.
-fn digest(request: &Fields, data: Option<&[u8]>) -> String {
+/// Digests of a request, of which the client has left some fields `unsaid`.
+fn digests(request: &Fields, unsaid: &[&str], data: Option<&[u8]>) -> Digests {
+    // The main thread has no time for more: this one is ten times as fast, and a client that makes
+    // two pictures of one digest only deceives itself.
+    let data = data.map(|data| xxh3_128(data).to_le_bytes());
+    let said = digest(request.iter().filter(|(name, _)| !unsaid.contains(name)));
+    let now = match data {
+        Some(data) => format!("{}.{}", text(&said.finalize()), text(&data)),
+        None => text(&said.finalize()),
+    };
+    let mut earlier = digest(request);
+    if let Some(data) = data {
+        earlier.update(data);
+    }
+    Digests { now, earlier: text(&earlier.finalize()) }
+}
+
+fn digest<'a>(request: impl IntoIterator<Item = &'a (&'static str, Vec<u8>)>) -> Sha256 {
     let mut digest = Sha256::new();
     for (name, value) in request {
         digest.update((name.len() as u64).to_le_bytes());
@@ -298,12 +315,12 @@ fn digest(request: &Fields, data: Option<&[u8]>) -> String {
         digest.update((value.len() as u64).to_le_bytes());
         digest.update(value);
     }
-    // The main thread has no time for more: this one is ten times as fast, and a client that makes
-    // two pictures of one digest only deceives itself.
-    if let Some(data) = data {
-        digest.update(xxh3_128(data).to_le_bytes());
-    }
-    BASE64_STANDARD.encode(&digest.finalize()[..16])
+    digest
+}
+
+/// As text: clients that decode a job's hash expect nothing else.
+fn text(digest: &[u8]) -> String {
+    BASE64_STANDARD.encode(&digest[..16])
 }
 
 /// Stores a new job where the server takes writes: nobody else sees what is in it. Gives what the

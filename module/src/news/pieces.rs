@@ -4,7 +4,7 @@ use redis_module::Context;
 
 use super::Ended;
 use crate::{
-    job::Job,
+    job::{self, Job},
     server,
     settings::{self, Setting},
 };
@@ -47,7 +47,10 @@ pub(super) fn ended(ctx: &Context, key: &[u8], end: &Ended<'_>) -> Result<(), St
     let stream: Option<Vec<u8>> = job.bytes("stream", <[u8]>::to_vec);
     // A key is closed before something is written.
     drop(job);
-    let Some(stream) = stream else { return Ok(()) };
+    // Who forged the job's hash may not have another key written by it.
+    let Some(stream) = stream.filter(|stream| job::may_tell(ctx, key, stream)) else {
+        return Ok(());
+    };
     let (attempt, state) = (end.attempts.to_string(), end.state.name().as_bytes());
     let fields: [&[u8]; 6] = [b"job", key, b"attempt", attempt.as_bytes(), b"done", state];
     entry(ctx, &stream, &fields)

@@ -210,6 +210,10 @@ pub(crate) fn flushed(db: Option<Db>) {
 
 /// Other numbers lead to two databases: their clients wait for other keys than they asked for.
 pub(crate) fn swapped(first: Db, second: Db) {
+    // A database with itself: nothing has changed.
+    if first == second {
+        return;
+    }
     waiters::release_databases(|waiting| waiting == first || waiting == second);
 }
 

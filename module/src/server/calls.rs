@@ -1,6 +1,6 @@
 //! Commands that the module runs, under the server's lock.
 
-use redis_module::{CallOptions, CallOptionsBuilder, CallReply, CallResult, Context};
+use redis_module::{CallOptions, CallOptionsBuilder, CallReply, CallResult, Context, ContextFlags};
 
 /// A write that the server has not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,12 @@ pub(crate) fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<
         Ok(CallReply::String(text)) => Some(text.as_bytes().to_vec()),
         _ => None,
     }
+}
+
+/// Whether two keys are in one slot, so that one node has both; they are where there is no cluster.
+pub(crate) fn share_slot(ctx: &Context, one: &[u8], other: &[u8]) -> bool {
+    let slot = |key| integer(ctx, "CLUSTER", &[b"KEYSLOT", key]).ok().flatten();
+    !ctx.get_flags().contains(ContextFlags::CLUSTER) || slot(one) == slot(other)
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ pub(crate) struct CommandInfo {
     pub(crate) summary: &'static str,
     pub(crate) complexity: &'static str,
     pub(crate) arity: i32,
-    /// Whether it is for operators only: in `@admin` and `@dangerous`.
-    pub(crate) is_admin: bool,
+    /// ACL categories beside `@florence`, separated by blanks: those that a command of the server
+    /// with its flags is in.
+    pub(crate) categories: &'static str,
     /// Where its keys are, if not only where the command table says; copied by the server.
     pub(crate) keys: &'static [KeySpec],
     pub(crate) args: &'static [Arg],
@@ -130,9 +131,11 @@ impl RawArgs {
     }
 }
 
-/// One key of a command: the argument at a position, or the one after a word.
+/// Keys of a command, the first of which is the argument at a position, or the one after a word.
 pub(crate) struct KeySpec {
     pub(crate) begin: KeyBegin,
+    /// The last one: 0 is the first itself, -1 the last argument, -2 the one before.
+    pub(crate) last: c_int,
     pub(crate) flags: u32,
 }
 
@@ -148,6 +151,10 @@ impl KeySpec {
         | raw::REDISMODULE_CMD_KEY_ACCESS;
     /// Something is added, and nothing is read.
     pub(crate) const ADD: u32 = raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_INSERT;
+    /// What is there is read and changed.
+    pub(crate) const CHANGE: u32 = raw::REDISMODULE_CMD_KEY_RW
+        | raw::REDISMODULE_CMD_KEY_UPDATE
+        | raw::REDISMODULE_CMD_KEY_ACCESS;
     pub(crate) const READ: u32 = raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS;
 
     fn raw(&self) -> raw::RedisModuleCommandKeySpec {
@@ -155,6 +162,7 @@ impl KeySpec {
         let mut spec: raw::RedisModuleCommandKeySpec = unsafe { std::mem::zeroed() };
         spec.flags = u64::from(self.flags);
         spec.find_keys_type = raw::RedisModuleKeySpecFindKeysType_REDISMODULE_KSPEC_FK_RANGE;
+        spec.fk.range.lastkey = self.last;
         spec.fk.range.keystep = 1;
         match self.begin {
             KeyBegin::Position(pos) => {
@@ -210,8 +218,7 @@ pub(crate) fn describe(ctx: &Context, info: &CommandInfo) -> Result<(), String> 
     if api!(RedisModule_SetCommandInfo(command, &raw const raw_info)) != OK {
         return Err(format!("cannot describe {}", info.name));
     }
-    set_categories(ctx, command, info.is_admin);
-    Ok(())
+    set_categories(ctx, command, info)
 }
 
 /// Whether the server knows categories of modules' commands (7.4, Valkey 8).
@@ -222,12 +229,20 @@ pub(crate) fn has_categories() -> bool {
     add.is_some() && set.is_some()
 }
 
-/// The `@florence` category, and those of operators, where the server knows such.
-fn set_categories(ctx: &Context, command: *mut raw::RedisModuleCommand, is_admin: bool) {
-    if has_categories() {
-        let all = if is_admin { c"florence admin dangerous" } else { c"florence" };
-        // Adding it twice is refused, harmlessly.
-        api!(RedisModule_AddACLCategory(ctx.get_raw(), c"florence".as_ptr()));
-        api!(RedisModule_SetCommandACLCategories(command, all.as_ptr()));
+/// The `@florence` category, and the server's own, where it lets modules say so.
+fn set_categories(
+    ctx: &Context,
+    command: *mut raw::RedisModuleCommand,
+    info: &CommandInfo,
+) -> Result<(), String> {
+    if !has_categories() {
+        return Ok(());
     }
+    let all = CString::new(format!("florence {}", info.categories)).unwrap_or_default();
+    // Adding it twice is refused, harmlessly.
+    api!(RedisModule_AddACLCategory(ctx.get_raw(), c"florence".as_ptr()));
+    if api!(RedisModule_SetCommandACLCategories(command, all.as_ptr())) == OK {
+        return Ok(());
+    }
+    Err(format!("cannot set the ACL categories of {}", info.name))
 }

@@ -60,8 +60,7 @@ pub(crate) struct Hash(*mut raw::RedisModuleKey);
 
 impl Hash {
     pub(crate) fn open(ctx: &Context, key: &RedisString, look: Look) -> Result<Self, NoHash> {
-        let opened: *mut raw::RedisModuleKey =
-            api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, look.mode())).cast();
+        let opened = open(ctx, key, look);
         if opened.is_null() {
             return Err(NoHash::Missing);
         }
@@ -106,11 +105,21 @@ impl Hash {
 
 impl Drop for Hash {
     fn drop(&mut self) {
-        api!(RedisModule_CloseKey(self.0));
+        close(self.0);
     }
 }
 
-/// A copy of a field's bytes that the server has made. Nobody else has it, so it may be read and
+/// Opens a key to look at it; null if there is none.
+pub(super) fn open(ctx: &Context, key: &RedisString, look: Look) -> *mut raw::RedisModuleKey {
+    api!(RedisModule_OpenKey(ctx.get_raw(), key.inner, look.mode())).cast()
+}
+
+/// Closes a key, if there is one.
+pub(super) fn close(opened: *mut raw::RedisModuleKey) {
+    api!(RedisModule_CloseKey(opened));
+}
+
+/// A copy of a value's bytes that the server has made. Nobody else has it, so it may be read and
 /// dropped without the server's lock.
 #[derive(Debug)]
 pub(crate) struct Value(*mut raw::RedisModuleString);
@@ -121,6 +130,11 @@ unsafe impl Send for Value {}
 unsafe impl Sync for Value {}
 
 impl Value {
+    /// Takes over a string that the server has made for us.
+    pub(super) fn new(string: *mut raw::RedisModuleString) -> Self {
+        Self(string)
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         RedisString::string_as_slice(self.0)
     }

@@ -13,6 +13,7 @@
 //! - `databases`: databases by their content, whatever SWAPDB does
 //! - `describe`: documentation of commands
 //! - `hash`: hashes, read and written without commands
+//! - `list`: lists, read in place
 //! - `reply`: errors and maps as clients read them
 //! - `scan`: the keys that are there
 //! - `strings`: the values of string keys
@@ -45,6 +46,7 @@ mod config;
 mod databases;
 mod describe;
 mod hash;
+mod list;
 pub(crate) mod reply;
 mod scan;
 mod strings;
@@ -54,12 +56,13 @@ pub(crate) use callbacks::{
     Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
     watch_lists,
 };
-pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run};
+pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run, share_slot};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
 pub(crate) use describe::{Arg, ArgKind, CommandInfo, KeyBegin, KeySpec, describe, has_categories};
 pub(crate) use hash::{Hash, Look, NoHash, Value, expire_in, field, remove_fields, set_fields};
+pub(crate) use list::Leftward;
 pub(crate) use scan::Scan;
 pub(crate) use strings::{NoString, string_of};
 
@@ -91,6 +94,7 @@ pub(crate) fn check() -> Result<(), String> {
         RedisModule_CloseKey,
         RedisModule_KeyType,
         RedisModule_HashGet,
+        RedisModule_ListGet,
         RedisModule_StringDMA,
         RedisModule_HashSet,
         RedisModule_FreeString,
