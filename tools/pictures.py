@@ -287,6 +287,62 @@ def tiffs(rng, size):
     yield "1-group4", written(fax, "TIFF", compression="group4"), None
 
 
+def tiff(width, height, samples, bits=(8, 8, 8), photometric=2, extra=None, **tags):
+    """Chunky and not compressed; Pillow writes few of these kinds."""
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: len(bits), 278: height,
+               279: len(samples), **({338: extra} if extra else {}), **{int(name[1:]): it for name, it in tags.items()}}
+    entries[273] = 8
+    start, values = 8 + len(samples) + len(samples) % 2, b""
+    end, table = start + 2 + 12 * len(entries) + 4, b""
+    for tag, value in sorted(entries.items()):
+        values_of = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"<{len(values_of)}{'I' if tag in (273, 279) else 'H'}", *values_of)
+        kind = 4 if tag in (273, 279) else 3
+        if len(packed) > 4:
+            packed, values = struct.pack("<I", end + len(values)), values + packed + b"\0" * (len(packed) % 2)
+        table += struct.pack("<HHI", tag, kind, len(values_of)) + packed.ljust(4, b"\0")
+    return (struct.pack("<2sHI", b"II", 42, start) + samples + b"\0" * (len(samples) % 2)
+            + struct.pack("<H", len(entries)) + table + struct.pack("<I", 0) + values)
+
+
+def odd_tiffs(rng, size):
+    for turn in range(10):
+        for mode in ("RGB", "L"):
+            picture = Image.fromarray(scene(rng, *size())).convert(mode)
+            yield f"turn-{turn}", written(picture, "TIFF", tiffinfo={274: turn}), None
+    fax = Image.fromarray(scene(rng, *size())).convert("1")
+    for compression in (None, "packbits", "group4", "tiff_lzw", "tiff_adobe_deflate"):
+        for picture in (fax, fax.convert("L"), Image.fromarray(scene(rng, *size()))):
+            if picture.mode == "1" or compression not in ("group4",):
+                data = written(picture, "TIFF", compression=compression, tiffinfo={266: 2})
+                yield f"lowest-first-{picture.mode}-{compression}", data, None
+            if picture.mode == "RGB" and compression != "group4":
+                data = written(picture, "TIFF", compression=compression, tiffinfo={317: 2})
+                is_applied = compression in ("tiff_lzw", "tiff_adobe_deflate")
+                yield f"differences-{compression}", data, None if is_applied else "unsupported"
+    for compression in (None, "tiff_lzw", "packbits"):
+        inks = Image.frombytes("CMYK", (64, 33), noise(rng, 64 * 33 * 4))
+        yield f"inks-{compression}", written(inks, "TIFF", compression=compression), None
+    width, height = 31, 17
+    yield "inks-16", tiff(width, height, noise(rng, width * height * 8), (16,) * 4, 5), None
+    yield "inks-extra", tiff(width, height, noise(rng, width * height * 5), (8,) * 5, 5, (0,)), None
+    for bits in (8, 16):
+        for extra in ((0,), (1,), (2,)):
+            samples = noise(rng, width * height * 4 * bits // 8)
+            yield f"extra-{bits}-{extra[0]}", tiff(width, height, samples, (bits,) * 4, 2, extra), None
+    for extra in ((0, 0), (1, 0), (2, 0), (1, 0, 0)):
+        samples = noise(rng, width * height * (3 + len(extra)))
+        yield "extras", tiff(width, height, samples, (8,) * (3 + len(extra)), 2, extra), None
+    for kind in (1, 3):
+        samples = noise(rng, width * height * 12)
+        yield f"32-bits-{kind}", tiff(width, height, samples, (32,) * 3, _339=(kind,) * 3), "unsupported"
+    yield "32-bits", tiff(width, height, noise(rng, width * height * 12), (32,) * 3), "unsupported"
+    for mode in ("RGB", "L", "1", "CMYK"):
+        for compression in (None, "tiff_lzw"):
+            picture = Image.fromarray(scene(rng, *size())).convert(mode)
+            yield f"big-{mode}", written(picture, "TIFF", compression=compression, big_tiff=True), None
+
+
 def from_elsewhere(folder):
     """Files that other decoders failed at."""
     def kept(_rng, _size):
@@ -321,4 +377,4 @@ def write(name, seed, *kinds):
 
 if __name__ == "__main__":
     write("jpegs.pack", 16, jpegs.files, from_elsewhere("jpegs"))
-    write("pictures.pack", 17, pngs, damaged_pngs, gifs, webps, bmps, tiffs, from_elsewhere("decoded"))
+    write("pictures.pack", 17, pngs, damaged_pngs, gifs, webps, bmps, tiffs, from_elsewhere("decoded"), odd_tiffs)

@@ -6,7 +6,9 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use florence_tests::{Server, picture};
+use image::ImageEncoder;
 use tempfile::TempDir;
 
 const ANSWER: &str = r#"{"<OD>":{"bboxes":[[200,20,340,100]],"labels":["a <b> & c"]}}"#;
@@ -84,6 +86,46 @@ fn pictures_are_read_by_what_they_are() {
     assert!(error.contains("the answer is not JSON"), "{error}");
     let error = refused(&[&sample("shapes.png"), &path]);
     assert!(error.contains("give the picture, its answer and the file to write"), "{error}");
+}
+
+/// A frame that does not fit makes a GIF's screen larger, and PNGs are read without their end.
+#[test]
+fn the_pixels_are_those_that_were_answered_about() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/tests/fixtures/decoded");
+    let directory = tempfile::tempdir().unwrap();
+    for (name, size) in [
+        ("gif-over.gif", (400, 320)),
+        ("png-badcrc-idat.png", (360, 280)),
+        ("png-noiend.png", (360, 280)),
+    ] {
+        let (file, path) = (format!("{fixtures}/{name}"), out(&directory, "a.png"));
+        draw(&[&file, ANSWER, &path], "");
+        let drawn = image::open(&path).unwrap();
+        assert_eq!((drawn.width(), drawn.height()), size, "{name}");
+        assert!(has_box(&path), "{name}");
+    }
+}
+
+/// Programs would turn it, and what is drawn on it would stay.
+#[test]
+fn a_picture_with_a_tag_does_not_stand_in_an_svg_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tagged, path) = (out(&directory, "tagged.png"), out(&directory, "a.svg"));
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let mut file = Vec::new();
+    let mut encoder = image::codecs::png::PngEncoder::new(&mut file);
+    encoder.set_exif_metadata(exif.to_vec()).unwrap();
+    image::RgbImage::new(400, 300).write_with_encoder(encoder).unwrap();
+    std::fs::write(&tagged, &file).unwrap();
+    for (more, size) in
+        [(None, "width=\"400\" height=\"300\""), (Some("--exif"), "width=\"300\" height=\"400\"")]
+    {
+        let args: Vec<&str> = [tagged.as_str(), ANSWER, &path].into_iter().chain(more).collect();
+        draw(&args, "");
+        let svg = std::fs::read_to_string(&path).unwrap();
+        assert!(svg.contains(&format!("<image {size}")), "{svg:.300}");
+        assert!(!svg.contains(&BASE64_STANDARD.encode(&file)), "{svg:.300}");
+    }
 }
 
 #[test]

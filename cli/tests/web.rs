@@ -631,7 +631,7 @@ fn who_never_says_what_he_wants_is_not_waited_for() {
     let page = Page::about(&[&server], &[]);
     let mut half = TcpStream::connect(("127.0.0.1", page.port)).unwrap();
     half.write_all(b"GET /healthz HTTP/1.1\r\nHost: loc").unwrap();
-    half.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    half.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     // It is told so, or not; then the connection ends.
     half.read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(page.get("/healthz").status, 200);

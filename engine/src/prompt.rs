@@ -154,6 +154,13 @@ impl Prompt {
 
     fn of_task(task: Task, prompt: &str) -> Result<Self, PromptError> {
         let token = task.token();
+        // Of two tokens the reference refuses one or makes the other the text's task.
+        if task.input() == Input::Text {
+            let mut others = Task::ALL.into_iter().filter(|other| *other != task);
+            if let Some(other) = others.find(|other| prompt.contains(other.token())) {
+                return Err(PromptError::Misplaced(other.token()));
+            }
+        }
         // The reference removes every occurrence of the token, then trims.
         let rest = prompt.replace(token, "");
         let input = rest.trim();
@@ -349,9 +356,28 @@ mod tests {
             ("<CAPTION> cats", "<CAPTION> takes no text"),
             ("<CAPTION_TO_PHRASE_GROUNDING>", "<CAPTION_TO_PHRASE_GROUNDING> needs a text"),
             ("what <OD> says", "<OD> is not at the beginning of the prompt"),
+            (
+                "<CAPTION_TO_PHRASE_GROUNDING>a car <OD>",
+                "<OD> is not at the beginning of the prompt",
+            ),
+            (
+                "<REFERRING_EXPRESSION_SEGMENTATION><CAPTION>",
+                "<CAPTION> is not at the beginning of the prompt",
+            ),
+            (
+                "<OPEN_VOCABULARY_DETECTION>a <CAPTION_TO_PHRASE_GROUNDING> b",
+                "<CAPTION_TO_PHRASE_GROUNDING> is not at the beginning of the prompt",
+            ),
         ] {
             assert_eq!(refusal(prompt), expected);
         }
+    }
+
+    /// As the reference has it.
+    #[test]
+    fn a_tasks_own_token_is_no_part_of_its_text() {
+        let twice = "<CAPTION_TO_PHRASE_GROUNDING>a <CAPTION_TO_PHRASE_GROUNDING>b";
+        check(twice, Ok("Locate the phrases in the caption: a b"));
     }
 
     #[test]

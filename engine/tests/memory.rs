@@ -106,7 +106,7 @@ fn pictures() -> Vec<(String, Vec<u8>)> {
         (Color::Rgba8, &[Format::Png, Format::WebP, Format::Bmp, Format::Tiff]),
         (Color::L16, &[Format::Png, Format::Tiff]),
         (Color::Rgba16, &[Format::Png, Format::Tiff]),
-        (Color::Rgb32F, &[Format::Tiff]),
+        (Color::Rgb16, &[Format::Tiff]),
     ] {
         for format in formats {
             pictures.push((format!("{format:?} {color:?}"), encoded(size, color, *format)));

@@ -12,9 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, codecs::jpeg::JpegEncoder,
-};
+use florence_engine::image::{self as engine, DecodeLimits, Orientation};
+use image::{ImageFormat, RgbImage, codecs::jpeg::JpegEncoder};
 use redis::cmd;
 use serde_json::{Value, json};
 
@@ -121,8 +120,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some("png") => png(picture, &marks)?,
         Some("jpg" | "jpeg") => drawn(&picture, &marks)?,
         Some("svg") => {
-            // Turned pictures are written anew: programs do not agree about the tag.
-            let own = image::guess_format(&drawing.picture).ok().filter(|_| !drawing.exif);
+            // Pictures with a tag are written anew: programs do not agree about it.
+            let is_plain = !engine::is_turned(&drawing.picture);
+            let own = image::guess_format(&drawing.picture).ok().filter(|_| is_plain);
             let kept = own.filter(|it| matches!(it, ImageFormat::Png | ImageFormat::Jpeg));
             let plain = if kept.is_some() { Vec::new() } else { encode(&picture)? };
             let (bytes, kind) = match kept {
@@ -200,16 +200,13 @@ pub(crate) fn read(bytes: &[u8]) -> anyhow::Result<RgbImage> {
     decode(bytes, false)
 }
 
+/// The pixels that the model sees: an answer's coordinates are theirs.
 pub(crate) fn decode(bytes: &[u8], exif: bool) -> anyhow::Result<RgbImage> {
-    let reader =
-        ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("not a picture")?;
-    let mut decoder = reader.into_decoder().context("not a picture in a known format")?;
-    let orientation = decoder.orientation();
-    let mut picture = DynamicImage::from_decoder(decoder).context("the picture is damaged")?;
-    if let (true, Ok(orientation)) = (exif, orientation) {
-        picture.apply_orientation(orientation);
-    }
-    Ok(picture.into_rgb8())
+    let orientation = if exif { Orientation::Exif } else { Orientation::AsStored };
+    let picture = engine::decode(bytes, &DecodeLimits::default(), orientation)?.into_rgb();
+    let side = |side: usize| u32::try_from(side).context("the picture is too large");
+    let (width, height) = (side(picture.width)?, side(picture.height)?);
+    RgbImage::from_raw(width, height, picture.data).context("the picture is damaged")
 }
 
 /// The picture with its marks, as a PNG.

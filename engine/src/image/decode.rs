@@ -15,10 +15,10 @@ use image::{
     error::{DecodingError, ImageFormatHint, ParameterError, ParameterErrorKind},
     metadata::Orientation as Turn,
 };
-use tiff::tags::Tag;
 
 use super::{
-    formats::{Formats, known},
+    exif,
+    formats::{Formats, format_of},
     gif::Gif,
     jpeg::{Jpeg, Refused},
     memory::{self, Inner},
@@ -26,9 +26,10 @@ use super::{
     resize,
     rgb::to_rgb,
     sniff,
+    tiff::Tiff,
     webp::WebP,
 };
-use crate::{Budget, NoRoom, Reservation, Stop};
+use crate::{Budget, NoRoom, Reservation, Stop, catch_panic};
 
 /// Why bytes are not a usable picture.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +142,7 @@ impl Default for DecodeLimits {
 /// Whether the EXIF orientation is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Orientation {
-    /// As stored, like the reference.
+    /// As stored, like the reference, which turns TIFF alone.
     #[default]
     AsStored,
     /// Turned as the EXIF tag says; boxes then refer to the turned picture.
@@ -164,6 +165,13 @@ pub struct Rgb {
 pub struct Decoded {
     rgb: Rgb,
     _reserved: Option<Reservation>,
+}
+
+impl Decoded {
+    /// The picture alone; what was reserved for it is given back.
+    pub fn into_rgb(self) -> Rgb {
+        self.rgb
+    }
 }
 
 impl Deref for Decoded {
@@ -198,11 +206,36 @@ fn decode_all(
     orientation: Orientation,
 ) -> Result<Decoded, ImageError> {
     let formats = limits.formats;
-    let found = image::guess_format(bytes).ok().and_then(known);
+    let found = format_of(bytes);
     let (name, format) = found.ok_or_else(|| sniff::refuse(bytes, formats))?;
     if !formats.allow(format) {
         return Err(ImageError::NotAllowed(name, formats));
     }
+    guarded(name, format, || decode_as(name, format, bytes, limits, orientation))
+}
+
+/// What a decoder makes of a file: one that panics has met damage that it did not expect, which is
+/// the picture's fault and no other's.
+fn guarded<T>(
+    name: &'static str,
+    format: ImageFormat,
+    f: impl FnOnce() -> Result<T, ImageError>,
+) -> Result<T, ImageError> {
+    catch_panic(f).unwrap_or_else(|text| {
+        Err(ImageError::Corrupt { format: name, source: corrupt(format, text) })
+    })
+}
+
+fn decode_as(
+    name: &'static str,
+    format: ImageFormat,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    orientation: Orientation,
+) -> Result<Decoded, ImageError> {
+    let formats = limits.formats;
+    // Pillow turns TIFF when it opens a file, whether asked or not.
+    let orientation = if format == ImageFormat::Tiff { Orientation::Exif } else { orientation };
     let failed = |error: Failure| match error {
         Failure::Unsupported(_) => ImageError::UnsupportedKind(name, formats),
         source => ImageError::Corrupt { format: name, source },
@@ -223,7 +256,7 @@ fn decode_all(
     decoder.set_limits(at_most(plan.inner)).map_err(failed)?;
     let turn = match orientation {
         Orientation::AsStored => None,
-        Orientation::Exif => decoder.orientation().ok(),
+        Orientation::Exif => turn(&mut *decoder, format).ok(),
     };
     let rgb = turned(read(decoder, &plan).map_err(failed)?, turn);
     if let Some(reserved) = &mut reserved {
@@ -232,16 +265,27 @@ fn decode_all(
     Ok(Decoded { rgb, _reserved: reserved })
 }
 
-/// Whether a picture has an EXIF tag that [`Orientation::Exif`] would turn it by.
+/// Whether a picture has an EXIF tag that only [`Orientation::Exif`] turns it by.
 pub fn is_turned(bytes: &[u8]) -> bool {
-    let Some((name, format)) = image::guess_format(bytes).ok().and_then(known) else {
+    let Some((name, format)) = format_of(bytes) else {
         return false;
     };
     let failed = |source| ImageError::Corrupt { format: name, source };
     let limits = DecodeLimits::default();
-    let opened = open(format, bytes, &limits, failed).ok();
-    let turn = opened.and_then(|(mut decoder, _)| decoder.orientation().ok());
-    turn.is_some_and(|turn| turn != Turn::NoTransforms)
+    let turn = guarded(name, format, || {
+        let (mut decoder, _) = open(format, bytes, &limits, failed)?;
+        turn(&mut *decoder, format).map_err(failed)
+    });
+    format != ImageFormat::Tiff && turn.is_ok_and(|turn| turn != Turn::NoTransforms)
+}
+
+/// How a file says that its picture is to be turned.
+fn turn(decoder: &mut dyn ImageDecoder, format: ImageFormat) -> Result<Turn, Failure> {
+    if format == ImageFormat::Tiff {
+        return decoder.orientation();
+    }
+    let exif = decoder.exif_metadata()?;
+    Ok(exif.map_or(Turn::NoTransforms, |exif| exif::orientation(&exif)))
 }
 
 type Opened<'a> = (Box<dyn ImageDecoder + 'a>, Inner);
@@ -266,24 +310,12 @@ fn open<'a>(
         ImageFormat::Png => boxed(Png::new(source(), bytes).map_err(failed)?, Png::inner),
         ImageFormat::Gif => boxed(Gif::new(source()).map_err(failed)?, Gif::inner),
         ImageFormat::WebP => boxed(WebP::new(bytes, stop).map_err(failed)?, WebP::inner),
-        ImageFormat::Tiff if has_jpeg_inside(source()) => {
-            return Err(ImageError::UnsupportedKind("TIFF", *formats));
-        }
+        ImageFormat::Tiff => boxed(Tiff::new(bytes, stop).map_err(failed)?, Tiff::inner),
         _ => {
             let mut reader = ImageReader::with_format(source(), format);
             reader.limits(at_most(memory::METADATA));
             let decoder = reader.into_decoder().map_err(failed)?;
-            boxed(decoder, |decoder| {
-                let size = decoder.dimensions();
-                if format == ImageFormat::Bmp {
-                    return Inner::rows(size, 16);
-                }
-                // It reads a strip of another decoder into a buffer, and copies that to its output.
-                // CMYK takes a third more.
-                let output =
-                    Inner::pixels(size) * u64::from(decoder.color_type().bytes_per_pixel());
-                Inner::rows(size, 64).and(bytes.len() as u64 + output * 3)
-            })
+            boxed(decoder, |decoder| Inner::rows(decoder.dimensions(), 16))
         }
     };
     Ok(opened)
@@ -295,12 +327,6 @@ pub(super) fn corrupt(
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> Failure {
     Failure::Decoding(DecodingError::new(ImageFormatHint::Exact(format), source))
-}
-
-/// Whether a TIFF file keeps its pixels as JPEG, which another decoder than Pillow's would read.
-fn has_jpeg_inside(source: impl Read + Seek) -> bool {
-    let Ok(mut decoder) = tiff::decoder::Decoder::new(source) else { return false };
-    matches!(decoder.find_tag_unsigned::<u16>(Tag::Compression), Ok(Some(6 | 7)))
 }
 
 fn boxed<'a, D: ImageDecoder + 'a>(decoder: D, inner: impl Fn(&D) -> Inner) -> Opened<'a> {
@@ -509,6 +535,13 @@ mod tests {
         assert_eq!(size(Orientation::AsStored), (2, 1));
         assert_eq!(size(Orientation::Exif), (1, 2));
         assert!(is_turned(&bytes) && !is_turned(b"GIF89a"));
+        // Behind the rows as well.
+        let chunk = bytes.windows(4).position(|it| it == b"eXIf").unwrap() - 4;
+        let tag: Vec<u8> = bytes.splice(chunk..chunk + 12 + exif.len(), []).collect();
+        assert!(!is_turned(&bytes));
+        let end = bytes.len() - 12;
+        bytes.splice(end..end, tag);
+        assert!(is_turned(&bytes));
     }
 
     #[test]
@@ -527,6 +560,45 @@ mod tests {
         for cut in [9, 20, 40] {
             check(&good[..cut], DecodeLimits::default(), corrupt);
         }
+    }
+
+    #[test]
+    fn a_decoder_that_panics_has_met_a_corrupt_picture() {
+        let found = guarded::<()>("PNG", ImageFormat::Png, || panic!("odd"));
+        let error = found.unwrap_err();
+        assert_eq!(error.to_string(), "the PNG picture is corrupt or truncated");
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("odd"), "{source}");
+    }
+
+    /// The `png` crate panics at such a palette.
+    #[test]
+    fn a_palette_that_ends_within_a_colour_is_damage() {
+        let chunk = |kind: &[u8], data: &[u8]| {
+            let body = [kind, data].concat();
+            let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+            [&length, &*body, &crc32fast::hash(&body).to_be_bytes()].concat()
+        };
+        let file = |color: u8, palette: usize| {
+            let header = [0, 0, 0, 1, 0, 0, 0, 1, 8, color, 0, 0, 0];
+            let mut rows = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut rows, &[0, 0, 0, 0]).unwrap();
+            let parts = [
+                b"\x89PNG\r\n\x1a\n".to_vec(),
+                chunk(b"IHDR", &header),
+                chunk(b"PLTE", &vec![7; palette]),
+                chunk(b"IDAT", &rows.finish().unwrap()),
+                chunk(b"IEND", b""),
+            ];
+            decode(&parts.concat(), &DecodeLimits::default(), Orientation::AsStored)
+        };
+        for palette in [1, 2, 4, 100, 770] {
+            let found = file(3, palette);
+            assert!(matches!(found, Err(ImageError::Corrupt { .. })), "{palette}: {found:?}");
+        }
+        assert_eq!(file(3, 6).unwrap().data, [7; 3]);
+        // Of colours it is only a suggestion.
+        assert_eq!(file(2, 4).unwrap().data, [0; 3]);
     }
 
     #[test]

@@ -54,9 +54,12 @@ impl std::str::FromStr for Formats {
     }
 }
 
-/// A format that is read, with its name.
-pub(super) fn known(format: ImageFormat) -> Option<(&'static str, ImageFormat)> {
-    FORMATS.into_iter().find(|(_, read)| *read == format)
+/// The format that bytes begin like, if it is read, with its name.
+pub(super) fn format_of(bytes: &[u8]) -> Option<(&'static str, ImageFormat)> {
+    // TIFF with offsets of 64 bits, which `image` reads and does not recognize.
+    let is_big = [&b"II\x2b\0"[..], b"MM\0\x2b"].iter().any(|start| bytes.starts_with(start));
+    let format = if is_big { Some(ImageFormat::Tiff) } else { image::guess_format(bytes).ok() };
+    FORMATS.into_iter().find(|(_, read)| Some(*read) == format)
 }
 
 impl Formats {

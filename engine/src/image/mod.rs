@@ -2,6 +2,7 @@
 
 mod area;
 mod decode;
+mod exif;
 mod formats;
 mod gif;
 mod jpeg;
@@ -12,6 +13,7 @@ mod resize;
 mod rgb;
 mod sniff;
 mod thumbnail;
+mod tiff;
 mod webp;
 
 pub use area::Area;

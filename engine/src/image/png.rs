@@ -17,13 +17,15 @@ pub(super) struct Png<R: BufRead + Seek> {
     color: ColorType,
     /// Bytes that texts and the colour profile took.
     metadata: u64,
+    /// The EXIF that stands behind the rows.
+    exif: Option<Vec<u8>>,
 }
 
 impl<R: BufRead + Seek> Png<R> {
     /// Reads a file up to its first row.
     pub(super) fn new(source: R, file: &[u8]) -> ImageResult<Self> {
-        let metadata = read_header(file)
-            .ok_or_else(|| corrupt(ImageFormat::Png, "a checksum of the header"))?;
+        let (metadata, exif) = read_chunks(file)
+            .ok_or_else(|| corrupt(ImageFormat::Png, "a checksum or palette of the header"))?;
         let mut options = DecodeOptions::default();
         options.set_ignore_crc(true);
         options.set_ignore_adler32(false);
@@ -50,7 +52,7 @@ impl<R: BufRead + Seek> Png<R> {
             (png::ColorType::Rgba, _) => ColorType::Rgba8,
             (png::ColorType::Indexed, _) => return Err(corrupt(ImageFormat::Png, "no palette")),
         };
-        Ok(Self { reader, color, metadata })
+        Ok(Self { reader, color, metadata, exif: exif.map(<[u8]>::to_vec) })
     }
 
     /// What decoding takes: some rows of 16-bit RGBA, before and after they are unfiltered.
@@ -100,7 +102,8 @@ impl<R: BufRead + Seek> ImageDecoder for Png<R> {
     }
 
     fn exif_metadata(&mut self) -> ImageResult<Option<Vec<u8>>> {
-        Ok(self.reader.info().exif_metadata.as_ref().map(|exif| exif.to_vec()))
+        let before = self.reader.info().exif_metadata.as_ref();
+        Ok(before.map(|exif| exif.to_vec()).or_else(|| self.exif.take()))
     }
 
     fn read_image(mut self, pixels: &mut [u8]) -> ImageResult<()> {
@@ -139,12 +142,14 @@ fn rows((width, height): (u32, u32), is_interlaced: bool) -> usize {
     PASSES.into_iter().map(rows).sum()
 }
 
-/// Bytes that texts and the unpacked colour profile may take; none if a checksum before the first
-/// row is wrong.
-fn read_header(file: &[u8]) -> Option<u64> {
+/// Bytes that texts and the unpacked colour profile may take, and the EXIF behind the rows; none if a checksum before the first
+/// row is wrong, or a palette that is looked up ends within a colour, at which the decoder panics.
+fn read_chunks(file: &[u8]) -> Option<(u64, Option<&[u8]>)> {
     // Deflate makes at most 1032 bytes of one; a vector that grows has up to twice its content.
     const UNPACKED: u64 = 1032;
-    let (mut at, mut bytes, mut is_header) = (8, 0_u64, true);
+    let (mut at, mut bytes, mut is_header, mut exif) = (8, 0_u64, true, None);
+    // The header's chunk is the first; after width, height and depth it has the kind of colour.
+    let is_indexed = file.get(8 + 8 + 9) == Some(&3);
     let number = |at: usize| Some(u32::from_be_bytes(*file.get(at..)?.first_chunk()?));
     while let (Some(length), Some(kind)) = (number(at), file.get(at + 4..at + 8)) {
         let is_rows = matches!(kind, b"IDAT" | b"fdAT");
@@ -153,13 +158,18 @@ fn read_header(file: &[u8]) -> Option<u64> {
         if is_header && let (Some(chunk), Some(sum)) = (file.get(at + 4..end), number(end)) {
             (crc32fast::hash(chunk) == sum).then_some(())?;
         }
+        let is_cut = kind == b"PLTE" && is_indexed && !length.is_multiple_of(3);
+        (!is_cut).then_some(())?;
         bytes += u64::from(length)
             * match kind {
                 _ if is_rows => 0,
                 b"iCCP" => UNPACKED,
                 _ => 2,
             };
+        if kind == b"eXIf" && !is_header && u64::from(length) <= memory::METADATA {
+            exif = file.get(at + 8..end);
+        }
         at = end.saturating_add(4);
     }
-    Some(bytes.min(memory::METADATA))
+    Some((bytes.min(memory::METADATA), exif))
 }

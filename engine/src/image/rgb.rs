@@ -13,7 +13,6 @@ pub(super) fn to_rgb(data: &mut [u8], pixels: usize, color: ColorType) {
     match color {
         ColorType::L8 => repack(data, pixels, |[grey]| [grey; 3]),
         ColorType::La8 => repack(data, pixels, |[grey, _]| [grey; 3]),
-        ColorType::Rgb8 => {}
         ColorType::Rgba8 => repack(data, pixels, |[r, g, b, _]| [r, g, b]),
         ColorType::L16 => repack(data, pixels, |[a, b]| {
             let value = u16::from_ne_bytes([a, b]);
@@ -26,21 +25,9 @@ pub(super) fn to_rgb(data: &mut [u8], pixels: usize, color: ColorType) {
         ColorType::Rgba16 => {
             repack(data, pixels, |[a, b, c, d, e, f, _, _]| [half(a, b), half(c, d), half(e, f)]);
         }
-        ColorType::Rgb32F => repack(data, pixels, |pixel: [u8; 12]| float(&pixel)),
-        _ => repack(data, pixels, |pixel: [u8; 16]| float(&pixel)),
+        // RGB already; floats, which TIFF alone has, are refused.
+        _ => {}
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-fn float(pixel: &[u8]) -> [u8; 3] {
-    let (channels, _) = pixel.as_chunks();
-    let byte = |i: usize| {
-        let value = f32::from_ne_bytes(channels[i]);
-        // As `image` has it: what is no number is white.
-        let value = if value < 1.0 { value.max(0.0) } else { 1.0 };
-        (value * 255.0).round() as u8
-    };
-    [byte(0), byte(1), byte(2)]
 }
 
 /// Makes pixels of N bytes such of three. Those that grow are moved from the last to the first, so
@@ -74,10 +61,6 @@ mod tests {
     #[test]
     fn pixels_of_every_kind_become_rgb_where_they_are_as_with_a_copy() {
         let bytes = |size: usize| (0..=u8::MAX).chain(3..=200).cycle().take(PIXELS * size);
-        let floats = |count: usize| {
-            let odd = [f32::NAN, -1.0, 0.0, 1.0, 1.5, f32::INFINITY, 0.5, 127.5 / 255.0];
-            (0..PIXELS * count).map(move |i| if i < 8 { odd[i] } else { i as f32 / 250_000.0 })
-        };
         macro_rules! check {
             ($color:ident, $variant:ident, $samples:expr) => {
                 let samples: Vec<_> = $samples;
@@ -91,8 +74,6 @@ mod tests {
         check!(La8, ImageLumaA8, bytes(2).collect());
         check!(Rgb8, ImageRgb8, bytes(3).collect());
         check!(Rgba8, ImageRgba8, bytes(4).collect());
-        check!(Rgb32F, ImageRgb32F, floats(3).collect());
-        check!(Rgba32F, ImageRgba32F, floats(4).collect());
     }
 
     #[test]

@@ -102,34 +102,69 @@ pub(crate) fn without_secrets_within(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Hides the values of parameters that give access, in the query and in the fragment.
+/// Hides the values of parameters that give access, in the query and in the fragment. A name may
+/// stand behind a `?` or `;` too, as some write them; a value ends at neither.
 fn without_access(uri: &str) -> Cow<'_, str> {
     let Some(start) = uri.find(['?', '#']) else { return uri.into() };
     let (path, parameters) = uri.split_at(start);
-    let parameter = |parameter: &str| {
-        let end = parameter.trim_end_matches(['?', '&', '#']).len();
-        match parameter[..end].split_once('=') {
+    let (mut shown, mut is_hidden) = (path.to_owned(), false);
+    for part in parameters.split_inclusive(['?', '&', ';', '#']) {
+        let text = part.trim_end_matches(['?', '&', ';', '#']);
+        let end = &part[text.len()..];
+        match text.split_once('=') {
+            _ if is_hidden => {}
             Some((name, _)) if gives_access(name) => {
-                format!("{name}=REDACTED{}", &parameter[end..])
+                shown.extend([name, "=REDACTED"]);
+                is_hidden = true;
             }
-            _ => parameter.to_owned(),
+            _ => shown += text,
         }
-    };
-    let shown: String = parameters.split_inclusive(['?', '&', '#']).map(parameter).collect();
-    format!("{path}{shown}").into()
+        is_hidden &= !end.ends_with(['&', '#']);
+        if !is_hidden {
+            shown += end;
+        }
+    }
+    shown.into()
 }
 
-/// Whether a parameter of this name is a signature, a token or the like.
+/// Whether a parameter of this name is a signature, a token or the like: one too many is hidden
+/// rather than one too few.
 fn gives_access(name: &str) -> bool {
-    const PARTS: [&str; 7] =
-        ["signature", "credential", "secret", "password", "passwd", "apikey", "accesskey"];
-    const NAMES: [&str; 9] =
-        ["sig", "key", "pwd", "pass", "policy", "keypairid", "auth", "authorization", "jwt"];
+    const PARTS: [&str; 12] = [
+        "signature",
+        "credential",
+        "secret",
+        "password",
+        "passwd",
+        "passphrase",
+        "apikey",
+        "accesskey",
+        "authkey",
+        "session",
+        "hmac",
+        "ticket",
+    ];
+    const ENDS: [&str; 8] = ["token", "key", "sig", "auth", "pass", "pwd", "sid", "jwt"];
+    // The short ones are those of Alibaba, CloudFront, Akamai, Discord and Facebook.
+    const NAMES: [&str; 12] = [
+        "sign",
+        "policy",
+        "keypairid",
+        "authorization",
+        "cred",
+        "creds",
+        "hdnea",
+        "hdnts",
+        "hdntl",
+        "gda",
+        "hm",
+        "oh",
+    ];
     let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let name = name.to_ascii_lowercase();
     NAMES.contains(&name.as_str())
-        || name.ends_with("token")
+        || ENDS.iter().any(|end| name.ends_with(end))
         || PARTS.iter().any(|part| name.contains(part))
 }
 
@@ -158,6 +193,23 @@ mod tests {
             (
                 "http://h/?author=a&tokens=9&authToken=c",
                 "http://h/?author=a&tokens=9&authToken=REDACTED",
+            ),
+            // A value goes on behind what is no end of it.
+            ("http://h/?token=a?b;c&d=e", "http://h/?token=REDACTED&d=e"),
+            ("http://h/?a=1;token=b;c=2&d=3#e", "http://h/?a=1;token=REDACTED&d=3#e"),
+            ("http://h/?a=1?token=b#c", "http://h/?a=1?token=REDACTED#c"),
+            ("http://h/#/?token=a&b=c", "http://h/#/?token=REDACTED&b=c"),
+            (
+                "http://h/?auth_key=a&hdnea=b&hm=c&oh=d&sign=e&hmac=f&privatekey=g",
+                "http://h/?auth_key=REDACTED&hdnea=REDACTED&hm=REDACTED&oh=REDACTED&sign=REDACTED&hmac=REDACTED&privatekey=REDACTED",
+            ),
+            (
+                "http://h/?passphrase=a&session_id=b&ticket=c&sid=d&PHPSESSID=e",
+                "http://h/?passphrase=REDACTED&session_id=REDACTED&ticket=REDACTED&sid=REDACTED&PHPSESSID=REDACTED",
+            ),
+            (
+                "http://h/?size=1&page=2&keyword=x&design=y&w=3&side=l&ex=4&is=5",
+                "http://h/?size=1&page=2&keyword=x&design=y&w=3&side=l&ex=4&is=5",
             ),
             ("http:///user:secret@host/x", "http://host/x"),
             ("http://h/#access_token=a&b=c", "http://h/#access_token=REDACTED&b=c"),

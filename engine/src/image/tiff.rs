@@ -1,0 +1,280 @@
+//! TIFF as Pillow reads it: turned as its tag says, the bits of its bytes in the order that it tells,
+//! CMYK and colours that are stored times their alpha in Pillow's arithmetic. What would come out
+//! otherwise is refused.
+
+use std::{
+    borrow::Cow,
+    io::{BufRead, Cursor, Seek},
+    ops::Range,
+};
+
+use image::{
+    ColorType, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageResult, Limits,
+    codecs::tiff::TiffDecoder,
+    error::{UnsupportedError, UnsupportedErrorKind},
+    metadata::Orientation,
+};
+use tiff::{
+    TiffResult,
+    decoder::{Decoder, DecodingResult},
+    tags::Tag,
+};
+
+use super::{
+    decode::{Source, corrupt},
+    memory::Inner,
+};
+use crate::Stop;
+
+/// What becomes of samples beside what `image` makes of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Samples {
+    AsStored,
+    Cmyk,
+    /// Colours times their alpha.
+    Associated,
+}
+
+/// A TIFF file whose tags have been read.
+pub(super) struct Tiff<'a> {
+    file: &'a [u8],
+    stop: &'a Stop,
+    size: (u32, u32),
+    color: ColorType,
+    turn: Orientation,
+    samples: Samples,
+    /// Where bytes are whose first bit is the lowest.
+    reversed: Vec<Range<usize>>,
+    limits: Limits,
+}
+
+impl<'a> Tiff<'a> {
+    pub(super) fn new(file: &'a [u8], stop: &'a Stop) -> ImageResult<Self> {
+        let source = || Source { bytes: Cursor::new(file), stop };
+        let decoder = TiffDecoder::new(source())?;
+        let color = decoder.color_type();
+        let tags = Tags::read(source()).map_err(|error| corrupt(ImageFormat::Tiff, error))?;
+        let samples = match (decoder.original_color_type(), color) {
+            (ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16, _) => Samples::Cmyk,
+            (_, ColorType::Rgba8 | ColorType::Rgba16) if tags.is_associated => Samples::Associated,
+            _ => Samples::AsStored,
+        };
+        tags.refuse_others(color, samples)?;
+        Ok(Self {
+            file,
+            stop,
+            size: decoder.dimensions(),
+            color,
+            turn: tags.turn,
+            samples,
+            reversed: tags.reversed,
+            limits: Limits::no_limits(),
+        })
+    }
+
+    /// What decoding takes: a strip of another decoder is read into a buffer, and that is copied to
+    /// the output. CMYK takes a third more.
+    pub(super) fn inner(&self) -> Inner {
+        let output = Inner::pixels(self.size) * u64::from(self.color.bytes_per_pixel());
+        let copies = if self.reversed.is_empty() { 1 } else { 2 };
+        Inner::rows(self.size, 64).and(self.file.len() as u64 * copies + output * 3)
+    }
+
+    /// The file with the first bit of each byte the highest.
+    fn in_order(&self) -> Cow<'a, [u8]> {
+        let mut file = Cow::from(self.file);
+        for range in &self.reversed {
+            if let Some(from) = self.file.get(range.clone()) {
+                let to = &mut file.to_mut()[range.clone()];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from.reverse_bits());
+            }
+        }
+        file
+    }
+
+    fn read_cmyk(&self, source: impl BufRead + Seek, pixels: &mut [u8]) -> ImageResult<()> {
+        let most =
+            self.limits.max_alloc.map_or(usize::MAX, |most| most.try_into().unwrap_or(usize::MAX));
+        let mut limits = tiff::decoder::Limits::default();
+        limits.decoding_buffer_size = most;
+        limits.intermediate_buffer_size = most;
+        limits.ifd_value_size = most;
+        let decoded = Decoder::new(source).and_then(|tiff| tiff.with_limits(limits).read_image());
+        let bytes = match decoded.map_err(|error| corrupt(ImageFormat::Tiff, error))? {
+            DecodingResult::U8(bytes) => bytes,
+            // Of 16 bits the upper, as Pillow has it.
+            DecodingResult::U16(words) => words.iter().map(|word| word.to_be_bytes()[0]).collect(),
+            _ => return Err(unsupported("CMYK of other samples")),
+        };
+        let wide = usize::from(self.color.bytes_per_pixel()) / 3;
+        let (found, _) = bytes.as_chunks::<4>();
+        let wanted = pixels.chunks_exact_mut(3 * wide);
+        if found.len() != wanted.len() {
+            return Err(corrupt(ImageFormat::Tiff, "samples that are missing"));
+        }
+        for (pixel, inks) in wanted.zip(found) {
+            for (sample, value) in pixel.chunks_exact_mut(wide).zip(of_inks(*inks)) {
+                // Of 16 bits `to_rgb` keeps the upper.
+                sample.fill(value);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ImageDecoder for Tiff<'_> {
+    fn dimensions(&self) -> (u32, u32) {
+        self.size
+    }
+
+    fn color_type(&self) -> ColorType {
+        self.color
+    }
+
+    fn orientation(&mut self) -> ImageResult<Orientation> {
+        Ok(self.turn)
+    }
+
+    fn set_limits(&mut self, limits: Limits) -> ImageResult<()> {
+        self.limits = limits;
+        Ok(())
+    }
+
+    fn read_image(self, pixels: &mut [u8]) -> ImageResult<()> {
+        let file = self.in_order();
+        let source = Source { bytes: Cursor::new(&*file), stop: self.stop };
+        if self.samples == Samples::Cmyk {
+            return self.read_cmyk(source, pixels);
+        }
+        let mut decoder = TiffDecoder::new(source)?;
+        decoder.set_limits(self.limits.clone())?;
+        decoder.read_image(pixels)?;
+        match (self.samples, self.color) {
+            (Samples::Associated, ColorType::Rgba8) => {
+                for pixel in pixels.as_chunks_mut().0 {
+                    *pixel = without_alpha(*pixel);
+                }
+            }
+            (Samples::Associated, _) => {
+                for pixel in pixels.as_chunks_mut::<8>().0 {
+                    let upper =
+                        |at: usize| u16::from_ne_bytes([pixel[at], pixel[at + 1]]).to_be_bytes()[0];
+                    let plain = without_alpha([upper(0), upper(2), upper(4), upper(6)]);
+                    // Of 16 bits `to_rgb` keeps the upper.
+                    *pixel =
+                        plain.map(|value| [value; 2]).as_flattened().try_into().expect("eight");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
+        (*self).read_image(pixels)
+    }
+}
+
+/// What `image` does not ask for.
+struct Tags {
+    compression: u16,
+    predictor: u16,
+    is_planar: bool,
+    /// Whether the first sample beside the colours is an alpha that they are multiplied by.
+    is_associated: bool,
+    turn: Orientation,
+    fill_order: u16,
+    bits: u16,
+    extra: usize,
+    reversed: Vec<Range<usize>>,
+}
+
+impl Tags {
+    fn read(source: impl BufRead + Seek) -> TiffResult<Self> {
+        let mut file = Decoder::new(source)?;
+        // All of them are 1 where they are not told.
+        let mut one = |tag: Tag| {
+            let all: Option<Vec<u16>> = file.find_tag_unsigned_vec(tag)?;
+            TiffResult::Ok(all.and_then(|all| all.first().copied()).unwrap_or(1))
+        };
+        let (compression, predictor) = (one(Tag::Compression)?, one(Tag::Predictor)?);
+        let (planes, bits) = (one(Tag::PlanarConfiguration)?, one(Tag::BitsPerSample)?);
+        let fill_order = one(Tag::FillOrder)?;
+        // One that cannot be read turns nothing.
+        let turn = one(Tag::Orientation).ok().and_then(|turn| u8::try_from(turn).ok());
+        let extra: Vec<u16> = file.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
+        let mut reversed = Vec::new();
+        if fill_order == 2 {
+            for (starts, lengths) in
+                [(Tag::StripOffsets, Tag::StripByteCounts), (Tag::TileOffsets, Tag::TileByteCounts)]
+            {
+                let mut all = |tag| {
+                    TiffResult::Ok(file.find_tag_unsigned_vec::<usize>(tag)?.unwrap_or_default())
+                };
+                let parts = all(starts)?.into_iter().zip(all(lengths)?);
+                reversed.extend(parts.map(|(start, length)| start..start.saturating_add(length)));
+            }
+        }
+        Ok(Self {
+            compression,
+            predictor,
+            is_planar: planes == 2,
+            is_associated: extra.first() == Some(&1),
+            turn: turn.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),
+            fill_order,
+            bits,
+            extra: extra.len(),
+            reversed,
+        })
+    }
+
+    /// Refuses what Pillow does not read, or `image` would read otherwise.
+    fn refuse_others(&self, color: ColorType, samples: Samples) -> ImageResult<()> {
+        const LZW_AND_DEFLATE: [u16; 3] = [5, 8, 32946];
+        let is_plain_byte = matches!(color, ColorType::L8 | ColorType::Rgb8)
+            && matches!(self.bits, 1 | 8)
+            && self.extra == 0
+            && samples == Samples::AsStored;
+        let refused = [
+            (matches!(self.compression, 6 | 7), "JPEG inside"),
+            (
+                self.predictor != 1 && !LZW_AND_DEFLATE.contains(&self.compression),
+                "a predictor without LZW or Deflate",
+            ),
+            (self.is_planar && samples == Samples::Cmyk, "CMYK in planes"),
+            (
+                self.fill_order != 1 && !(self.fill_order == 2 && is_plain_byte),
+                "the lowest bit first in such samples",
+            ),
+            (matches!(color, ColorType::Rgb32F | ColorType::Rgba32F), "samples of 32 bits"),
+        ];
+        match refused.iter().find(|(is_so, _)| *is_so) {
+            Some((_, what)) => Err(unsupported(what)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unsupported(what: &str) -> ImageError {
+    let kind = UnsupportedErrorKind::GenericFeature(what.to_owned());
+    ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Tiff.into(), kind))
+}
+
+/// Cyan, magenta, yellow and black as Pillow's `convert` has them in RGB.
+fn of_inks([c, m, y, k]: [u8; 4]) -> [u8; 3] {
+    let light = 255 - u16::from(k);
+    [c, m, y].map(|ink| {
+        let product = u32::from(ink) * u32::from(light) + 128;
+        let ink = ((product >> 8) + product) >> 8;
+        u8::try_from(u32::from(light).saturating_sub(ink)).unwrap_or(u8::MAX)
+    })
+}
+
+/// A colour that was stored times its alpha, as Pillow divides it.
+fn without_alpha([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
+    let plain = |value: u8| match alpha {
+        0 => 0,
+        _ => u8::try_from(u16::from(value) * 255 / u16::from(alpha)).unwrap_or(u8::MAX),
+    };
+    [plain(r), plain(g), plain(b), alpha]
+}
