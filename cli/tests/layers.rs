@@ -7,21 +7,22 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     ("agree", &["asked", "draw", "load", "source"]),
-    ("ask", &[]),
+    ("ask", &["limits"]),
     ("asked", &["ask", "source"]),
-    ("bench", &["load"]),
+    ("bench", &["limits", "load"]),
     ("convert", &["formats"]),
     ("doctor", &["load"]),
-    ("draw", &[]),
-    ("formats", &["draw"]),
-    ("label", &["ask", "formats", "load", "source"]),
-    ("load", &[]),
+    ("draw", &["servers"]),
+    ("formats", &["draw", "limits"]),
+    ("label", &["ask", "formats", "limits", "load", "servers", "source"]),
+    ("limits", &[]),
+    ("load", &["limits"]),
     ("merge", &[]),
     ("prove", &["load"]),
     ("pull", &[]),
-    ("run", &["ask", "load"]),
+    ("run", &["ask", "limits", "load"]),
     ("servers", &[]),
     ("source", &[]),
     ("top", &["servers"]),
