@@ -2,7 +2,7 @@
 
     python tools/neighbour.py [SECTION ...] [--server PATH] [--module PATH] [--rounds N] [--json FILE]
 
-Sections: idle, load, stall, growth, speed, tenants; all of them, if none is named.
+Sections: idle, load, stall, growth, speed, tenants, backlog; all of them, if none is named.
 Every figure stands beside one of a server without the module, measured in the same run, in turns;
 figures are medians of the rounds. Prints Markdown tables. A section that cannot run says NOT RUN,
 and the exit status is 1; a goal that is missed changes no status.
@@ -748,8 +748,72 @@ def tenants(lab: Lab) -> list[Table]:
     return [table]
 
 
+def celery_message(name: str, task: str) -> bytes:
+    """A message as a client of Celery sends it, for a picture that is no longer there."""
+    body = base64.b64encode(json.dumps([["data:,", "<CAPTION>"], {}, {}]).encode()).decode()
+    return json.dumps({
+        "body": body, "content-encoding": "utf-8", "content-type": "application/json",
+        "headers": {"lang": "py", "task": task, "id": name, "root_id": name, "retries": 0},
+        "properties": {"correlation_id": name, "delivery_mode": 2, "delivery_tag": name, "priority": 0,
+                       "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": "celery"}},
+    }).encode()
+
+
+def until_left(server: Server, count: int) -> None:
+    """Waits until so many messages have been looked at and left."""
+    deadline = time.monotonic() + 300
+    while server.redis.info("florence")["florence_celery_left"] < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the messages are not looked at")
+        time.sleep(0.05)
+
+
+def backlog(lab: Lab, counts: tuple[int, ...] = (50_000, 200_000), ours: int = 50) -> list[Table]:
+    """PING beside a list of Celery in which another task's messages wait, and ours behind them."""
+    runs: dict[tuple[int, str], list[tuple[float, list[float]]]] = {}
+    options = ("--florence.celery-queues", "celery:tasks.ours")
+
+    def timed_part(server: Server, name: tuple[int, str], part: Callable[[], None]) -> None:
+        with Prober(server.port) as prober:
+            prober.connected.wait(10)
+            start = time.monotonic()
+            part()
+            seconds = time.monotonic() - start
+        runs.setdefault(name, []).append((seconds, prober.milliseconds()))
+
+    def push(server: Server, name: str, task: str, count: int) -> None:
+        for first in range(0, count, 1000):
+            last = min(first + 1000, count)
+            server.redis.lpush("celery", *[celery_message(f"{name}-{n}", task) for n in range(first, last)])
+
+    def answered(server: Server, name: str) -> None:
+        push(server, name, "tasks.ours", ours)
+        while not server.redis.exists(f"celery-task-meta-{name}-{ours - 1}"):
+            time.sleep(0.02)
+
+    def theirs(server: Server, count: int) -> None:
+        push(server, "first", "tasks.theirs", count)
+        until_left(server, count)
+
+    for _ in range(lab.rounds or 1):
+        for count in counts:
+            with lab.plain() as server:
+                come = (count, "theirs come to a server without the module")
+                timed_part(server, come, lambda: push(server, "first", "tasks.theirs", count))
+            with lab.ours(options=options) as server:
+                timed_part(server, (count, "theirs come and are looked at"), lambda: theirs(server, count))
+                timed_part(server, (count, f"{ours} of ours behind them"), lambda: answered(server, "behind"))
+    table = Table("A list of Celery with messages of another task: seconds of each part, and PING meanwhile, ms",
+                  ["theirs", "part", "s", "PING p50", "p99", "most"])
+    for (count, name), of in runs.items():
+        seconds, pings = median(run[0] for run in of), [ms for run in of for ms in run[1]]
+        table.rows.append([f"{count:,}", name, seconds, median(pings), p99(pings), max(pings)])
+    return [table]
+
+
 SECTIONS: dict[str, Callable[[Lab], list[Table]]] = {
-    "idle": idle, "load": load, "stall": stall, "growth": growth, "speed": speed, "tenants": tenants}
+    "idle": idle, "load": load, "stall": stall, "growth": growth, "speed": speed, "tenants": tenants,
+    "backlog": backlog}
 
 
 def interrupt(number: int, _frame: object) -> None:
