@@ -200,6 +200,10 @@ fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     }
     let (_directory, output) = converted("{}\n", &["--format", "coco"]);
     assert!(text(&output.stderr).contains("labels.jsonl:1: not a line of labels"));
+    let torn = boxes("a.png", &found) + &boxes("b.png", &found)[..40];
+    let (_directory, output) = converted(&torn, &["--format", "coco"]);
+    succeeds(&output);
+    assert!(text(&output.stderr).contains("labels.jsonl:2: the last line is torn"));
     let (_directory, output) = converted(&twice, &["--format", "captions"]);
     assert!(text(&output.stderr).contains("no answer is a text"));
     let (_directory, output) = converted(&twice, &["--format", "nothing"]);

@@ -294,10 +294,21 @@ impl Lines {
             return Ok(None);
         }
         self.offset += length as u64;
-        let line = serde_json::from_slice(&text).with_context(|| {
-            format!("{}:{}: not a line of labels", self.path.display(), self.number)
-        })?;
-        Ok(Some((offset, line)))
+        match serde_json::from_slice(&text) {
+            Ok(line) => Ok(Some((offset, line))),
+            // A run that was killed, or a full disk, has torn it off; `label --resume` cuts it off.
+            Err(_) if !text.ends_with(b"\n") => {
+                eprintln!(
+                    "{}:{}: the last line is torn, and left out",
+                    self.path.display(),
+                    self.number
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(|| {
+                format!("{}:{}: not a line of labels", self.path.display(), self.number)
+            }),
+        }
     }
 
     fn at(&mut self, offset: u64) -> anyhow::Result<Option<(u64, Line)>> {

@@ -65,6 +65,7 @@ fn all(
         "nothing was found, and a data set has classes: name them with --classes"
     );
     std::fs::create_dir_all(folder.join("images"))?;
+    let mut elsewhere = 0;
     pictures.each(|picture| {
         let path = folder.join("labels").join(place(picture, "txt"));
         let mut text = String::new();
@@ -75,9 +76,14 @@ fn all(
         let file = Path::new(&picture.file);
         if file.is_file() {
             to.link(file, &folder.join("images").join(place(picture, "")))?;
+        } else {
+            elsewhere += 1;
         }
         Ok(())
     })?;
+    if elsewhere > 0 {
+        eprintln!("{elsewhere} pictures are no files here: images/ has no links to them");
+    }
     let root = serde_json::to_string(&absolute(folder)?.display().to_string())?;
     // A string in JSON is one in YAML.
     let mut data = format!("path: {root}\ntrain: images\nval: images\nnames:\n");
