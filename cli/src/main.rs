@@ -82,15 +82,13 @@ enum Command {
     Doctor(doctor::Args),
 }
 
-/// Writes a line of an answer. To `head`, which has seen enough, nothing is left to say: the status is
-/// that of a program which the signal of a closed pipe ends.
+/// Writes a line of an answer. To `head`, which has seen enough, nothing is left to say.
 #[expect(clippy::exit, reason = "nobody is there to hear of it")]
 fn print(text: fmt::Arguments<'_>) {
-    const CLOSED_PIPE: i32 = 128 + 13;
     let mut out = stdout();
     let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) else { return };
     if error.kind() == ErrorKind::BrokenPipe {
-        exit(CLOSED_PIPE);
+        exit(0);
     }
     eprintln!("Error: cannot write to standard output: {error}");
     exit(1);
