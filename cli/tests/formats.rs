@@ -277,6 +277,9 @@ fn what_is_there_stays_unless_it_may_be_written_over() {
     assert_ne!(std::fs::read_to_string(path("labels/a.txt")).unwrap(), "0 0.5 0.5 1 1\n");
     // What says the same may be there.
     succeeds(&convert(&directory, &["--format", "yolo=."]));
+    for _ in 0..2 {
+        succeeds(&convert(&directory, &["--format", "yolo=one", "--format", "yolo-seg=two"]));
+    }
     let is_whole = || {
         std::fs::read(path("images/a.png")).unwrap()
             == std::fs::read(picture("shapes.png")).unwrap()

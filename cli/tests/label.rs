@@ -375,7 +375,10 @@ fn no_output_destroys_another() {
     }
     let errors = lines(&path("errors.jsonl"));
     let outs: Vec<&str> = errors.iter().map(|line| line["out"].as_str().unwrap()).collect();
-    assert_eq!(outs, ["b.jsonl", "a.jsonl"]);
+    assert!(
+        outs.len() == 2 && outs[0].ends_with("/b.jsonl") && outs[1].ends_with("/a.jsonl"),
+        "{outs:?}"
+    );
     let silent = [&args[..], &["--overwrite", "--errors", "/dev/null"]].concat();
     refused(&silent, "a.jsonl", "1 of 4 pictures have no answer");
     assert!(!Path::new("/dev/null").is_file());

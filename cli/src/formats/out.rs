@@ -40,7 +40,7 @@ impl<'a> Out<'a> {
         path: &Path,
         write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        self.take(path)?;
+        self.take(path, place)?;
         // A link stays one.
         let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         self.written(path, write).with_context(|| format!("cannot write {}", path.display()))
@@ -73,7 +73,8 @@ impl<'a> Out<'a> {
 
     /// Links to a picture, unless it is there itself.
     pub(super) fn link(&self, picture: &Path, link: &Path) -> anyhow::Result<()> {
-        self.take(link)?;
+        // The place of the link, not of what it leads to.
+        self.take(link, spot)?;
         let in_words = || format!("cannot link {}", link.display());
         let target = absolute(picture).with_context(in_words)?;
         match link.symlink_metadata() {
@@ -91,7 +92,7 @@ impl<'a> Out<'a> {
     }
 
     /// Takes a name, which nothing else may have, and makes its folder.
-    fn take(&self, path: &Path) -> anyhow::Result<()> {
+    fn take(&self, path: &Path, place: fn(&Path) -> PathBuf) -> anyhow::Result<()> {
         let folder = folder_of(path);
         let made = std::fs::create_dir_all(folder);
         made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -144,9 +145,11 @@ fn folder_of(path: &Path) -> &Path {
 
 /// A path by which files that are yet to be written are told apart.
 pub(crate) fn place(path: &Path) -> PathBuf {
-    if let Ok(path) = path.canonicalize() {
-        return path;
-    }
+    path.canonicalize().unwrap_or_else(|_| spot(path))
+}
+
+/// The same, of a link itself.
+fn spot(path: &Path) -> PathBuf {
     let folder = folder_of(path);
     let folder = folder.canonicalize().or_else(|_| absolute(folder)).unwrap_or_default();
     folder.join(path.file_name().unwrap_or_default())

@@ -81,7 +81,9 @@ impl Names {
         for entry in entries.with_context(in_words)? {
             let name = entry.with_context(in_words)?.file_name();
             if let Some(shard) = self.number(&name.to_string_lossy()) {
-                there.insert(shard, self.out.with_file_name(name));
+                let closed = self.shard(shard);
+                let path = self.out.with_file_name(name);
+                there.insert(shard, if closed.exists() { closed } else { path });
             }
         }
         Ok(there)
@@ -132,7 +134,10 @@ impl Journal {
     }
 
     fn begin(names: Names, shard: u32) -> anyhow::Result<Self> {
-        let file = locked(&names.open(shard))?;
+        let path = names.open(shard);
+        let file = locked(&path)?;
+        // One that was begun and left before.
+        file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { names, file, length: 0, shard, lines: 0 })
     }
 
@@ -141,21 +146,20 @@ impl Journal {
         there: &BTreeMap<u32, PathBuf>,
         each: &mut dyn FnMut(Mark, Line),
     ) -> anyhow::Result<Self> {
-        let mut last = None;
+        let Some(&shard) = there.keys().next_back() else { return Self::begin(names, 0) };
+        let is_closed = names.most.is_some() && names.shard(shard).exists();
+        // Before it is read: another run may be adding to it.
+        let held = if is_closed { None } else { Some(locked(&names.open(shard))?) };
+        let mut last = (0, 0);
         for (expected, (&shard, path)) in (0..).zip(there) {
             if shard != expected {
                 let missing = names.shard(expected);
                 bail!("{} is not there, and --resume reads all of an output", missing.display());
             }
-            let (length, lines) = read(path, shard, each)?;
-            last = Some((shard, length, lines));
+            last = read(path, shard, each)?;
         }
-        let Some((shard, length, lines)) = last else { return Self::begin(names, 0) };
-        let open = names.open(shard);
-        if names.most.is_some() && names.shard(shard).exists() {
-            return Self::begin(names, shard + 1);
-        }
-        let mut file = locked(&open)?;
+        let Some(mut file) = held else { return Self::begin(names, shard + 1) };
+        let ((length, lines), open) = (last, names.open(shard));
         file.set_len(length).with_context(|| format!("cannot write {}", open.display()))?;
         file.seek(SeekFrom::End(0))?;
         Ok(Self { names, file, length, shard, lines })

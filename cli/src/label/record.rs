@@ -2,13 +2,14 @@
 
 use std::{
     fmt::Write as _,
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::{Path, PathBuf, absolute},
 };
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use super::{
     flow::{Answers, End, Part, Ticket},
@@ -29,7 +30,7 @@ pub(super) struct Errors {
 impl Errors {
     /// Begins anew; the lines of other outputs stay.
     pub(super) fn new(path: &Path, out: &Path) -> anyhow::Result<Self> {
-        let out = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let out = absolute(out).unwrap_or_else(|_| out.to_owned()).display().to_string();
         let errors = Self { path: path.to_owned(), out, file: None };
         errors.forget().with_context(|| errors.in_words())?;
         Ok(errors)
@@ -40,16 +41,29 @@ impl Errors {
         if !self.path.is_file() {
             return Ok(());
         }
+        let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            // Another run is adding to it.
+            return Ok(());
+        }
         let there = std::fs::read(&self.path)?;
         let is_ours = |line: &[u8]| {
-            serde_json::from_slice(line).is_ok_and(|line: Value| line["out"] == self.out)
+            // Earlier versions did not tell the output.
+            let is = |line: &Value| line["out"] == self.out || line["out"].is_null();
+            serde_json::from_slice(line)
+                .is_ok_and(|line: Value| line["error"].is_string() && is(&line))
         };
         let lines = || there.split_inclusive(|byte| *byte == b'\n');
         let others: Vec<&[u8]> = lines().filter(|line| !is_ours(line)).collect();
         if others.is_empty() {
             std::fs::remove_file(&self.path)
         } else if others.len() < lines().count() {
-            std::fs::write(&self.path, others.concat())
+            let folder = self.path.parent().filter(|it| !it.as_os_str().is_empty());
+            let mut part = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+            part.write_all(&others.concat())?;
+            std::fs::set_permissions(part.path(), file.metadata()?.permissions())?;
+            part.persist(&self.path)?;
+            Ok(())
         } else {
             Ok(())
         }
@@ -62,7 +76,10 @@ impl Errors {
     fn add(&mut self, name: &str, reason: &str) -> anyhow::Result<()> {
         if self.file.is_none() {
             let file = OpenOptions::new().append(true).create(true).open(&self.path);
-            self.file = Some(file.with_context(|| self.in_words())?);
+            let file = file.with_context(|| self.in_words())?;
+            // Where there are no locks, runs that share the file must not begin anew.
+            let _ = file.try_lock_shared();
+            self.file = Some(file);
         }
         let line = format!("{}\n", json!({ "file": name, "error": reason, "out": self.out }));
         let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(line.as_bytes()));

@@ -177,7 +177,7 @@ fn separated(
     let unclosed = iter::once_with(move || {
         let (shown, line) = (end.0, end.1.load(Relaxed));
         let reason = "the quotation mark is not closed, so what follows it was not read";
-        (line > 0).then(|| Err(Unlisted::new(&format!("{shown}:{line}"), &reason)))
+        (has_quotes && line > 0).then(|| Err(Unlisted::new(&format!("{shown}:{line}"), &reason)))
     });
     Box::new(rows.chain(unclosed.flatten()))
 }
@@ -314,8 +314,8 @@ mod tests {
         let unclosed = listed("b.csv", b"image,text\na.png,\"x\n\"\"y\"\nb.png,\"z\nc.png,1\n");
         let told = "b.csv:4: the quotation mark is not closed, so what follows it was not read";
         assert_eq!(unclosed, ["a.png", "b.png", told]);
-        let tabs = b"image\ttext\na.png\t\"Stop\" said he\nb.png\t\"a start\n\"c, \"\"d.png\"\tx\n";
-        assert_eq!(listed("a.tsv", tabs), ["a.png", "b.png", "c, \"d.png"]);
+        let tabs = b"image\ttext\na.png\t\"Stop\" said he\nb.png\t\"a start\n\"c, \"\"d.png\"\tx\ne.png\t\"\n";
+        assert_eq!(listed("a.tsv", tabs), ["a.png", "b.png", "c, \"d.png", "e.png"]);
         let names = listed("a.txt", b"\xef\xbb\xbfa.png\r\n\xff.png\nb.png");
         assert_eq!((names[0].as_str(), names[2].as_str()), ("a.png", "b.png"));
         assert!(names[1].starts_with("a.txt:2: cannot read it: "), "{}", names[1]);

@@ -106,8 +106,8 @@ async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> any
     }
 }
 
-/// Answers whoever connects. A client has to say soon what it wants: those that do not would keep
-/// others out.
+/// Answers whoever connects. The head of a request has to come soon: clients that send none would
+/// keep others out.
 async fn answer(listener: TcpListener, router: Router) {
     const PATIENCE: Duration = Duration::from_secs(10);
     /// After which there may be room for a connection again.

@@ -142,8 +142,9 @@ fn rows((width, height): (u32, u32), is_interlaced: bool) -> usize {
     PASSES.into_iter().map(rows).sum()
 }
 
-/// Bytes that texts and the unpacked colour profile may take, and the EXIF behind the rows; none if a checksum before the first
-/// row is wrong, or a palette that is looked up ends within a colour, at which the decoder panics.
+/// Bytes that texts and the unpacked colour profile may take, and the EXIF behind the rows; none if a
+/// checksum before the first row is wrong, or a palette that is looked up ends within a colour, at
+/// which the decoder panics.
 fn read_chunks(file: &[u8]) -> Option<(u64, Option<&[u8]>)> {
     // Deflate makes at most 1032 bytes of one; a vector that grows has up to twice its content.
     const UNPACKED: u64 = 1032;

@@ -84,9 +84,9 @@ impl<'a> Tiff<'a> {
     fn in_order(&self) -> Cow<'a, [u8]> {
         let mut file = Cow::from(self.file);
         for range in &self.reversed {
-            if let Some(from) = self.file.get(range.clone()) {
-                let to = &mut file.to_mut()[range.clone()];
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = from.reverse_bits());
+            let end = range.end.min(self.file.len());
+            if let Some(bytes) = file.to_mut().get_mut(range.start..end) {
+                bytes.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
             }
         }
         file
@@ -224,7 +224,7 @@ impl Tags {
             fill_order,
             bits,
             extra: extra.len(),
-            reversed,
+            reversed: apart(reversed),
         })
     }
 
@@ -255,6 +255,19 @@ impl Tags {
     }
 }
 
+/// Ranges that do not overlap, of the same bytes: a file may name one byte ever so often.
+fn apart(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut apart: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match apart.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => apart.push(range),
+        }
+    }
+    apart
+}
+
 fn unsupported(what: &str) -> ImageError {
     let kind = UnsupportedErrorKind::GenericFeature(what.to_owned());
     ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Tiff.into(), kind))
@@ -277,4 +290,15 @@ fn without_alpha([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
         _ => u8::try_from(u16::from(value) * 255 / u16::from(alpha)).unwrap_or(u8::MAX),
     };
     [plain(r), plain(g), plain(b), alpha]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_named_often_are_turned_once() {
+        let ranges = vec![5..9, 0..2, 7..12, 2..4, 20..usize::MAX, 0..1];
+        assert_eq!(apart(ranges), [0..4, 5..12, 20..usize::MAX]);
+    }
 }

@@ -69,7 +69,8 @@ pub(crate) fn bytes(ctx: &Context, command: &str, args: &[&[u8]]) -> Option<Vec<
 /// Whether two keys are in one slot, so that one node has both; they are where there is no cluster.
 pub(crate) fn share_slot(ctx: &Context, one: &[u8], other: &[u8]) -> bool {
     let slot = |key| integer(ctx, "CLUSTER", &[b"KEYSLOT", key]).ok().flatten();
-    !ctx.get_flags().contains(ContextFlags::CLUSTER) || slot(one) == slot(other)
+    !ctx.get_flags().contains(ContextFlags::CLUSTER)
+        || slot(one).is_some_and(|slot_of_one| slot(other) == Some(slot_of_one))
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ fn without_access(uri: &str) -> Cow<'_, str> {
 /// Whether a parameter of this name is a signature, a token or the like: one too many is hidden
 /// rather than one too few.
 fn gives_access(name: &str) -> bool {
-    const PARTS: [&str; 12] = [
+    const PARTS: [&str; 14] = [
         "signature",
         "credential",
         "secret",
@@ -140,11 +140,15 @@ fn gives_access(name: &str) -> bool {
         "apikey",
         "accesskey",
         "authkey",
+        "privatekey",
+        "sharedkey",
         "session",
         "hmac",
         "ticket",
     ];
-    const ENDS: [&str; 8] = ["token", "key", "sig", "auth", "pass", "pwd", "sid", "jwt"];
+    const ENDS: [&str; 6] = ["token", "sig", "auth", "pwd", "sid", "jwt"];
+    // Other words end with these.
+    const LAST_WORDS: [&str; 2] = ["key", "pass"];
     // The short ones are those of Alibaba, CloudFront, Akamai, Discord and Facebook.
     const NAMES: [&str; 12] = [
         "sign",
@@ -161,9 +165,15 @@ fn gives_access(name: &str) -> bool {
         "oh",
     ];
     let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+    // As in `my-key` and `myKey`.
+    let last = name.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+    let begins = |pair: &[u8]| pair[0].is_ascii_lowercase() && pair[1].is_ascii_uppercase();
+    let start = last.as_bytes().windows(2).rposition(begins).map_or(0, |before| before + 1);
+    let last_word = last[start..].to_ascii_lowercase();
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let name = name.to_ascii_lowercase();
-    NAMES.contains(&name.as_str())
+    LAST_WORDS.contains(&last_word.as_str())
+        || NAMES.contains(&name.as_str())
         || ENDS.iter().any(|end| name.ends_with(end))
         || PARTS.iter().any(|part| name.contains(part))
 }
@@ -208,8 +218,12 @@ mod tests {
                 "http://h/?passphrase=REDACTED&session_id=REDACTED&ticket=REDACTED&sid=REDACTED&PHPSESSID=REDACTED",
             ),
             (
-                "http://h/?size=1&page=2&keyword=x&design=y&w=3&side=l&ex=4&is=5",
-                "http://h/?size=1&page=2&keyword=x&design=y&w=3&side=l&ex=4&is=5",
+                "http://h/?size=1&monkey=2&keyword=x&design=y&w=3&side=l&ex=4&compass=5",
+                "http://h/?size=1&monkey=2&keyword=x&design=y&w=3&side=l&ex=4&compass=5",
+            ),
+            (
+                "http://h/?key=a&KEY=b&my_key=c&myKey=d&MY-KEY=e&pass=f",
+                "http://h/?key=REDACTED&KEY=REDACTED&my_key=REDACTED&myKey=REDACTED&MY-KEY=REDACTED&pass=REDACTED",
             ),
             ("http:///user:secret@host/x", "http://host/x"),
             ("http://h/#access_token=a&b=c", "http://h/#access_token=REDACTED&b=c"),
