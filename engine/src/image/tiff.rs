@@ -86,7 +86,9 @@ impl<'a> Tiff<'a> {
         for range in &self.reversed {
             let end = range.end.min(self.file.len());
             if let Some(bytes) = file.to_mut().get_mut(range.start..end) {
-                bytes.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+                for byte in bytes {
+                    *byte = byte.reverse_bits();
+                }
             }
         }
         file
