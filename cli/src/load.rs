@@ -13,9 +13,9 @@ use florence_engine::{
     model::{Int8, Shape},
 };
 
-/// The files of a model.
 use crate::limits::within;
 
+/// The files of a model.
 #[derive(clap::Args)]
 pub(crate) struct FilesArgs {
     /// Checkpoint directory; without it the embedded tiny model answers
@@ -92,12 +92,14 @@ impl ModelArgs {
 
     /// Whether nothing says which model it is or how it is loaded.
     pub(crate) fn is_as_usual(&self) -> bool {
-        let FilesArgs { model, adapter, tokenizer, .. } = &self.files;
-        let files = [model, adapter, tokenizer, &self.packed_directory];
-        files.iter().all(|it| it.is_none())
-            && self.synthetic.is_none()
-            && self.kernels.is_none()
-            && (self.precision, self.threads, self.device) == (Precision::F32, 0, Device::Cpu)
+        let Self { files, synthetic, precision, kernels, threads, .. } = self;
+        let Self { no_packed_file, packed_directory, device, .. } = self;
+        let FilesArgs { model, adapter, tokenizer, token_ids } = files;
+        let directories = [model, adapter, tokenizer, packed_directory];
+        directories.iter().all(|it| it.is_none())
+            && (synthetic.is_none(), kernels.is_none(), *no_packed_file) == (true, true, false)
+            && (*precision, *threads, *device) == (Precision::F32, 0, Device::Cpu)
+            && *token_ids == TokenIds::default()
     }
 
     /// Whether it is the model of a directory.

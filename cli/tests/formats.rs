@@ -86,6 +86,13 @@ fn boxes(file: &str, found: &[(&str, [f64; 4], f64)]) -> String {
     format!("{line}\n")
 }
 
+/// A line of a text, on another picture.
+fn said(prompt: &str, answer: &str) -> String {
+    let line = serde_json::json!({ "file": "a.png", "width": 100, "height": 50, "task": prompt,
+        "prompt": prompt, "answer": { prompt: answer }, "scores": [0.5] });
+    format!("{line}\n")
+}
+
 fn coco(lines: &str, args: &[&str]) -> Value {
     let (directory, output) = converted(lines, &[&["--format", "coco"], args].concat());
     succeeds(&output);
@@ -120,6 +127,8 @@ fn objects_are_chosen_by_class_score_and_area_and_stay_within_the_picture() {
     assert_eq!((names(&sure), bboxes(&sure).len()), (vec!["car".into(), "lorry".into()], 2));
     assert_eq!(bboxes(&coco(&lines, &["--min-area", "401"])).len(), 1);
     assert_eq!(bboxes(&coco(&lines, &["--only", "<OD>"])).len(), 3);
+    let with_a_caption = lines.clone() + &said("<CAPTION>", "a car");
+    assert_eq!(bboxes(&coco(&with_a_caption, &["--only", "<CAPTION>"])).len(), 0);
     let relative = coco(&lines, &["--root", "pics"]);
     assert_eq!(relative["images"][0]["file_name"], "a.png");
 }
@@ -157,11 +166,6 @@ fn a_voc_box_at_the_edge_stays_within_the_picture() {
 
 #[test]
 fn all_texts_about_a_picture_are_one_result_in_label_studio() {
-    let said = |prompt: &str, answer: &str| {
-        let line = serde_json::json!({ "file": "a.png", "width": 100, "height": 50, "task": prompt,
-            "prompt": prompt, "answer": { prompt: answer }, "scores": [0.5] });
-        format!("{line}\n")
-    };
     let lines =
         said("<CAPTION>", "a car") + &said("<OCR>", "") + &said("<DETAILED_CAPTION>", "red");
     let (directory, output) = converted(&lines, &["--format", "label-studio"]);
@@ -193,10 +197,12 @@ fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     }
     let found = [("car", [1.0, 1.0, 9.0, 9.0], 0.5)];
     let twice = boxes("a.png", &found) + &boxes("a.jpg", &found);
-    for format in ["voc", "yolo", "labelme", "masks", "fiftyone"] {
+    let folders = ["voc", "yolo", "labelme", "masks"];
+    let folders = folders.map(|format| (format, "two pictures or formats would have"));
+    for (format, told) in folders.into_iter().chain([("fiftyone", "two pictures would have")]) {
         let (_directory, output) = converted(&twice, &["--format", format]);
         let err = text(&output.stderr);
-        assert!(err.contains("two pictures"), "{err}");
+        assert!(err.contains(told), "{err}");
     }
     let (_directory, output) = converted("{}\n", &["--format", "coco"]);
     assert!(text(&output.stderr).contains("labels.jsonl:1: not a line of labels"));

@@ -140,9 +140,7 @@ impl Prompt {
             return Self::of_task(task, trimmed);
         }
         // The reference looks for tokens anywhere, and either fails or takes the rest for a text.
-        if let Some(task) = Task::ALL.into_iter().find(|task| trimmed.contains(task.token())) {
-            return Err(PromptError::Misplaced(task.token()));
-        }
+        refuse_tokens(trimmed, None)?;
         match taken {
             Prompts::Any => Ok(Self::Free(prompt.to_owned())),
             Prompts::Tasks => {
@@ -156,10 +154,7 @@ impl Prompt {
         let token = task.token();
         // Of two tokens the reference refuses one or makes the other the text's task.
         if task.input() == Input::Text {
-            let mut others = Task::ALL.into_iter().filter(|other| *other != task);
-            if let Some(other) = others.find(|other| prompt.contains(other.token())) {
-                return Err(PromptError::Misplaced(other.token()));
-            }
+            refuse_tokens(prompt, Some(task))?;
         }
         // The reference removes every occurrence of the token, then trims.
         let rest = prompt.replace(token, "");
@@ -208,6 +203,15 @@ impl Prompt {
             Self::Task { task, .. } => task.answer(),
             Self::Free(_) => AnswerKind::Text,
         }
+    }
+}
+
+/// Refuses a text with the token of a task in it, but for one.
+fn refuse_tokens(text: &str, but: Option<Task>) -> Result<(), PromptError> {
+    let mut others = Task::ALL.into_iter().filter(|other| Some(*other) != but);
+    match others.find(|other| text.contains(other.token())) {
+        Some(other) => Err(PromptError::Misplaced(other.token())),
+        None => Ok(()),
     }
 }
 

@@ -159,7 +159,10 @@ mod tests {
             questions: vec![Question { picture: 0, prompt: "<OD>".to_owned() }],
         };
         let reference = answers(110.0, 1);
-        let columns = [Column { name: "int16".to_owned(), answers: Ok(answers(85.0, 7)) }];
+        let columns = [
+            Column { name: "int16".to_owned(), answers: Ok(answers(85.0, 7)) },
+            Column { name: "bf16".to_owned(), answers: Err("<not> here".to_owned()) },
+        ];
         let Ok(found) = &columns[0].answers else { unreachable!() };
         let rows = [row(&cli.args, &asked, &reference, "int16", found)];
         let told = table(&rows);
@@ -171,6 +174,7 @@ mod tests {
             page.contains("<code>&lt;i&gt;.png</code> <code>&lt;OD&gt;</code>: 1 found"),
             "{page}"
         );
+        assert!(page.contains("<code>bf16</code>: &lt;not&gt; here"), "{page}");
         assert!(!page.contains("<i>") && !page.contains("<b>"), "{page}");
     }
 }

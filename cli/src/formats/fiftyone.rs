@@ -17,7 +17,7 @@ pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::R
         let (mut comma, mut names) = ("", HashSet::new());
         pictures.each(|picture| {
             let name = Path::new(&picture.name).with_extension("");
-            ensure!(names.insert(name.clone()), "two pictures would be {}", name.display());
+            ensure!(names.insert(name.clone()), "two pictures would have {}", name.display());
             let found: Vec<Value> =
                 picture.objects.iter().map(|object| detection(picture, object)).collect();
             write!(out, "{comma}\n{}: {}", json!(name.display().to_string()), json!(found))?;

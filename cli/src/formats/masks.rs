@@ -14,7 +14,6 @@ use super::{
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     let classes = &pictures.classes.names;
     ensure!(classes.len() < 256, "a mask has room for 255 classes: choose some with --classes");
-    std::fs::create_dir_all(folder)?;
     pictures.each(|picture| {
         let path = picture.below(folder, "png");
         let png = png(picture, &pixels(picture)?)?;

@@ -31,7 +31,7 @@ use anyhow::Context;
 use classes::ClassArgs;
 pub(crate) use labels::Line;
 use out::Out;
-pub(crate) use out::place;
+pub(crate) use out::{folder_of, part, place};
 use pictures::Pictures;
 
 /// A way to write all pictures to a file or folder.

@@ -51,12 +51,7 @@ impl<'a> Out<'a> {
         path: &Path,
         write: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let part = Builder::new()
-            .prefix(".florence-")
-            .suffix(".part")
-            // As far as the process's mask lets them be.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder_of(path))?;
+        let part = part(path)?;
         let mut writer = BufWriter::new(part.as_file().try_clone()?);
         write(&mut writer)?;
         writer.flush()?;
@@ -111,10 +106,8 @@ impl<'a> Out<'a> {
             return Ok(false);
         }
         if self.kept.get().is_none() {
-            let kept = self.pictures.files()?;
-            let _ = self
-                .kept
-                .set(kept.iter().filter_map(|it| it.metadata().ok()).map(|it| id(&it)).collect());
+            let files = self.pictures.files()?.into_iter();
+            let _ = self.kept.set(files.filter_map(|it| Some(id(&it.metadata().ok()?))).collect());
         }
         if self.kept.get().is_some_and(|kept| kept.contains(&id(&there))) {
             bail!("it is a picture or holds labels, and stays");
@@ -139,7 +132,15 @@ impl<'a> Out<'a> {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// A file beside a path, to be renamed to it once it is whole; gone if it never is.
+pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
+    // Rights are as far as the process's mask lets them be.
+    let rights = Permissions::from_mode(0o666);
+    let mut part = Builder::new();
+    part.prefix(".florence-").suffix(".part").permissions(rights).tempfile_in(folder_of(path))
+}
+
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -160,8 +161,8 @@ fn id(there: &Metadata) -> (u64, u64) {
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| path.metadata().ok().map(|it| id(&it));
-    id(one).is_some() && id(one) == id(other)
+    let both = one.metadata().ok().zip(other.metadata().ok());
+    both.is_some_and(|(one, other)| id(&one) == id(&other))
 }
 
 /// Whether two files have the same bytes.

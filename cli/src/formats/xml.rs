@@ -35,6 +35,6 @@ pub(super) fn text(writer: &mut Xml<'_>, name: &str, text: &str) -> anyhow::Resu
 
 /// A text with another sign for those that XML has no way to write.
 fn allowed(text: &str) -> String {
-    let is_allowed = |sign: char| !matches!(sign, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}');
-    text.replace(|sign| !is_allowed(sign), "\u{fffd}")
+    let is_none = |sign| matches!(sign, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}');
+    text.replace(is_none, "\u{fffd}")
 }

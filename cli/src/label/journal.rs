@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::formats::Line;
+use crate::formats::{Line, folder_of};
 
 /// Where a line begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,7 @@ impl Names {
             return Ok(self.out.exists().then(|| (0, self.out.clone())).into_iter().collect());
         }
         let mut there = BTreeMap::new();
-        let folder = self.out.parent().filter(|it| !it.as_os_str().is_empty());
-        let entries = match std::fs::read_dir(folder.unwrap_or(Path::new("."))) {
+        let entries = match std::fs::read_dir(folder_of(&self.out)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(there),
             entries => entries,
         };
@@ -119,12 +118,9 @@ impl Journal {
             Before::Dropped => {
                 for path in there.values() {
                     // A run that still writes it keeps it.
-                    let file = locked(path)?;
+                    let _held = locked(path)?;
                     if names.most.is_some() {
                         remove(path)?;
-                    } else {
-                        file.set_len(0)
-                            .with_context(|| format!("cannot write {}", path.display()))?;
                     }
                 }
             }

@@ -91,10 +91,11 @@ pub(crate) struct Args {
     readers: usize,
     /// Let this server answer instead (default: the one that `FLORENCE_REDIS` names, unless a model or
     /// how it is loaded is given)
-    #[arg(long, value_name = "URL", conflicts_with_all = [
-        "model", "adapter", "tokenizer", "token_ids", "synthetic", "precision", "kernels", "threads",
-        "no_packed_file", "packed_directory", "device", "engines", "batch",
-    ])]
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with_all = ["FilesArgs", "ModelArgs", "engines", "batch"]
+    )]
     redis: Option<String>,
     /// How long a server that does not answer is waited for
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = within::<u64>(0..=86_400))]

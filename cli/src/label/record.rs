@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use super::{
     flow::{Answers, End, Part, Ticket},
@@ -17,7 +16,7 @@ use super::{
     progress::Progress,
     repeated::Repeated,
 };
-use crate::formats::Line;
+use crate::formats::{Line, part};
 
 /// What could not be answered, a JSON object a line; no file if there is nothing. Outputs may share
 /// it: each line tells its own.
@@ -58,8 +57,7 @@ impl Errors {
         if others.is_empty() {
             std::fs::remove_file(&self.path)
         } else if others.len() < lines().count() {
-            let folder = self.path.parent().filter(|it| !it.as_os_str().is_empty());
-            let mut part = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+            let mut part = part(&self.path)?;
             part.write_all(&others.concat())?;
             std::fs::set_permissions(part.path(), file.metadata()?.permissions())?;
             part.persist(&self.path)?;

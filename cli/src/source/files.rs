@@ -91,9 +91,7 @@ impl Glob {
             anyhow::Ok(glob.compile_matcher())
         };
         // As walking spells names; the first is empty if they begin at the root.
-        let is_part = |(i, part): &(usize, &str)| {
-            !part.is_empty() && *part != "." || { *i == 0 && part.is_empty() }
-        };
+        let is_part = |(i, part): &(usize, &str)| *part != "." && (*i == 0 || !part.is_empty());
         let parts: Vec<&str> =
             pattern.split('/').enumerate().filter(is_part).map(|(_, part)| part).collect();
         let plain = parts.iter().take_while(|part| !part.contains(SPECIAL)).count();

@@ -67,36 +67,33 @@ struct Line {
 
 /// Lines that are not empty. One that is no text is told of, and the others are read.
 fn lines(
-    mut reader: impl BufRead + Send + 'static,
+    reader: impl BufRead + Send + 'static,
     shown: &str,
 ) -> impl Iterator<Item = Result<Line, Unlisted>> + Send + 'static {
-    const BYTE_ORDER_MARK: &str = "\u{feff}";
-    let (shown, mut number, mut has_failed) = (shown.to_owned(), 0_u64, false);
-    let each = iter::from_fn(move || {
-        let mut bytes = Vec::new();
-        number += 1;
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+    let shown = shown.to_owned();
+    let listed = move |(number, line): (u64, io::Result<Vec<u8>>)| {
         let shown = format!("{shown}:{number}");
-        let refused =
-            |reason: String| Some(Err(Unlisted::new(&shown, &format!("cannot read it: {reason}"))));
-        match reader.read_until(b'\n', &mut bytes) {
-            _ if has_failed => None,
-            Ok(0) => None,
-            Ok(_) => match String::from_utf8(bytes) {
-                Ok(text) => {
-                    let text =
-                        text.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&text);
-                    Some(Ok(Line { text: text.to_owned(), shown }))
-                }
-                Err(error) => refused(error.to_string()),
-            },
-            Err(error) => {
-                // It may fail for ever.
-                has_failed = true;
-                refused(error.to_string())
-            }
+        let text = line.map_err(|error| error.to_string()).and_then(|line| {
+            let plain = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1);
+            let text = str::from_utf8(plain.unwrap_or(&line)).map_err(|error| error.to_string());
+            text.map(str::to_owned)
+        });
+        match text {
+            Ok(text) if text.trim().is_empty() => None,
+            Ok(text) => Some(Ok(Line { text, shown })),
+            Err(reason) => Some(Err(Unlisted::new(&shown, &format!("cannot read it: {reason}")))),
         }
-    });
-    each.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty()))
+    };
+    (1..).zip(up_to_a_failure(reader.split(b'\n'))).filter_map(listed)
+}
+
+/// A reader that fails once may fail for ever.
+fn up_to_a_failure<T, E>(
+    read: impl Iterator<Item = Result<T, E>>,
+) -> impl Iterator<Item = Result<T, E>> {
+    let mut has_failed = false;
+    read.take_while(move |item| !std::mem::replace(&mut has_failed, item.is_err()))
 }
 
 /// A column of a table: CSV with a head, the same with tabs, or a JSON object a line.
@@ -109,6 +106,14 @@ pub(super) fn table(path: &Path, column: Option<&str>) -> List<'static> {
         "csv" => separated(file, b',', path, column),
         "tsv" => separated(file, b'\t', path, column),
         _ => objects(file, path, column),
+    }
+}
+
+/// What stands under the name that is given, or else under the first usual one.
+fn in_column<T>(column: Option<&str>, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+    match column {
+        Some(column) => find(column),
+        None => USUAL.into_iter().find_map(find),
     }
 }
 
@@ -138,27 +143,17 @@ fn separated(
         }
         Err(error) => return alone(Err(Unlisted::new(&path.display(), &error))),
     };
-    let place = |name: &str| head.iter().position(|it| it == name);
-    let found = match column {
-        Some(column) => place(column),
-        None => USUAL.into_iter().find_map(place),
-    };
+    let found = in_column(column, |name| head.iter().position(|it| it == name));
     let Some(index) = found else {
         let reason = no_column(column, &head.join(", "));
         return alone(Err(Unlisted::new(&path.display(), &reason)));
     };
     let (beside, shown, count) = (folder_of(path), path.display().to_string(), head.len());
-    let mut has_failed = false;
-    let end = (path.display().to_string(), open);
+    let table = shown.clone();
     let listed = move |record: csv::Result<csv::ByteRecord>| {
         let record = match record {
-            _ if has_failed => return None,
             Ok(record) => record,
-            Err(error) => {
-                // It may fail for ever.
-                has_failed = true;
-                return Some(Err(Unlisted::new(&shown, &error)));
-            }
+            Err(error) => return Some(Err(Unlisted::new(&shown, &error))),
         };
         let line = record.position().map_or(0, csv::Position::line);
         let refused =
@@ -172,12 +167,12 @@ fn separated(
             Err(error) => refused(format!("its name is no text: {error}")),
         }
     };
-    let rows = reader.into_byte_records().filter_map(listed);
+    let rows = up_to_a_failure(reader.into_byte_records()).filter_map(listed);
     // Rows may have been taken for a part of a field.
     let unclosed = iter::once_with(move || {
-        let (shown, line) = (end.0, end.1.load(Relaxed));
+        let line = open.load(Relaxed);
         let reason = "the quotation mark is not closed, so what follows it was not read";
-        (has_quotes && line > 0).then(|| Err(Unlisted::new(&format!("{shown}:{line}"), &reason)))
+        (has_quotes && line > 0).then(|| Err(Unlisted::new(&format!("{table}:{line}"), &reason)))
     });
     Box::new(rows.chain(unclosed.flatten()))
 }
@@ -247,10 +242,7 @@ fn objects(file: BufReader<File>, path: &Path, column: Option<&str>) -> List<'st
             return refused("the line is not a JSON object");
         };
         let text = |name: &str| fields.get(name).and_then(Value::as_str);
-        let name = match &column {
-            Some(column) => text(column),
-            None => USUAL.into_iter().find_map(text),
-        };
+        let name = in_column(column.as_deref(), text);
         let there = || fields.keys().cloned().collect::<Vec<_>>().join(", ");
         name.map_or_else(
             || refused(&no_column(column.as_deref(), &there())),

@@ -135,7 +135,7 @@ fn is_packed(path: &Path) -> bool {
 /// A file: a picture, or by the ending of its name something that lists pictures.
 fn of_file(path: &Path, column: Option<&str>) -> List<'static> {
     match &*ending(path) {
-        "tar" => or_none(tar::members(path), path.display().to_string()),
+        "tar" => or_none(tar::members(path), &path.display()),
         "csv" | "tsv" | "jsonl" | "ndjson" => lists::table(path, column),
         "txt" | "lst" | "list" => lists::file_of_names(path),
         _ if is_packed(path) => alone(Err(Unlisted::new(&path.display(), &PACKED))),
@@ -148,16 +148,12 @@ fn alone(listed: Listed) -> List<'static> {
 }
 
 /// A list that is empty is most likely a mistake: it is told of.
-fn or_none(list: List<'_>, name: String) -> List<'_> {
-    let mut is_empty = true;
-    let told = list.map(Some).chain(iter::once(None));
-    Box::new(told.filter_map(move |listed| match listed {
-        Some(listed) => {
-            is_empty = false;
-            Some(listed)
-        }
-        None => is_empty.then(|| Err(Unlisted::new(&name, &"there are no pictures"))),
-    }))
+fn or_none<'a>(list: List<'a>, name: &dyn Display) -> List<'a> {
+    let mut list = list.peekable();
+    if list.peek().is_none() {
+        return alone(Err(Unlisted::new(name, &"there are no pictures")));
+    }
+    Box::new(list)
 }
 
 /// All arguments.
@@ -205,17 +201,15 @@ impl Sources {
                 let place = Place::Address(address.clone());
                 alone(Ok(Item { name: address.clone(), place }))
             }
-            Source::Bucket(address) => {
-                or_none(bucket::objects(&self.fetcher, address), address.clone())
-            }
-            Source::Folder(path) => or_none(files::folder(path), path.display().to_string()),
+            Source::Bucket(address) => or_none(bucket::objects(&self.fetcher, address), address),
+            Source::Folder(path) => or_none(files::folder(path), &path.display()),
             Source::File(path) => of_file(path, column),
             Source::Glob(glob) => {
                 let listed = move |file: Result<PathBuf, Unlisted>| match file {
                     Ok(path) => of_file(&path, column),
                     Err(unlisted) => alone(Err(unlisted)),
                 };
-                or_none(Box::new(glob.files().flat_map(listed)), glob.to_string())
+                or_none(Box::new(glob.files().flat_map(listed)), glob)
             }
         }
     }
