@@ -8,9 +8,9 @@ SHELL := /bin/bash
 CARGO  ?= cargo
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 RELEASE := target/release
-# All are built together: for another choice of packages cargo would build the engine once more.
-PACKAGES := -p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load
-EVERYTHING := build --release --locked --lib --bins --tests $(PACKAGES)
+# Of the whole workspace: for another choice of packages cargo may build the engine once more.
+EVERYTHING := build --release --locked --workspace --lib --bins --tests
+SERVERS := test --release --locked --workspace --test tests --
 WORK   ?= /tmp/florence-work
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
@@ -41,7 +41,7 @@ test: setup  ## everything: unit tests, goldens, docs, real servers, lints
 
 unit:  ## unit tests, goldens of the reference, documentation tests, the command line and its page
 	$(CARGO) $(EVERYTHING)
-	$(CARGO) test --release --locked $(PACKAGES)
+	$(CARGO) test --release --locked --workspace
 	@[ -n "$$FLORENCE_TOKENIZER_DIR" ] || echo 'NOT RUN: the real tokenizer (FLORENCE_TOKENIZER_DIR is not set)'
 
 integration:  ## the integration tests, the typed clients' and the documents' on every server of tools/setup.sh
@@ -68,7 +68,8 @@ arm: setup  ## the engine's unit tests and goldens on 64-bit Arm, emulated
 lint:  ## formatting, clippy, documentation, layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items -p florence-engine -p florence-cuda -p florence-cli
+	$(CARGO) clippy --workspace --test tests --release --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --release --locked --no-deps --document-private-items --workspace
 	@! $(CARGO) tree --locked -p florence-engine -i redis-module >/dev/null 2>&1 || { echo "the engine must not know Redis"; exit 1; }
 
 screenshots: setup  ## pictures of the page of `florence web`, some of them into docs
@@ -170,12 +171,12 @@ redis-suite: build  ## Redis' own tests without and with the module; SUITE=short
 	@tools/redis_suite.sh $(SUITE)
 
 chaos: build  ## 10,000 jobs on servers that are killed every few seconds, then mixed faults; prints what became of them
-	FLORENCE_CHAOS_JOBS=10200 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 chaos
+	FLORENCE_CHAOS_JOBS=10200 $(CARGO) $(SERVERS) --nocapture --test-threads=1 chaos
 
 fuzz: build  ## a million random commands, 20,000 mutated jobs and pictures each, against live servers
-	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::random
-	FLORENCE_FUZZ=50 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated_jobs
-	FLORENCE_FUZZ=100 $(CARGO) test --release --locked -p florence-tests -- --nocapture --test-threads=1 fuzz::mutated_pictures
+	FLORENCE_FUZZ=50 $(CARGO) $(SERVERS) --nocapture --test-threads=1 fuzz::random
+	FLORENCE_FUZZ=50 $(CARGO) $(SERVERS) --nocapture --test-threads=1 fuzz::mutated_jobs
+	FLORENCE_FUZZ=100 $(CARGO) $(SERVERS) --nocapture --test-threads=1 fuzz::mutated_pictures
 
 memcheck: build  ## jobs on a server under valgrind
 	@command -v valgrind >/dev/null || $(SUDO) apt-get install -qq -y valgrind >/dev/null
@@ -188,7 +189,7 @@ asan: setup  ## the engine's and the CUDA kernels' tests under AddressSanitizer,
 	  --target $(shell rustc -vV | sed -n 's/^host: //p') $(ASAN) --lib --tests
 
 soak: build  ## an hour at full load; memory, threads and descriptors must stay as they were
-	FLORENCE_SOAK_SECONDS=3600 $(CARGO) test --release --locked -p florence-tests -- --nocapture soak
+	FLORENCE_SOAK_SECONDS=3600 $(CARGO) $(SERVERS) --nocapture soak
 
 train: .venv-reference  ## train models/tiny (hours; resumes from $(WORK)/train)
 	cd tools && ../$(REFERENCE_PYTHON) train_tiny.py --run $(WORK)/train --steps 8000

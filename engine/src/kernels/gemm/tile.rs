@@ -322,8 +322,9 @@ impl Product<'_> {
         let Self { x, b, .. } = self;
         let parts = WIDTH / S::F32_LANES; // of a line
         let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-        // SAFETY: of all tiles together, `check` has it that rows and panels exist; a vector is
-        // a part of a line of one of the tile's panels.
+        // SAFETY: of all tiles together, `check` has it that rows and panels exist, and room for
+        // the result, whose columns no other task has; a vector is a part of a line of one of the
+        // tile's panels.
         unsafe {
             let mut left = x.data.as_ptr().add(first * x.stride);
             let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
@@ -357,65 +358,92 @@ impl Product<'_> {
                 }
                 rest -= block;
             }
-            self.store(simd, &totals, first, panel * WIDTH);
+            let Self { finish, out, .. } = self;
+            let column = panel * WIDTH;
+            if finish.is_nothing() && column + VECTORS * S::F32_LANES <= b.columns {
+                for (r, totals) in totals.iter().enumerate() {
+                    let to = out.data.add((first + r) * out.stride + column);
+                    for (v, total) in totals.iter().enumerate() {
+                        to.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(*total);
+                    }
+                }
+            } else {
+                let sums = bytemuck::must_cast_slice(totals.as_flattened());
+                self.store(simd, sums, ROWS, (first, column));
+            }
         }
     }
 
-    /// Finishes sums and puts them in their place.
+    /// Finishes sums, one row after the other, and puts them in their place.
     ///
     /// # Safety
     ///
-    /// As [`Self::piece`].
+    /// The rows `first..first + rows`, and panels for that many columns from `column` on, must exist.
     #[inline(always)]
-    pub(super) unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    pub(super) unsafe fn store<S: Simd>(
         &self,
         simd: S,
-        sums: &[[S::f32s; VECTORS]; ROWS],
-        first: usize,
-        column: usize,
+        sums: &[f32],
+        rows: usize,
+        (first, column): (usize, usize),
     ) {
-        let Self { finish, out, .. } = self;
-        let columns = self.b.columns;
-        if finish.is_nothing() && column + VECTORS * S::F32_LANES <= columns {
-            for (r, sums) in sums.iter().enumerate() {
-                for (v, sum) in sums.iter().enumerate() {
-                    let at = (first + r) * out.stride + column + v * S::F32_LANES;
-                    // SAFETY: row and columns are the target's, as `check` has it, and no other
-                    // task has these columns.
-                    unsafe { out.data.add(at).cast::<S::f32s>().write_unaligned(*sum) };
-                }
+        simd.vectorize(Finished { product: self, sums, rows, first, column });
+    }
+}
+
+/// Sums of a tile, to be finished and put in their place. It is compiled once for an instruction
+/// set: in every tile it would be most of the code.
+struct Finished<'a> {
+    product: &'a Product<'a>,
+    /// One row after the other.
+    sums: &'a [f32],
+    rows: usize,
+    first: usize,
+    column: usize,
+}
+
+impl WithSimd for Finished<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { product: Product { finish, out, b, .. }, sums, rows, first, column } = self;
+        let width = sums.len() / rows;
+        let splat = |x| simd.splat_f32s(x);
+        for offset in (0..width).step_by(S::F32_LANES) {
+            let at = column + offset;
+            let count = b.columns.saturating_sub(at).min(S::F32_LANES);
+            if count == 0 {
+                break;
             }
-            return;
-        }
-        let f32s = |slice: &[f32], at: usize| {
             // Beyond the last column there are only zeros to add to zeros.
-            let end = (at + S::F32_LANES).min(slice.len());
-            load(simd, &slice[at.min(end)..end])
-        };
-        for (r, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                let at = column + v * S::F32_LANES;
-                let Some(left) = columns.checked_sub(at).filter(|left| *left > 0) else { break };
-                let mut y = *sum;
-                if let Some((rows, columns)) = finish.units {
-                    let units = simd.mul_f32s(f32s(columns, at), simd.splat_f32s(rows[first + r]));
-                    y = simd.mul_f32s(y, units);
+            let of_columns = |slice: &[f32]| {
+                let end = (at + S::F32_LANES).min(slice.len());
+                load(simd, &slice[at.min(end)..end])
+            };
+            let units = finish.units.map(|(rows, columns)| (rows, of_columns(columns)));
+            let zeros = finish.zeros.map(|(rows, columns)| (rows, of_columns(columns)));
+            let bias = finish.bias.map(of_columns);
+            for (r, sums) in sums.chunks_exact(width).enumerate() {
+                let row = first + r;
+                let mut y = load(simd, &sums[offset..offset + S::F32_LANES]);
+                if let Some((rows, columns)) = units {
+                    y = simd.mul_f32s(y, simd.mul_f32s(columns, splat(rows[row])));
                 }
-                if let Some((rows, columns)) = finish.zeros {
-                    let zero = simd.splat_f32s(rows[first + r]);
-                    y = simd.mul_add_e_f32s(f32s(columns, at), zero, y);
+                if let Some((rows, columns)) = zeros {
+                    y = simd.mul_add_e_f32s(columns, splat(rows[row]), y);
                 }
-                if let Some(bias) = finish.bias {
-                    y = simd.add_f32s(y, f32s(bias, at));
+                if let Some(bias) = bias {
+                    y = simd.add_f32s(y, bias);
                 }
                 if finish.gelu {
                     y = gelu(simd, y);
                 }
-                // SAFETY: as above.
-                let to = unsafe { out.data.add((first + r) * out.stride + at) };
-                let count = left.min(S::F32_LANES);
-                // SAFETY: as above.
-                let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
+                // SAFETY: row and columns are the target's, as `check` has it, and no other task
+                // has these columns.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(out.data.add(row * out.stride + at), count)
+                };
                 if finish.onto {
                     y = simd.add_f32s(y, load(simd, to));
                 }

@@ -282,10 +282,10 @@ impl Amx {
             let (right, _) = right.as_chunks::<DEPTH>();
             for (i, left) in left.chunks_exact(depth.max(1)).enumerate() {
                 let totals = tiles.totals(left, right);
-                for (row, total) in (i * ROWS..x.count).zip(totals) {
-                    // SAFETY: row and panel are within the bounds that were checked.
-                    unsafe { product.store::<V4, 1, 1>(simd, &[[total]], row, panel * WIDTH) };
-                }
+                let rows = ROWS.min(x.count - i * ROWS);
+                let sums = bytemuck::must_cast_slice(&totals[..rows]);
+                // SAFETY: rows and panel are within the bounds that were checked.
+                unsafe { product.store(simd, sums, rows, (i * ROWS, panel * WIDTH)) };
             }
         }
     }
