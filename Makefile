@@ -10,6 +10,7 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 RELEASE := target/release
 # Of the whole workspace: for another choice of packages cargo may build the engine once more.
 EVERYTHING := build --release --locked --workspace --lib --bins --tests
+# The tests on real servers, which a plain `cargo test` leaves out.
 SERVERS := test --release --locked --workspace --test tests --
 WORK   ?= /tmp/florence-work
 PREFIX ?= /usr/local

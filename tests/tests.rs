@@ -16,8 +16,8 @@ mod celery_refusals; // messages while the server refuses to write
 mod chains; // questions that follow from answers
 #[path = "suite/chaos.rs"]
 mod chaos; // servers that are killed every few seconds
-#[path = "suite/claims.rs"]
-mod claims; // keys that change under a run, roles that change, orderly ends, writes that are refused
+#[path = "suite/claims/mod.rs"]
+mod claims; // keys that change under a run; roles that change, orderly ends, writes that are refused
 #[path = "suite/clients.rs"]
 mod clients; // redis-py and node-redis, as their users would
 #[path = "suite/clock.rs"]
