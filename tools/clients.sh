@@ -16,7 +16,7 @@ trap 'rm -f "$node_log"' EXIT
 (cd clients/node && timeout 300 npm test --silent) > "$node_log" 2>&1 &
 node=$!
 failed=0
-(cd clients/python && timeout 300 "$python" -m pytest -q -p no:cacheprovider tests) || failed=1
+(cd clients/python && timeout 300 "$python" -m pytest -q -n 3 -p no:cacheprovider tests) || failed=1
 wait $node || failed=1
 cat "$node_log"
 exit $failed
