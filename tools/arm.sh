@@ -24,6 +24,8 @@ if [ ! -x .arm/rustc ]; then
 fi
 
 export RUSTC=$PWD/.arm/rustc
+# Optimizing once is enough for tests; it spares a quarter of the time.
+export CARGO_PROFILE_RELEASE_LTO=off
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
