@@ -24,7 +24,7 @@ if [ ! -x .arm/rustc ]; then
 fi
 
 export RUSTC=$PWD/.arm/rustc
-# Optimizing once is enough for tests; it spares a quarter of the time.
+# Optimizing each part of a crate once is enough for tests.
 export CARGO_PROFILE_RELEASE_LTO=off
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
