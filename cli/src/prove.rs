@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use florence_engine::{
-    Answer, Coordinates, Device, Florence, GenerateOptions, Job, Precision, PrepareOptions,
+    Answer, Budget, Coordinates, Device, Florence, GenerateOptions, Job, Precision, PrepareOptions,
     Prepared,
     image::Orientation,
     serve::{
@@ -271,11 +271,15 @@ impl Asker for Counted<'_> {
     }
 }
 
-struct Room(usize);
+struct Room(usize, Budget);
 
 impl Watch for Room {
     fn most(&self) -> usize {
         self.0
+    }
+
+    fn kv_cache(&self) -> &Budget {
+        &self.1
     }
 
     fn turned(&self, _turn: &Turn) {}
@@ -292,6 +296,7 @@ fn throughput(args: &Args) -> anyhow::Result<Value> {
         max_new_tokens: Some(args.tokens),
         ..GenerateOptions::default()
     };
+    let room = Room(args.batch, Budget::new(u64::MAX));
     let counts = [const { AtomicUsize::new(0) }; 3];
     let [answered, failed, tokens] = &counts;
     let (work, inbox) = crossbeam_channel::bounded(2 * args.batch);
@@ -340,7 +345,7 @@ fn throughput(args: &Args) -> anyhow::Result<Value> {
             is_over.store(true, Relaxed);
         });
         let caches = Caches::new(0, 0);
-        let served = serve::serve(&florence, &caches, &inbox, &Room(args.batch));
+        let served = serve::serve(&florence, &caches, &inbox, &room);
         served.map_err(|failure| anyhow!("the device is lost: {failure:?}"))
     })?;
     let (before, since) = warm;

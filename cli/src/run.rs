@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use florence_engine::{
     Answer, Florence, GenerateOptions,
-    chain::{Chain, Step, Told},
+    chain::{Chain, Link, Step, Told},
     generate::Sampling,
     image::decode,
 };
@@ -28,25 +28,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     margin: u32,
     /// Most regions that a step asks about
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = within::<usize>(1..=256))]
     most_regions: usize,
     #[command(flatten)]
     ask: AskArgs,
     /// Tell so many of the best beams, with their scores
-    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "temperature"], value_parser = clap::value_parser!(u64).range(1..))]
-    nbest: Option<u64>,
-    /// Draw tokens by chance, likely ones more often the lower it is; instead of a search
-    #[arg(long, value_name = "T", conflicts_with = "beams", value_parser = within::<f64>(0.01..=100.0))]
-    temperature: Option<f64>,
-    /// Draw from so many of the likeliest tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 50, requires = "temperature")]
-    top_k: usize,
-    /// Draw from the likeliest tokens that have this probability together
-    #[arg(long, value_name = "P", requires = "temperature", value_parser = within::<f64>(0.01..=1.0))]
-    top_p: Option<f64>,
-    /// The same seed draws the same tokens
-    #[arg(long, default_value_t = 0, requires = "temperature")]
-    seed: u64,
+    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "drawn"], value_parser = within::<usize>(1..=16))]
+    nbest: Option<usize>,
+    #[command(flatten)]
+    drawn: Drawn,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -55,11 +45,28 @@ pub(crate) struct Args {
     images: Vec<PathBuf>,
 }
 
-impl Args {
+/// Tokens are drawn by chance, instead of a search, where one of these is given.
+#[derive(clap::Args)]
+#[group(id = "drawn", multiple = true, conflicts_with = "beams")]
+struct Drawn {
+    /// Draw tokens by chance, likely ones more often the lower it is (default, where tokens are drawn: 1)
+    #[arg(long, value_name = "T", value_parser = within::<f64>(0.01..=100.0))]
+    temperature: Option<f64>,
+    /// Draw from so many of the likeliest tokens; 0 for all (default: 50)
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P", value_parser = within::<f64>(0.01..=1.0))]
+    top_p: Option<f64>,
+    /// Draw; the same seed draws the same tokens (default: 0)
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Drawn {
     fn sampling(&self) -> Option<Sampling> {
-        let Self { top_k, top_p, seed, .. } = *self;
-        let top_k = Some(top_k).filter(|k| *k > 0);
-        self.temperature.map(|temperature| Sampling { temperature, top_k, top_p, seed })
+        let Self { temperature, top_k, top_p, seed } = *self;
+        Sampling::of(temperature, top_k, top_p, seed)
     }
 }
 
@@ -70,9 +77,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     // What is wrong with it is wrong for all pictures.
     florence.question(&args.prompt, args.ask.prompts)?;
-    chain(args).check(args.ask.prompts)?;
+    let chain = chain(args);
+    chain.check(args.ask.prompts)?;
+    let is_cut = chain.steps.iter().any(|step| step.link == Link::Crop);
+    ensure!(is_cut || args.margin == 0, "--margin is for CROP");
     let (beams, wanted) = (florence.beams(&generate(args)), args.nbest.unwrap_or_default());
-    if wanted > beams as u64 {
+    if wanted > beams {
         bail!("--nbest {wanted} is more than there are beams, {beams}");
     }
     let failed = args.images.iter().filter(|image| {
@@ -89,8 +99,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn generate(args: &Args) -> GenerateOptions {
-    let n_best = args.nbest.and_then(|n| usize::try_from(n).ok());
-    GenerateOptions { n_best, sampling: args.sampling(), ..args.ask.generate() }
+    GenerateOptions { n_best: args.nbest, sampling: args.drawn.sampling(), ..args.ask.generate() }
 }
 
 fn answer(florence: &Florence, args: &Args, image: &Path) -> anyhow::Result<()> {

@@ -95,6 +95,18 @@ impl Budget {
         self.0.state.lock().waiting.len()
     }
 
+    /// Reserves so many bytes if there is room now, or `anyway`, for those who cannot wait.
+    pub fn reserve_now(&self, bytes: u64, anyway: bool) -> Option<Reservation> {
+        let mut state = self.0.state.lock();
+        (anyway || state.has_room(bytes)).then(|| self.granted(&mut state, bytes))
+    }
+
+    fn granted(&self, state: &mut State, bytes: u64) -> Reservation {
+        state.used = state.used.saturating_add(bytes);
+        state.peak = state.peak.max(state.used);
+        Reservation { budget: self.clone(), bytes }
+    }
+
     /// Reserves so many bytes; waits for room, but not past `deadline`, and not once `stop` says so.
     ///
     /// # Errors
@@ -115,9 +127,7 @@ impl Budget {
                 break Err(NoRoom::Stopped);
             }
             if state.waiting.front() == Some(&me) && state.has_room(bytes) {
-                state.used += bytes;
-                state.peak = state.peak.max(state.used);
-                break Ok(Reservation { budget: self.clone(), bytes });
+                break Ok(self.granted(&mut state, bytes));
             }
             let now = Instant::now();
             if deadline.is_some_and(|deadline| deadline <= now) {

@@ -255,11 +255,21 @@ pub(crate) fn caches() -> &'static Arc<Caches> {
 
 /// The budget of all who decode pictures, as large as it is set just now.
 pub(crate) fn work() -> &'static Budget {
-    static WORK: LazyLock<Budget> = LazyLock::new(|| Budget::new(settings::WORK_BYTES.get()));
-    if WORK.limit() != settings::WORK_BYTES.get() {
-        WORK.set(settings::WORK_BYTES.get());
+    static WORK: LazyLock<Budget> = LazyLock::new(|| Budget::new(0));
+    sized(&WORK, settings::WORK_BYTES.get())
+}
+
+/// The budget of keys and values of all engines, as large as it is set just now.
+pub(crate) fn kv_cache() -> &'static Budget {
+    static KV_CACHE: LazyLock<Budget> = LazyLock::new(|| Budget::new(0));
+    sized(&KV_CACHE, settings::KV_CACHE_BYTES.get())
+}
+
+fn sized(budget: &'static Budget, bytes: u64) -> &'static Budget {
+    if budget.limit() != bytes {
+        budget.set(bytes);
     }
-    &WORK
+    budget
 }
 
 /// What users of the model have to know.

@@ -9,7 +9,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_tests::{
     Pictures, Server, Settings, celery_message, eventually, oldest_celery, python,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const QUEUES: &str = "florence.celery-queues celery:tasks.inference_task";
 
@@ -23,7 +23,7 @@ fn ask(id: &str, url: &str) -> String {
 
 fn status(server: &Server, id: &str) -> Option<String> {
     let meta: Option<String> = server.call(&["GET", &format!("celery-task-meta-{id}")]);
-    let meta: serde_json::Value = serde_json::from_str(&meta?).unwrap();
+    let meta: Value = serde_json::from_str(&meta?).unwrap();
     Some(meta["status"].as_str().unwrap().to_owned())
 }
 
@@ -228,15 +228,64 @@ fn a_replica_leaves_the_lists_alone_until_it_is_promoted() {
     wait_for(&replica, "one", "SUCCESS");
 }
 
+const CHANNEL: &str = "/0.celery.pidbox";
+
+/// A message of remote control; the reply goes to an exchange.
+fn remote(method: &str, arguments: &Value, exchange: Option<&str>) -> String {
+    let reply_to = exchange.map(|it| json!({ "exchange": it, "routing_key": "key" }));
+    let body = json!({"method": method, "arguments": arguments, "reply_to": reply_to});
+    let body = BASE64_STANDARD.encode(body.to_string());
+    json!({"body": body, "headers": {"expires": 0}, "properties": {}}).to_string()
+}
+
+#[test]
+fn replies_of_remote_control_go_to_lists_for_replies_only() {
+    let server = server(&[]);
+    server.call::<()>(&["LPUSH", "key.mine", "kept"]);
+    for exchange in ["mine", "reply.celery.pidbox"] {
+        let message = remote("ping", &json!({}), Some(exchange));
+        server.call::<()>(&["PUBLISH", CHANNEL, &message]);
+    }
+    // They are acted on in their order.
+    eventually("the reply comes", || {
+        (server.call::<i64>(&["LLEN", "key.reply.celery.pidbox"]) == 1).then_some(())
+    });
+    assert_eq!(server.call::<Vec<String>>(&["LRANGE", "key.mine", "0", "-1"]), ["kept"]);
+    assert_eq!(server.call::<i64>(&["TTL", "key.mine"]), -1);
+}
+
+#[test]
+fn long_messages_of_remote_control_hold_nobody_up() {
+    const TASKS: usize = 3000;
+    let server = server(&["florence.paused yes", "latency-monitor-threshold 1"]);
+    let ids: Vec<String> = (0..TASKS).map(|id| format!("task-{id}")).collect();
+    let tasks: Vec<String> = ids.iter().map(|id| ask(id, "data:image/png;base64,AAAA")).collect();
+    let mut push = redis::cmd("LPUSH");
+    push.arg("celery").arg(&tasks).exec(&mut server.connect()).unwrap();
+    eventually("all are jobs", || (server.stat("jobs_waiting") == 3000).then_some(()));
+    server.call::<()>(&["CONFIG", "RESETSTAT"]);
+    // For another worker, too long, and what is meant.
+    let values = json!({ "task_id": vec!["x"; 200_000] });
+    for message in [
+        remote("revoke", &values, None).replace("properties", &"p".repeat(4 << 20)),
+        remote("query_task", &json!({ "ids": vec!["x"; 100_000] }), Some("reply.celery.pidbox")),
+        remote("revoke", &json!({ "task_id": ids }), None),
+    ] {
+        server.call::<()>(&["PUBLISH", CHANNEL, &message]);
+    }
+    eventually("all are revoked", || (server.stat("jobs_cancelled") == 3000).then_some(()));
+    let stats: String = server.call(&["INFO", "commandstats"]);
+    let control = stats.lines().find(|line| line.starts_with("cmdstat_florence.control")).unwrap();
+    let usec: u64 =
+        control.split("usec=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!(usec < 100_000, "{control}");
+}
+
 #[test]
 fn remote_control_needs_the_rights_that_publishing_needs() {
     let server = server(&[]);
-    let revoke = |id: &str| {
-        let body = json!({"method": "revoke", "arguments": {"task_id": id}, "destination": null});
-        let body = BASE64_STANDARD.encode(body.to_string());
-        json!({"body": body, "headers": {"expires": 0}, "properties": {}}).to_string()
-    };
-    let channel = "/0.celery.pidbox";
+    let revoke = |id: &str| remote("revoke", &json!({ "task_id": id }), None);
+    let channel = CHANNEL;
     server.call::<()>(&["ACL", "SETUSER", "poor", "on", "nopass", "+@all", "resetchannels"]);
     server.call::<()>(&["ACL", "SETUSER", "reader", "on", "nopass", "+publish", "allchannels"]);
     for user in ["poor", "reader"] {

@@ -318,6 +318,33 @@ fn pictures_that_are_not_there_or_too_large() {
 }
 
 #[test]
+fn fields_of_many_bytes_are_neither_copied_nor_listed() {
+    let server = Server::ready(&["florence.paused yes"]);
+    let (long, fields) = (vec![b'7'; 32 << 20], ["prompt", "beams", "length_penalty", "timeout"]);
+    for field in fields {
+        submit_honest(&server, field);
+        let mut set = redis::cmd("HSET");
+        set.arg(field).arg(field).arg(&long).exec(&mut server.connect()).unwrap();
+    }
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "no"]);
+    for field in fields {
+        let job: Job = server.call(&["FLORENCE.WAIT", field, "30"]);
+        assert!(End::is(REFUSED, &job), "{field}: {:?}", job["error"]);
+    }
+    for (state, field) in [("failed", "error_code"), ("queued", "stream")] {
+        server.call::<()>(&["CONFIG", "SET", "florence.paused", "yes"]);
+        submit_honest(&server, "listed");
+        let mut set = redis::cmd("HSET");
+        set.arg("listed").arg(&[("state", state)]);
+        set.arg(field).arg(&long).exec(&mut server.connect()).unwrap();
+        let rows: redis::Value = server.call(&["FLORENCE.JOBS", "STATE", state]);
+        let told = format!("{rows:?}");
+        assert!(told.contains("listed") && told.len() < 10_000, "{} bytes", told.len());
+        server.call::<()>(&["DEL", "listed"]);
+    }
+}
+
+#[test]
 fn a_stream_that_submit_would_refuse_is_not_written_to() {
     let server = Server::ready(&["florence.paused yes"]);
     let long = "s".repeat(70_000);

@@ -50,10 +50,42 @@ fn huge_pictures_at_once_take_turns() {
 }
 
 #[test]
+fn keys_and_values_of_jobs_take_turns() {
+    let server = Server::ready(&["florence.max-batch 8", "florence.kv-cache-bytes 1mb"]);
+    let bytes = std::fs::read(picture("shapes.png")).unwrap();
+    let submit = |key: &str| {
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(key).arg("DATA").arg(&bytes).arg("<MORE_DETAILED_CAPTION>").arg("NOCACHE");
+        submit.arg(&["BEAMS", "16", "MAXTOKENS", "1024"]).exec(&mut server.connect()).unwrap();
+    };
+    let all = |keys: [&str; 4]| {
+        for key in keys {
+            submit(key);
+        }
+        for key in keys {
+            assert_done(&server, key);
+        }
+        eventually("the room is given back", || {
+            (server.stat("memory_kv_cache") == 0).then_some(())
+        });
+        server.stat("memory_kv_cache_peak")
+    };
+    // One alone is larger than that.
+    submit("one");
+    assert_done(&server, "one");
+    let one = server.stat("memory_kv_cache_peak");
+    assert!(one > 1 << 20, "{one} bytes of keys and values");
+    assert_eq!(all(["a", "b", "c", "d"]), one);
+    server.call::<()>(&["CONFIG", "SET", "florence.kv-cache-bytes", "1gb"]);
+    assert!(all(["e", "f", "g", "h"]) > one);
+}
+
+#[test]
 fn memory_is_told_by_what_it_is_for() {
     let server = Server::start();
     server.wait_for_model();
-    let names = ["weights_mapped", "weights_packed", "caches", "work", "work_peak"];
+    let names =
+        ["weights_mapped", "weights_packed", "caches", "work", "work_peak", "kv_cache_peak"];
     let memory = || {
         names.map(|name| {
             let (stat, info) = (format!("memory_{name}"), format!("florence_memory_{name}"));
@@ -64,7 +96,7 @@ fn memory_is_told_by_what_it_is_for() {
     for (name, (stat, info)) in names.iter().zip(at_first) {
         assert!(stat >= 0 && stat == info, "{name}: {stat} in STATS, {info} in INFO");
     }
-    let [mapped, packed, empty, work, _] = at_first.map(|(stat, _)| stat);
+    let [mapped, packed, empty, work, ..] = at_first.map(|(stat, _)| stat);
     assert!(mapped + packed > 0, "a model without weights");
     assert_eq!(work, 0);
     let mut ask = redis::cmd("FLORENCE.SUBMIT");
@@ -72,7 +104,7 @@ fn memory_is_told_by_what_it_is_for() {
     ask.exec(&mut server.connect()).unwrap();
     assert_done(&server, "j");
     eventually("the work is given back", || (server.stat("memory_work") == 0).then_some(()));
-    let [_, packed, caches, _, peak] = memory().map(|(stat, _)| stat);
+    let [_, packed, caches, _, peak, _] = memory().map(|(stat, _)| stat);
     assert!(caches > empty && peak > 0, "caches {empty}, then {caches}, work {peak} at most");
     let cached = server.stat("cache_feature_bytes") + server.stat("cache_result_bytes");
     assert!(caches >= cached, "{caches} of caches, with {cached} in them");

@@ -140,6 +140,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn drawing(args: &Args) -> anyhow::Result<(Drawing, &str)> {
     let names: Vec<&str> = args.names.iter().map(String::as_str).collect();
+    if let [sources @ .., out] = names.as_slice() {
+        let place = |path: &str| Path::new(path).canonicalize().ok();
+        let is_source = |source: &&str| place(out).is_some() && place(source) == place(out);
+        ensure!(!sources.iter().any(is_source), "{out} would be written over: it is the picture");
+    }
     let file = |path: &str| std::fs::read(path).with_context(|| format!("cannot read {path}"));
     match (&args.job, names.as_slice()) {
         (None, [picture, answer, out]) => {

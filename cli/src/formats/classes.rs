@@ -50,6 +50,7 @@ impl ClassArgs {
 pub(super) struct Classes {
     pub(super) names: Vec<String>,
     by_label: HashMap<String, usize>,
+    by_name: HashMap<String, usize>,
 }
 
 impl Classes {
@@ -83,11 +84,11 @@ impl Classes {
     }
 
     fn add(&mut self, label: &str, name: &str) {
-        let known = self.names.iter().position(|known| known == name);
-        let class = known.unwrap_or_else(|| {
+        let next = self.names.len();
+        let class = *self.by_name.entry(name.to_owned()).or_insert(next);
+        if class == next {
             self.names.push(name.to_owned());
-            self.names.len() - 1
-        });
+        }
         self.by_label.insert(label.to_owned(), class);
     }
 

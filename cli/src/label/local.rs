@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Sender, bounded};
 use florence_engine::{
-    Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
+    Budget, Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
     serve::{
         self, Asker, Caches, Failure, Input, Keys, PictureKey, Served, Turn, Wants, Watch, Work,
     },
@@ -71,7 +71,7 @@ impl Local {
         thread::scope(|scope| {
             let serve = |florence| {
                 let inbox = inbox.clone();
-                let watch = Batches { most: self.batch };
+                let watch = Batches { most: self.batch, kv_cache: Budget::new(u64::MAX) };
                 move || serve::serve(florence, &Caches::new(0, 0), &inbox, &watch)
             };
             let engines: Vec<_> = self.engines().map(|it| scope.spawn(serve(it))).collect();
@@ -85,7 +85,11 @@ impl Local {
             }
             drop(work);
             let ends = engines.into_iter().map(ScopedJoinHandle::join);
-            let lost = ends.filter_map(|end| end.ok()?.err()).last();
+            let lost = ends.filter_map(|end| match end {
+                Ok(served) => served.err(),
+                Err(_panic) => Some(Failure::Panicked("its engine has ended".to_owned())),
+            });
+            let lost = lost.last();
             // There is more only if no engine can do it.
             for Work { asker, .. } in inbox {
                 asker.failed(lost.clone().unwrap_or(Failure::Cancelled), Duration::ZERO);
@@ -172,11 +176,16 @@ impl Asker for Asking {
 /// How full the batch may be.
 struct Batches {
     most: usize,
+    kv_cache: Budget,
 }
 
 impl Watch for Batches {
     fn most(&self) -> usize {
         self.most
+    }
+
+    fn kv_cache(&self) -> &Budget {
+        &self.kv_cache
     }
 
     fn turned(&self, _turn: &Turn) {}

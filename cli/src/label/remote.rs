@@ -20,7 +20,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::flow::{Answers, End, Flow, Part, Ticket};
-use crate::{ask::AskArgs, source::Place};
+use crate::{ask::AskArgs, servers::server, source::Place};
 
 /// Jobs that a server is given at once: enough for its batch and for the way there and back.
 const AT_ONCE: usize = 128;
@@ -129,8 +129,8 @@ impl Remote {
             (None, Place::Address(address)) => sha.update(address),
             (None, _) => sha.update(&ticket.item.name),
         }
-        let parts =
-            ticket.prompts(&self.tasks).into_iter().chain(self.options.iter().map(|it| &**it));
+        let asked = ticket.prompts(&self.tasks).into_iter();
+        let parts = asked.chain(self.options.iter().map(|it| &**it)).chain([&*self.model]);
         for part in parts {
             sha.update([0]);
             sha.update(part);
@@ -305,8 +305,7 @@ fn pause(error: &RedisError) -> Option<Duration> {
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some("ERR"), Some(detail)) => detail.to_owned(),
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
+        _ => server::words(error),
     }
 }
 

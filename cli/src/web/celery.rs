@@ -1,10 +1,10 @@
 //! Jobs that came from a queue of Celery, as Flower shows tasks.
 
-use redis::{Cmd, Value};
+use redis::cmd;
 use serde_json::json;
 
 use super::{
-    jobs::{Named, rows},
+    jobs::{Named, about_each, rows},
     routes::Refusal,
 };
 use crate::servers::{server::text, watch::Watch};
@@ -17,12 +17,13 @@ pub(super) async fn tasks(
     jobs: &[Named],
 ) -> Result<Vec<serde_json::Value>, Refusal> {
     let mut tasks = rows(watch, jobs).await?;
-    for (job, task) in jobs.iter().zip(&mut tasks) {
-        let mut read = Cmd::new();
-        read.arg("HGET").arg(job.id.bytes()).arg("celery");
-        let message = watch.server(job.server)?.call::<Value>(&read).await;
-        let message: serde_json::Value =
-            message.ok().and_then(|it| serde_json::from_str(&text(&it)).ok()).unwrap_or_default();
+    let read = |job: &Named| {
+        let mut read = cmd("HGET");
+        read.arg(job.id.bytes()).arg("celery");
+        read
+    };
+    for (task, message) in tasks.iter_mut().zip(about_each(watch, jobs, read).await?) {
+        let message: serde_json::Value = serde_json::from_str(&text(&message)).unwrap_or_default();
         *task = if message.is_object() && task.is_object() {
             shown(task, &message)
         } else {

@@ -45,19 +45,31 @@ fn by_server(jobs: &[Named]) -> BTreeMap<usize, Vec<(usize, &Named)>> {
     found
 }
 
-/// What a list shows of jobs; null where there is none any more.
-pub(super) async fn rows(watch: &Watch, jobs: &[Named]) -> Result<Vec<serde_json::Value>, Refusal> {
-    let mut rows = vec![serde_json::Value::Null; jobs.len()];
+/// What the servers of jobs answer to a command about each; nothing where they refuse.
+pub(super) async fn about_each(
+    watch: &Watch,
+    jobs: &[Named],
+    command: impl Fn(&Named) -> Cmd,
+) -> Result<Vec<Value>, Refusal> {
+    let mut answers = vec![Value::Nil; jobs.len()];
     for (server, jobs) in by_server(jobs) {
-        let server = watch.server(server)?;
-        let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
-        for ((place, _), reply) in jobs.iter().zip(server.each::<Value>(&commands).await?) {
-            let (Ok(reply), Some(row)) = (reply, rows.get_mut(*place)) else { continue };
-            *row =
-                shown(reply, |name| matches!(name, "result" | "text" | "scores" | "errors" | "id"));
+        let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| command(job)).collect();
+        let replies = watch.server(server)?.each::<Value>(&commands).await?;
+        for ((place, _), reply) in jobs.iter().zip(replies) {
+            if let (Ok(reply), Some(answer)) = (reply, answers.get_mut(*place)) {
+                *answer = reply;
+            }
         }
     }
-    Ok(rows)
+    Ok(answers)
+}
+
+/// What a list shows of jobs; null where there is none any more.
+pub(super) async fn rows(watch: &Watch, jobs: &[Named]) -> Result<Vec<serde_json::Value>, Refusal> {
+    let is_left_out =
+        |name: &str| matches!(name, "result" | "text" | "scores" | "nbest" | "errors" | "id");
+    let answers = about_each(watch, jobs, |job| job.command("FLORENCE.GET")).await?;
+    Ok(answers.into_iter().map(|answer| shown(answer, is_left_out)).collect())
 }
 
 /// The map of FLORENCE.GET as JSON, with the JSON in it unpacked; null if there is no job.
@@ -70,7 +82,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
         let shown = match (&value, name.as_str()) {
             (Value::Int(number), _) => json!(number),
             (Value::Nil, _) => continue,
-            (_, "result" | "error" | "errors" | "scores" | "steps") => {
+            (_, "result" | "error" | "errors" | "nbest" | "scores" | "steps") => {
                 let text = text(&value);
                 serde_json::from_str(&text).unwrap_or(json!(text))
             }
@@ -82,7 +94,7 @@ fn shown(reply: Value, is_left_out: impl Fn(&str) -> bool) -> serde_json::Value 
 }
 
 /// What a job was asked for, beside what FLORENCE.GET tells.
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 22] = [
     "priority",
     "delay",
     "expires",
@@ -90,6 +102,7 @@ const OPTIONS: [&str; 19] = [
     "retries",
     "ttl",
     "beams",
+    "nbest_count",
     "maxtokens",
     "ngram",
     "length_penalty",
@@ -101,6 +114,8 @@ const OPTIONS: [&str; 19] = [
     "wants",
     "exif",
     "nocache",
+    "stream",
+    "thumbnail_px",
     "user",
 ];
 
@@ -252,17 +267,21 @@ async fn change(
     server.each(&commands).await
 }
 
+fn is_there(job: &RedisResult<Value>) -> bool {
+    !matches!(job, Ok(Value::Nil) | Err(_))
+}
+
 /// Deletes jobs, and no other keys.
 async fn delete(server: &Server, jobs: &[(usize, &Named)]) -> RedisResult<Vec<RedisResult<i64>>> {
     let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
     let are_jobs = server.each::<Value>(&commands).await?;
-    let mut replies = Vec::new();
-    for ((_, job), is_job) in jobs.iter().zip(are_jobs) {
-        replies.push(match is_job {
-            Ok(Value::Nil) => Ok(0),
-            Ok(_) => server.call(&job.command("UNLINK")).await,
-            Err(error) => Err(error),
-        });
-    }
-    Ok(replies)
+    let are_there = jobs.iter().zip(&are_jobs).filter(|(_, is_job)| is_there(is_job));
+    let commands: Vec<Cmd> = are_there.map(|((_, job), _)| job.command("UNLINK")).collect();
+    let mut deleted = server.each::<i64>(&commands).await?.into_iter();
+    let reply = |is_job: RedisResult<Value>| match is_job {
+        Ok(Value::Nil) => Ok(0),
+        Ok(_) => deleted.next().unwrap_or(Ok(0)),
+        Err(error) => Err(error),
+    };
+    Ok(are_jobs.into_iter().map(reply).collect())
 }

@@ -34,7 +34,7 @@ const SEARCH_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Wanted {
     /// One server; all, if it is missing.
     pub(super) server: Option<usize>,
-    /// States, separated by commas; those of unfinished jobs, if there are none.
+    /// States, separated by commas, or `all`; those of unfinished jobs, if there are none.
     state: String,
     /// What is looked for.
     q: String,
@@ -58,10 +58,11 @@ enum Field {
 
 impl Wanted {
     fn states(&self) -> Result<Vec<&str>, Refusal> {
-        if self.state.is_empty() {
-            return Ok(UNFINISHED.to_vec());
-        }
-        let states: Vec<&str> = self.state.split(',').collect();
+        let states: Vec<&str> = match self.state.as_str() {
+            "" => return Ok(UNFINISHED.to_vec()),
+            "all" => return Ok([UNFINISHED, ENDED].concat()),
+            states => states.split(',').collect(),
+        };
         match states.iter().find(|state| !UNFINISHED.contains(state) && !ENDED.contains(state)) {
             Some(_) => Err(Refusal::bad("no such state")),
             None => Ok(states),

@@ -113,6 +113,8 @@ const GROUPS: [Group; 4] = [
             ("memory_caches", "caches"),
             ("memory_work", "work"),
             ("memory_work_peak", "work_peak"),
+            ("memory_kv_cache", "kv_cache"),
+            ("memory_kv_cache_peak", "kv_cache_peak"),
         ],
     },
 ];

@@ -422,6 +422,13 @@ impl Florence {
         self.model.target_limit()
     }
 
+    /// Bytes that the keys and values of an answer take at most, where no beams share any.
+    pub fn kv_cache_bytes(&self, question: &Question, options: &GenerateOptions) -> u64 {
+        let Rules { beams, max_length, .. } = self.rules(options);
+        let tokens = self.model.visual_length() + question.ids.len() + beams * max_length;
+        self.model.kept_bytes(tokens) as u64
+    }
+
     /// Checks and tokenizes a prompt.
     ///
     /// # Errors

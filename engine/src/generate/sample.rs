@@ -23,6 +23,26 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+impl Sampling {
+    /// As the reference has it where only some of them are given: a temperature, the number of the
+    /// likeliest tokens (0 for all), their probability, a seed. One is enough to draw tokens.
+    pub fn of(
+        temperature: Option<f64>,
+        top_k: Option<usize>,
+        top_p: Option<f64>,
+        seed: Option<u64>,
+    ) -> Option<Self> {
+        const TOP_K: usize = 50;
+        let is_wanted = temperature.or(top_p).is_some() || top_k.is_some() || seed.is_some();
+        is_wanted.then(|| Self {
+            temperature: temperature.unwrap_or(1.0),
+            top_k: Some(top_k.unwrap_or(TOP_K)).filter(|k| *k > 0),
+            top_p,
+            seed: seed.unwrap_or_default(),
+        })
+    }
+}
+
 /// One job's dice.
 pub(super) struct Sampler {
     processor: LogitsProcessor,

@@ -7,19 +7,19 @@ use super::{
     Cpu, Precision,
     attention::{HeadPart, join_heads},
     gemm::prefetch,
+    past::Past,
     rows::{softmax, store},
     scratch::{Line, Lines, WIDTH},
 };
 
 /// What the rows of one job have seen: keys and values of every layer, head and step.
-///
-/// Rows share their past: each is a list of slots, so that a search may drop, keep and double rows
-/// without moving any key.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     layers: Vec<Vec<Head>>,
-    rows: Vec<Vec<u32>>,
+    past: Past,
+    /// Slots that have been made, and those of them that no row needs.
     slots: u32,
+    free: Vec<u32>,
 }
 
 /// Keys and values of a head.
@@ -41,16 +41,18 @@ impl Head {
 impl History {
     /// Gives each of `rows` rows a slot for the coming step.
     pub(crate) fn advance(&mut self, rows: usize) {
-        self.rows.resize_with(rows, Vec::new);
-        for row in &mut self.rows {
-            row.push(self.slots);
-            self.slots += 1;
-        }
+        let Self { past, slots, free, .. } = self;
+        past.advance(rows, || {
+            free.pop().unwrap_or_else(|| {
+                *slots += 1;
+                *slots - 1
+            })
+        });
     }
 
     /// Row `i` goes on from what row `parents[i]` has seen.
     pub(crate) fn select(&mut self, parents: &[usize]) {
-        self.rows = parents.iter().map(|parent| self.rows[*parent].clone()).collect();
+        self.free.extend(self.past.select(parents));
     }
 
     /// The heads of a layer, and every row's slots.
@@ -59,7 +61,7 @@ impl History {
             self.layers.resize_with(layer + 1, Vec::new);
         }
         self.layers[layer].resize(heads, empty.clone());
-        (&mut self.layers[layer], &self.rows)
+        (&mut self.layers[layer], self.past.rows())
     }
 }
 
@@ -104,8 +106,9 @@ fn attend_head<K: Kept>(
     (stride, size): (usize, usize),
 ) -> Vec<f32> {
     for (kept, new) in [(&mut *keys, k), (&mut *values, v)] {
-        for row in new.chunks(stride).take(rows.len()) {
-            kept.push(&row[..size]);
+        for (row, slots) in new.chunks(stride).zip(rows) {
+            let slot = slots.last().map_or(0, |slot| *slot as usize);
+            kept.keep(slot, &row[..size]);
         }
     }
     let mut out = vec![0.0; rows.len() * size];
@@ -118,12 +121,23 @@ trait Kept {
     /// Into how many registers of floats a register unpacks: the row's first half and its second.
     const PARTS: usize;
 
-    fn push(&mut self, row: &[f32]);
+    /// Keeps a row in a slot, in the place of what may have been there.
+    fn keep(&mut self, slot: usize, row: &[f32]);
     fn lines(&self) -> &[Line];
     fn unpack<S: Simd>(simd: S, register: S::f32s) -> [S::f32s; 2];
 
     /// What a unit of a row is worth.
     fn unit(&self, slot: u32) -> f32;
+}
+
+/// The lines of a slot, for rows of so many numbers.
+fn lines_of(kept: &mut Vec<Line>, slot: usize, numbers: usize) -> &mut [Line] {
+    let lines = numbers.div_ceil(WIDTH);
+    let end = (slot + 1) * lines;
+    if kept.len() < end {
+        kept.resize(end, Line::default());
+    }
+    &mut kept[end - lines..end]
 }
 
 #[derive(Debug, Default, Clone)]
@@ -132,11 +146,10 @@ struct Floats(Vec<Line>);
 impl Kept for Floats {
     const PARTS: usize = 1;
 
-    fn push(&mut self, row: &[f32]) {
-        for part in row.chunks(WIDTH) {
-            let mut line = Line::default();
+    fn keep(&mut self, slot: usize, row: &[f32]) {
+        for (line, part) in lines_of(&mut self.0, slot, row.len()).iter_mut().zip(row.chunks(WIDTH))
+        {
             line.0[..part.len()].copy_from_slice(part);
-            self.0.push(line);
         }
     }
 
@@ -173,20 +186,22 @@ const ZERO: f32 = 32_768.0;
 impl Kept for Wholes {
     const PARTS: usize = 2;
 
-    fn push(&mut self, row: &[f32]) {
+    fn keep(&mut self, slot: usize, row: &[f32]) {
         let most = row.iter().fold(f32::MIN_POSITIVE, |most, x| most.max(x.abs()));
         let unit = most / (ZERO - 1.0);
         let inverse = unit.recip();
         let whole = |x: f32| (x * inverse + (WHOLE + ZERO)).to_bits() & 0xffff;
         let (low, high) = row.split_at(row.len() / 2);
-        for (low, high) in low.chunks(WIDTH).zip(high.chunks(WIDTH)) {
-            let mut line = Line::default();
+        let lines = lines_of(&mut self.pairs, slot, low.len()).iter_mut();
+        for (line, (low, high)) in lines.zip(low.chunks(WIDTH).zip(high.chunks(WIDTH))) {
             for ((pair, x), y) in line.0.iter_mut().zip(low).zip(high) {
                 *pair = f32::from_bits(whole(*x) | whole(*y) << 16);
             }
-            self.pairs.push(line);
         }
-        self.units.push(unit);
+        if self.units.len() <= slot {
+            self.units.resize(slot + 1, 0.0);
+        }
+        self.units[slot] = unit;
     }
 
     #[inline(always)]

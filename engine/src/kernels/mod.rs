@@ -7,7 +7,7 @@
 //! - `gemm`: packed matrices and their product, the only unsafe code of the kernels
 //! - `rows`: normalisation, softmax, GELU
 //! - `attention`: within windows, across channels, over sequences
-//! - `history`: over what a decoder's row has seen
+//! - `history`: over what a decoder's row has seen; `past`: which rows have seen what
 //! - `mlp`, `conv`: the other parts of a layer
 //! - `scratch`: buffers that threads reuse
 #![expect(clippy::inline_always, reason = "what runs inside of `vectorize` must be inlined there")]
@@ -20,6 +20,7 @@ mod conv;
 mod gemm;
 mod history;
 mod mlp;
+mod past;
 mod rows;
 mod scratch;
 
@@ -34,6 +35,7 @@ pub(crate) use conv::{PatchConv, depthwise_residual};
 pub(crate) use gemm::{Matrix, Switch, linear, linear_lent};
 pub(crate) use history::{History, attend_histories};
 pub(crate) use mlp::Mlp;
+pub(crate) use past::Past;
 pub(crate) use rows::{Norm, layer_norm, log_sum_exp};
 
 /// The instruction set that kernels run on, found at run time.

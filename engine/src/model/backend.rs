@@ -113,6 +113,9 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// The scale is `N^-0.5`, of the number of tokens and not of the head's size (docs/MODEL.md).
     fn channels(&self, block: &Scope<'_>, size: usize, groups: usize) -> Loaded<Self::Channels>;
 
+    /// Bytes that a number of keys and values takes where they are kept.
+    fn kept_bytes(&self) -> usize;
+
     /// Of a sequence's keys and values, `[S, D]` each.
     fn keys(&self, k: &Tensor, v: &Tensor, heads: usize) -> Result<Self::Keys>;
 

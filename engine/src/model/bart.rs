@@ -37,6 +37,11 @@ impl<B: Backend> Entry<B> {
         self.positions.dims()[0] - POSITION_OFFSET
     }
 
+    /// Numbers of a row.
+    fn size(&self) -> usize {
+        self.positions.dims()[1]
+    }
+
     /// `[rows, D] -> [rows, D]`, every row standing at a position of its own.
     fn forward(&self, x: &Tensor, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
         #[expect(clippy::cast_possible_truncation, reason = "below the table's length")]
@@ -149,6 +154,11 @@ impl<B: Backend> Decoder<B> {
     /// Most tokens that can be fed, the start token included.
     pub(crate) fn limit(&self) -> usize {
         self.entry.limit()
+    }
+
+    /// Bytes of the keys and values of so many tokens, in all layers.
+    pub(crate) fn kept_bytes(&self, backend: &B, tokens: usize) -> usize {
+        2 * self.layers.len() * self.entry.size() * backend.kept_bytes() * tokens
     }
 
     /// Memories of sequences of these lengths that have been encoded together, `[rows, D]`.

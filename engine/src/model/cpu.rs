@@ -113,6 +113,10 @@ impl Backend for OnCpu {
         Ok(On(self.0, part))
     }
 
+    fn kept_bytes(&self) -> usize {
+        if self.1.kept() == Precision::F32 { size_of::<f32>() } else { size_of::<i16>() }
+    }
+
     fn keys(&self, k: &Tensor, v: &Tensor, heads: usize) -> Result<SequenceKeys> {
         let d = k.dim(D::Minus1)?;
         floats(k, |k| floats(v, |v| SequenceKeys::pack(k, v, d, heads, self.1.kept())))?

@@ -204,6 +204,10 @@ impl Model {
     }
 
     /// Longest sequence of visual tokens and prompt.
+    pub(crate) fn kept_bytes(&self, tokens: usize) -> usize {
+        self.network.kept_bytes(tokens)
+    }
+
     pub(crate) fn source_limit(&self) -> usize {
         self.network.source_limit()
     }

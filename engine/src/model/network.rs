@@ -38,6 +38,9 @@ pub(crate) trait Network: Send + Sync {
 
     /// Most tokens that can be generated.
     fn target_limit(&self) -> usize;
+
+    /// Bytes of the keys and values of so many tokens that the decoder looks at.
+    fn kept_bytes(&self, tokens: usize) -> usize;
 }
 
 /// A job of a decoder.
@@ -177,6 +180,10 @@ impl<B: Backend> Network for Net<B> {
 
     fn target_limit(&self) -> usize {
         self.decoder.limit()
+    }
+
+    fn kept_bytes(&self, tokens: usize) -> usize {
+        self.decoder.kept_bytes(&self.backend, tokens)
     }
 }
 

@@ -130,6 +130,10 @@ impl Backend for Reference {
         Ok(Channels(self.attention(block, "channel_attn", size, groups)?))
     }
 
+    fn kept_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
+
     fn keys(&self, k: &Tensor, v: &Tensor, heads: usize) -> Result<Keys> {
         let split = |x: &Tensor| split(&x.unsqueeze(0)?, heads)?.squeeze(0);
         Ok(Keys { k: split(k)?, v: split(v)? })

@@ -18,6 +18,9 @@ pub(super) trait Machine {
     /// Runs the vision tower.
     fn visuals(&mut self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error>;
 
+    /// Bytes that the keys and values of a request take at most.
+    fn kv_cache_bytes(&self, question: &Question, options: &GenerateOptions) -> u64;
+
     /// Encodes a request and takes it into the batch.
     fn join(
         &mut self,
@@ -60,6 +63,10 @@ impl Machine for Decoder<'_> {
 
     fn visuals(&mut self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         self.florence.visuals(pictures)
+    }
+
+    fn kv_cache_bytes(&self, question: &Question, options: &GenerateOptions) -> u64 {
+        self.florence.kv_cache_bytes(question, options)
     }
 
     fn join(

@@ -22,9 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use crate::{Answer, Batch, Error, Florence, GenerateOptions, Picture, Question, Visual};
+use crate::{Answer, Batch, Budget, Error, Florence, GenerateOptions, Picture, Question, Visual};
 
 pub use cache::{Caches, Keys, PictureKey, Verdict};
 use machine::Decoder;
@@ -130,6 +130,10 @@ pub trait Watch {
     /// Most requests that are decoded together, from now on.
     fn most(&self) -> usize;
 
+    /// What the keys and values of all that is decoded together may take; loops may share it. A loop
+    /// that decodes nothing else takes in a request that is larger.
+    fn kv_cache(&self) -> &Budget;
+
     /// Takes a turn of the loop; whoever shares a device with other loops lets them have theirs.
     fn take(&self, turn: &mut dyn FnMut()) {
         turn();
@@ -138,7 +142,7 @@ pub trait Watch {
     /// A turn's work is done; its answers are told after this.
     fn turned(&self, turn: &Turn);
 
-    /// The batch as a whole has failed: each of its requests is run again, alone.
+    /// What was done together has failed: each of the requests is run again, alone.
     fn stumbled(&self, failure: &Failure);
 }
 
@@ -152,6 +156,10 @@ pub struct Turn {
     /// Answers that it gave.
     pub answers: usize,
 }
+
+/// How often a loop without work looks whether its device still works: one that is lost through another
+/// model comes back only when all have let go of it.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Serves what comes through `inbox`, which several loops may share, until its other end is dropped.
 ///
@@ -168,8 +176,11 @@ pub fn serve<A: Asker>(
     let mut serving = Serving::new(machine, caches, watch);
     loop {
         if serving.is_idle() {
-            let Ok(work) = inbox.recv() else { return Ok(()) };
-            serving.admit(work);
+            match inbox.recv_timeout(LOOK) {
+                Ok(work) => serving.admit(work),
+                Err(RecvTimeoutError::Timeout) => serving.check(),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
         }
         watch.take(&mut || serving.turn(&mut || inbox.try_recv().ok()));
         if let Some(failure) = serving.take_lost() {

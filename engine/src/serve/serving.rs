@@ -11,7 +11,7 @@ use super::{
     admission::Admission,
     machine::{Machine, RequestId},
 };
-use crate::{Answer, Error, GenerateOptions, Picture, Question, Visual, catch_panic};
+use crate::{Answer, Error, GenerateOptions, Picture, Question, Reservation, Visual, catch_panic};
 
 type JobId = u64;
 
@@ -53,6 +53,8 @@ struct Request {
     tokens: u32,
     /// What is known of the answer's text, if anyone listens.
     text: String,
+    /// For its keys and values.
+    _room: Reservation,
 }
 
 pub(super) struct Serving<'a, M, A> {
@@ -66,6 +68,8 @@ pub(super) struct Serving<'a, M, A> {
     /// Answers of this turn, which are told at its end.
     answered: Vec<(Request, Answer)>,
     admission: Admission,
+    /// Most pictures that are encoded together: fewer after that has failed.
+    together: usize,
     ids: u64,
     /// Why the machine can do no more.
     lost: Option<Failure>,
@@ -82,6 +86,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             ready: VecDeque::new(),
             answered: Vec::new(),
             admission: Admission::default(),
+            together: usize::MAX,
             ids: 0,
             lost: None,
         }
@@ -133,17 +138,18 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let start = self.machine.now();
         self.sweep();
         while self.lost.is_none() && self.admission.admits(self.requests.len(), self.watch.most()) {
-            let enough = self.machine.pictures_at_once();
+            let enough = self.machine.pictures_at_once().min(self.together);
             if self.ready.len() < enough
                 && let Some(work) = arrivals()
             {
                 self.admit(work);
                 continue;
             }
+            let Some(room) = self.room_for_next() else { break };
             let start = self.machine.now();
             self.encode_together(enough);
             let Some((claimant, part)) = self.ready.pop_front() else { break };
-            self.take(claimant, part);
+            self.take(claimant, part, room);
             self.admission.encoded(self.machine.now() - start);
         }
         let encoded = self.machine.now();
@@ -189,8 +195,16 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         machine.retain(&|id| requests.contains_key(&id));
     }
 
+    /// Room for the next question's keys and values; nothing, if there is none or no question.
+    fn room_for_next(&self) -> Option<Reservation> {
+        let (claimant, part) = self.ready.front()?;
+        let options = self.jobs.get(&claimant.job).map(|job| &job.options)?;
+        let bytes = self.machine.kv_cache_bytes(&part.question, options);
+        self.watch.kv_cache().reserve_now(bytes, self.requests.is_empty())
+    }
+
     /// Answers a question from the cache, or lets it join a request or the batch.
-    fn take(&mut self, mut claimant: Claimant, part: Part) {
+    fn take(&mut self, mut claimant: Claimant, part: Part, room: Reservation) {
         let Part { question, picture, keys } = part;
         let Some(job) = self.jobs.get(&claimant.job) else { return };
         let (is_shared, options) = (job.is_shared, job.options.clone());
@@ -217,8 +231,17 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let joined = guarded(|| self.machine.join(id, &question, &visual, &options));
         let claimants = vec![claimant];
         let (tokens, text) = (0, String::new());
-        let request =
-            Request { claimants, question, visual, options, keys, is_shared, tokens, text };
+        let request = Request {
+            claimants,
+            question,
+            visual,
+            options,
+            keys,
+            is_shared,
+            tokens,
+            text,
+            _room: room,
+        };
         self.requests.insert(id, request);
         if let Err(failure) = joined {
             self.watch.stumbled(&failure);
@@ -231,7 +254,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         if most < 2 {
             return;
         }
-        let Self { machine, caches, jobs, ready, requests, admission: _, watch, .. } = self;
+        let Self { machine, caches, jobs, ready, requests, watch, together, .. } = self;
         let room = watch.most().saturating_sub(requests.len()).min(most);
         let mut chosen: Vec<(JobId, usize, Keys)> = Vec::new();
         for (claimant, Part { picture, keys, .. }) in ready.iter() {
@@ -261,8 +284,16 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             _ => None,
         };
         let pictures: Vec<&Picture> = chosen.iter().filter_map(picture).collect();
-        // Where it fails, each is tried alone when its turn comes: one cannot harm the others.
-        let Ok(visuals) = guarded(|| machine.visuals(&pictures)) else { return };
+        let visuals = match guarded(|| machine.visuals(&pictures)) {
+            Ok(visuals) => visuals,
+            Err(failure) => {
+                // Each is tried alone when its turn comes: one cannot harm the others.
+                watch.stumbled(&failure);
+                *together = pictures.len() / 2;
+                return;
+            }
+        };
+        *together = together.saturating_mul(2);
         for ((id, index, keys), visual) in chosen.into_iter().zip(visuals) {
             if let Some(job) = jobs.get_mut(&id)
                 && let Some(slot) = job.pictures.get_mut(index)
@@ -384,7 +415,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
     }
 
     /// After a failure: if the machine can do no more, nobody here gets another answer of it.
-    fn check(&mut self) {
+    pub(super) fn check(&mut self) {
         let Err(failure) = guarded(|| self.machine.check()) else { return };
         self.ready.clear();
         self.requests.clear();

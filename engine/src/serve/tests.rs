@@ -63,6 +63,10 @@ impl Machine for Fake {
         Ok(pictures.iter().map(|_| Visual::made_up()).collect())
     }
 
+    fn kv_cache_bytes(&self, question: &Question, _options: &GenerateOptions) -> u64 {
+        question.id().into()
+    }
+
     fn join(
         &mut self,
         id: RequestId,
@@ -182,6 +186,7 @@ impl Asker for Client {
 /// A watch with a fixed room, which counts.
 struct Onlooker {
     most: usize,
+    kv_cache: Budget,
     stumbles: Cell<u32>,
     answers: Cell<usize>,
 }
@@ -189,6 +194,10 @@ struct Onlooker {
 impl Watch for Onlooker {
     fn most(&self) -> usize {
         self.most
+    }
+
+    fn kv_cache(&self) -> &Budget {
+        &self.kv_cache
     }
 
     fn turned(&self, turn: &Turn) {
@@ -278,7 +287,8 @@ impl Bench {
 }
 
 fn onlooker(most: usize) -> Onlooker {
-    Onlooker { most, stumbles: Cell::new(0), answers: Cell::new(0) }
+    let kv_cache = Budget::new(u64::MAX);
+    Onlooker { most, kv_cache, stumbles: Cell::new(0), answers: Cell::new(0) }
 }
 
 #[test]
@@ -308,12 +318,37 @@ fn jobs_join_while_others_are_decoded() {
     assert_eq!(4 * MS, STEP);
 }
 
+#[test]
+fn jobs_whose_keys_and_values_have_no_room_wait_for_it() {
+    let mut bench = Bench::new();
+    for (name, picture, bytes) in [("a", "1", 6), ("b", "2", 4), ("c", "3", 1), ("d", "4", 50)] {
+        bench.job(name, picture, &[bytes]);
+    }
+    let mut watch = onlooker(16);
+    watch.kv_cache = Budget::new(10);
+    // Long enough that all would be decoded together.
+    bench.steps = 100;
+    bench.turn(&watch, 1000, |_| {});
+    let together = |line: &String| line.strip_prefix("step ").map(|count| count.parse().unwrap());
+    let most: Option<usize> = bench.diary().iter().filter_map(together).max();
+    assert_eq!(most, Some(2));
+    // The last is larger than all the room, and has the machine for itself.
+    assert_eq!(watch.kv_cache.peak(), 50);
+    assert_eq!(watch.kv_cache.used(), 0);
+    let ends: Vec<String> = bench.heard().into_iter().filter(|it| it.ends_with("Miss")).collect();
+    assert_eq!(ends, ["a: 6 Miss", "b: 4 Miss", "c: 1 Miss", "d: 50 Miss"]);
+}
+
 /// A watch that writes what it counts into the diary.
-struct Bookkeeper(Diary);
+struct Bookkeeper(Diary, Budget);
 
 impl Watch for Bookkeeper {
     fn most(&self) -> usize {
         16
+    }
+
+    fn kv_cache(&self) -> &Budget {
+        &self.1
     }
 
     fn turned(&self, turn: &Turn) {
@@ -328,7 +363,8 @@ fn an_answer_is_counted_before_it_is_told() {
     let mut bench = Bench::new();
     bench.steps = 1;
     bench.job("a", "1", &[1]);
-    let (caches, watch) = (Caches::new(1 << 20, 1 << 20), Bookkeeper(Rc::clone(&bench.diary)));
+    let (caches, watch) =
+        (Caches::new(1 << 20, 1 << 20), Bookkeeper(Rc::clone(&bench.diary), Budget::new(u64::MAX)));
     Serving::new(bench.machine(), &caches, &watch).turn(&mut || bench.arrivals.pop_front());
     assert_eq!(bench.diary(), ["a: started", "vision", "step 1", "counted 1", "a: 1 Miss"]);
 }

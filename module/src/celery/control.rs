@@ -2,20 +2,29 @@
 //!
 //! Clients publish to a channel, which a module cannot subscribe to: the server is told to run
 //! FLORENCE.CONTROL in the place of such a PUBLISH, with the rights of its client. Replies go to a
-//! list that the client reads.
+//! list that the client reads, whose name the client gives: with the rights of the server, so only to
+//! lists that are called after replies.
+//!
+//! A message may be long, and what it asks for too: a thread does that, and holds the server for a few
+//! tasks at a time.
 
 use std::{
-    sync::atomic::Ordering,
+    collections::HashSet,
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use redis_module::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Celery, FIELD, JOB_PREFIX, Task, celery, json,
+    Celery, FIELD, JOB_PREFIX, Task, celery, intake, json,
     message::{envelope, text},
 };
 use crate::{
@@ -23,13 +32,24 @@ use crate::{
         self, Job, JobKey, State,
         life::{self, Data, End},
     },
+    news,
     queue::{queue, sync},
-    server::{self, can_write, in_db},
+    server::{self, can_write, in_db, with_server},
     settings,
 };
 
 /// Lists in replies are no longer than that.
 const MOST: usize = 1000;
+
+/// Tasks that are looked at while the server is held.
+const SLICE: usize = 32;
+
+/// Of a message, and messages that wait.
+const MOST_BYTES: usize = 4 << 20;
+const MOST_WAITING: usize = 64;
+
+/// Where those who ask wait for replies.
+const REPLIES: &str = "reply.celery.pidbox";
 
 /// The channel of remote control.
 pub(super) fn channel(celery: &Celery) -> Vec<u8> {
@@ -53,27 +73,52 @@ struct ReplyTo {
     routing_key: String,
 }
 
-/// Acts on a published message, if it is one of remote control and is meant for this worker.
-pub(crate) fn control(ctx: &Context, to: &[u8], bytes: &[u8]) {
-    let (Some(celery), true) = (celery(), can_write(ctx)) else { return };
-    if to != channel(celery) {
+/// Messages that were published and not acted on yet.
+static PUBLISHED: LazyLock<(Sender<Bytes>, Receiver<Bytes>)> =
+    LazyLock::new(|| bounded(MOST_WAITING));
+
+type Bytes = Box<[u8]>;
+
+/// A message was published, by a client that may.
+pub(crate) fn published(ctx: &Context, to: &[u8], bytes: &[u8]) {
+    if celery().is_none_or(|celery| to != channel(celery)) || !can_write(ctx) {
         return;
     }
-    let Some(request) = request(bytes) else { return };
-    let is_meant = match &request.destination {
-        Some(names) if !names.is_empty() => names.contains(&celery.name),
-        // Patterns of names are not supported.
-        _ => request.pattern.is_none(),
-    };
-    if !is_meant {
-        return;
+    BEHIND.fetch_add(1, Ordering::Relaxed);
+    if bytes.len() > MOST_BYTES || PUBLISHED.0.try_send(bytes.into()).is_err() {
+        BEHIND.fetch_sub(1, Ordering::Relaxed);
+        news::warn(
+            "a message of remote control is passed over: it is too long, or there are too many",
+        );
     }
-    in_db(ctx, celery.broker_db(), || {
-        let answer = celery.answer(ctx, &request.method, &request.arguments);
-        if let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) {
-            celery.reply(ctx, reply_to, request.ticket.as_deref(), answer);
-        }
-    });
+}
+
+/// Messages that are not acted on yet.
+static BEHIND: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether messages wait that were published before whatever the server is asked next.
+pub(super) fn is_behind() -> bool {
+    BEHIND.load(Ordering::Relaxed) > 0
+}
+
+/// One that was acted on, or made us panic.
+struct Done;
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        BEHIND.fetch_sub(1, Ordering::Relaxed);
+        intake::wake();
+    }
+}
+
+/// The thread of remote control: acts on messages one after the other; returns at once if there is no
+/// wire mode.
+pub(crate) fn run() {
+    let Some(celery) = celery() else { return };
+    while let Ok(message) = PUBLISHED.1.recv() {
+        let _done = Done;
+        celery.act(&message);
+    }
 }
 
 fn request(bytes: &[u8]) -> Option<Request> {
@@ -93,29 +138,53 @@ fn ok(text: impl Into<String>) -> Value {
 }
 
 impl Celery {
-    fn reply(&self, ctx: &Context, to: &ReplyTo, ticket: Option<&str>, answer: Value) {
+    /// Acts on a message, if it is one of remote control and is meant for this worker.
+    fn act(&self, bytes: &[u8]) {
+        let Some(request) = request(bytes) else { return };
+        let is_meant = match &request.destination {
+            Some(names) if !names.is_empty() => names.contains(&self.name),
+            // Patterns of names are not supported.
+            _ => request.pattern.is_none(),
+        };
+        let answer = is_meant.then(|| self.answer(&request.method, &request.arguments)).flatten();
+        if let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) {
+            self.reply(reply_to, request.ticket.as_deref(), answer);
+        }
+    }
+
+    /// Does something in the broker's database, unless the server takes no writes by now.
+    fn in_broker<T>(&self, f: impl FnOnce(&Context) -> T) -> Option<T> {
+        with_server(|ctx| can_write(ctx).then(|| in_db(ctx, self.broker_db(), || f(ctx))))
+    }
+
+    fn reply(&self, to: &ReplyTo, ticket: Option<&str>, answer: Value) {
         /// For clients that have gone.
         const SECONDS: &[u8] = b"60";
+        if to.exchange != REPLIES {
+            return;
+        }
         let headers = json!({ "ticket": ticket, "clock": self.tick() });
         let mut body = json!({});
         body[&self.name] = answer;
         let message = json::write(&envelope(&headers, &to.exchange, &to.routing_key, &body));
         let list = format!("{}{}.{}", self.prefix, to.routing_key, to.exchange);
-        let pushed = server::call(ctx, "LPUSH", &[list.as_bytes(), message.as_bytes()]);
-        if pushed.is_ok() {
-            let _ = server::call(ctx, "EXPIRE", &[list.as_bytes(), SECONDS]);
-        }
+        self.in_broker(|ctx| {
+            let pushed = server::call(ctx, "LPUSH", &[list.as_bytes(), message.as_bytes()]);
+            if pushed.is_ok() {
+                let _ = server::call(ctx, "EXPIRE", &[list.as_bytes(), SECONDS]);
+            }
+        });
     }
 
     /// What a worker says to a method; nothing to those without an answer.
-    fn answer(&self, ctx: &Context, method: &str, arguments: &Value) -> Option<Value> {
+    fn answer(&self, method: &str, arguments: &Value) -> Option<Value> {
         Some(match method {
             "ping" => ok("pong"),
             "active" | "dump_active" => {
-                self.tasks(ctx, |state| matches!(state, State::Fetching | State::Running))
+                self.tasks(|state| matches!(state, State::Fetching | State::Running))
             }
-            "reserved" | "dump_reserved" => self.tasks(ctx, |state| state == State::Queued),
-            "scheduled" | "dump_schedule" => self.scheduled(ctx),
+            "reserved" | "dump_reserved" => self.tasks(|state| state == State::Queued),
+            "scheduled" | "dump_schedule" => self.scheduled(),
             "revoked" | "dump_revoked" => {
                 json!(self.revoked.lock().order.iter().rev().take(MOST).collect::<Vec<_>>())
             }
@@ -135,10 +204,10 @@ impl Celery {
                 "timezone": "UTC",
             }),
             "clock" => json!({ "clock": self.clock.load(Ordering::Relaxed) }),
-            "query_task" => self.query(ctx, arguments),
+            "query_task" => self.query(arguments),
             "report" => ok(format!("florence {}", env!("CARGO_PKG_VERSION"))),
-            "revoke" => self.revoke(ctx, arguments, arguments["terminate"] == true),
-            "terminate" => self.revoke(ctx, arguments, true),
+            "revoke" => self.revoke(arguments, arguments["terminate"] == true),
+            "terminate" => self.revoke(arguments, true),
             "enable_events" => {
                 let is_on = settings::CELERY_EVENTS.swap(true);
                 ok(if is_on { "task events already enabled" } else { "task events enabled" })
@@ -153,36 +222,41 @@ impl Celery {
         })
     }
 
-    /// Tasks with their jobs and where these stand, the next first.
-    fn each(&self, ctx: &Context) -> impl Iterator<Item = (Job, State, Task)> {
+    /// What `told` says of tasks, their jobs and where these stand, the next first.
+    fn each<T>(&self, told: impl Fn(&Job, State, &Task) -> Option<T>) -> Vec<T> {
         let is_ours = |key: &JobKey| key.name.starts_with(JOB_PREFIX.as_bytes());
         let keys = queue().keys(self.broker_db(), None, MOST, is_ours);
-        keys.into_iter().filter_map(move |key| {
-            let job = job::open(ctx, &key).ok()?;
+        let of = |ctx: &Context, key: &JobKey| {
+            let job = job::open(ctx, key).ok()?;
             let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
-            let state = queue().state(key.as_ref(), &job);
-            Some((job, state, task))
-        })
+            told(&job, queue().state(key.as_ref(), &job), &task)
+        };
+        let slice = |keys: &[JobKey]| -> Vec<T> {
+            let found = self.in_broker(|ctx| keys.iter().filter_map(|key| of(ctx, key)).collect());
+            found.unwrap_or_default()
+        };
+        keys.chunks(SLICE).flat_map(slice).collect()
     }
 
-    fn tasks(&self, ctx: &Context, is_wanted: impl Fn(State) -> bool) -> Value {
-        self.each(ctx)
-            .filter(|(job, state, _)| is_wanted(*state) && job.starts_in() == 0)
-            .map(|(job, _, task)| self.info(&job, &task))
-            .collect()
+    fn tasks(&self, is_wanted: impl Fn(State) -> bool) -> Value {
+        let told = |job: &Job, state, task: &Task| {
+            (is_wanted(state) && job.starts_in() == 0).then(|| self.info(job, task))
+        };
+        self.each(told).into()
     }
 
-    fn scheduled(&self, ctx: &Context) -> Value {
-        self.each(ctx)
-            .filter(|(job, state, _)| *state == State::Queued && job.starts_in() > 0)
-            .map(|(job, _, task)| {
+    fn scheduled(&self) -> Value {
+        let told = |job: &Job, state, task: &Task| {
+            let shown = || {
                 json!({
                     "eta": task.headers.eta,
                     "priority": task.priority,
-                    "request": self.info(&job, &task),
+                    "request": self.info(job, task),
                 })
-            })
-            .collect()
+            };
+            (state == State::Queued && job.starts_in() > 0).then(shown)
+        };
+        self.each(told).into()
     }
 
     /// A task as `celery inspect` shows it.
@@ -207,38 +281,26 @@ impl Celery {
         })
     }
 
-    fn query(&self, ctx: &Context, arguments: &Value) -> Value {
-        let wanted = ids(&arguments["ids"]);
-        let found = self.each(ctx).filter(|(_, _, task)| wanted.iter().any(|id| id == task.id()));
-        let described = found.map(|(job, state, task)| {
+    fn query(&self, arguments: &Value) -> Value {
+        let wanted: HashSet<String> = ids(&arguments["ids"]).collect();
+        let told = |job: &Job, state, task: &Task| {
             let state = match state {
                 State::Fetching | State::Running => "active",
                 _ if job.starts_in() > 0 => "scheduled",
                 _ => "reserved",
             };
-            (task.id().to_owned(), json!([state, self.info(&job, &task)]))
-        });
-        Value::Object(described.collect())
+            let told = || (task.id().to_owned(), json!([state, self.info(job, task)]));
+            wanted.contains(task.id()).then(told)
+        };
+        Value::Object(self.each(told).into_iter().collect())
     }
 
     /// Ends tasks that wait; those at work too if they are to be terminated. Tasks that have not
     /// been taken yet end when they are.
-    fn revoke(&self, ctx: &Context, arguments: &Value, terminates: bool) -> Value {
-        let ids = ids(&arguments["task_id"]);
-        for id in &ids {
-            self.revoked.lock().insert(id);
-            let key = format!("{JOB_PREFIX}{id}");
-            let key = JobKey { db: self.broker_db(), name: key.as_bytes().into() };
-            let is_to_end =
-                job::open(ctx, &key).is_ok_and(|job| match queue().state(key.as_ref(), &job) {
-                    State::Queued | State::Retrying => true,
-                    State::Fetching | State::Running => terminates,
-                    _ => false,
-                });
-            if is_to_end {
-                let _ = life::finish(ctx, &key.name, End::cancelled(Data::Drop));
-                sync::settled(ctx, &key);
-            }
+    fn revoke(&self, arguments: &Value, terminates: bool) -> Value {
+        let ids: Vec<String> = ids(&arguments["task_id"]).collect();
+        for slice in ids.chunks(SLICE) {
+            self.in_broker(|ctx| slice.iter().for_each(|id| self.revoke_one(ctx, id, terminates)));
         }
         let ids = ids.join(", ");
         ok(if terminates {
@@ -246,6 +308,22 @@ impl Celery {
         } else {
             format!("tasks {ids} flagged as revoked")
         })
+    }
+
+    fn revoke_one(&self, ctx: &Context, id: &str, terminates: bool) {
+        self.revoked.lock().insert(id);
+        let key = format!("{JOB_PREFIX}{id}");
+        let key = JobKey { db: self.broker_db(), name: key.as_bytes().into() };
+        let is_to_end =
+            job::open(ctx, &key).is_ok_and(|job| match queue().state(key.as_ref(), &job) {
+                State::Queued | State::Retrying => true,
+                State::Fetching | State::Running => terminates,
+                _ => false,
+            });
+        if is_to_end {
+            let _ = life::finish(ctx, &key.name, End::cancelled(Data::Drop));
+            sync::settled(ctx, &key);
+        }
     }
 
     fn stats(&self) -> Value {
@@ -271,11 +349,9 @@ impl Celery {
 }
 
 /// One id, or a list of them.
-fn ids(value: &Value) -> Vec<String> {
-    match value {
-        Value::Array(ids) => ids.iter().filter_map(text).collect(),
-        id => text(id).into_iter().collect(),
-    }
+fn ids(value: &Value) -> impl Iterator<Item = String> {
+    let ids = value.as_array().map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
+    ids.iter().filter_map(text)
 }
 
 /// A queue as kombu describes it.

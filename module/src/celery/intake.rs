@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     Celery, FIELD, Task,
     arguments::{self, Arguments},
-    canvas, celery, events,
+    canvas, celery, control, events,
     message::{self, Call, Message},
     outcome,
     passed::Passed,
@@ -48,6 +48,10 @@ const IDLE: Duration = Duration::from_secs(1);
 const SLICE: usize = 32;
 const SLICE_BYTES: usize = 1 << 20;
 
+/// A look that finds nothing of ours is paid for with so many times its own time: whoever else uses
+/// the list is not to wait for us.
+const SHARE: u32 = 10;
+
 /// Wakes the thread; full is as good as sent.
 static WAKE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(1));
 
@@ -57,8 +61,12 @@ pub(crate) fn list_changed(name: &[u8]) {
     let Some(name) = name.strip_prefix(celery.prefix.as_bytes()) else { return };
     // A name that only begins like a queue's wakes the thread for nothing.
     if celery.queues.keys().any(|queue| name.starts_with(queue.as_bytes())) {
-        let _ = WAKE.0.try_send(());
+        wake();
     }
+}
+
+pub(super) fn wake() {
+    let _ = WAKE.0.try_send(());
 }
 
 /// The thread's work; returns at once if there is no wire mode.
@@ -81,10 +89,13 @@ pub(crate) fn run() {
             with_server(|ctx| events::heartbeat(ctx, celery));
             beat = Instant::now() + events::HEARTBEAT;
         }
-        match take_slice(celery, &mut lists) {
+        let (slice, held) = take_slice(celery, &mut lists);
+        match slice {
             Slice::Taken => {}
+            Slice::Left => thread::sleep(held * SHARE),
             Slice::Refused => thread::sleep(FULL),
             Slice::Empty => {
+                thread::sleep(held * SHARE);
                 let pause = if queue().room() == 0 { FULL } else { IDLE };
                 let _ = WAKE.1.recv_timeout(pause);
             }
@@ -112,27 +123,34 @@ struct Unseen {
 /// What came of a look at the lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slice {
-    /// Some messages were taken or passed over; there may be more.
+    /// Some messages were taken; there may be more.
     Taken,
+    /// Some were left for others; there may be more.
+    Left,
     Empty,
     /// The server takes no writes just now: a pause, too few replicas, a full disk.
     Refused,
 }
 
-/// Looks at some messages of the first list that has any.
-fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
+/// Looks at some messages of the first list that has any; how long the server was held for that.
+fn take_slice(celery: &Celery, lists: &mut [List]) -> (Slice, Duration) {
+    let mut held = Duration::ZERO;
     let seen = with_server(|ctx| {
-        if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) {
+        let start = Instant::now();
+        // What was revoked before it was sent is not to be taken.
+        if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) || control::is_behind() {
             return None;
         }
         select_db(ctx, celery.broker_db());
         let room = queue().room();
-        lists.iter_mut().find_map(|list| {
+        let seen = lists.iter_mut().find_map(|list| {
             let unseen = list.peek(ctx, room.min(SLICE));
             (!unseen.messages.is_empty()).then_some((list, unseen))
-        })
+        });
+        held = start.elapsed();
+        seen
     });
-    let Some((list, unseen)) = seen else { return Slice::Empty };
+    let Some((list, unseen)) = seen else { return (Slice::Empty, held) };
     let found: Vec<_> = unseen
         .messages
         .iter()
@@ -143,15 +161,16 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> Slice {
         for (i, (message, found)) in unseen.messages.iter().zip(&found).enumerate() {
             list.leave(celery, unseen.start + i, message, found);
         }
-        return Slice::Taken;
+        return (Slice::Left, held);
     }
-    with_server(|ctx| {
+    let slice = with_server(|ctx| {
         if !can_write(ctx) {
             return Slice::Refused;
         }
         select_db(ctx, celery.broker_db());
         take_out(ctx, celery, list, &unseen, found)
-    })
+    });
+    (slice, held)
 }
 
 /// Takes what is ours out of its list, and writes it as jobs.
@@ -247,7 +266,9 @@ impl List {
     /// Finds what was passed over again; how many messages have come to the right end since.
     fn follow(&mut self, ctx: &Context) -> usize {
         let key = string(ctx, self.key.as_bytes());
-        self.passed.follow(|place| Leftward::from(ctx, &key, place).map(|value| digest(&value)))
+        self.passed.follow(|place| {
+            Leftward::from(ctx, &key, place).map(|value| (digest(&value), value.as_slice().len()))
+        })
     }
 
     /// The messages from a place on, counted from the right end.
@@ -310,8 +331,17 @@ impl List {
     }
 }
 
+/// Of a large message its ends are enough, where Celery has the ids that make it one of its kind.
 fn digest(message: &Value) -> u64 {
-    xxh3_64(message.as_slice())
+    const MOST: usize = 1 << 14;
+    let bytes = message.as_slice();
+    match bytes.len() {
+        ..=MOST => xxh3_64(bytes),
+        length => {
+            let (head, tail) = (&bytes[..MOST / 2], &bytes[length - MOST / 2..]);
+            xxh3_64(&[head, tail, &length.to_le_bytes()].concat())
+        }
+    }
 }
 
 /// Counts a message that stays in its list, and tells why; of each other task once.

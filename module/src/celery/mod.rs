@@ -43,7 +43,7 @@ use parking_lot::Mutex;
 use redis_module::{Context, ContextFlags};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use control::control;
+pub(crate) use control::{published, run as run_control};
 pub(crate) use intake::{list_changed, run};
 pub(crate) use outcome::Tasks;
 

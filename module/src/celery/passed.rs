@@ -5,44 +5,69 @@ use std::collections::VecDeque;
 
 /// So many messages may come to the right end between two looks; with more, all is looked at anew.
 const MOST_NEW: usize = 32;
-/// So many of those that are known at the right end are compared each time.
+/// So many of those that are known at the right end are compared each time, as long as they are small:
+/// to look at a message is to copy it.
 const CHECKED: usize = 8;
+const CHECKED_BYTES: usize = 1 << 16;
 /// So many may be taken from there meanwhile.
 const NEAR: usize = 1024;
+
+/// A message: its digest and how many bytes it has.
+pub(super) type Print = (u64, usize);
 
 /// Digests of the messages that were left, from the right end on.
 #[derive(Debug, Default)]
 pub(super) struct Passed(VecDeque<u64>);
 
 impl Passed {
-    /// Follows what others have done to the list, of which `from` reads the digests from a place on,
+    /// Follows what others have done to the list, of which `from` reads the messages from a place on,
     /// counted from the right end. Workers take from that end, and give back there what they could
     /// not do.
     ///
     /// Gives how many messages have come to the right end since, of which nobody knows yet.
-    pub(super) fn follow<I: Iterator<Item = u64>>(&mut self, from: impl Fn(usize) -> I) -> usize {
-        let new = self.new_at_the_end(from(0)).unwrap_or_default();
-        // Whoever takes from the middle moves what lies behind.
-        let known = self.0.back().copied();
-        let near = self.0.len().min(CHECKED);
-        let are_there = from(new).take(near).eq(self.0.iter().take(near).copied());
-        if are_there && known.is_some() && from(new + self.0.len() - 1).next() == known {
+    pub(super) fn follow<I: Iterator<Item = Print>>(&mut self, from: impl Fn(usize) -> I) -> usize {
+        if let Some((new, bytes)) = self.new_at_the_end(from(0))
+            && self.are_near(bytes, from(new + 1))
+            && self.is_last(|place| from(new + place).next())
+        {
             return new;
         }
         self.0.clear();
         0
     }
 
-    /// Finds the right end of what is known, and drops what others have taken from there.
-    fn new_at_the_end(&mut self, end: impl Iterator<Item = u64>) -> Option<usize> {
+    /// Whether those behind the first, of so many bytes, are where they were.
+    fn are_near(&self, first: usize, mut behind: impl Iterator<Item = Print>) -> bool {
+        let mut read = first;
+        for known in self.0.iter().take(CHECKED).skip(1) {
+            if read > CHECKED_BYTES {
+                break;
+            }
+            match behind.next() {
+                Some((digest, bytes)) if digest == *known => read += bytes,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether the last is where it was: whoever takes from the middle moves it.
+    fn is_last(&self, at: impl Fn(usize) -> Option<Print>) -> bool {
+        let place = self.0.len() - 1;
+        place == 0 || at(place).map(|(digest, _)| digest) == self.0.back().copied()
+    }
+
+    /// Finds the right end of what is known, and drops what others have taken from there. Gives how
+    /// many are new, and the bytes of the first that is known.
+    fn new_at_the_end(&mut self, end: impl Iterator<Item = Print>) -> Option<(usize, usize)> {
         if self.0.is_empty() {
             return None;
         }
-        for (new, digest) in end.take(MOST_NEW + 1).enumerate() {
+        for (new, (digest, bytes)) in end.take(MOST_NEW + 1).enumerate() {
             let near = if new == 0 { self.0.len() } else { NEAR };
             if let Some(taken) = self.0.iter().take(near).position(|known| *known == digest) {
                 self.0.drain(..taken);
-                return Some(new);
+                return Some((new, bytes));
             }
         }
         None
@@ -65,7 +90,7 @@ mod tests {
 
     /// All of `list` that was not looked at is left; tells what that was. The right end comes first.
     fn look(passed: &mut Passed, list: &[u64]) -> Vec<u64> {
-        let new = passed.follow(|place| list.iter().skip(place).copied());
+        let new = passed.follow(|place| list.iter().skip(place).map(|it| (*it, 1)));
         let start = passed.start(new);
         let most = if new > 0 { new } else { list.len() };
         let seen: Vec<u64> = list.iter().skip(start).take(most).copied().collect();
@@ -108,6 +133,20 @@ mod tests {
         assert_eq!(look(&mut passed, &[2, 1, 2, 3]), [3]);
         // The copy of one that lies deep is given back: it is known, what follows is looked at anew.
         assert_eq!(look(&mut passed, &[3, 2, 1, 2, 3]), [2, 1, 2, 3]);
+    }
+
+    #[test]
+    fn large_ones_are_hardly_looked_at() {
+        let (mut passed, list) = (Passed::default(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        look(&mut passed, &list);
+        let looks = std::cell::Cell::new(0);
+        let large = |at: &u64| {
+            looks.set(looks.get() + 1);
+            (*at, 1 << 22)
+        };
+        assert_eq!(passed.follow(|place| list.iter().skip(place).map(large)), 0);
+        // The first and the last.
+        assert_eq!((looks.get(), passed.start(0)), (2, list.len()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
         ctx.call_ext("PUBLISH", &options, &[channel.as_slice(), message.as_slice()][..]);
     match reply {
         Ok(CallReply::I64(receivers)) => {
-            celery::control(ctx, channel.as_slice(), message.as_slice());
+            celery::published(ctx, channel.as_slice(), message.as_slice());
             Ok(RedisValue::Integer(receivers.to_i64()))
         }
         Ok(_) => Ok(RedisValue::Integer(0)),

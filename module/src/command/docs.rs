@@ -175,7 +175,7 @@ const INFOS: [CommandInfo; 12] = [
         ..info("florence.stats", -1, "O(1)", "Figures of the module.")
     },
     CommandInfo {
-        categories: "read slow admin dangerous",
+        categories: "slow admin dangerous",
         ..info("florence.hosts", 1, "O(N) with N hosts", "Downloads by host, the busiest first.")
     },
     CommandInfo {

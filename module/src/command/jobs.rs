@@ -5,7 +5,7 @@ use redis_module::{AclPermissions, Context, RedisError, RedisResult, RedisString
 
 use super::args::Args;
 use crate::{
-    job::{self, Job, JobKey, State},
+    job::{self, Job, JobKey, State, limits},
     queue::{ended, queue},
     server::{
         self,
@@ -94,16 +94,23 @@ fn ended(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
             return None;
         };
         let at = job.number("finished_at").map(|at| ("finished_at", RedisValue::Integer(at)));
-        let code = job.text("error_code").filter(|_| job.state == State::Failed);
-        let more = at.into_iter().chain(code.map(|code| ("code", bulk(code))));
+        let has_failed = job.state == State::Failed;
+        let code = has_failed.then(|| short(&job, "error_code", limits::CODE_BYTES)).flatten();
+        let code = code.map(|code| ("code", RedisValue::StringBuffer(code)));
+        let more = at.into_iter().chain(code);
         Some(row(&key, job.state, more.chain(stream(&job))))
     });
     rows.take(count).collect()
 }
 
+/// A field, unless it is longer than any of ours: a list of a thousand such would stall the server.
+fn short(job: &Job, field: &str, most: usize) -> Option<Vec<u8>> {
+    job.bytes(field, |bytes| (bytes.len() <= most).then(|| bytes.to_vec())).flatten()
+}
+
 /// Where the job's text goes while it is generated.
 fn stream(job: &Job) -> Option<(&'static str, RedisValue)> {
-    job.bytes("stream", |key| ("stream", RedisValue::StringBuffer(key.to_vec())))
+    short(job, "stream", limits::STREAM_BYTES).map(|key| ("stream", RedisValue::StringBuffer(key)))
 }
 
 fn row(

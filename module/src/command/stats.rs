@@ -58,7 +58,7 @@ pub(super) fn figures() -> Vec<(&'static str, u64)> {
 }
 
 /// What the engines hold beside the server's own memory.
-fn memory() -> [(&'static str, u64); 5] {
+fn memory() -> [(&'static str, u64); 7] {
     let (mut mapped, mut owned) = (0, 0);
     for engine in model::alive().iter().flat_map(|model| model.engines()) {
         if let Model::Ready(loaded) = &engine.model
@@ -75,6 +75,8 @@ fn memory() -> [(&'static str, u64); 5] {
         ("memory_caches", answers + pictures),
         ("memory_work", model::work().used()),
         ("memory_work_peak", model::work().peak()),
+        ("memory_kv_cache", model::kv_cache().used()),
+        ("memory_kv_cache_peak", model::kv_cache().peak()),
     ]
 }
 

@@ -317,6 +317,9 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
     if state == State::Done {
         // Of earlier attempts.
         gone.extend(ERROR);
+        if !fields.iter().any(|(name, _)| *name == "nbest") {
+            gone.push("nbest");
+        }
     }
     match thumbnail {
         // A command would show it to MONITOR.

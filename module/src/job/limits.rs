@@ -59,6 +59,8 @@ pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
 /// Bytes of the key of a job's stream.
 pub(crate) const STREAM_BYTES: usize = 8192;
+/// Bytes of a failure's code.
+pub(crate) const CODE_BYTES: usize = 32;
 /// Keys of one command.
 pub(crate) const KEYS: usize = 1000;
 

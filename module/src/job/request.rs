@@ -133,7 +133,7 @@ fn invalid(message: impl Into<String>) -> Failure {
 
 /// A field's number, if there is one.
 fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, Failure> {
-    match (job.number(field), job.text(field)) {
+    match (job.number(field), job.bytes(field, |_| ())) {
         (Some(number), _) if limit.holds(number) => Ok(Some(number)),
         (None, None) => Ok(None),
         _ => {
@@ -145,8 +145,14 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
 
 /// The same of a number that need not be whole.
 fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, Failure> {
-    let Some(text) = job.text(field) else { return Ok(None) };
-    let number = text.parse().ok().filter(|number| range.holds(*number));
+    /// No number needs more bytes.
+    const MOST: usize = 400;
+    let parse = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes.get(..bytes.len().min(MOST + 1))?).ok()?;
+        if text.len() > MOST { None } else { text.parse().ok() }
+    };
+    let Some(number) = job.bytes(field, parse) else { return Ok(None) };
+    let number = number.filter(|number| range.holds(*number));
     let Range { least, most, .. } = range;
     let wrong = || invalid(format!("the job's {field} is not a number from {least} to {most}"));
     number.map(Some).ok_or_else(wrong)
@@ -168,21 +174,12 @@ fn cannot_be_asked(options: &GenerateOptions, chain: &Chain) -> Option<&'static 
 
 /// How tokens are drawn, if one of the options says so.
 fn sampling(job: &Job) -> Result<Option<Sampling>, Failure> {
-    /// As the reference has it.
-    const TOP_K: i64 = 50;
     let temperature = decimal(job, "temperature", limits::TEMPERATURE)?;
     let top_p = decimal(job, "top_p", limits::TOP_P)?;
     let top_k = number(job, "top_k", limits::TOP_K)?;
-    let seed = number(job, "seed", limits::SEED)?;
-    if temperature.or(top_p).is_none() && top_k.or(seed).is_none() {
-        return Ok(None);
-    }
-    Ok(Some(Sampling {
-        temperature: temperature.unwrap_or(1.0),
-        top_k: usize::try_from(top_k.unwrap_or(TOP_K)).ok().filter(|k| *k > 0),
-        top_p,
-        seed: seed.unwrap_or_default().unsigned_abs(),
-    }))
+    let top_k = top_k.and_then(|k| usize::try_from(k).ok());
+    let seed = number(job, "seed", limits::SEED)?.map(i64::unsigned_abs);
+    Ok(Sampling::of(temperature, top_k, top_p, seed))
 }
 
 /// Whether the picture comes with the job: nothing else tells where to find it.

@@ -1,7 +1,7 @@
 //! A job as clients see it: FLORENCE.GET's map, and the same as the JSON that is published.
 
 use redis_module::Context;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::{Job, State, past, steps};
@@ -65,14 +65,14 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 28] {
         ("image", job.shown_image().into()),
         ("infer_ms", number(is_tried, "infer_ms")),
         ("model", text(is_done, "model").into()),
-        ("nbest", text(is_done, "nbest").map_or(Shown::Nothing, Shown::Json)),
+        ("nbest", own_json(text(is_done, "nbest"))),
         ("phase", progress.phase.map(str::to_owned).into()),
         ("position", progress.position.into()),
         ("prompt", one_or_list::<String>(text(true, "prompt"))),
         ("queue_ms", number(is_tried, "queue_ms")),
-        ("result", text(is_done, "result").map_or(Shown::Nothing, Shown::Json)),
+        ("result", own_json(text(is_done, "result"))),
         ("retry_at", number(progress.state == State::Retrying, "retry_at")),
-        ("scores", text(is_done, "scores").map_or(Shown::Nothing, Shown::Json)),
+        ("scores", own_json(text(is_done, "scores"))),
         ("started_at", number(is_tried, "started_at")),
         ("state", Shown::Text(progress.state.name().to_owned())),
         ("steps", steps.map_or(Shown::Nothing, Shown::Json)),
@@ -82,6 +82,15 @@ fn entries(job: &Job, progress: &Progress) -> [(&'static str, Shown); 28] {
         ("tokens", if is_done { job.number("tokens") } else { progress.tokens }.into()),
         ("width", number(is_done, "width")),
     ]
+}
+
+/// What we have written as JSON; anybody may have written something else there.
+fn own_json(text: Option<String>) -> Shown {
+    let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
+    match text {
+        Some(json) if is_json(&json) => Shown::Json(json),
+        other => other.into(),
+    }
 }
 
 /// Several prompts and their texts are JSON lists; a raw text begins with a token.

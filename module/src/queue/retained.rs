@@ -89,11 +89,22 @@ pub(super) fn forget(key: KeyRef<'_>) {
 /// A database was flushed, or all (`None`): what is forgotten.
 pub(super) fn clear(db: Option<Db>) -> Retained {
     with(|retained, _| {
-        let Some(db) = db else { return std::mem::take(retained) };
-        for key in retained.jobs.keys().filter(|key| key.db == db).cloned().collect::<Vec<_>>() {
-            retained.forget(key.as_ref());
+        let (goes, stays): (Vec<JobKey>, Vec<JobKey>) =
+            retained.jobs.keys().cloned().partition(|key| db.is_none_or(|db| key.db == db));
+        // Each that is looked up takes time: those that go are, or those that stay.
+        if goes.len() <= stays.len() {
+            for key in &goes {
+                retained.forget(key.as_ref());
+            }
+            return Retained::default();
         }
-        Retained::default()
+        let gone = std::mem::take(retained);
+        for key in &stays {
+            if let Some((ended, bytes)) = gone.jobs.get(key) {
+                retained.note(key, *ended, *bytes);
+            }
+        }
+        gone
     })
 }
 

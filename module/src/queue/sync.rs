@@ -201,11 +201,13 @@ pub(crate) fn flushed(db: Option<Db>) {
     const MANY: usize = 1000;
     let jobs = queue().change(|scheduler| scheduler.clear(db));
     let (retained, ended) = (retained::clear(db), ended::clear(db));
+    waiters::release_databases(|waiting| db.is_none_or(|db| waiting == db));
     let listed: usize = ended.iter().map(ended::Ended::len).sum();
     if jobs.waiting() + retained.len() + listed > MANY {
-        thread::spawn(move || drop((jobs, retained, ended)));
+        let freed = thread::Builder::new().spawn(move || drop((jobs, retained, ended)));
+        // Where there is no thread, they were freed here.
+        drop(freed);
     }
-    waiters::release_databases(|waiting| db.is_none_or(|db| waiting == db));
 }
 
 /// Other numbers lead to two databases: their clients wait for other keys than they asked for.

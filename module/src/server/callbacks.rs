@@ -145,7 +145,7 @@ extern "C" fn on_keyspace_event(
     event: *const std::ffi::c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
-    if hash::is_ours() {
+    if hash::is_ours(key) {
         return OK;
     }
     guard(OK, || {

@@ -4,7 +4,7 @@
 use std::{
     ffi::{CStr, c_char, c_int},
     ptr::null_mut,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicPtr, Ordering},
     time::Duration,
 };
 
@@ -155,12 +155,14 @@ fn with_name<T>(name: &str, f: impl FnOnce(&CStr) -> T) -> T {
     f(CStr::from_bytes_until_nul(&buffer).unwrap_or_default())
 }
 
-/// Whether an event is of a change made here, of which whoever made it knows.
-static IS_OURS: AtomicBool = AtomicBool::new(false);
+/// The key of a change made here that is told just now, of which whoever made it knows.
+static OURS: AtomicPtr<raw::RedisModuleString> = AtomicPtr::new(null_mut());
 
-/// Whether the event that is told just now is of a change made here.
-pub(super) fn is_ours() -> bool {
-    IS_OURS.load(Ordering::Relaxed)
+/// Whether an event of this key is of a change made here. Who hears of ours may change other keys.
+pub(super) fn is_ours(key: *mut raw::RedisModuleString) -> bool {
+    let ours = OURS.load(Ordering::Relaxed);
+    let name = RedisString::string_as_slice;
+    !ours.is_null() && (ours == key || name(ours) == name(key))
 }
 
 /// Sets fields of a hash in the place of HSET: replicas, the append-only file and subscribers of
@@ -229,9 +231,9 @@ fn close_written(ctx: &Context, key: &RedisString, opened: *mut raw::RedisModule
 }
 
 fn tell(ctx: &Context, class: NotifyEvent, event: &str, key: &RedisString) {
-    IS_OURS.store(true, Ordering::Relaxed);
+    let before = OURS.swap(key.inner, Ordering::Relaxed);
     ctx.notify_keyspace_event(class, event, key);
-    IS_OURS.store(false, Ordering::Relaxed);
+    OURS.store(before, Ordering::Relaxed);
 }
 
 /// A field's name and its value.

@@ -108,6 +108,8 @@ settings! {
     PAUSED: Flag, "paused", "no", AnyTime,
         "starts no job; what is at work goes on to its end, and all else works";
     MAX_BATCH: Number(1, 64), "max-batch", "16", AnyTime, "jobs that are decoded together";
+    KV_CACHE_BYTES: Number(1_048_576, 1_099_511_627_776), "kv-cache-bytes", "4294967296", AnyTime,
+        "memory that the keys and values of all jobs that are decoded may take, each reckoned at its longest answer; jobs wait for room";
     MAX_REGIONS: Number(1, 256), "max-regions", "64", AnyTime,
         "regions of an answer that `EACH` and `CROP` ask about; the others are left out, and counted";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,

@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use florence_engine::{
-    Answer, Error,
+    Answer, Budget, Error,
     chain::Run,
     serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
 };
@@ -108,6 +108,10 @@ impl Watch for Meter<'_> {
         settings::MAX_BATCH.size()
     }
 
+    fn kv_cache(&self) -> &Budget {
+        model::kv_cache()
+    }
+
     fn take(&self, turn: &mut dyn FnMut()) {
         let of_us = self.turns.lock();
         turn();
@@ -131,7 +135,9 @@ impl Watch for Meter<'_> {
 
     fn stumbled(&self, failure: &serve::Failure) {
         let text = explain(failure);
-        news::warn(&format!("the batch failed, its jobs are run one by one: {text}"));
+        news::warn(&format!(
+            "jobs that were run together failed, so they are run one by one: {text}"
+        ));
     }
 }
 

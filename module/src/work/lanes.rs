@@ -85,15 +85,15 @@ fn begin(name: String, recipe: Recipe, ways: &Ways) -> Arc<Lane> {
     let (work, inbox) = bounded(settings::MAX_BATCH.size());
     let (next, answered) = unbounded();
     let model = Hosted::new(name, recipe, plans.len());
+    let follows = spawn("fl-next", move || next::run(&answered));
     for plan in plans {
         let (model, inbox, ways) = (Arc::clone(&model), inbox.clone(), ways.clone());
         let (name, engine, loading) =
             (format!("fl-engine-{}", plan.engine), plan.engine, Arc::clone(&model));
-        if !spawn(&name, move || infer::run(&model, &plan, &inbox, &ways)) {
-            loading.set(engine, Model::Failed("its thread cannot be started".to_owned()));
+        if !follows || !spawn(&name, move || infer::run(&model, &plan, &inbox, &ways)) {
+            loading.set(engine, Model::Failed("its threads cannot be started".to_owned()));
         }
     }
-    spawn("fl-next", move || next::run(&answered));
     Arc::new(Lane { model, ahead: Arc::default(), coming: AtomicUsize::new(0), work, next })
 }
 

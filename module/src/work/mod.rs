@@ -73,6 +73,7 @@ pub(crate) fn start(ctx: &Context) {
     spawn("fl-engines", move || lanes::start(&ways));
     spawn("fl-commit", move || commit::run(&outbox, &pieces));
     spawn("fl-celery", celery::run);
+    spawn("fl-control", celery::run_control);
     spawn("fl-adopt", adopt::run);
     sync::take_role(ctx);
 }

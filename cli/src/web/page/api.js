@@ -23,9 +23,9 @@ async function ask(path, options = {}) {
   return answer.json();
 }
 
-/** A path with what is known of the parameters. */
+/** A path with what is known of the parameters; a key may be empty. */
 export function url(path, parameters = {}) {
-  const known = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  const known = Object.entries(parameters).filter(([name, value]) => value !== undefined && value !== null && (value !== "" || name === "id"));
   const query = new URLSearchParams(known).toString();
   return query ? `${path}?${query}` : path;
 }

@@ -2,7 +2,7 @@
 
 import { get, post, url } from "./api.js";
 import { duration, el, keyText, moment, put, say, state } from "./dom.js";
-import { prompts } from "./jobs.js";
+import { listOf, prompts } from "./jobs.js";
 import { overlay } from "./overlay.js";
 
 const ENDED = ["done", "failed", "cancelled", "expired"];
@@ -166,6 +166,8 @@ function facts({ job, options, ttl_ms: ttl }) {
     ["user", options.user],
     ["priority", options.priority],
     ["beams", options.beams],
+    ["best texts", options.nbest_count],
+    ["text goes to", options.stream],
     ["timeout", options.timeout && duration(Number(options.timeout))],
     ["expires", options.expires && `${duration(Number(options.expires))} after it was submitted`],
     ["kept for", ttl === null ? undefined : duration(ttl)],
@@ -181,7 +183,7 @@ function text(job) {
   return el("details", { class: "card" }, el("summary", {}, `Raw text, ${job.tokens ?? "?"} tokens`), el("pre", { id: "raw" }, job.text), scores);
 }
 
-const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["maxtokens", "MAXTOKENS"], ["ngram", "NGRAM"], ["length_penalty", "LENGTHPENALTY"], ["temperature", "TEMPERATURE"], ["top_k", "TOPK"], ["top_p", "TOPP"], ["seed", "SEED"], ["margin", "MARGIN"], ["wants", "MODEL"]];
+const WORDS = [["priority", "PRIORITY"], ["delay", "DELAY"], ["expires", "EXPIRES"], ["timeout", "TIMEOUT"], ["retries", "RETRIES"], ["ttl", "TTL"], ["beams", "BEAMS"], ["nbest_count", "NBEST"], ["maxtokens", "MAXTOKENS"], ["ngram", "NGRAM"], ["length_penalty", "LENGTHPENALTY"], ["temperature", "TEMPERATURE"], ["top_k", "TOPK"], ["top_p", "TOPP"], ["seed", "SEED"], ["margin", "MARGIN"], ["wants", "MODEL"], ["thumbnail_px", "THUMBNAIL"], ["stream", "TOKENS"]];
 
 /** What is asked after the first prompt: `["EACH", prompt]`. */
 function steps(job) {
@@ -189,17 +191,18 @@ function steps(job) {
   return list.flatMap((step) => Object.entries(step).map(([link, prompt]) => [link.toUpperCase(), String(prompt)]));
 }
 
-/** The command that submits the same job. What is secret in its address is not known here. */
+/** The command that asks the same, under a key of its own: under the job's, it would have to give no more options than its client did,
+ * which is not known. Nor is what is secret in its address. */
 function command({ job, options }, named) {
   const quoted = (value) => (/^[\w:./-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
-  const several = job.prompt.startsWith("[") ? JSON.parse(job.prompt) : null;
+  const several = listOf(job.prompt);
   const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt, ...steps(job).flat()];
   const image = job.image === "DATA" || job.image?.startsWith("data:") ? null : job.image;
   const source = image === null ? ["DATA", "\"$(cat picture)\""] : image?.startsWith("KEY ") ? ["KEY", quoted(image.slice(4))] : [quoted(image ?? "")];
   const words = WORDS.filter(([name]) => options[name] !== undefined).flatMap(([name, word]) => [word, options[name]]);
   if (options.exif !== undefined) words.push(options.exif === "1" ? "EXIF" : "NOEXIF");
   if (options.nocache === "1") words.push("NOCACHE");
-  const key = quoted(keyText(named.id));
+  const key = quoted(`${keyText(named.id)}:again`);
   if (image === null) {
     // The shell cannot pass a picture's bytes as an argument.
     return `redis-cli -x SET picture < picture\nredis-cli FLORENCE.SUBMIT ${key} KEY picture ${[...asked, ...words].map(quoted).join(" ")}\nredis-cli FLORENCE.GET ${key}`;

@@ -7,13 +7,13 @@ import { LongList } from "./table.js";
 
 const TABS = [
   ["Unfinished", ""], ["Queued", "queued"], ["Retrying", "retrying"], ["At work", "fetching,running"],
-  ["Done", "done"], ["Failed", "failed"], ["Cancelled", "cancelled"], ["Expired", "expired"],
+  ["Done", "done"], ["Failed", "failed"], ["Cancelled", "cancelled"], ["Expired", "expired"], ["All", "all"],
 ];
 const FIELDS = [["any", "anywhere"], ["key", "key begins with"], ["prompt", "prompt"], ["host", "host"], ["error", "error"]];
 /** Which states an action is for. */
 const FOR = {
-  retry: ["failed", "cancelled", "expired"],
-  cancel: ["", "queued", "retrying", "fetching,running"],
+  retry: ["failed", "cancelled", "expired", "all"],
+  cancel: ["", "queued", "retrying", "fetching,running", "all"],
 };
 const EVERY = 2000;
 
@@ -35,7 +35,8 @@ export function showJobs(main, app, parameters, signal) {
     class: "search", role: "search",
     onsubmit: (event) => {
       event.preventDefault();
-      go({ q: search.value, field: field.value });
+      // Whoever begins to look for a job need not know its state.
+      go({ q: search.value, field: field.value, state: isSearch ? wanted.state : "all" });
     },
   }, search, field, el("button", { type: "submit" }, "Search"));
   const note = el("p", { class: "quiet", id: "note", role: "status" }, "Looking …");
@@ -157,11 +158,17 @@ function cells(row, detail, app) {
 }
 
 export function prompts(prompt) {
-  if (!prompt?.startsWith("[")) return prompt ?? "";
+  return listOf(prompt)?.join(" · ") ?? prompt ?? "";
+}
+
+/** Several prompts, which are a list; one may begin like a list. */
+export function listOf(prompt) {
+  if (!prompt?.startsWith("[")) return null;
   try {
-    return JSON.parse(prompt).join(" · ");
+    const list = JSON.parse(prompt);
+    return Array.isArray(list) && list.every((one) => typeof one === "string") ? list : null;
   } catch {
-    return prompt;
+    return null;
   }
 }
 

@@ -511,6 +511,10 @@ impl Backend for OnDevice {
         Ok(Channels(self.attention(block, "channel_attn", size, groups)?))
     }
 
+    fn kept_bytes(&self) -> usize {
+        self.0.kind.size_in_bytes()
+    }
+
     fn keys(&self, k: &Tensor, v: &Tensor, _heads: usize) -> Result<Keys> {
         Ok(Keys { k: k.contiguous()?, v: v.contiguous()? })
     }
@@ -643,7 +647,11 @@ impl OnDevice {
     fn ints(&self, values: &[usize]) -> Result<Tensor> {
         #[expect(clippy::cast_possible_truncation, reason = "numbers of rows, tokens and slots")]
         let values: Vec<u32> = values.iter().map(|value| *value as u32).collect();
-        Tensor::from_slice(&values, values.len(), self.device())
+        self.whole(&values)
+    }
+
+    fn whole(&self, values: &[u32]) -> Result<Tensor> {
+        Tensor::from_slice(values, values.len(), self.device())
     }
 
     fn addresses(&self, values: &[u64]) -> Result<Tensor> {

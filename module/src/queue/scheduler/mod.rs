@@ -287,9 +287,12 @@ impl Scheduler {
         }
     }
 
-    /// Lets delayed jobs take their places whose moment has come.
+    /// Lets delayed jobs take their places whose moment has come: not all of a million at once, for
+    /// which the main thread would have to wait.
     fn ripen(&mut self, now: Instant) {
-        while let Some((&(at, place), _)) = self.delayed.first_key_value() {
+        const MOST: usize = 1000;
+        for _ in 0..MOST {
+            let Some((&(at, place), _)) = self.delayed.first_key_value() else { return };
             if at > now {
                 return;
             }
@@ -517,18 +520,22 @@ impl Scheduler {
         }
     }
 
-    /// Forgets the jobs of a database, or of all; gives them away, since to drop many takes time.
+    /// Forgets the jobs of a database, or of all; gives them away, since to drop many takes time. So
+    /// does each that is taken out of its lines: either those that go are, or those that stay.
     pub(crate) fn clear(&mut self, db: Option<Db>) -> Self {
+        let goes = |key: &&JobKey| db.is_none_or(|db| key.db == db);
         let of = |db| self.databases.get(&db).copied().unwrap_or_default();
-        if let Some(db) = db.filter(|db| of(*db) < self.jobs.len()) {
-            let keys = self.jobs.keys().filter(|key| key.db == db);
-            for key in keys.cloned().collect::<Vec<_>>() {
-                self.remove(&key);
-            }
-            return Self::default();
-        }
-        for key in self.active.iter().cloned().collect::<Vec<_>>() {
+        let are_few = db.is_some_and(|db| 2 * of(db) <= self.jobs.len());
+        let known: Vec<JobKey> = if are_few {
+            self.jobs.keys().filter(goes).cloned().collect()
+        } else {
+            self.active.iter().filter(goes).cloned().collect()
+        };
+        for key in known {
             self.remove(&key);
+        }
+        if are_few {
+            return Self::default();
         }
         let empty = Self {
             suspect: Weak::clone(&self.suspect),
@@ -537,7 +544,28 @@ impl Scheduler {
             held: self.held,
             ..Self::default()
         };
-        std::mem::replace(self, empty)
+        let mut gone = std::mem::replace(self, empty);
+        let stay: Vec<JobKey> = gone.jobs.keys().filter(|key| !goes(key)).cloned().collect();
+        for key in stay {
+            if let Some(slot) = gone.take(&key) {
+                self.take_over(&key, slot);
+            }
+        }
+        gone
+    }
+
+    fn take_over(&mut self, key: &JobKey, slot: Slot) {
+        match slot {
+            Slot::Waiting { line, place, waiting, .. } => self.insert_in(line, key, place, waiting),
+            Slot::Unclaimed(unclaimed) => self.insert_unclaimed(key, unclaimed),
+            Slot::Active(active) => {
+                if active.is_downloading {
+                    self.downloads.start(&active.waiting.origin);
+                }
+                self.active.insert(key.clone());
+                self.put(key, Slot::Active(active));
+            }
+        }
     }
 
     /// Whether jobs are run here. Where they are not any more, those at work go back to their

@@ -422,6 +422,29 @@ fn flushing_a_database_leaves_the_others() {
 }
 
 #[test]
+fn the_jobs_of_other_databases_stay_what_they_are_when_most_are_flushed() {
+    let (mut scheduler, now) = (enabled(), Instant::now());
+    let other = |name: &str| JobKey { db: Db(3), ..key(name) };
+    for name in ["runs", "next", "last"] {
+        scheduler.observe(&other(name), &waiting(0), Death::None);
+    }
+    let (running, claim) = run(&mut scheduler, now).unwrap();
+    scheduler.observe(&other("lost"), &claimed("there", "t", 0), Death::Crash);
+    for i in 0..20 {
+        see(&mut scheduler, &format!("gone {i}"), &waiting(-1));
+    }
+    let (flushed, stopped) = run(&mut scheduler, now).unwrap();
+    assert_eq!((&*running, &*flushed), ("runs", "gone 0"));
+    assert_eq!(scheduler.clear(Some(Db(0))).waiting(), 19);
+    assert!(stopped.stop.is_stopped() && !claim.stop.is_stopped());
+    scheduler.release(&key(&flushed), stopped);
+    assert_eq!(scheduler.unclaimed(), [(other("lost"), true)]);
+    // It goes back to its place.
+    scheduler.release(&other(&running), claim);
+    assert_eq!(order(&mut scheduler, now).0, ["runs", "next", "last"]);
+}
+
+#[test]
 fn what_is_downloaded_does_not_keep_what_is_at_hand() {
     let (mut scheduler, now) = (enabled(), Instant::now());
     let limits = Limits { per_host: 1, per_user: 9 };
