@@ -125,6 +125,27 @@ fn jobs_are_retried_and_cancelled_and_deleted_by_hand() {
 }
 
 #[test]
+fn a_search_looks_at_jobs_of_all_states_and_a_job_may_have_no_name() {
+    let server = server();
+    answered(&server, "found:1", &sample("shapes.png"), "<OD>");
+    answered(&server, "", &sample("shapes.png"), "<OD>");
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "yes"]);
+    let waits = ["found:2", &sample("sign.png"), "<OCR>", "BEAMS", "4", "NBEST", "2"];
+    server.call::<()>(&[&["FLORENCE.SUBMIT"][..], &waits].concat());
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "jobs"));
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 1");
+    browser.write("input[type=search]", "found\u{e007}");
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
+    browser.go(&address(&page, "job?server=0&id=found:2"));
+    browser.wait("document.body.innerText.includes('found:2:again')");
+    browser.wait("document.body.textContent.includes('NBEST 2')");
+    browser.go(&address(&page, "job?server=0&id="));
+    browser.wait("document.querySelector('#facts')?.innerText.includes('shapes.png')");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
 fn what_has_not_changed_stays_under_the_pointer() {
     let (server, pictures) = (server(), Pictures::serve());
     server.call::<()>(&["FLORENCE.SUBMIT", "waits", &pictures.url("held/back/sign.png"), "<OCR>"]);

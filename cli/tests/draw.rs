@@ -152,6 +152,18 @@ fn a_line_of_run_without_json_is_an_answer_too() {
 }
 
 #[test]
+fn the_picture_itself_is_not_drawn_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let picture = out(&directory, "a.png");
+    let before = std::fs::read(sample("shapes.png")).unwrap();
+    std::fs::write(&picture, &before).unwrap();
+    let again = directory.path().join(".").join("a.png").display().to_string();
+    let error = refused(&[&picture, r#"{"<OD>": {"bboxes": [], "labels": []}}"#, &again]);
+    assert!(error.contains("would be written over"), "{error}");
+    assert_eq!(std::fs::read(&picture).unwrap(), before);
+}
+
+#[test]
 fn a_job_is_drawn_from_its_server() {
     let root = picture("shapes.png").parent().unwrap().display().to_string();
     let server = Server::ready(&[&format!("florence.file-roots {root}")]);

@@ -117,7 +117,7 @@ fn the_best_beams_are_told_with_their_scores() {
         (&["--nbest", "4"][..], "--nbest 4 is more than there are beams, 3"),
         (&["--nbest", "2", "--temperature", "1"], "cannot be used with"),
         (&["--nbest", "2", "--step", "EACH <REGION_TO_OCR>"], "cannot be used with"),
-        (&["--nbest", "0"], "0 is not in 1.."),
+        (&["--nbest", "0"], "a number from 1 to 16"),
     ] {
         let refused = run(&[&["--prompt", "<OD>", &shapes], options].concat());
         let err = text(&refused.stderr);
@@ -280,6 +280,16 @@ fn tokens_are_drawn_alike_with_the_same_seed() {
     };
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
-    let output = run(&["--prompt", "<OD>", "--temperature", "1", "--beams", "3", "x.png"]);
-    assert_eq!(output.status.code(), Some(2), "beams and chance do not go together");
+    let asked = ["--prompt", "<DETAILED_CAPTION>", "--max-new-tokens", "24", &sample("shapes.png")];
+    let ids = |options: &[&str]| json(&[&asked[..], options].concat())["token_ids"].clone();
+    // One of them is enough.
+    let all = ["--temperature", "1", "--top-k", "50", "--seed", "0"];
+    assert_eq!(ids(&["--top-k", "50"]), ids(&all));
+    assert_eq!(ids(&["--seed", "0"]), ids(&all));
+    for option in ["--temperature", "--top-k", "--top-p", "--seed"] {
+        let output = run(&["--prompt", "<OD>", option, "1", "--beams", "3", "x.png"]);
+        assert_eq!(output.status.code(), Some(2), "beams and {option} do not go together");
+    }
+    let margin = run(&["--prompt", "<OD>", "--margin", "5", &sample("shapes.png")]);
+    assert!(text(&margin.stderr).contains("--margin is for CROP"));
 }
