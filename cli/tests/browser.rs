@@ -138,8 +138,8 @@ fn a_search_looks_at_jobs_of_all_states_and_a_job_may_have_no_name() {
     browser.write("input[type=search]", "found\u{e007}");
     browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
     browser.go(&address(&page, "job?server=0&id=found:2"));
-    browser.wait("document.body.innerText.includes('found:2:again')");
-    browser.wait("document.body.textContent.includes('NBEST 2')");
+    browser.wait("document.querySelector('#cli')?.textContent.includes('found:2:again')");
+    browser.wait("document.querySelector('#cli')?.textContent.includes('NBEST 2')");
     browser.go(&address(&page, "job?server=0&id="));
     browser.wait("document.querySelector('#facts')?.innerText.includes('shapes.png')");
     assert_eq!(browser.console(), [""; 0]);

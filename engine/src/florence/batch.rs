@@ -40,7 +40,7 @@ impl<'a, T> Batch<'a, T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`]; the job is not in the batch then.
+    /// [`Error::Compute`] or [`Error::Device`]; the job is not in the batch then.
     pub fn join(
         &mut self,
         ticket: T,
@@ -72,7 +72,7 @@ impl<'a, T> Batch<'a, T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`]; the jobs are then in no state to go on.
+    /// [`Error::Compute`] or [`Error::Device`]; the jobs are then in no state to go on.
     pub fn step(&mut self) -> Result<Vec<(T, Answer)>, Error> {
         let Self { florence, decoding, members } = self;
         let unfinished = members.iter_mut().map(|member| &mut member.running);

@@ -15,7 +15,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Prompt`] of what a step makes of an answer, or [`Error::Compute`].
+    /// [`Error::Prompt`] of what a step makes of an answer, [`Error::Compute`] or [`Error::Device`].
     pub fn run_chain(
         &self,
         picture: &Rgb,

@@ -45,7 +45,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn follow<'a>(
         &'a self,
         prepared: &'a Prepared,
@@ -67,7 +67,7 @@ impl Followed<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn divergence(&self, part: Part) -> Result<f64, Error> {
         let model = self.florence.model();
         let found = self.florence.compute(|| {

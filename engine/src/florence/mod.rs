@@ -500,7 +500,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn run_one(&self, prepared: &Prepared, options: &GenerateOptions) -> Result<Answer, Error> {
         let mut answers = self.run(&[Job { prepared, options }], &|_| false)?;
         answers.pop().flatten().ok_or(Error::Cancelled)
@@ -511,7 +511,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn run(
         &self,
         jobs: &[Job<'_>],
@@ -538,7 +538,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn visual(&self, picture: &Picture) -> Result<Visual, Error> {
         self.visuals(&[picture])?.pop().ok_or(Error::Cancelled)
     }
@@ -548,7 +548,7 @@ impl Florence {
     ///
     /// # Errors
     ///
-    /// [`Error::Compute`].
+    /// [`Error::Compute`] or [`Error::Device`].
     pub fn visuals(&self, pictures: &[&Picture]) -> Result<Vec<Visual>, Error> {
         let mut visuals = Vec::with_capacity(pictures.len());
         for group in pictures.chunk_by(|a, b| a.pixels.side == b.pixels.side) {

@@ -29,7 +29,8 @@ pub fn devices() -> std::result::Result<Vec<String>, String> {
     Err(super::LoadError::NotForCuda.to_string())
 }
 
-/// What is to be said of an open device: of a GPU its name, memory, age and driver, with a blank before.
+/// What is to be said of an open device: of a GPU its name, memory, compute
+/// capability and driver, after a blank.
 pub(crate) fn describe(device: &Device) -> String {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = device {
@@ -91,7 +92,8 @@ mod cuda {
         }
         let opened = Device::new_cuda_with_stream(ordinal)?;
         if let Device::Cuda(cuda) = &opened {
-            // SAFETY: everything on this device uses its one stream, so there is nothing to wait for.
+            // SAFETY: all that a model has on a device uses the one stream that it was opened with, so
+            // there is nothing to wait for; no tensor goes from one model to another.
             unsafe { cuda.disable_event_tracking() };
             if cuda.cuda_stream().context().has_async_alloc() {
                 keep_memory(handle)?;

@@ -1,7 +1,8 @@
 //! Answers, and encoded pictures, that may be asked for again.
 //!
 //! Both are keyed by the picture's bytes, not by where they came from, and by a scope: who asks in
-//! one neither gets nor learns of what was asked in another. One value serves one model.
+//! one neither gets nor learns of what was asked in another. Models may share one value: their
+//! keys tell them apart.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The server's module API: all that the redis-module crate does not wrap, and the only
-//! hand-written unsafe code.
+//! The server's module API: all that the redis-module crate does not wrap, and the
+//! module's only hand-written unsafe code.
 //!
 //! Raw pointers do not leave this folder, but for the opaque [`BlockedClient`]. Every callback that
 //! the server makes catches panics: a panic must not unwind into C. What the callbacks do is said
@@ -148,7 +148,8 @@ pub(crate) fn limit_candle() {
     const NAME: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(NAME).is_none() {
         // SAFETY: called from OnLoad, before any thread of ours starts; at start-up the server
-        // has no other threads yet, and it does not change its environment later.
+        // has no other threads yet, and it does not change its environment later. Where it is loaded
+        // at run time, the server's own threads do not read the environment.
         unsafe { std::env::set_var(NAME, "1") };
     }
 }

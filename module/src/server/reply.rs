@@ -1,4 +1,4 @@
-//! Errors as clients read them: the first word is the code.
+//! Replies: errors as clients read them, whose first word is the code, and maps.
 
 use std::{ffi::CString, fmt::Display};
 

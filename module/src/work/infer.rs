@@ -287,7 +287,7 @@ impl Asker for Claimant {
             return self.answer();
         }
         let next = self.lane.next.clone();
-        // As above.
+        // That thread ends with the lane only, which this job holds.
         let _ = next.send(self);
     }
 
