@@ -466,8 +466,11 @@ class AsyncFlorence(_Client):
 
     async def _exchange(self, commands: Commands) -> list[Any]:
         client = self._client
-        if commands.everywhere and self._is_cluster:
+        if self._is_cluster:
+            # redis-py's own first commands would not know of the slots yet: each may go to a wrong
+            # node, and the redirection closes the connections of all the others.
             await client.initialize()
+        if commands.everywhere and self._is_cluster:
             (command,), nodes = commands.all, client.get_primaries()
             return [[await client.execute_command(*command, target_nodes=node) for node in nodes]]
         if len(commands.all) > 1:
