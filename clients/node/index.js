@@ -68,6 +68,24 @@ const BLOB_STRING = "$".charCodeAt(0);
 /** Longest WAIT, in milliseconds. */
 const SLICE = 1000;
 
+/** Below so long a wait, in milliseconds, jobs are looked at once before. */
+const SHORT = 100;
+
+/** The longest time that a timer takes. */
+const LONGEST = 2 ** 31 - 1;
+
+/** Calls after a time, however long; gives what calls it off. @param {number} ms @param {() => void} call */
+const callAfter = (ms, call) => {
+  /** @type {NodeJS.Timeout} */
+  let timer;
+  const set = (/** @type {number} */ left) => {
+    const next = left > LONGEST ? () => set(left - LONGEST) : call;
+    timer = globalThis.setTimeout(next, Math.min(left, LONGEST));
+  };
+  set(ms);
+  return () => clearTimeout(timer);
+};
+
 /** How often a stream is looked at, and how many entries are read at once. */
 const [LOOK_MS, ENTRIES] = [50, 1000];
 
@@ -77,6 +95,15 @@ const refusal = (error) => {
   const [, code, message] = /^(\w+) (.*)$/s.exec(error.message) ?? [];
   const known = ERRORS.get(code ?? "");
   return known ? new known(message ?? "") : error;
+};
+
+/** @param {Record<string, any>} got */
+const jobOrError = (got) => {
+  try {
+    return Job.read(got);
+  } catch (error) {
+    return /** @type {Error} */ (error);
+  }
 };
 
 export class Florence {
@@ -94,6 +121,8 @@ export class Florence {
   #wanted = new Map();
   /** Everyone who is to be told. @type {Set<Wanted>} */
   #callers = new Set();
+  /** Who stops with which signal, and what forgets the signal. @type {WeakMap<AbortSignal, { stops: Set<() => void>, forget: () => void }>} */
+  #signals = new WeakMap();
   #isClosed = false;
 
   /**
@@ -140,14 +169,12 @@ export class Florence {
    * @param {Options} [options]
    * @returns {Promise<JobKey<T>>}
    */
-  async submit(
-    image,
-    { prompts, steps = [] },
-    { key = newKey(this.#prefix, image), ...options } = {},
-  ) {
+  async submit(image, { prompts, steps = [] }, { key, ...options } = {}) {
     const asked = prompts.length === 1 ? prompts : ["PROMPTS", String(prompts.length), ...prompts];
-    const args = [...imageArguments(image), ...asked, ...steps.flat(), ...optionArguments(options)];
-    const reply = plain(await this.#send(["FLORENCE.SUBMIT", key, ...args]));
+    const picture = await imageArguments(image);
+    const args = [...picture, ...asked, ...steps.flat(), ...optionArguments(options)];
+    const name = key ?? newKey(this.#prefix, image);
+    const reply = plain(await this.#send(["FLORENCE.SUBMIT", name, ...args]));
     return /** @type {JobKey<T>} */ (reply);
   }
 
@@ -159,7 +186,7 @@ export class Florence {
    */
   async get(key) {
     const reply = await this.#send(["FLORENCE.GET", key]);
-    return reply === null ? undefined : new Job(asMap(reply));
+    return reply === null ? undefined : Job.read(asMap(reply));
   }
 
   /**
@@ -207,7 +234,13 @@ export class Florence {
     };
     /** @type {Map<string, () => void>} */
     const pending = new Map();
-    for (const key of new Set(keys)) {
+    const all = [...new Set(keys)];
+    // In so short a time there may be no reply to a WAIT.
+    const isShort = timeoutMs != null && timeoutMs < SHORT && !this.#isClosed;
+    const told = isShort ? await this.#endsOf(all) : new Map();
+    signal?.throwIfAborted();
+    news.push(...told.values());
+    for (const key of all.filter((key) => !told.has(key))) {
       const forget = this.#want(key, (end) => {
         pending.delete(key);
         tell(end);
@@ -216,8 +249,8 @@ export class Florence {
     }
     const stop = () => tell({ stop: signal?.reason });
     const late = () => tell({ stop: new WaitTimeoutError([...pending.keys()]) });
-    const timer = timeoutMs === undefined ? undefined : globalThis.setTimeout(late, timeoutMs);
-    signal?.addEventListener("abort", stop);
+    const forgetTimer = timeoutMs == null ? undefined : callAfter(timeoutMs, late);
+    const forgetSignal = signal ? this.#stopWith(signal, stop) : undefined;
     let problem;
     try {
       while (pending.size > 0 || news.length > 0) {
@@ -229,8 +262,8 @@ export class Florence {
       }
       if (problem) throw problem;
     } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", stop);
+      forgetTimer?.();
+      forgetSignal?.();
       for (const forget of pending.values()) forget();
     }
   }
@@ -242,26 +275,27 @@ export class Florence {
    * @param {Waiting} [waiting]
    * @returns {AsyncGenerator<import("./jobs.js").Piece, void, undefined>}
    */
-  async *pieces(key, { timeoutMs = Infinity, signal } = {}) {
-    const [until, stream] = [performance.now() + timeoutMs, (await this.#existing(key)).stream];
+  async *pieces(key, { timeoutMs, signal } = {}) {
+    const until = performance.now() + (timeoutMs ?? Infinity);
+    const { stream } = await this.#existing(key);
     if (stream === undefined) throw new TypeError(`${key} has no stream: submit it with tokens`);
-    let [last, hasEnded] = ["-", false];
-    while (!hasEnded) {
+    for (let last = "-"; ; ) {
       signal?.throwIfAborted();
-      if (performance.now() >= until) throw new WaitTimeoutError([key]);
       // The job is looked at first: its end comes into the stream with it.
       const job = await this.get(key);
       const range = ["XRANGE", stream, last, "+", "COUNT", String(ENTRIES)];
       /** @type {any[]} */
       const found = await this.#send(range);
-      hasEnded = (!job || job.hasEnded) && found.length < ENTRIES;
+      const hasEnded = (!job || job.hasEnded) && found.length < ENTRIES;
       for (const [id, fields] of found) {
         last = `(${plain(id)}`;
         const { job, attempt, step, index, text } = asMap(fields);
         if (job !== key || text === undefined) continue;
         yield { attempt: Number(attempt), step: Number(step), index: Number(index), text };
       }
-      if (found.length === 0 && !hasEnded) await setTimeout(LOOK_MS);
+      if (hasEnded) return;
+      if (performance.now() >= until) throw new WaitTimeoutError([key]);
+      if (found.length === 0) await setTimeout(LOOK_MS);
     }
   }
 
@@ -292,8 +326,9 @@ export class Florence {
    * @returns {Promise<import("./jobs.js").Listed[]>}
    */
   async jobs({ state, count } = {}) {
-    const which = [...(state ? ["STATE", state] : []), ...(count ? ["COUNT", String(count)] : [])];
-    const replies = await this.#everywhere(["FLORENCE.JOBS", ...which]);
+    const states = state == null ? [] : ["STATE", state];
+    const counts = count == null ? [] : ["COUNT", String(count)];
+    const replies = await this.#everywhere(["FLORENCE.JOBS", ...states, ...counts]);
     const rows = replies.flat().map(listed);
     return rows.sort((one, other) => Number(other.finishedAt ?? 0) - Number(one.finishedAt ?? 0));
   }
@@ -315,7 +350,8 @@ export class Florence {
 
   /** The model of every master. */
   async model() {
-    return (await this.#everywhere(["FLORENCE.MODEL"])).map(asMap);
+    const nodes = (await this.#everywhere(["FLORENCE.MODEL"])).map(asMap);
+    return nodes.map((node) => ({ ...node, models: node.models.map(asMap) }));
   }
 
   /** @param {Image} image @param {AskOptions} [options] */
@@ -391,6 +427,34 @@ export class Florence {
   /** @param {Image} image @param {Region} region @param {AskOptions} [options] */
   regionToOcr(image, region, options) {
     return this.ask(image, tasks.regionToOcr(region), options);
+  }
+
+  /**
+   * One listener for all who wait with a signal: of more than ten Node.js warns. Gives what takes
+   * the caller away.
+   * @param {AbortSignal} signal
+   * @param {() => void} stop
+   */
+  #stopWith(signal, stop) {
+    let known = this.#signals.get(signal);
+    if (!known) {
+      /** @type {Set<() => void>} */
+      const stops = new Set();
+      const stopAll = () => stops.forEach((stop) => stop());
+      signal.addEventListener("abort", stopAll);
+      const forget = () => {
+        signal.removeEventListener("abort", stopAll);
+        this.#signals.delete(signal);
+      };
+      known = { stops, forget };
+      this.#signals.set(signal, known);
+    }
+    const { stops, forget } = known;
+    stops.add(stop);
+    return () => {
+      stops.delete(stop);
+      if (stops.size === 0) forget();
+    };
   }
 
   /** @param {JobKey<any>} key */
@@ -513,15 +577,26 @@ export class Florence {
     const first = /** @type {string[]} */ (groups[0]);
     let reply = null;
     try {
-      const args = ["FLORENCE.WAIT", ...first, (ms / 1000).toFixed(3)];
+      // Of nothing but zeros the server would make a wait for ever.
+      const seconds = (Math.max(ms, 1) / 1000).toFixed(3);
+      const args = ["FLORENCE.WAIT", ...first, seconds];
       reply = await this.#sendBy(connection, args);
     } catch (error) {
       if (!(error instanceof FlorenceError)) throw error;
     }
     if (reply !== null && groups.length === 1) {
-      const job = new Job(asMap(reply));
-      return new Map([[job.key, job]]);
+      const got = asMap(reply);
+      return new Map([[got.id, jobOrError(got)]]);
     }
+    return this.#endsOf(keys);
+  }
+
+  /**
+   * Which jobs have ended, the first first.
+   * @param {readonly string[]} keys
+   * @returns {Promise<Map<string, Job<any> | Error>>}
+   */
+  async #endsOf(keys) {
     const ends = await Promise.all(keys.map((key) => this.#endOf(key)));
     const known = ends.flatMap((end, i) => (end ? [{ key: keys[i], end }] : []));
     const finish = (/** @type {Job<any> | Error} */ end) =>

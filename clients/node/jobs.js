@@ -1,10 +1,11 @@
 /** Jobs, why they give no answer, and the types of their keys. */
 
-import { readAnswer, readStep, timeOf } from "./wire.js";
+import { promptsOf, readAnswer, readStep, timeOf } from "./wire.js";
 
 /**
  * What the module says no with, and jobs that ended without an answer. Errors of the connection,
- * and of the server itself, are node-redis' own.
+ * and of the server itself, are node-redis' own, and so is `ERR`, which is everybody's: nothing
+ * tells the module's from others.
  */
 export class FlorenceError extends Error {
   /** The error's first word. @type {string} */
@@ -82,7 +83,7 @@ export class AttemptTimeoutError extends FlorenceError {
 export class CrashError extends FlorenceError {
   static code = "CRASH";
 }
-/** The job's hash asks for what SUBMIT would refuse: somebody else has written it. */
+/** The job's hash holds what the module does not write: somebody else has written it. */
 export class InvalidJobError extends FlorenceError {
   static code = "INVALID";
 }
@@ -112,6 +113,17 @@ export class WaitTimeoutError extends FlorenceError {
     this.keys = keys;
   }
 }
+
+/**
+ * Whatever may be wrong with a job that somebody else has written is an error of that job.
+ * @param {string} key
+ * @param {unknown} cause
+ * @param {Job<any>} [job]
+ */
+const unreadable = (key, cause, job) =>
+  Object.assign(new InvalidJobError(`${key}: what is stored cannot be read (${cause})`, job), {
+    cause,
+  });
 
 /**
  * Error classes by code, but for that of a wait whose time is over.
@@ -188,6 +200,18 @@ export class Job {
   /** @type {readonly import("./questions.js").Step[] | undefined} */
   #chain;
 
+  /**
+   * What FLORENCE.GET tells of a job, or as an exception why it cannot be read.
+   * @param {Record<string, any>} got its map
+   */
+  static read(got) {
+    try {
+      return new Job(got);
+    } catch (error) {
+      throw unreadable(got.id, error);
+    }
+  }
+
   /** @param {Record<string, any>} got the map of FLORENCE.GET */
   constructor(got) {
     const json = (/** @type {string | null} */ text) =>
@@ -197,7 +221,7 @@ export class Job {
     /** @type {State} */
     this.state = got.state;
     /** @type {readonly string[]} */
-    this.prompts = got.prompt.startsWith("[") ? JSON.parse(got.prompt) : [got.prompt];
+    this.prompts = promptsOf(got.prompt);
     /** Where the picture comes from, without what gives access to it. @type {string} */
     this.image = got.image;
     /** @type {number} */
@@ -234,12 +258,8 @@ export class Job {
      * @type {readonly (readonly Ranked[])[]}
      */
     this.nbest = (json(got.nbest ?? null) ?? []).map(
-      (/** @type {any[]} */ best, /** @type {number} */ i) =>
-        best.map(({ score, text, result }) => ({
-          score,
-          text,
-          answer: readAnswer(/** @type {string} */ (this.prompts[i]), result),
-        })),
+      (/** @type {any[]} */ best) =>
+        best.map(({ score, text, result }) => ({ score, text, answer: readAnswer(result) })),
     );
     this.#chain =
       isChain && this.result
@@ -296,8 +316,13 @@ export class Job {
     const { result } = this;
     if (!result) throw this.#whyNot();
     if (this.#chain) return /** @type {T} */ (this.#chain);
-    const answers = this.prompts.map((prompt) => readAnswer(prompt, result));
-    return /** @type {T} */ (answers.length > 1 ? answers : answers[0]);
+    try {
+      const isOne = this.prompts.length === 1;
+      const answers = this.prompts.map((prompt) => readAnswer(result, isOne ? undefined : prompt));
+      return /** @type {T} */ (isOne ? answers[0] : answers);
+    } catch (error) {
+      throw unreadable(this.key, error, this);
+    }
   }
 
   #whyNot() {

@@ -3,7 +3,7 @@
 /**
  * A text is an address that the server reads: a URL, or a path below one of its file-roots. Bytes
  * are sent. `{ key }` is a string key of the server.
- * @typedef {string | URL | Uint8Array | { key: string }} Image
+ * @typedef {string | URL | ArrayBufferView | ArrayBuffer | Blob | { key: string }} Image
  */
 
 /**
@@ -106,41 +106,59 @@ export const tasks = {
 export const prompt = text;
 
 /**
- * Up to 16 different questions about one picture, as one.
+ * Two to 16 different questions about one picture, as one.
  * @template {readonly unknown[]} Answers
  * @param {{ [I in keyof Answers]: Question<Answers[I]> }} questions
  * @returns {Question<Answers>}
  */
 export const several = (...questions) => {
+  if (questions.length < 2) {
+    // The server knows a single one only as itself: its answer would be no list.
+    throw new TypeError("several takes two questions at least; a single one is asked as it is");
+  }
   if (questions.some(({ steps }) => steps)) throw new TypeError("a chain is asked alone");
   return { prompts: questions.flatMap((question) => question.prompts) };
+};
+
+/** @param {Question<any>} question @param {string} place @returns {string} */
+const onlyPrompt = ({ prompts, steps }, place) => {
+  const [prompt] = prompts;
+  if (prompt === undefined || prompts.length > 1 || steps) {
+    throw new TypeError(`${place} one question, neither several nor a chain`);
+  }
+  return prompt;
 };
 
 /** @typedef {readonly [word: string, prompt: string]} Next what a chain asks next */
 
 /** Asks about the picture again; `{}` in a text is what was answered before. @param {Question<any>} question @returns {Next} */
-export const then = ({ prompts }) => ["THEN", /** @type {string} */ (prompts[0])];
+export const then = (question) => ["THEN", onlyPrompt(question, "a step asks")];
 
 /**
  * Asks about each region that was found; a task of regions is given without one.
  * @param {Question<any> | ((region: any) => Question<any>)} question
  * @returns {Next}
  */
-export const each = (question) => {
-  const { prompts } = typeof question === "function" ? question([]) : question;
-  return ["EACH", /** @type {string} */ (prompts[0])];
-};
+export const each = (question) => [
+  "EACH",
+  onlyPrompt(typeof question === "function" ? question([]) : question, "a step asks"),
+];
 
 /** Asks about each region as a picture of its own, with `margin` around it. @param {Question<any>} question @returns {Next} */
-export const crop = ({ prompts }) => ["CROP", /** @type {string} */ (prompts[0])];
+export const crop = (question) => ["CROP", onlyPrompt(question, "a step asks")];
 
 /**
- * A question, and up to three more about what was found, as one job.
+ * A question, and one to three more about what was found, as one job.
  * @param {Question<any>} question
  * @param {...Next} steps
  * @returns {Question<readonly Step[]>}
  */
-export const chain = ({ prompts }, ...steps) => ({ prompts, steps });
+export const chain = (question, ...steps) => {
+  if (steps.length === 0) {
+    throw new TypeError("a chain has a step at least; a question without one is asked as it is");
+  }
+  return { prompts: [onlyPrompt(question, "a chain begins with")], steps };
+};
 
 /**
  * A box as a region of a picture of this width and height.
@@ -161,10 +179,10 @@ export const regionOf = ([x1, y1, x2, y2], [width, height]) => {
  * @property {number} [priority] 0 to 9, higher first
  * @property {number} [delayMs] not started before
  * @property {number} [expiresMs] not started by then: the job ends as expired
- * @property {string} [model] refused unless this is the loaded model
+ * @property {string} [model] the model that answers, by its name; else the server's default one
  * @property {number} [attemptTimeoutMs] of one attempt, download and computation together
  * @property {number} [retries] further attempts after a failure that may pass
- * @property {number} [ttlSeconds] how long the ended job is kept; 0 for ever
+ * @property {number} [ttlSeconds] how long the ended job is kept, in whole seconds; 0 for ever
  * @property {number} [beams] 1 is greedy search
  * @property {number} [nbest] how many of the best beams are told, in the job's `nbest`
  * @property {number} [maxTokens] of the answer

@@ -1,12 +1,11 @@
 /** How requests and replies are written: keys, arguments, maps and the JSON of answers. */
 
 import { randomBytes } from "node:crypto";
+import { types } from "node:util";
 
 /** @typedef {import("./questions.js").Image} Image */
 /** @typedef {import("./questions.js").Options} Options */
-/** @typedef {import("./questions.js").Boxes} Boxes */
 /** @typedef {import("./questions.js").Point} Point */
-/** @typedef {import("./questions.js").Polygons} Polygons */
 
 /** What a cluster puts keys into slots by: what is in the first braces, if anything is. @param {string} key */
 const tagOf = (key) => /^[^{]*\{([^}]+)\}/.exec(key)?.[1] ?? key;
@@ -66,7 +65,7 @@ export const OPTIONS = {
 /** @param {Omit<Options, "key">} options */
 export const optionArguments = (options) =>
   Object.entries(options).flatMap(([name, value]) => {
-    if (value === undefined) return [];
+    if (value == null) return [];
     if (name === "noCache") return value ? ["NOCACHE"] : [];
     if (name === "exif") return [value ? "EXIF" : "NOEXIF"];
     const word = OPTIONS[name];
@@ -74,12 +73,17 @@ export const optionArguments = (options) =>
     return [word, String(value)];
   });
 
-/** @param {Image} image @returns {(string | Buffer)[]} */
-export const imageArguments = (image) => {
+/** @param {Image} image @returns {Promise<(string | Buffer)[]>} */
+export const imageArguments = async (image) => {
   if (typeof image === "string") return [image];
   if (image instanceof URL) return [image.href];
-  if (!(image instanceof Uint8Array)) return ["KEY", image.key];
-  return ["DATA", Buffer.from(image.buffer, image.byteOffset, image.byteLength)];
+  if (image instanceof Blob) return ["DATA", Buffer.from(await image.arrayBuffer())];
+  if (types.isAnyArrayBuffer(image)) return ["DATA", Buffer.from(image)];
+  if (ArrayBuffer.isView(image)) {
+    return ["DATA", Buffer.from(image.buffer, image.byteOffset, image.byteLength)];
+  }
+  if (typeof image?.key === "string") return ["KEY", image.key];
+  throw new TypeError("a picture is its bytes, an address or { key }");
 };
 
 /** @param {unknown} value */
@@ -121,24 +125,16 @@ const points = (flat) =>
   flat.flatMap((x, i) => (i % 2 ? [] : [/** @type {Point} */ ([x, flat[i + 1]])]));
 /** @param {number[][][]} shapes */
 const shapes = (shapes) => shapes.map((parts) => parts.map(points));
-/** @param {any} answer @returns {Boxes} */
-const readBoxes = ({ bboxes, labels }) => ({ bboxes, labels });
-/** @param {any} answer @returns {Polygons} */
-const readPolygons = ({ polygons, labels }) => ({ polygons: shapes(polygons), labels });
 
 /**
- * How answers are read that are not plain text.
+ * How answers are read that are not plain text, by the names of what they have.
  * @type {Record<string, (answer: any) => unknown>}
  */
 const READERS = {
-  "<OD>": readBoxes,
-  "<DENSE_REGION_CAPTION>": readBoxes,
-  "<REGION_PROPOSAL>": readBoxes,
-  "<CAPTION_TO_PHRASE_GROUNDING>": readBoxes,
-  "<OCR_WITH_REGION>": ({ quad_boxes, labels }) => ({ quadBoxes: quad_boxes.map(points), labels }),
-  "<REFERRING_EXPRESSION_SEGMENTATION>": readPolygons,
-  "<REGION_TO_SEGMENTATION>": readPolygons,
-  "<OPEN_VOCABULARY_DETECTION>": ({ bboxes, bboxes_labels, polygons, polygons_labels }) => ({
+  "bboxes labels": ({ bboxes, labels }) => ({ bboxes, labels }),
+  "labels quad_boxes": ({ quad_boxes, labels }) => ({ quadBoxes: quad_boxes.map(points), labels }),
+  "labels polygons": ({ polygons, labels }) => ({ polygons: shapes(polygons), labels }),
+  "bboxes bboxes_labels polygons polygons_labels": ({ bboxes, bboxes_labels, polygons, polygons_labels }) => ({
     bboxes,
     bboxesLabels: bboxes_labels,
     polygons: shapes(polygons),
@@ -147,15 +143,31 @@ const READERS = {
 };
 
 /**
- * The answer to a prompt, from the JSON of all answers to its job.
- * @param {string} prompt
+ * The answer to one of several prompts, or to the only one, from the JSON of all.
+ *
+ * An answer says by itself what it is, and the only one is not looked for by its prompt: it is
+ * under a token, or under what a text with `{}` has become.
  * @param {Record<string, any>} result
+ * @param {string} [prompt]
  */
-export const readAnswer = (prompt, result) => {
-  const token = prompt.slice(0, prompt.indexOf(">") + 1);
-  // By prompt if there are several, by token if there is one.
-  const answer = prompt in result ? result[prompt] : result[token];
-  return READERS[token]?.(answer) ?? answer;
+export const readAnswer = (result, prompt) => {
+  const answer = prompt === undefined ? Object.values(result)[0] : result[prompt];
+  if (typeof answer === "string") return answer;
+  const read = READERS[Object.keys(answer).sort().join(" ")];
+  if (!read) throw new TypeError(`no such answer: ${JSON.stringify(answer)}`);
+  return read(answer);
+};
+
+/** One prompt, or a JSON list of them. With `florence.prompts any` one may begin with a bracket. @param {string} text @returns {readonly string[]} */
+export const promptsOf = (text) => {
+  try {
+    const prompts = JSON.parse(text);
+    const isList = Array.isArray(prompts) && prompts.length > 0;
+    if (isList && prompts.every((prompt) => typeof prompt === "string")) return prompts;
+  } catch {
+    // A prompt that is no JSON.
+  }
+  return [text];
 };
 
 /**
@@ -167,7 +179,7 @@ export const readAnswer = (prompt, result) => {
  */
 export const readStep = (step, text, scores) => {
   const { prompt, asked, left_out } = step;
-  const read = (/** @type {any} */ answer) => answer && readAnswer(prompt, answer);
+  const read = (/** @type {any} */ answer) => answer && readAnswer(answer);
   const parts = step.each ?? step.crop;
   if (parts) {
     const told = parts.map(

@@ -191,6 +191,7 @@ test("pieces end with the job", async () => {
   await assert.rejects(read(key, { timeoutMs: 200 }), f.WaitTimeoutError);
   await florence.cancel(key);
   await read(key);
+  await read(key, { timeoutMs: 0 });
   await server.call("DEL", key);
   await assert.rejects(read(key), f.NoJobError);
   await assert.rejects(read(await florence.submit(SIGN, tasks.ocr)), /has no stream/);
@@ -203,18 +204,91 @@ test("a thumbnail is a small JPEG", async () => {
   assert.equal(await florence.thumbnail("missing"), undefined);
 });
 
-test("other prompts than the tasks are taken where the server takes them", async () => {
-  const questions = f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr);
-  await assert.rejects(florence.ask(SIGN, questions), f.BadPromptError);
+const answerOf = async (question, options) =>
+  florence.wait(await florence.submit(SIGN, question, options));
+
+const withAnyPrompts = async (body) => {
   await server.call("CONFIG", "SET", "florence.prompts", "any");
   try {
-    const [other, text] = await florence.ask(SIGN, questions);
-    assert.deepEqual([typeof other, text], ["string", "EXIT"]);
-    assert.equal(typeof (await florence.ask(SIGN, f.prompt("What is 3 > 2?"))), "string");
+    await body();
   } finally {
     await server.call("CONFIG", "SET", "florence.prompts", "tasks");
   }
+};
+
+test("other prompts than the tasks are refused unless the server takes them", async () => {
+  const questions = f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr);
+  await assert.rejects(florence.ask(SIGN, questions), f.BadPromptError);
 });
+
+test("other prompts than the tasks have a text as their answer", () =>
+  withAnyPrompts(async () => {
+    const prompts = ["<DocVQA> What is it?", " <DocVQA> What", "What is 3 > 2?", "[INST] what"];
+    prompts.push("[1, 2]", "[", "{}");
+    for (const text of prompts) {
+      const job = await answerOf(f.prompt(text));
+      assert.deepEqual([job.prompts, typeof job.answer, job.texts.length], [[text], "string", 1]);
+    }
+    const answers = await florence.ask(SIGN, f.several(...prompts.map(f.prompt), tasks.ocr));
+    assert.deepEqual(new Set(answers.map((answer) => typeof answer)), new Set(["string"]));
+    assert.deepEqual([answers.length, answers.at(-1)], [prompts.length + 1, "EXIT"]);
+  }));
+
+test("a step with another prompt than a task has its answer", () =>
+  withAnyPrompts(async () => {
+    const { chain, each, prompt, then } = f;
+    const question = chain(tasks.ocr, then(prompt("x {} y")), then(prompt(" [{}] ")));
+    const [read, once, again] = await florence.ask(SIGN, question);
+    assert.deepEqual([read.answer, once.asked], ["EXIT", "x EXIT y"]);
+    assert.deepEqual([typeof once.answer, typeof again.answer], ["string", "string"]);
+    const [, { parts }] = await florence.ask(SIGN, chain(tasks.detect, each(prompt("a {}"))));
+    assert.deepEqual([parts[0].label, typeof parts[0].answer], ["square", "string"]);
+  }));
+
+test("blanks around a prompt change nothing about the answer", async () => {
+  const found = await florence.detect(SIGN);
+  const blank = f.prompt(" <OD> \n");
+  const job = await answerOf(blank, { nbest: 2 });
+  assert.deepEqual([job.prompts, job.answer], [[" <OD> \n"], found]);
+  assert.deepEqual(job.nbest[0][0].answer, found);
+  assert.deepEqual(await florence.ask(SIGN, f.several(blank, tasks.ocr)), [found, "EXIT"]);
+  const category = f.each(f.prompt(" <REGION_TO_CATEGORY> "));
+  const [first, { parts }] = await florence.ask(SIGN, f.chain(blank, category));
+  assert.deepEqual(first.answer, found);
+  assert.deepEqual(
+    parts.map(({ answer }) => answer),
+    ["square", "word"],
+  );
+});
+
+for (const [field, value] of [
+  ["prompt", "[x"],
+  ["result", "{"],
+  ["result", "[]"],
+  ["scores", "x"],
+  ["steps", "[1]"],
+]) {
+  test(`a job that somebody else has written does not disturb others: ${field} ${value}`, async () => {
+    const written = (await answerOf(tasks.ocr)).key;
+    await server.call("HSET", written, field, value);
+    const good = await florence.submit(SIGN, tasks.ocr, { delayMs: 300 });
+    const unless = (error) => assert(error instanceof f.InvalidJobError, String(error));
+    await florence.get(written).then(({ answer }) => answer, unless).catch(unless);
+    const ended = [];
+    try {
+      for await (const { key } of florence.asCompleted([written, good], { timeoutMs: 10_000 }))
+        ended.push(key);
+    } catch (error) {
+      unless(error);
+    }
+    assert(ended.includes(good));
+    const both = await Promise.allSettled([
+      florence.wait(await florence.submit(SIGN, tasks.ocr, { delayMs: 300 })),
+      florence.wait(written),
+    ]);
+    assert.equal(both[0].value?.answer, "EXIT", String(both[0].reason));
+  });
+}
 
 test("pictures are bytes, keys and addresses", async () => {
   const pictures = createServer((_, reply) => reply.end(SIGN));
@@ -224,8 +298,13 @@ test("pictures are bytes, keys and addresses", async () => {
   const longer = new Uint8Array(SIGN.length + 3);
   longer.set(SIGN, 3);
   try {
-    for (const image of [SIGN, longer.subarray(3), { key: "page" }, url, url.href]) {
+    const buffer = longer.buffer.slice(3);
+    const views = [SIGN, longer.subarray(3), new DataView(longer.buffer, 3), buffer];
+    for (const image of [...views, new Blob([SIGN]), { key: "page" }, url, url.href]) {
       assert.equal(await florence.ocr(image), "EXIT");
+    }
+    for (const image of [3, null, undefined, {}, [1, 2]]) {
+      await assert.rejects(florence.ocr(image), /a picture is/);
     }
   } finally {
     pictures.closeAllConnections();
@@ -255,6 +334,40 @@ test("options name their units", async () => {
   const asStored = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000, exif: false });
   assert.equal(await server.call("HGET", asStored, "exif"), "0");
   await assert.rejects(florence.submit(SIGN, tasks.ocr, { speed: 1 }), /no option speed/);
+});
+
+test("an option that is null or undefined is not said", async () => {
+  const plain = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+  for (const nothing of [null, undefined]) {
+    const names = [...Object.keys(OPTIONS), "exif", "noCache", "key"];
+    const options = Object.fromEntries(names.map((name) => [name, nothing]));
+    const key = await florence.submit(SIGN, tasks.ocr, { ...options, delayMs: 60_000 });
+    assert.match(key, /^florence:/);
+    assert.deepEqual(await server.call("HKEYS", key), await server.call("HKEYS", plain));
+  }
+  const waiting = { timeoutMs: null, signal: null };
+  assert.equal(await florence.ocr(SIGN, waiting), "EXIT");
+});
+
+test("a part of a whole number is not dropped", async () => {
+  for (const options of [{ ttlSeconds: 0.5 }, { beams: 1.9 }, { seed: NaN }]) {
+    await assert.rejects(florence.submit(SIGN, tasks.ocr, options), /not an integer/);
+  }
+});
+
+test("questions that would be asked in part are refused", () => {
+  const both = f.several(tasks.ocr, tasks.caption);
+  const steps = f.chain(tasks.ocr, f.then(tasks.detect));
+  for (const question of [both, steps]) {
+    for (const step of [f.then, f.each, f.crop]) {
+      assert.throws(() => step(question), /a step asks one question/);
+    }
+    assert.throws(() => f.chain(question, f.then(tasks.ocr)), /a chain begins with one question/);
+  }
+  assert.throws(() => f.chain(tasks.ocr), /a chain has a step/);
+  for (const questions of [[], [tasks.ocr]]) {
+    assert.throws(() => f.several(...questions), /two questions at least/);
+  }
 });
 
 const refuses = async (Kind, promise) => {
@@ -383,6 +496,49 @@ test("a wait ends when its time is over, and the job goes on", async () => {
   assert.equal((await florence.wait(key, { timeoutMs: 10_000 })).answer, "EXIT");
 });
 
+for (const timeoutMs of [0.4, 1e-6, 0, -1]) {
+  test(`a wait may be as short as one likes: ${timeoutMs} ms`, async () => {
+    const late = await florence.submit(SIGN, tasks.ocr, { delayMs: 60_000 });
+    const start = Date.now();
+    await assert.rejects(florence.wait(late, { timeoutMs }), f.WaitTimeoutError);
+    assert(Date.now() - start < 1000);
+    // What has ended is told all the same, from however far.
+    const send = client.sendCommand.bind(client);
+    client.sendCommand = (...args) => sleep(20).then(() => send(...args));
+    const keys = [(await answerOf(tasks.ocr)).key, (await answerOf(tasks.caption)).key];
+    assert.equal((await florence.wait(keys[0], { timeoutMs })).answer, "EXIT");
+    assert.equal((await florence.waitMany(keys, { timeoutMs })).length, 2);
+    const ended = [];
+    await assert.rejects(
+      async () => {
+        for await (const { key } of florence.asCompleted([late, ...keys], { timeoutMs }))
+          ended.push(key);
+      },
+      (error) => error instanceof f.WaitTimeoutError && error.keys.join() === late,
+    );
+    assert.deepEqual(new Set(ended), new Set(keys));
+    await assert.rejects(florence.wait("missing", { timeoutMs }), f.NoJobError);
+  });
+}
+
+test("a wait may be as long as one likes", async () => {
+  const warnings = [];
+  const warned = (warning) => warnings.push(warning.name);
+  process.on("warning", warned);
+  for (const timeoutMs of [3e9, 1e15, Infinity, null, undefined]) {
+    const options = { delayMs: 100, tokens: "words" };
+    const key = await florence.submit(SIGN, tasks.ocr, options);
+    assert.equal((await florence.wait(key, { timeoutMs })).answer, "EXIT");
+    const told = await florence.submit(SIGN, tasks.ocr, options);
+    let text = "";
+    for await (const piece of florence.pieces(told, { timeoutMs })) text += piece.text;
+    assert.match(text, /EXIT/);
+  }
+  await sleep(20);
+  process.off("warning", warned);
+  assert.deepEqual(warnings, []);
+});
+
 test("a wait ends when its signal says so", async () => {
   const controller = new AbortController();
   const asking = florence.ocr(SIGN, { delayMs: 60_000, signal: controller.signal });
@@ -471,6 +627,23 @@ test("jobs that have ended are listed by state, and the newest first", async () 
   const ended = await florence.jobs({ state: "ended" });
   assert.deepEqual([ended.length, ended[0].key], [3, late]);
   assert.deepEqual(await florence.jobs({ state: "ended", count: 1 }), ended.slice(0, 1));
+});
+
+for (const RESP of [2, 3]) {
+  test(`what the server tells is maps all through, RESP${RESP}`, async () => {
+    const client = await createClient({ url: server.url, RESP }).connect();
+    const florence = new Florence(client);
+    const [model] = await florence.model();
+    assert.deepEqual(
+      model.models.map(({ name, state }) => [name, state]),
+      [["tiny", "ready"]],
+    );
+    client.destroy();
+  });
+}
+
+test("a list of no jobs is refused", async () => {
+  for (const wrong of [{ count: 0 }, { state: "" }]) await assert.rejects(florence.jobs(wrong));
 });
 
 test("latencies and ends are told by task", async () => {

@@ -1,7 +1,6 @@
 /** Connections that break, servers that stand still or start again, and who leaves early. */
 
 import assert from "node:assert/strict";
-import { setMaxListeners } from "node:events";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import { createClient } from "redis";
 
@@ -29,6 +28,31 @@ afterEach(async () => {
     await (one instanceof Florence ? one.close() : one.isOpen && one.destroy());
   opened = [];
   await eventually("all are closed", async () => (await server.clients()).length === 0);
+});
+
+test("a wait is never one for ever, however short a socket's time-out is", async () => {
+  const sent = [];
+  const connection = {
+    isOpen: true,
+    on: () => {},
+    connect: async () => connection,
+    destroy: () => {},
+    sendCommand: (args) => {
+      sent.push(args.at(-1));
+      return sleep(10).then(() => null);
+    },
+  };
+  const waiting = { state: "queued", prompt: "<OCR>", result: null, steps: null, text: null };
+  const job = { id: "job", scores: null, error: null, errors: null, ...waiting };
+  const client = {
+    options: { socket: { socketTimeout: 1 } },
+    duplicate: () => connection,
+    sendCommand: async () => job,
+  };
+  const florence = new Florence(client);
+  await assert.rejects(florence.wait("job", { timeoutMs: 200 }), f.WaitTimeoutError);
+  await florence.close();
+  assert(sent.length > 0 && sent.every((seconds) => Number(seconds) > 0), sent.join(" "));
 });
 
 for (const socketTimeout of [400, undefined]) {
@@ -87,7 +111,9 @@ test("a hundred at once take few connections, and a quick one does not wait for 
   assert((await server.clients()).length <= 1 + 4);
 
   const controller = new AbortController();
-  setMaxListeners(0, controller.signal);
+  const warnings = [];
+  const warned = (warning) => warnings.push(warning.name);
+  process.on("warning", warned);
   const options = { delayMs: 60_000, signal: controller.signal };
   const slow = Array.from({ length: 100 }, () => florence.ocr(SIGN, options).catch(() => "left"));
   await sleep(1500);
@@ -96,6 +122,8 @@ test("a hundred at once take few connections, and a quick one does not wait for 
   assert((Date.now() - start) / 5 < 500, `${Date.now() - start} ms`);
   controller.abort();
   assert.deepEqual(new Set(await Promise.all(slow)), new Set(["left"]));
+  process.off("warning", warned);
+  assert.deepEqual(warnings, []);
   // Nobody gets another's reply.
   assert.equal(await florence.ocr(SIGN), "EXIT");
 });

@@ -33,6 +33,8 @@ new Florence(createCluster({ rootNodes: [] }), { connections: 2 });
 is<string>()(await florence.caption(picture));
 is<Boxes>()(await florence.detect(picture, { priority: 3, timeoutMs: 5000 }));
 is<Quads>()(await florence.ocrWithRegion(new URL("https://example.com/a.png")));
+is<string>()(await florence.ocr(await (await fetch("https://example.com/a.png")).arrayBuffer()));
+is<string>()(await florence.ocr(new Blob([picture])));
 is<Boxes>()(await florence.phraseGrounding({ key: "page" }, "a car"));
 is<BoxesAndPolygons>()(await florence.openVocabularyDetection(picture, "a car"));
 is<Polygons>()(await florence.regionToSegmentation(picture, [0, 0, 500, 500]));

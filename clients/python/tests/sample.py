@@ -54,6 +54,8 @@ def blocking(client: redis.Redis) -> None:
     assert_type(florence.ask(PICTURE, question), "tuple[str, Polygons]")
     assert_type(florence.ask(PICTURE, prompt("<GENERATE_TAGS>"), exif=True), str)
     assert_type(florence.wait(JobKey[Any]("job:1")).answer, Any)
+    elsewhere = JobKey[str]("job:1")
+    assert_type(florence.wait(elsewhere).answer, str)
     following = chain(tasks.detect, each(tasks.region_to_ocr), crop(tasks.ocr))
     assert_type(florence.ask(PICTURE, following, margin=5), "tuple[Step, ...]")
     assert_type(florence.jobs("ended"), list[Listed])

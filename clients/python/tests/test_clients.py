@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -174,7 +176,7 @@ def test_pieces_end_with_the_job(florence: Any, server: Server) -> None:
     with pytest.raises(f.WaitTimeoutError):
         list(florence.pieces(waiting, timeout=0.2))
     florence.cancel(waiting)
-    assert list(florence.pieces(waiting)) == []
+    assert list(florence.pieces(waiting)) == list(florence.pieces(waiting, timeout=0)) == []
     server.admin.delete(waiting)
     with pytest.raises(f.NoJobError):
         list(florence.pieces(waiting))
@@ -182,19 +184,75 @@ def test_pieces_end_with_the_job(florence: Any, server: Server) -> None:
         list(florence.pieces(florence.submit(SIGN, tasks.ocr)))
 
 
-def test_other_prompts_than_the_tasks_are_taken_where_the_server_takes_them(
-    florence: Any, server: Server
-) -> None:
-    questions = f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr)
-    with pytest.raises(f.BadPromptError):
-        florence.ask(SIGN, questions)
+@pytest.fixture
+def any_prompts(server: Server) -> Iterator[None]:
+    """The server takes other prompts than the tasks."""
     server.admin.config_set("florence.prompts", "any")
-    try:
-        other, text = florence.ask(SIGN, questions)
-        assert isinstance(other, str) and text == "EXIT"
-        assert isinstance(florence.ask(SIGN, f.prompt("What is 3 > 2?")), str)
-    finally:
-        server.admin.config_set("florence.prompts", "tasks")
+    yield
+    server.admin.config_set("florence.prompts", "tasks")
+
+
+def test_other_prompts_than_the_tasks_are_refused_unless_the_server_takes_them(
+    florence: Any,
+) -> None:
+    with pytest.raises(f.BadPromptError):
+        florence.ask(SIGN, f.several(f.prompt("<DocVQA> What is it?"), tasks.ocr))
+
+
+@pytest.mark.usefixtures("any_prompts")
+def test_other_prompts_than_the_tasks_have_a_text_as_their_answer(florence: Any) -> None:
+    prompts = ["<DocVQA> What is it?", " <DocVQA> What", "What is 3 > 2?", "[INST] what", "[1, 2]"]
+    prompts += ["[", "{}"]
+    for text in prompts:
+        job = florence.wait(florence.submit(SIGN, f.prompt(text)))
+        assert job.prompts == (text,) and isinstance(job.answer, str)
+        assert len(job.texts) == 1 and florence.get(job.key) == job
+    answers = florence.ask(SIGN, f.several(*map(f.prompt, prompts), tasks.ocr))
+    assert [type(answer) for answer in answers] == [str] * (len(prompts) + 1)
+    assert answers[-1] == "EXIT"
+
+
+@pytest.mark.usefixtures("any_prompts")
+def test_a_step_with_another_prompt_than_a_task_has_its_answer(florence: Any) -> None:
+    question = f.chain(tasks.ocr, f.then(f.prompt("x {} y")), f.then(f.prompt(" [{}] ")))
+    read, once, again = florence.ask(SIGN, question)
+    assert read.answer == "EXIT"
+    assert once.asked == "x EXIT y" and isinstance(once.answer, str)
+    assert isinstance(again.answer, str)
+    (part, _) = florence.ask(SIGN, f.chain(tasks.detect, f.each(f.prompt("a {}"))))[1].parts
+    assert part.label == "square" and isinstance(part.answer, str)
+
+
+def test_blanks_around_a_prompt_change_nothing_about_the_answer(florence: Any) -> None:
+    found = florence.detect(SIGN)
+    assert isinstance(found, f.Boxes)
+    blank = f.prompt(" <OD> \n")
+    job = florence.wait(florence.submit(SIGN, blank, nbest=2))
+    assert job.prompts == (" <OD> \n",) and job.answer == job.nbest[0][0].answer == found
+    assert florence.ask(SIGN, f.several(blank, tasks.ocr)) == (found, "EXIT")
+    steps = florence.ask(SIGN, f.chain(blank, f.each(f.prompt(" <REGION_TO_CATEGORY> "))))
+    assert steps[0].answer == found
+    assert [part.answer for part in steps[1].parts] == ["square", "word"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt", "[x"), ("result", "{"), ("result", "[]"), ("scores", "x"), ("steps", "[1]")],
+)
+def test_a_job_that_somebody_else_has_written_does_not_disturb_others(
+    florence: Any, server: Server, field: str, value: str
+) -> None:
+    written = florence.submit(SIGN, tasks.ocr)
+    assert florence.wait(written).answer == "EXIT"
+    server.admin.hset(written, field, value)
+    good = florence.submit(SIGN, tasks.ocr, delay=0.3)
+    with contextlib.suppress(f.InvalidJobError):
+        florence.get(written).answer  # noqa: B018
+    ended = []
+    with contextlib.suppress(f.InvalidJobError):
+        for job in florence.as_completed([written, good], timeout=10):
+            ended.append(job.key)
+    assert good in ended
 
 
 def test_pictures_are_bytes_files_keys_and_addresses(florence: Any, server: Server) -> None:
@@ -243,6 +301,42 @@ def test_options_are_in_seconds(florence: Any, server: Server) -> None:
     assert server.admin.hget(key, "exif") == "0"
     with pytest.raises(TypeError, match="no option speed"):
         florence.submit(SIGN, tasks.ocr, speed=1)
+
+
+def test_an_option_that_is_none_is_not_said(florence: Any, server: Server) -> None:
+    nothing = dict.fromkeys([*f.questions._OPTIONS, "exif", "no_cache"])
+    plain, key = florence.submit(SIGN, tasks.ocr, delay=60), "job:1"
+    florence.submit(SIGN, tasks.ocr, key=key, **{**nothing, "delay": 60})
+    assert server.admin.hkeys(key) == server.admin.hkeys(plain)
+    assert florence.submit(SIGN, tasks.ocr, key=None).startswith("florence:")
+
+
+def test_a_part_of_a_whole_number_is_not_dropped(florence: Any) -> None:
+    for name, value in (("ttl", 0.5), ("beams", 1.9), ("seed", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name} is {value}, and no whole number"):
+            florence.submit(SIGN, tasks.ocr, **{name: value})
+    assert florence.ocr(SIGN, ttl=60.0, beams=1.0) == "EXIT"
+
+
+def test_what_is_no_picture_is_not_sent(florence: Any) -> None:
+    for image in (3, None, [1, 2]):
+        with pytest.raises(TypeError, match="a picture is"):
+            florence.ocr(image)
+
+
+def test_questions_that_would_be_asked_in_part_are_refused(florence: Any) -> None:
+    both, steps = f.several(tasks.ocr, tasks.caption), f.chain(tasks.ocr, f.then(tasks.detect))
+    for question in (both, steps):
+        for step in (f.then, f.each, f.crop):
+            with pytest.raises(ValueError, match="a step asks one question"):
+                step(question)
+        with pytest.raises(ValueError, match="a chain begins with one question"):
+            f.chain(question, f.then(tasks.ocr))
+    with pytest.raises(ValueError, match="a chain has a step"):
+        f.chain(tasks.ocr)
+    for questions in ([], [tasks.ocr]):
+        with pytest.raises(ValueError, match="two questions at least"):
+            f.several(*questions)
 
 
 def test_commands_that_are_refused_raise_by_code(florence: Any, server: Server) -> None:
@@ -376,6 +470,37 @@ def test_wait_ends_when_its_time_is_over_and_the_job_goes_on(florence: Any) -> N
     assert florence.wait(key, timeout=10).answer == "EXIT"
 
 
+@pytest.mark.parametrize("timeout", [0.0005, 0.0004, 1e-9, 0, -1])
+def test_a_wait_may_be_as_short_as_one_likes(florence: Any, timeout: float) -> None:
+    late = florence.submit(SIGN, tasks.ocr, delay=60)
+    start = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(f.WaitTimeoutError):
+            florence.wait(late, timeout)
+    assert time.monotonic() - start < 2
+    # What has ended is told all the same.
+    keys = [florence.submit(SIGN, tasks.ocr) for _ in range(3)]
+    florence.wait_many(keys)
+    assert florence.wait(keys[0], timeout).answer == "EXIT"
+    assert [job.answer for job in florence.wait_many(keys, timeout)] == ["EXIT"] * 3
+    ended = []
+    with pytest.raises(f.WaitTimeoutError) as raised:
+        for job in florence.as_completed([late, *keys], timeout):
+            ended.append(job.key)
+    assert sorted(ended) == sorted(keys) and raised.value.keys == (late,)
+    with pytest.raises(f.NoJobError):
+        florence.wait(f.JobKey("missing"), timeout)
+
+
+def test_a_wait_may_be_as_long_as_one_likes(florence: Any) -> None:
+    for timeout in (3e6, 1e12, float("inf"), None):
+        key = florence.submit(SIGN, tasks.ocr, delay=0.1)
+        assert florence.wait(key, timeout).answer == "EXIT"
+        assert [job.answer for job in florence.as_completed([key], timeout)] == ["EXIT"]
+        told = florence.submit(SIGN, tasks.ocr, delay=0.1, tokens="words")
+        assert len(list(florence.pieces(told, timeout))) > 0
+
+
 def test_wait_many_keeps_the_order_and_as_completed_that_of_the_ends(florence: Any) -> None:
     delays = [0.9, 0.1, 0.5, 0.3, 0.7]
     keys = [florence.submit(SIGN, tasks.ocr, delay=delay) for delay in delays]
@@ -445,6 +570,22 @@ def test_model_and_stats_are_of_every_master(florence: Any) -> None:
     assert stats["panics"] == 0
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("decode_responses", [False, True])
+def test_what_the_server_tells_is_text_and_maps_all_through(
+    connect: Connect, server: Server, protocol: int, decode_responses: bool
+) -> None:
+    florence = connect(server.url, protocol=protocol, decode_responses=decode_responses)
+    florence.ocr(SIGN)
+    (model,) = florence.model()
+    (one,) = model["models"]
+    assert (one["name"], one["state"]) == ("tiny", "ready")
+    told = [model, florence.stats(), florence.latencies(), florence.ends()]
+    assert "b'" not in repr(told)
+    row = florence.latencies()[0][0]
+    assert all(len(bucket) == 2 for bucket in row["buckets"])
+
+
 def test_jobs_that_have_ended_are_listed_by_state_and_the_newest_first(florence: Any) -> None:
     keys = [florence.submit(picture, tasks.ocr) for picture in (SIGN, b"no picture")]
     florence.wait_many(keys)
@@ -457,6 +598,9 @@ def test_jobs_that_have_ended_are_listed_by_state_and_the_newest_first(florence:
     ended = florence.jobs("ended")
     assert len(ended) == 3 and ended[0].key == late
     assert florence.jobs("ended", count=1) == ended[:1]
+    for wrong in ({"count": 0}, {"state": ""}):
+        with pytest.raises(redis.ResponseError):
+            florence.jobs(**wrong)
 
 
 def test_latencies_and_ends_are_told_by_task(florence: Any) -> None:

@@ -91,3 +91,16 @@ def test_a_thumbnail_comes_from_the_node_of_its_job(florence: Any) -> None:
     keys = [florence.submit(SIGN, tasks.ocr, thumbnail=64) for _ in range(6)]
     florence.wait_many(keys)
     assert all(florence.thumbnail(key).startswith(b"\xff\xd8\xff") for key in keys)
+
+
+def test_a_burst_may_be_the_first_that_a_client_sends(cluster: Cluster) -> None:
+    async def burst() -> list[Any]:
+        client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+        async with AsyncFlorence(client) as florence:
+            asks = (florence.ocr(SIGN) for _ in range(60))
+            answers = await asyncio.gather(*asks, return_exceptions=True)
+        await client.aclose()
+        return answers
+
+    for _ in range(3):
+        assert asyncio.run(burst()) == ["EXIT"] * 60

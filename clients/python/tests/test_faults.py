@@ -242,3 +242,38 @@ def test_one_job_that_cannot_be_told_of_does_not_disturb_others(server: Server) 
         assert [end.answer for end in ends[2:] if isinstance(end, f.Job)] == ["EXIT"] * 3
 
     run(server, body)
+
+
+def test_a_task_that_waits_with_one_for_a_broken_job_is_told_of_its_own(server: Server) -> None:
+    async def body(florence: AsyncFlorence) -> None:
+        broken = await florence.submit(SIGN, tasks.ocr)
+        await florence.wait(broken)
+        server.admin.hset(broken, "result", "{")
+        late = await florence.submit(SIGN, tasks.ocr, delay=0.4)
+        ends = await asyncio.gather(
+            florence.wait(late), florence.wait(broken), return_exceptions=True
+        )
+        assert isinstance(ends[0], f.Job) and ends[0].answer == "EXIT"
+        assert isinstance(ends[1], f.InvalidJobError)
+
+    run(server, body)
+
+
+def test_a_wait_that_is_over_leaves_no_timer_behind(server: Server) -> None:
+    async def body(florence: AsyncFlorence) -> None:
+        key = await florence.submit(SIGN, tasks.ocr)
+        for _ in range(5):
+            assert len(await florence.wait_many([key], timeout=3600)) == 1
+        loop: Any = asyncio.get_running_loop()
+        late = loop.time() + 600
+        timers = [timer for timer in loop._scheduled if timer.when() > late]
+        assert all(timer.cancelled() for timer in timers)
+
+    run(server, body)
+
+
+@pytest.mark.parametrize("socket_timeout", [0.0009, 0.4])
+def test_a_wait_of_a_slice_is_never_one_for_ever(socket_timeout: float) -> None:
+    seconds = f.jobs.slice_below(socket_timeout) * 0.3
+    commands = next(f.jobs.look(["job"], False, seconds))
+    assert float(commands.all[0][-1]) > 0

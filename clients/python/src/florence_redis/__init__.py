@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import redis
@@ -145,8 +145,7 @@ class Florence(_Client):
         pending, problem = dict.fromkeys(keys), None
         while pending:
             left = self._slice if until is None else min(self._slice, until - time.monotonic())
-            if left <= 0:
-                raise jobs.waited_too_long(list(pending))
+            # When the time is over, what has ended until then is told.
             ends = self._run(jobs.look(list(pending), self._is_cluster, left))
             for key, end in ends.items():
                 del pending[JobKey[T](key)]
@@ -154,6 +153,8 @@ class Florence(_Client):
                     yield end
                 else:
                     problem = problem or end
+            if left <= 0 and pending:
+                raise jobs.waited_too_long(list(pending))
         if problem:
             raise problem
 
@@ -164,12 +165,14 @@ class Florence(_Client):
         """
         until = None if timeout is None else time.monotonic() + timeout
         told = jobs.Told(key)
-        while not told.has_ended:
-            if until is not None and time.monotonic() >= until:
-                raise jobs.waited_too_long([key])
+        while True:
             pieces = self._run(told.look())
             yield from pieces
-            if not pieces and not told.has_ended:
+            if told.has_ended:
+                return
+            if until is not None and time.monotonic() >= until:
+                raise jobs.waited_too_long([key])
+            if not pieces:
                 time.sleep(told.PAUSE)
 
     def cancel(self, *keys: str) -> int:
@@ -195,7 +198,7 @@ class Florence(_Client):
 
     def stats(self) -> list[dict[str, Any]]:
         """The counters of every master."""
-        return self._run(jobs.figures("FLORENCE.STATS"))
+        return self._run(jobs.stats())
 
     def latencies(self) -> list[list[dict[str, Any]]]:
         """Histograms of the phases of jobs by task, of every master."""
@@ -207,7 +210,7 @@ class Florence(_Client):
 
     def model(self) -> list[dict[str, Any]]:
         """The model of every master."""
-        return self._run(jobs.figures("FLORENCE.MODEL"))
+        return self._run(jobs.model())
 
     def _run(self, call: Call[T]) -> T:
         replies: Any = None
@@ -242,6 +245,8 @@ class AsyncFlorence(_Client):
     #: Connections that wait for jobs, and those that other commands take, at most.
     _WAITING = 8
     _OTHERS = 32
+    #: Below so many seconds to wait, jobs are looked at once before.
+    _SHORT = 0.1
 
     def __init__(
         self,
@@ -307,7 +312,8 @@ class AsyncFlorence(_Client):
         return await self._do(jobs.get(key))
 
     async def wait(self, key: JobKey[T], timeout: float | None = None) -> Job[T]:
-        ended = self._ended(key)
+        told = await self._told_at_once([key], timeout)
+        ended = self._ended(key, told)
         try:
             # Not wait_for, which before Python 3.12 may lose a cancellation.
             await asyncio.wait([ended], timeout=timeout)
@@ -327,13 +333,19 @@ class AsyncFlorence(_Client):
     async def as_completed(
         self, keys: Iterable[JobKey[T]], timeout: float | None = None
     ) -> AsyncIterator[Job[T]]:
+        keys = list(dict.fromkeys(keys))
+        told_at_once = await self._told_at_once(keys, timeout)
         # None says that the time is over.
         ended: asyncio.Queue[asyncio.Future[Job[T]] | None] = asyncio.Queue()
-        if timeout is not None:
-            asyncio.get_running_loop().call_later(timeout, ended.put_nowait, None)
-        pending, problem = {self._ended(key): key for key in dict.fromkeys(keys)}, None
+        pending, problem = {self._ended(key, told_at_once): key for key in keys}, None
         for future in pending:
-            future.add_done_callback(ended.put_nowait)
+            if future.done():
+                ended.put_nowait(future)
+            else:
+                future.add_done_callback(ended.put_nowait)
+        timer = timeout is not None and asyncio.get_running_loop().call_later(
+            timeout, ended.put_nowait, None
+        )
         try:
             while pending:
                 told = await ended.get()
@@ -345,6 +357,8 @@ class AsyncFlorence(_Client):
                 else:
                     problem = problem or told.exception()
         finally:
+            if timer:
+                timer.cancel()
             for future in pending:
                 future.cancel()
         if problem:
@@ -353,13 +367,15 @@ class AsyncFlorence(_Client):
     async def pieces(self, key: JobKey[Any], timeout: float | None = None) -> AsyncIterator[Piece]:
         until = None if timeout is None else time.monotonic() + timeout
         told = jobs.Told(key)
-        while not told.has_ended:
-            if until is not None and time.monotonic() >= until:
-                raise jobs.waited_too_long([key])
+        while True:
             pieces = await self._do(told.look())
             for piece in pieces:
                 yield piece
-            if not pieces and not told.has_ended:
+            if told.has_ended:
+                return
+            if until is not None and time.monotonic() >= until:
+                raise jobs.waited_too_long([key])
+            if not pieces:
                 await asyncio.sleep(told.PAUSE)
 
     async def cancel(self, *keys: str) -> int:
@@ -377,7 +393,7 @@ class AsyncFlorence(_Client):
         return await self._do(jobs.listed(state, count))
 
     async def stats(self) -> list[dict[str, Any]]:
-        return await self._do(jobs.figures("FLORENCE.STATS"))
+        return await self._do(jobs.stats())
 
     async def latencies(self) -> list[list[dict[str, Any]]]:
         return await self._do(jobs.tables("LATENCY"))
@@ -386,11 +402,22 @@ class AsyncFlorence(_Client):
         return await self._do(jobs.tables("JOBS"))
 
     async def model(self) -> list[dict[str, Any]]:
-        return await self._do(jobs.figures("FLORENCE.MODEL"))
+        return await self._do(jobs.model())
 
-    def _ended(self, key: JobKey[T]) -> asyncio.Future[Job[T]]:
+    async def _told_at_once(
+        self, keys: Sequence[JobKey[T]], timeout: float | None
+    ) -> Mapping[str, End]:
+        """Ends that are known before the wait, where that may be too short for a reply."""
+        if timeout is None or timeout >= self._SHORT or not keys or self._is_closed:
+            return {}
+        return await self._do(jobs.look(keys, self._is_cluster, 0))
+
+    def _ended(self, key: JobKey[T], told: Mapping[str, End]) -> asyncio.Future[Job[T]]:
         """The job's end. Whoever gets a connection waits for all jobs that have none."""
         future: asyncio.Future[Job[T]] = asyncio.get_running_loop().create_future()
+        if key in told:
+            _tell([future], told[key])
+            return future
         self._wanted.setdefault(key, []).append(future)
         if self._is_closed:
             self._tell_closed()
@@ -466,8 +493,11 @@ class AsyncFlorence(_Client):
 
     async def _exchange(self, commands: Commands) -> list[Any]:
         client = self._client
-        if commands.everywhere and self._is_cluster:
+        if self._is_cluster:
+            # redis-py's own first commands would not know of the slots yet: each may go to a wrong
+            # node, and the redirection closes the connections of all the others.
             await client.initialize()
+        if commands.everywhere and self._is_cluster:
             (command,), nodes = commands.all, client.get_primaries()
             return [[await client.execute_command(*command, target_nodes=node) for node in nodes]]
         if len(commands.all) > 1:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, Literal, Union, cast
@@ -71,7 +72,7 @@ class FlorenceError(Exception):
     """What the module says no with, and jobs that ended without an answer.
 
     ``code`` is the error's first word. Errors of the connection, and of the server itself, are
-    redis-py's own.
+    redis-py's own, and so is ``ERR``, which is everybody's: nothing tells the module's from others.
     """
 
     code = ""
@@ -173,7 +174,7 @@ class CrashError(FlorenceError):
 
 
 class InvalidJobError(FlorenceError):
-    """The job's hash asks for what SUBMIT would refuse: somebody else has written it."""
+    """The job's hash holds what the module does not write: somebody else has written it."""
 
     code = "INVALID"
 
@@ -337,7 +338,8 @@ class Job(Generic[T_co]):
             raise self.why_not()
         if self._chain:
             return cast(T_co, self._chain)
-        answers = tuple(read_answer(prompt, self.result) for prompt in self.prompts)
+        with _reading(self.key, self):
+            answers = _answers(self.prompts, self.result)
         return cast(T_co, answers[0] if len(answers) == 1 else answers)
 
     def why_not(self) -> FlorenceError:
@@ -380,7 +382,7 @@ class Piece:
 
 
 def detections(job: Job[Any]) -> supervision.Detections:
-    """The answer for supervision, which must be installed (``florence-redis[supervision]``).
+    """The answer for supervision, which must be installed (``pip install "supervision>=0.26"``).
 
     Only what has boxes or polygons can be taken, and one prompt; the scores are the confidence.
     """
@@ -407,10 +409,19 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def _texts(value: Any) -> Any:
+    """The same in lists and maps, and in those that they hold."""
+    if isinstance(value, list):
+        return [_texts(one) for one in value]
+    if isinstance(value, dict):
+        return {_text(name): _texts(one) for name, one in value.items()}
+    return _text(value)
+
+
 def _mapping(reply: Any) -> dict[str, Any]:
     """RESP3 gives a map, RESP2 a flat list."""
     pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2])
-    return {_text(name): _text(value) for name, value in pairs}
+    return {_text(name): _texts(value) for name, value in pairs}
 
 
 def _time(milliseconds: int | None) -> datetime | None:
@@ -419,39 +430,64 @@ def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
 
 
-def _several(text: str | None) -> tuple[str, ...]:
-    """One text, or a JSON list of them. No prompt begins with a bracket, and no answer's text."""
-    if text is None:
-        return ()
-    return tuple(json.loads(text)) if text.startswith("[") else (text,)
+@contextmanager
+def _reading(key: str, job: Job[Any] | None = None) -> Iterator[None]:
+    """Whatever may be wrong with a job that somebody else has written is an error of that job."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise InvalidJobError(f"{key}: what is stored cannot be read ({error!r})", job) from error
+
+
+def _prompts(text: str) -> tuple[str, ...]:
+    """One, or a JSON list of them. With ``florence.prompts any`` one may begin with a bracket."""
+    try:
+        prompts = json.loads(text)
+    except ValueError:
+        return (text,)
+    if isinstance(prompts, list) and prompts and all(isinstance(one, str) for one in prompts):
+        return tuple(prompts)
+    return (text,)
+
+
+def _answers(prompts: Sequence[str], result: Mapping[str, Any]) -> tuple[Any, ...]:
+    if len(prompts) == 1:
+        return (read_answer(result),)
+    return tuple(read_answer(result, prompt) for prompt in prompts)
 
 
 def _job(reply: Any) -> Job[Any] | None:
     if reply is None:
         return None
     got = _mapping(reply)
+    with _reading(got["id"]):
+        return _read_job(got)
+
+
+def _read_job(got: dict[str, Any]) -> Job[Any]:
     got.setdefault("stream", None)
-    prompts, text = _several(got["prompt"]), got["text"]
+    prompts, text = _prompts(got["prompt"]), got["text"]
     steps = json.loads(got["steps"]) if got["steps"] else []
     got["steps"] = tuple(pair for step in steps for pair in step.items())
     got["key"], got["prompts"] = JobKey[Any](got["id"]), prompts
-    got["texts"] = _several(text) if len(prompts) > 1 else () if text is None else (text,)
     for name in ("error", "errors", "result", "scores"):
         got[name] = json.loads(got[name]) if got[name] else None
     got["nbest"] = tuple(
-        tuple(Ranked(one["score"], one["text"], read_answer(prompt, one["result"])) for one in best)
-        for prompt, best in zip(prompts, json.loads(got.get("nbest") or "[]"))
+        tuple(Ranked(one["score"], one["text"], read_answer(one["result"])) for one in best)
+        for best in json.loads(got.get("nbest") or "[]")
     )
     got["errors"] = tuple(
         FailedAttempt(**{**error, "at": _time(error["at"])}) for error in got["errors"] or []
     )
     got["error"] = Failure(**got["error"]) if got["error"] else None
-    scores, got["_chain"] = got["scores"] or [], ()
+    scores, got["_chain"], got["texts"] = got["scores"] or [], (), ()
     if steps:
         if got["result"]:
             rows = zip(got["result"]["steps"], json.loads(text), scores)
             got["_chain"] = tuple(read_step(*row) for row in rows)
-        got["texts"], scores = (), []
+        scores = []
+    elif text is not None:
+        got["texts"] = tuple(json.loads(text)) if len(prompts) > 1 else (text,)
     got["scores"] = tuple(map(tuple, scores if len(prompts) > 1 else [scores] if scores else []))
     for name in ("submitted_at", "started_at", "finished_at", "due_at", "retry_at"):
         got[name] = _time(got[name])
@@ -546,7 +582,8 @@ def change(command: str, keys: Sequence[str], cluster: bool) -> Call[int]:
 
 def listed(state: str | None, count: int | None) -> Call[list[Listed]]:
     """FLORENCE.JOBS of every node; jobs that have ended are in the order of their ends."""
-    arguments = (["STATE", state] if state else []) + (["COUNT", count] if count else [])
+    arguments: list[Any] = [] if state is None else ["STATE", state]
+    arguments += [] if count is None else ["COUNT", count]
     (replies,) = yield Commands([["FLORENCE.JOBS", *arguments]], everywhere=True)
     found = [
         Listed(
@@ -563,10 +600,17 @@ def listed(state: str | None, count: int | None) -> Call[list[Listed]]:
     return sorted(found, key=lambda job: -job.finished_at.timestamp() if job.finished_at else 0)
 
 
-def figures(command: str) -> Call[list[dict[str, Any]]]:
-    """FLORENCE.STATS or MODEL: a map of each node."""
-    (replies,) = yield Commands([[command]], everywhere=True)
+def stats() -> Call[list[dict[str, Any]]]:
+    """FLORENCE.STATS: a map of each node."""
+    (replies,) = yield Commands([["FLORENCE.STATS"]], everywhere=True)
     return [_mapping(_checked(reply)) for reply in replies]
+
+
+def model() -> Call[list[dict[str, Any]]]:
+    """FLORENCE.MODEL: a map of each node, with one of each of its models."""
+    (replies,) = yield Commands([["FLORENCE.MODEL"]], everywhere=True)
+    nodes = [_mapping(_checked(reply)) for reply in replies]
+    return [{**node, "models": list(map(_mapping, node["models"]))} for node in nodes]
 
 
 def tables(what: str) -> Call[list[list[dict[str, Any]]]]:
@@ -623,7 +667,7 @@ End = Union[Job[Any], Exception]
 
 
 def look(keys: Sequence[str], cluster: bool, seconds: float) -> Call[dict[str, End]]:
-    """Waits a moment for some of the jobs, and tells their ends, the first first.
+    """Waits a moment for some of the jobs, or not at all, and tells their ends, the first first.
 
     FLORENCE.WAIT tells of the first of its keys at once, but of missing keys nothing while it has
     others, and it takes keys of one slot only; so where it has no news, FLORENCE.GET asks for all.
@@ -632,12 +676,16 @@ def look(keys: Sequence[str], cluster: bool, seconds: float) -> Call[dict[str, E
     if len(groups) > 1:
         # All keys are asked for each time: about a thousand times a second at most.
         seconds = min(seconds, 0.1 + len(keys) / 1000)
-    (reply,) = yield Commands([["FLORENCE.WAIT", *groups[0], f"{seconds:.3f}"]])
-    if isinstance(reply, Exception) and not isinstance(_refusal(reply), FlorenceError):
-        raise reply
-    if reply is not None and not isinstance(reply, Exception) and len(groups) == 1:
-        job = _job(reply)
-        return {job.key: job} if job else {}
+    if seconds > 0:
+        # Of nothing but zeros the server would make a wait for ever.
+        seconds = max(seconds, 0.001)
+        (reply,) = yield Commands([["FLORENCE.WAIT", *groups[0], f"{seconds:.3f}"]])
+        if isinstance(reply, Exception) and not isinstance(_refusal(reply), FlorenceError):
+            raise reply
+        if reply is not None and not isinstance(reply, Exception) and len(groups) == 1:
+            key = _mapping(reply)["id"]
+            end = _end(key, reply)
+            return {key: end} if end else {}
     replies = yield Commands([["FLORENCE.GET", key] for key in keys])
     ends = [(key, _end(key, reply)) for key, reply in zip(keys, replies)]
     return dict(sorted(((key, end) for key, end in ends if end), key=_finish))
@@ -646,7 +694,10 @@ def look(keys: Sequence[str], cluster: bool, seconds: float) -> Call[dict[str, E
 def _end(key: str, reply: Any) -> End | None:
     if isinstance(reply, Exception):
         return _refusal(reply)
-    job = _job(reply)
+    try:
+        job = _job(reply)
+    except InvalidJobError as error:
+        return error
     if job is None:
         return NoJobError(f"no such job: {key}")
     return job if job.has_ended else None

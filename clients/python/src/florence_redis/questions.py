@@ -71,7 +71,13 @@ def image_arguments(image: Image) -> list[Any]:
         return [image]
     if isinstance(image, ImageKey):
         return ["KEY", image.name]
-    return ["DATA", image.read_bytes() if isinstance(image, Path) else bytes(image)]
+    if isinstance(image, Path):
+        return ["DATA", image.read_bytes()]
+    if not isinstance(image, (bytes, bytearray, memoryview)):
+        # bytes() would make some of a number, or of a list.
+        kind = type(image).__name__
+        raise TypeError(f"a picture is a Path, bytes, an address or an ImageKey, and no {kind}")
+    return ["DATA", bytes(image)]
 
 
 class Region(NamedTuple):
@@ -199,7 +205,10 @@ def several(a: Question[A], b: Question[B], c: Question[C], /) -> Question[tuple
 @overload
 def several(*questions: Question[Any]) -> Question[tuple[Any, ...]]: ...
 def several(*questions: Question[Any]) -> Question[Any]:
-    """Up to 16 different questions about one picture, as one: a tuple of answers."""
+    """Two to 16 different questions about one picture, as one: a tuple of answers."""
+    if len(questions) < 2:
+        # The server knows a single one only as itself: its answer would be no tuple.
+        raise ValueError("several takes two questions at least; a single one is asked as it is")
     if any(question.steps for question in questions):
         raise ValueError("a chain is asked alone")
     return Question(tuple(prompt for question in questions for prompt in question.prompts))
@@ -250,22 +259,33 @@ class Next:
 
 def then(question: Question[Any]) -> Next:
     """Asks about the picture again; ``{}`` in a text is what was answered before."""
-    return Next("THEN", question.prompts[0])
+    return Next("THEN", _only_prompt(question, "a step asks"))
 
 
 def each(question: Question[Any] | TaskWith[Region, Any]) -> Next:
     """Asks about each region that was found; a task of regions is given without one."""
-    return Next("EACH", question.token if isinstance(question, TaskWith) else question.prompts[0])
+    if isinstance(question, TaskWith):
+        return Next("EACH", question.token)
+    return Next("EACH", _only_prompt(question, "a step asks"))
 
 
 def crop(question: Question[Any]) -> Next:
     """Asks about each region as a picture of its own, with ``margin`` around it."""
-    return Next("CROP", question.prompts[0])
+    return Next("CROP", _only_prompt(question, "a step asks"))
 
 
 def chain(question: Question[Any], *following: Next) -> Question[tuple[Step, ...]]:
-    """A question, and up to three more about what was found, as one job."""
-    return Question(question.prompts, tuple((step.word, step.prompt) for step in following))
+    """A question, and one to three more about what was found, as one job."""
+    if not following:
+        raise ValueError("a chain has a step at least; a question without one is asked as it is")
+    first = _only_prompt(question, "a chain begins with")
+    return Question((first,), tuple((step.word, step.prompt) for step in following))
+
+
+def _only_prompt(question: Question[Any], place: str) -> str:
+    if len(question.prompts) != 1 or question.steps:
+        raise ValueError(f"{place} one question, neither several nor a chain")
+    return question.prompts[0]
 
 
 class _Method(Protocol[T_co]):
@@ -358,32 +378,33 @@ class Tasks:
 tasks = Tasks
 
 
-#: How answers are read that are not plain text.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "<OD>": _boxes,
-    "<DENSE_REGION_CAPTION>": _boxes,
-    "<REGION_PROPOSAL>": _boxes,
-    "<CAPTION_TO_PHRASE_GROUNDING>": _boxes,
-    "<OCR_WITH_REGION>": _quads,
-    "<REFERRING_EXPRESSION_SEGMENTATION>": _polygons,
-    "<REGION_TO_SEGMENTATION>": _polygons,
-    "<OPEN_VOCABULARY_DETECTION>": _boxes_and_polygons,
+#: How answers are read that are not plain text, by the names of what they have.
+_READERS: dict[frozenset[str], Callable[[Any], Any]] = {
+    frozenset(["bboxes", "labels"]): _boxes,
+    frozenset(["quad_boxes", "labels"]): _quads,
+    frozenset(["polygons", "labels"]): _polygons,
+    frozenset(["bboxes", "bboxes_labels", "polygons", "polygons_labels"]): _boxes_and_polygons,
 }
 
 
-def read_answer(prompt: str, result: Mapping[str, Any]) -> Any:
-    """The answer to a prompt, from the JSON of all answers to its job."""
-    token = prompt[: prompt.find(">") + 1]
-    # By prompt if there are several, by token if there is one.
-    answer = result[prompt] if prompt in result else result[token]
-    return _READERS.get(token, str)(answer)
+def read_answer(result: Mapping[str, Any], prompt: str | None = None) -> Any:
+    """The answer to one of several prompts, or to the only one, from the JSON of all.
+
+    An answer says by itself what it is, and the only one is not looked for by its prompt: it is
+    under a token, or under what a text with ``{}`` has become.
+    """
+    if prompt is None:
+        (answer,) = result.values()
+    else:
+        answer = result[prompt]
+    return _READERS[frozenset(answer)](answer) if isinstance(answer, dict) else str(answer)
 
 
 def read_step(step: Mapping[str, Any], text: Any, scores: Any) -> Step:
     """A step, from the JSON of a chain's answers."""
 
     def read(answer: Mapping[str, Any] | None) -> Any:
-        return None if answer is None else read_answer(step["prompt"], answer)
+        return None if answer is None else read_answer(answer)
 
     parts = step.get("each", step.get("crop"))
     if parts is None:
@@ -405,13 +426,13 @@ class Options(TypedDict, total=False):
     delay: float
     #: Not started by then: the job ends as expired.
     expires: float
-    #: Refused unless this is the loaded model.
+    #: The model that answers, by its name; else the server's default one.
     model: str
     #: Of one attempt, download and computation together.
     attempt_timeout: float
     #: Further attempts after a failure that may pass.
     retries: int
-    #: How long the ended job is kept; 0 for ever.
+    #: How long the ended job is kept, in whole seconds; 0 for ever.
     ttl: int
     #: 1 is greedy search.
     beams: int
@@ -457,26 +478,33 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds > 0 else round(seconds * 1000)
 
 
+def _whole(value: Any) -> int:
+    whole = int(value)
+    if not isinstance(value, str) and whole != value:
+        raise ValueError
+    return whole
+
+
 #: The word of each option, and what becomes of its value.
 _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "priority": ("PRIORITY", int),
+    "priority": ("PRIORITY", _whole),
     "delay": ("DELAY", _milliseconds),
     "expires": ("EXPIRES", _milliseconds),
     "model": ("MODEL", str),
     "attempt_timeout": ("TIMEOUT", _milliseconds),
-    "retries": ("RETRIES", int),
-    "ttl": ("TTL", int),
-    "beams": ("BEAMS", int),
-    "nbest": ("NBEST", int),
-    "max_tokens": ("MAXTOKENS", int),
-    "ngram": ("NGRAM", int),
+    "retries": ("RETRIES", _whole),
+    "ttl": ("TTL", _whole),
+    "beams": ("BEAMS", _whole),
+    "nbest": ("NBEST", _whole),
+    "max_tokens": ("MAXTOKENS", _whole),
+    "ngram": ("NGRAM", _whole),
     "length_penalty": ("LENGTHPENALTY", float),
     "temperature": ("TEMPERATURE", float),
-    "top_k": ("TOPK", int),
+    "top_k": ("TOPK", _whole),
     "top_p": ("TOPP", float),
-    "seed": ("SEED", int),
-    "margin": ("MARGIN", int),
-    "thumbnail": ("THUMBNAIL", int),
+    "seed": ("SEED", _whole),
+    "margin": ("MARGIN", _whole),
+    "thumbnail": ("THUMBNAIL", _whole),
     "tokens": ("TOKENS", str),
 }
 
@@ -484,13 +512,19 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 def option_arguments(options: Mapping[str, Any]) -> list[Any]:
     arguments: list[Any] = []
     for name, value in options.items():
+        if value is None:
+            continue
         if name == "no_cache":
             arguments += ["NOCACHE"] if value else []
         elif name == "exif":
             arguments += ["EXIF" if value else "NOEXIF"]
         elif name in _OPTIONS:
             word, convert = _OPTIONS[name]
-            arguments += [word, convert(value)]
+            try:
+                arguments += [word, convert(value)]
+            except (ValueError, OverflowError):
+                kind = "whole number" if convert is _whole else "number"
+                raise ValueError(f"{name} is {value}, and no {kind}") from None
         else:
             raise TypeError(f"there is no option {name}")
     return arguments
