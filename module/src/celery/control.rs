@@ -14,11 +14,12 @@ use std::{
         LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use redis_module::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -44,9 +45,9 @@ const MOST: usize = 1000;
 /// Tasks that are looked at while the server is held.
 const SLICE: usize = 32;
 
-/// Of a message, and messages that wait.
+/// Bytes of a message, and of those that wait.
 const MOST_BYTES: usize = 4 << 20;
-const MOST_WAITING: usize = 64;
+const MOST_WAITING: usize = 32 << 20;
 
 /// Where those who ask wait for replies.
 const REPLIES: &str = "reply.celery.pidbox";
@@ -74,41 +75,39 @@ struct ReplyTo {
 }
 
 /// Messages that were published and not acted on yet.
-static PUBLISHED: LazyLock<(Sender<Bytes>, Receiver<Bytes>)> =
-    LazyLock::new(|| bounded(MOST_WAITING));
+static PUBLISHED: LazyLock<(Sender<Published>, Receiver<Published>)> = LazyLock::new(unbounded);
 
-type Bytes = Box<[u8]>;
+/// Bytes of these.
+static BEHIND: AtomicUsize = AtomicUsize::new(0);
+
+/// A message; once it is dropped it was acted on, or made us panic.
+struct Published(Box<[u8]>);
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        BEHIND.fetch_sub(self.0.len(), Ordering::Relaxed);
+        intake::wake();
+    }
+}
 
 /// A message was published, by a client that may.
 pub(crate) fn published(ctx: &Context, to: &[u8], bytes: &[u8]) {
     if celery().is_none_or(|celery| to != channel(celery)) || !can_write(ctx) {
         return;
     }
-    BEHIND.fetch_add(1, Ordering::Relaxed);
-    if bytes.len() > MOST_BYTES || PUBLISHED.0.try_send(bytes.into()).is_err() {
-        BEHIND.fetch_sub(1, Ordering::Relaxed);
-        news::warn(
-            "a message of remote control is passed over: it is too long, or there are too many",
-        );
+    let behind = BEHIND.load(Ordering::Relaxed);
+    if bytes.len() > MOST_BYTES || behind + bytes.len() > MOST_WAITING {
+        let text = "a message of remote control is passed over: it is too long, or too many wait";
+        return news::warn(text);
     }
+    BEHIND.fetch_add(bytes.len(), Ordering::Relaxed);
+    // The receiver lives as long as the process.
+    let _ = PUBLISHED.0.send(Published(bytes.into()));
 }
-
-/// Messages that are not acted on yet.
-static BEHIND: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether messages wait that were published before whatever the server is asked next.
 pub(super) fn is_behind() -> bool {
     BEHIND.load(Ordering::Relaxed) > 0
-}
-
-/// One that was acted on, or made us panic.
-struct Done;
-
-impl Drop for Done {
-    fn drop(&mut self) {
-        BEHIND.fetch_sub(1, Ordering::Relaxed);
-        intake::wake();
-    }
 }
 
 /// The thread of remote control: acts on messages one after the other; returns at once if there is no
@@ -116,8 +115,7 @@ impl Drop for Done {
 pub(crate) fn run() {
     let Some(celery) = celery() else { return };
     while let Ok(message) = PUBLISHED.1.recv() {
-        let _done = Done;
-        celery.act(&message);
+        celery.act(&message.0);
     }
 }
 
@@ -152,9 +150,17 @@ impl Celery {
         }
     }
 
-    /// Does something in the broker's database, unless the server takes no writes by now.
-    fn in_broker<T>(&self, f: impl FnOnce(&Context) -> T) -> Option<T> {
-        with_server(|ctx| can_write(ctx).then(|| in_db(ctx, self.broker_db(), || f(ctx))))
+    /// Does something in the broker's database. While the server takes no writes it waits for a
+    /// while: a pause ends, and then what was asked is done.
+    fn in_broker<T>(&self, mut f: impl FnMut(&Context) -> T) -> Option<T> {
+        const LOOK: Duration = Duration::from_millis(50);
+        const LOOKS: u32 = 1200;
+        (0..LOOKS).find_map(|look| {
+            if look > 0 {
+                thread::sleep(LOOK);
+            }
+            with_server(|ctx| can_write(ctx).then(|| in_db(ctx, self.broker_db(), || f(ctx))))
+        })
     }
 
     fn reply(&self, to: &ReplyTo, ticket: Option<&str>, answer: Value) {
