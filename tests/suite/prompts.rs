@@ -204,3 +204,18 @@ fn celerys_tasks_may_ask_what_submit_may() {
     let job = server.job("florence:celery:taken");
     assert!(job["scores"].is_some() && job["width"].is_some(), "{job:?}");
 }
+
+#[test]
+fn a_text_that_looks_like_a_list_is_asked_as_it_is() {
+    let (server, pictures) = (any(), florence_tests::Pictures::serve());
+    for (i, prompt) in [r#"["a"]"#, "[]", r#" ["a", "b"]"#, "[INST] what", "[1]"].iter().enumerate()
+    {
+        let key = format!("list:{i}");
+        submit(&server, &key, &pictures.url("sign.png"), prompt);
+        let job = wait(&server, &key);
+        assert_eq!(job["state"].as_deref(), Some("done"), "{prompt}: {job:?}");
+        let asked = result(&job);
+        let asked: Vec<&String> = asked.as_object().unwrap().keys().collect();
+        assert_eq!(asked, [prompt.trim()], "{job:?}");
+    }
+}

@@ -222,7 +222,8 @@ impl New {
 /// The new job of a user; of nobody, if it did not come from a client's command.
 pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Options) -> New {
     let prompt = match prompts {
-        [prompt] => prompt.clone(),
+        // One that would be read as a list is written as a list of one.
+        [prompt] if serde_json::from_str::<Vec<String>>(prompt).is_err() => prompt.clone(),
         prompts => serde_json::json!(prompts).to_string(),
     };
     let mut request: Fields = vec![
