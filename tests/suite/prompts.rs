@@ -207,7 +207,7 @@ fn celerys_tasks_may_ask_what_submit_may() {
 
 #[test]
 fn a_text_that_looks_like_a_list_is_asked_as_it_is() {
-    let (server, pictures) = (any(), florence_tests::Pictures::serve());
+    let (server, pictures) = (any(), Pictures::serve());
     for (i, prompt) in [r#"["a"]"#, "[]", r#" ["a", "b"]"#, "[INST] what", "[1]"].iter().enumerate()
     {
         let key = format!("list:{i}");
