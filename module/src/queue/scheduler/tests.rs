@@ -440,7 +440,7 @@ fn the_jobs_of_other_databases_stay_what_they_are_when_most_are_flushed() {
     scheduler.release(&key(&flushed), stopped);
     assert_eq!(scheduler.unclaimed(), [(other("lost"), true)]);
     // It goes back to its place.
-    scheduler.release(&other(&running), claim);
+    scheduler.give_back(&other(&running), claim);
     assert_eq!(order(&mut scheduler, now).0, ["runs", "next", "last"]);
 }
 
