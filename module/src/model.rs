@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, LazyLock, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -181,6 +181,17 @@ static MODELS: RwLock<Models> =
 /// All models that have names; none before it is known which.
 pub(crate) fn named() -> Vec<Arc<Hosted>> {
     MODELS.read().named.clone()
+}
+
+/// Whether the models of the settings have their names: until then a name that is not there may come.
+static ARE_KNOWN: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn are_known() -> bool {
+    ARE_KNOWN.load(Ordering::Acquire)
+}
+
+pub(crate) fn all_are_known() {
+    ARE_KNOWN.store(true, Ordering::Release);
 }
 
 /// Whether its name means this model.

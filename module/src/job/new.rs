@@ -147,7 +147,7 @@ pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(),
     let model = match model::find(wanted) {
         Some(model) => model.model(),
         // Which there are is known once the threads are there.
-        None if model::named().is_empty() => Model::Loading,
+        None if !model::are_known() => Model::Loading,
         None => {
             let (wanted, names) = (wanted.unwrap_or_default(), model::names());
             let text = format!("there is no model {wanted}; this server has {names}");

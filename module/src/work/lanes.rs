@@ -57,6 +57,8 @@ pub(super) fn start(ways: &Ways) {
         }
         open(&begin(name, recipe, ways));
     }
+    model::all_are_known();
+    queue().wake();
 }
 
 /// The models of the settings, the default one first.
@@ -134,7 +136,7 @@ fn is_open(model: &str, has_room: impl Fn(&Lane) -> bool) -> bool {
     match of(model) {
         Some(lane) => lane.model.loaded().is_some() && has_room(&lane),
         // Nobody will answer such a job: it ends when it is started.
-        None => !LANES.read().is_empty(),
+        None => model::are_known(),
     }
 }
 
