@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use florence_engine::{
-    Answer, Budget, Coordinates, Device, Florence, GenerateOptions, Job, Precision, PrepareOptions,
+    Answer, Coordinates, Device, Florence, GenerateOptions, Job, Precision, PrepareOptions,
     Prepared,
     image::Orientation,
     serve::{
@@ -271,15 +271,11 @@ impl Asker for Counted<'_> {
     }
 }
 
-struct Room(usize, Budget);
+struct Room(usize);
 
 impl Watch for Room {
     fn most(&self) -> usize {
         self.0
-    }
-
-    fn kv_cache(&self) -> &Budget {
-        &self.1
     }
 
     fn turned(&self, _turn: &Turn) {}
@@ -296,7 +292,6 @@ fn throughput(args: &Args) -> anyhow::Result<Value> {
         max_new_tokens: Some(args.tokens),
         ..GenerateOptions::default()
     };
-    let room = Room(args.batch, Budget::new(u64::MAX));
     let counts = [const { AtomicUsize::new(0) }; 3];
     let [answered, failed, tokens] = &counts;
     let (work, inbox) = crossbeam_channel::bounded(2 * args.batch);
@@ -345,7 +340,7 @@ fn throughput(args: &Args) -> anyhow::Result<Value> {
             is_over.store(true, Relaxed);
         });
         let caches = Caches::new(0, 0);
-        let served = serve::serve(&florence, &caches, &inbox, &room);
+        let served = serve::serve(&florence, &caches, &inbox, &Room(args.batch));
         served.map_err(|failure| anyhow!("the device is lost: {failure:?}"))
     })?;
     let (before, since) = warm;

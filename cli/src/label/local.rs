@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Sender, bounded};
 use florence_engine::{
-    Budget, Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
+    Decimals, Florence, GenerateOptions, PrepareOptions, Question, Stop, catch_panic,
     serve::{
         self, Asker, Caches, Failure, Input, Keys, PictureKey, Served, Turn, Wants, Watch, Work,
     },
@@ -71,7 +71,7 @@ impl Local {
         thread::scope(|scope| {
             let serve = |florence| {
                 let inbox = inbox.clone();
-                let watch = Batches { most: self.batch, kv_cache: Budget::new(u64::MAX) };
+                let watch = Batches { most: self.batch };
                 move || serve::serve(florence, &Caches::new(0, 0), &inbox, &watch)
             };
             let engines: Vec<_> = self.engines().map(|it| scope.spawn(serve(it))).collect();
@@ -176,16 +176,11 @@ impl Asker for Asking {
 /// How full the batch may be.
 struct Batches {
     most: usize,
-    kv_cache: Budget,
 }
 
 impl Watch for Batches {
     fn most(&self) -> usize {
         self.most
-    }
-
-    fn kv_cache(&self) -> &Budget {
-        &self.kv_cache
     }
 
     fn turned(&self, _turn: &Turn) {}

@@ -18,7 +18,7 @@ mod serving;
 mod tests;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -131,8 +131,11 @@ pub trait Watch {
     fn most(&self) -> usize;
 
     /// What the keys and values of all that is decoded together may take; loops may share it. A loop
-    /// that decodes nothing else takes in a request that is larger.
-    fn kv_cache(&self) -> &Budget;
+    /// that decodes nothing else takes in a request that is larger. By default there is no limit.
+    fn kv_cache(&self) -> &Budget {
+        static UNLIMITED: LazyLock<Budget> = LazyLock::new(|| Budget::new(u64::MAX));
+        &UNLIMITED
+    }
 
     /// Takes a turn of the loop; whoever shares a device with other loops lets them have theirs.
     fn take(&self, turn: &mut dyn FnMut()) {

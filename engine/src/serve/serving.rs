@@ -289,7 +289,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             Err(failure) => {
                 // Each is tried alone when its turn comes: one cannot harm the others.
                 watch.stumbled(&failure);
-                *together = pictures.len() / 2;
+                // Two at least: what has failed once may do well later.
+                *together = (pictures.len() / 2).max(2);
                 return;
             }
         };

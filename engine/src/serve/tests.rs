@@ -340,15 +340,11 @@ fn jobs_whose_keys_and_values_have_no_room_wait_for_it() {
 }
 
 /// A watch that writes what it counts into the diary.
-struct Bookkeeper(Diary, Budget);
+struct Bookkeeper(Diary);
 
 impl Watch for Bookkeeper {
     fn most(&self) -> usize {
         16
-    }
-
-    fn kv_cache(&self) -> &Budget {
-        &self.1
     }
 
     fn turned(&self, turn: &Turn) {
@@ -363,8 +359,7 @@ fn an_answer_is_counted_before_it_is_told() {
     let mut bench = Bench::new();
     bench.steps = 1;
     bench.job("a", "1", &[1]);
-    let (caches, watch) =
-        (Caches::new(1 << 20, 1 << 20), Bookkeeper(Rc::clone(&bench.diary), Budget::new(u64::MAX)));
+    let (caches, watch) = (Caches::new(1 << 20, 1 << 20), Bookkeeper(Rc::clone(&bench.diary)));
     Serving::new(bench.machine(), &caches, &watch).turn(&mut || bench.arrivals.pop_front());
     assert_eq!(bench.diary(), ["a: started", "vision", "step 1", "counted 1", "a: 1 Miss"]);
 }

@@ -237,11 +237,10 @@ impl Celery {
             let task = serde_json::from_str(&job.text(FIELD)?).ok()?;
             told(&job, queue().state(key.as_ref(), &job), &task)
         };
-        let slice = |keys: &[JobKey]| -> Vec<T> {
-            let found = self.in_broker(|ctx| keys.iter().filter_map(|key| of(ctx, key)).collect());
-            found.unwrap_or_default()
+        let slice = |keys: &[JobKey]| -> Option<Vec<T>> {
+            self.in_broker(|ctx| keys.iter().filter_map(|key| of(ctx, key)).collect())
         };
-        keys.chunks(SLICE).flat_map(slice).collect()
+        keys.chunks(SLICE).map_while(slice).flatten().collect()
     }
 
     fn tasks(&self, is_wanted: impl Fn(State) -> bool) -> Value {
@@ -305,9 +304,16 @@ impl Celery {
     /// been taken yet end when they are.
     fn revoke(&self, arguments: &Value, terminates: bool) -> Value {
         let ids: Vec<String> = ids(&arguments["task_id"]).collect();
-        for slice in ids.chunks(SLICE) {
-            self.in_broker(|ctx| slice.iter().for_each(|id| self.revoke_one(ctx, id, terminates)));
+        for id in &ids {
+            self.revoked.lock().insert(id);
         }
+        let end = |ctx: &Context, ids: &[String]| {
+            for id in ids {
+                self.end(ctx, id, terminates);
+            }
+        };
+        let ended = ids.chunks(SLICE).map_while(|ids| self.in_broker(|ctx| end(ctx, ids)));
+        ended.for_each(drop);
         let ids = ids.join(", ");
         ok(if terminates {
             format!("terminate: {ids}")
@@ -316,8 +322,7 @@ impl Celery {
         })
     }
 
-    fn revoke_one(&self, ctx: &Context, id: &str, terminates: bool) {
-        self.revoked.lock().insert(id);
+    fn end(&self, ctx: &Context, id: &str, terminates: bool) {
         let key = format!("{JOB_PREFIX}{id}");
         let key = JobKey { db: self.broker_db(), name: key.as_bytes().into() };
         let is_to_end =

@@ -1,6 +1,7 @@
 //! A job's hash, opened for reading under the server's lock.
 
 use std::{
+    str::FromStr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -225,11 +226,16 @@ impl<F: ReadField> Job<F> {
 
     /// A field as a number.
     pub(crate) fn number(&self, field: &str) -> Option<i64> {
-        // No number is longer, and a longer field would have to be copied again.
+        // No number is longer.
         const MOST: usize = 20;
+        self.parsed(field, MOST)
+    }
+
+    /// A field as what its text stands for, unless it is longer than that can be: then it is not read.
+    pub(super) fn parsed<T: FromStr>(&self, field: &str, most: usize) -> Option<T> {
         let parse = |bytes: &[u8]| {
-            let text = std::str::from_utf8(bytes.get(..bytes.len().min(MOST + 1))?).ok()?;
-            if text.len() > MOST { None } else { text.parse().ok() }
+            let bytes = Some(bytes).filter(|bytes| bytes.len() <= most)?;
+            std::str::from_utf8(bytes).ok()?.parse().ok()
         };
         self.bytes(field, parse).flatten()
     }

@@ -147,15 +147,14 @@ fn number(job: &Job, field: &'static str, limit: Limit) -> Result<Option<i64>, F
 fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, Failure> {
     /// No number needs more bytes.
     const MOST: usize = 400;
-    let parse = |bytes: &[u8]| {
-        let text = std::str::from_utf8(bytes.get(..bytes.len().min(MOST + 1))?).ok()?;
-        if text.len() > MOST { None } else { text.parse().ok() }
-    };
-    let Some(number) = job.bytes(field, parse) else { return Ok(None) };
-    let number = number.filter(|number| range.holds(*number));
-    let Range { least, most, .. } = range;
-    let wrong = || invalid(format!("the job's {field} is not a number from {least} to {most}"));
-    number.map(Some).ok_or_else(wrong)
+    match (job.parsed(field, MOST), job.bytes(field, |_| ())) {
+        (Some(number), _) if range.holds(number) => Ok(Some(number)),
+        (None, None) => Ok(None),
+        _ => {
+            let Range { least, most, .. } = range;
+            Err(invalid(format!("the job's {field} is not a number from {least} to {most}")))
+        }
+    }
 }
 
 /// What does not go together.

@@ -89,20 +89,18 @@ pub(super) fn forget(key: KeyRef<'_>) {
 /// A database was flushed, or all (`None`): what is forgotten.
 pub(super) fn clear(db: Option<Db>) -> Retained {
     with(|retained, _| {
-        let (goes, stays): (Vec<JobKey>, Vec<JobKey>) =
-            retained.jobs.keys().cloned().partition(|key| db.is_none_or(|db| key.db == db));
+        let Some(db) = db else { return std::mem::take(retained) };
+        let goes = |key: &&JobKey| key.db == db;
         // Each that is looked up takes time: those that go are, or those that stay.
-        if goes.len() <= stays.len() {
-            for key in &goes {
+        if 2 * retained.jobs.keys().filter(goes).count() <= retained.len() {
+            for key in retained.jobs.keys().filter(goes).cloned().collect::<Vec<_>>() {
                 retained.forget(key.as_ref());
             }
             return Retained::default();
         }
         let gone = std::mem::take(retained);
-        for key in &stays {
-            if let Some((ended, bytes)) = gone.jobs.get(key) {
-                retained.note(key, *ended, *bytes);
-            }
+        for (key, (ended, bytes)) in gone.jobs.iter().filter(|(key, _)| !goes(key)) {
+            retained.note(key, *ended, *bytes);
         }
         gone
     })

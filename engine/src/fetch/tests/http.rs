@@ -286,7 +286,7 @@ fn what_is_packed_is_bounded_at_every_step() {
         assert!(matches!(fetched, Err(FetchError::Damaged)), "{fetched:?}");
         let fetched = fetch_encoded("gzip, gzip", gzip(&many));
         assert!(matches!(fetched, Err(FetchError::Damaged)), "{fetched:?}");
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     }
     let fetched = fetch_encoded("gzip, gzip, gzip, gzip, gzip, gzip", b"x".to_vec());
     assert!(fetched.is_err(), "{fetched:?}");

@@ -545,8 +545,13 @@ impl Scheduler {
             ..Self::default()
         };
         let mut gone = std::mem::replace(self, empty);
-        let stay: Vec<JobKey> = gone.jobs.keys().filter(|key| !goes(key)).cloned().collect();
-        for key in stay {
+        // Nothing is looked for where nothing stays.
+        let others = if gone.databases.keys().any(|other| db.is_some_and(|db| *other != db)) {
+            gone.jobs.keys().filter(|key| !goes(key)).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        for key in others {
             if let Some(slot) = gone.take(&key) {
                 self.take_over(&key, slot);
             }
