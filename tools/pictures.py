@@ -341,13 +341,24 @@ def odd_tiffs(rng, size):
         for compression in (None, "tiff_lzw"):
             picture = Image.fromarray(scene(rng, *size())).convert(mode)
             yield f"big-{mode}", written(picture, "TIFF", compression=compression, big_tiff=True), None
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate"):
+        for is_big in (False, True):
+            picture = Image.fromarray(scene(rng, *size(), 4)).convert("RGBX")
+            data = written(picture, "TIFF", compression=compression, big_tiff=is_big,
+                           tiffinfo={317: 2} if compression else {})
+            yield f"fourth-{compression}", data, None
+
+
+# What the engine does with files of other writers that it does not read as Pillow does.
+INSTEAD = {"jt-arith": "unsupported", "png-missing-row": "error", "tiff-planes-tiled": "unsupported",
+           "tiff-extras-lzw": "unsupported"}
 
 
 def from_elsewhere(folder):
     """Files that other decoders failed at."""
     def kept(_rng, _size):
         for file in sorted((FIXTURES / folder).iterdir()):
-            yield file.stem, file.read_bytes(), {"jt-arith": "unsupported", "png-missing-row": "error"}.get(file.stem)
+            yield file.stem, file.read_bytes(), INSTEAD.get(file.stem)
     return kept
 
 

@@ -109,7 +109,7 @@ fn bad_arguments_are_refused_and_store_nothing() {
     let wrong_arity = "ERR wrong number of arguments for 'florence.submit' command";
     server.call::<()>(&["SET", "text", "x"]);
     server.call::<()>(&["HSET", "hash", "a", "b"]);
-    let image = shapes.as_str();
+    let (image, long) = (shapes.as_str(), "x".repeat(8193));
     let cases: &[(&[&str], &str)] = &[
         (&["j"], wrong_arity),
         (&["j", image], wrong_arity),
@@ -136,6 +136,7 @@ fn bad_arguments_are_refused_and_store_nothing() {
             &["j", "/etc/passwd", "<OD>"],
             "DENIED the file is not below a directory of florence.file-roots",
         ),
+        (&[&long, image, "<OD>"], "ERR a job's key has at most 8192 bytes"),
         (&["text", image, "<OD>"], "WRONGTYPE Key '"),
         (&["hash", image, "<OD>"], "WRONGTYPE Key '"),
     ];

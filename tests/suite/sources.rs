@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use florence_tests::{Pictures, Server, Settings, picture, python};
+use florence_tests::{Pictures, Server, Settings, eventually, picture, python};
 use serde_json::{Value, json};
 
 type Job = HashMap<String, Option<String>>;
@@ -197,6 +197,28 @@ fn an_attempt_that_takes_too_long_times_out() {
     assert_eq!(error(&job)["code"], "TIMEOUT");
     let fetched: u64 = job["fetch_ms"].as_deref().unwrap().parse().unwrap();
     assert!(fetched < 10_000, "the download went on for {fetched} ms");
+}
+
+#[test]
+fn the_time_of_an_attempt_stands_still_while_the_engine_is_busy() {
+    const TIMEOUT_MS: u64 = 2000;
+    let server = Server::with(Settings::lines(&["florence.max-batch 1"]));
+    let data = std::fs::read(picture("shapes.png")).unwrap();
+    let submit = |key: &str, options: &[&str]| {
+        let mut command = redis::cmd("FLORENCE.SUBMIT");
+        command.arg(key).arg("DATA").arg(&data[..]).arg(options).arg("NOCACHE");
+        command.exec(&mut server.connect()).unwrap();
+    };
+    let prompts = ["PROMPTS", "4", "<CAPTION>", "<OD>", "<OCR>", "<DETAILED_CAPTION>"];
+    submit("slow", &[&prompts[..], &["BEAMS", "16", "NGRAM", "1", "MAXTOKENS", "1024"]].concat());
+    eventually("the engine is busy", || (server.state("slow") == "running").then_some(()));
+    submit("j", &["<CAPTION>", "TIMEOUT", &TIMEOUT_MS.to_string(), "RETRIES", "0"]);
+    eventually("it is claimed", || (server.state("j") == "fetching").then_some(()));
+    let job: Job = server.call(&["FLORENCE.WAIT", "j", "120"]);
+    assert_eq!(job["state"].as_deref(), Some("done"), "{job:?}");
+    let at = |field: &str| job[field].as_deref().unwrap().parse::<u64>().unwrap();
+    let took = at("finished_at") - at("started_at");
+    assert!(took > TIMEOUT_MS, "it waited for {took} ms only, which says nothing");
 }
 
 /// Ways to write addresses that pictures may not come from.

@@ -47,6 +47,7 @@ impl Sampling {
 pub(super) struct Sampler {
     processor: LogitsProcessor,
     top_k: Option<usize>,
+    is_top_p: bool,
 }
 
 impl Sampler {
@@ -56,7 +57,8 @@ impl Sampler {
             Some(p) => Way::TopP { p, temperature },
             None => Way::All { temperature },
         };
-        Self { processor: LogitsProcessor::from_sampling(seed, way), top_k }
+        let processor = LogitsProcessor::from_sampling(seed, way);
+        Self { processor, top_k, is_top_p: top_p.is_some() }
     }
 
     /// How many of the highest logits it looks at.
@@ -83,11 +85,17 @@ impl Sampler {
             return None;
         }
         // In an order of their own: how many others a backend sends along must not matter.
+        let likeliest = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(k) = self.top_k.filter(|k| *k < tokens.len()) {
-            tokens.select_nth_unstable_by(k, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            tokens.select_nth_unstable_by(k, likeliest);
             tokens.truncate(k);
         }
-        tokens.sort_unstable_by_key(|(token, _)| *token);
+        if self.is_top_p {
+            // As the processor, which is not optimised, will sort them.
+            tokens.sort_unstable_by(likeliest);
+        } else {
+            tokens.sort_unstable_by_key(|(token, _)| *token);
+        }
         // What cannot be weighed is not drawn from.
         let chosen = self.choose(&tokens).unwrap_or_default();
         tokens.get(chosen).copied()

@@ -49,6 +49,7 @@ impl<'a> Jpeg<'a> {
                 0xc0..=0xc2 if frame.is_none() => frame = Some(Frame::read(marker, content)?),
                 0xc0..=0xc2 => break,
                 0xc3 => return Err(Refused::Unsupported("Lossless JPEG")),
+                0xf7 => return Err(Refused::Unsupported("JPEG-LS")),
                 0xc5..=0xc7 => return Err(Refused::Unsupported("Hierarchical JPEG")),
                 0xc9..=0xcb | 0xcd..=0xcf => {
                     return Err(Refused::Unsupported("Arithmetic-coded JPEG"));
@@ -261,7 +262,7 @@ fn segments(file: &[u8]) -> impl Iterator<Item = Segment<'_>> {
         at = start + 2;
         let content = match marker {
             0x01 | 0xd0..=0xd7 => &[],
-            0xc0..=0xc7 | 0xc9..=0xcf | 0xda..=0xdd | 0xe0..=0xef | 0xfe => {
+            0xc0..=0xc7 | 0xc9..=0xcf | 0xda..=0xdd | 0xe0..=0xef | 0xf7 | 0xfe => {
                 let length = usize::from(u16::from_be_bytes(*file.get(at..)?.first_chunk()?));
                 let content = file.get(at + 2..at + length)?;
                 at += length;
@@ -332,6 +333,7 @@ mod tests {
         for (marker, name) in [
             (0xc3, "Lossless JPEG"),
             (0xc6, "Hierarchical JPEG"),
+            (0xf7, "JPEG-LS"),
             (0xc9, "Arithmetic-coded JPEG"),
             (0xca, "Arithmetic-coded JPEG"),
         ] {

@@ -4,10 +4,13 @@ use super::{Formats, ImageError};
 
 /// Why these bytes are refused.
 pub(super) fn refuse(bytes: &[u8], formats: Formats) -> ImageError {
-    let known: [(&[u8], &str); 5] = [
+    let known: [(&[u8], &str); 8] = [
         (b"\xff\x0a", "JPEG XL"),
         (b"\0\0\0\x0cJXL ", "JPEG XL"),
         (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"\0\0\x01\0", "ICO"),
+        (b"qoif", "QOI"),
         (b"%PDF", "PDF"),
         (b"8BPS", "Photoshop"),
     ];

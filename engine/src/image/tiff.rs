@@ -1,6 +1,6 @@
 //! TIFF as Pillow reads it: turned as its tag says, the bits of its bytes in the order that it tells,
-//! CMYK and colours that are stored times their alpha in Pillow's arithmetic. What would come out
-//! otherwise is refused.
+//! a fourth sample of no meaning left out, CMYK and colours that are stored times their alpha in
+//! Pillow's arithmetic. What would come out otherwise is refused.
 
 use std::{
     borrow::Cow,
@@ -37,7 +37,7 @@ enum Samples {
 
 /// A TIFF file whose tags have been read.
 pub(super) struct Tiff<'a> {
-    file: &'a [u8],
+    file: Cow<'a, [u8]>,
     stop: &'a Stop,
     size: (u32, u32),
     color: ColorType,
@@ -50,20 +50,25 @@ pub(super) struct Tiff<'a> {
 
 impl<'a> Tiff<'a> {
     pub(super) fn new(file: &'a [u8], stop: &'a Stop) -> ImageResult<Self> {
-        let source = || Source { bytes: Cursor::new(file), stop };
-        let decoder = TiffDecoder::new(source())?;
+        let tags = Tags::read(Source { bytes: Cursor::new(file), stop })
+            .map_err(|error| corrupt(ImageFormat::Tiff, error))?;
+        let mut file = Cow::from(file);
+        if tags.has_unspecified_fourth {
+            say_alpha(&mut file);
+        }
+        let decoder = TiffDecoder::new(Source { bytes: Cursor::new(&*file), stop })?;
         let color = decoder.color_type();
-        let tags = Tags::read(source()).map_err(|error| corrupt(ImageFormat::Tiff, error))?;
         let samples = match (decoder.original_color_type(), color) {
             (ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16, _) => Samples::Cmyk,
             (_, ColorType::Rgba8 | ColorType::Rgba16) if tags.is_associated => Samples::Associated,
             _ => Samples::AsStored,
         };
         tags.refuse_others(color, samples)?;
+        let size = decoder.dimensions();
         Ok(Self {
             file,
             stop,
-            size: decoder.dimensions(),
+            size,
             color,
             turn: tags.turn,
             samples,
@@ -76,13 +81,14 @@ impl<'a> Tiff<'a> {
     /// the output. CMYK takes a third more.
     pub(super) fn inner(&self) -> Inner {
         let output = Inner::pixels(self.size) * u64::from(self.color.bytes_per_pixel());
-        let copies = if self.reversed.is_empty() { 1 } else { 2 };
+        let copies = [!self.reversed.is_empty(), matches!(self.file, Cow::Owned(_))];
+        let copies = copies.into_iter().map(u64::from).sum::<u64>() + 1;
         Inner::rows(self.size, 64).and(self.file.len() as u64 * copies + output * 3)
     }
 
     /// The file with the first bit of each byte the highest.
-    fn in_order(&self) -> Cow<'a, [u8]> {
-        let mut file = Cow::from(self.file);
+    fn in_order(&self) -> Cow<'_, [u8]> {
+        let mut file = Cow::from(&*self.file);
         for range in &self.reversed {
             let end = range.end.min(self.file.len());
             if let Some(bytes) = file.to_mut().get_mut(range.start..end) {
@@ -177,11 +183,19 @@ impl ImageDecoder for Tiff<'_> {
     }
 }
 
+/// The colours of pixels that are red, green and blue.
+const RGB: u16 = 2;
+
 /// What `image` does not ask for.
 struct Tags {
     compression: u16,
     predictor: u16,
     is_planar: bool,
+    is_tiled: bool,
+    /// Of a pixel.
+    count: u16,
+    /// Whether there is one sample beside red, green and blue, which is said to be nothing.
+    has_unspecified_fourth: bool,
     /// Whether the first sample beside the colours is an alpha that they are multiplied by.
     is_associated: bool,
     turn: Orientation,
@@ -194,6 +208,7 @@ struct Tags {
 impl Tags {
     fn read(source: impl BufRead + Seek) -> TiffResult<Self> {
         let mut file = Decoder::new(source)?;
+        let is_tiled = file.find_tag(Tag::TileOffsets)?.is_some();
         // All of them are 1 where they are not told.
         let mut one = |tag: Tag| {
             let all: Option<Vec<u16>> = file.find_tag_unsigned_vec(tag)?;
@@ -201,7 +216,8 @@ impl Tags {
         };
         let (compression, predictor) = (one(Tag::Compression)?, one(Tag::Predictor)?);
         let (planes, bits) = (one(Tag::PlanarConfiguration)?, one(Tag::BitsPerSample)?);
-        let fill_order = one(Tag::FillOrder)?;
+        let (fill_order, count) = (one(Tag::FillOrder)?, one(Tag::SamplesPerPixel)?);
+        let is_rgb = one(Tag::PhotometricInterpretation)? == RGB;
         // One that cannot be read turns nothing.
         let turn = one(Tag::Orientation).ok().and_then(|turn| u8::try_from(turn).ok());
         let extra: Vec<u16> = file.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
@@ -221,6 +237,9 @@ impl Tags {
             compression,
             predictor,
             is_planar: planes == 2,
+            is_tiled,
+            count,
+            has_unspecified_fourth: is_rgb && count == 4 && matches!(*extra, [0 | 3..]),
             is_associated: extra.first() == Some(&1),
             turn: turn.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),
             fill_order,
@@ -237,6 +256,10 @@ impl Tags {
             && matches!(self.bits, 1 | 8)
             && self.extra == 0
             && samples == Samples::AsStored;
+        let used = match samples {
+            Samples::Cmyk => 4,
+            _ => u16::from(color.channel_count()),
+        };
         let refused = [
             (matches!(self.compression, 6 | 7), "JPEG inside"),
             (
@@ -244,6 +267,12 @@ impl Tags {
                 "a predictor without LZW or Deflate",
             ),
             (self.is_planar && samples == Samples::Cmyk, "CMYK in planes"),
+            (self.is_planar && self.is_tiled, "tiles in planes"),
+            (
+                // Their decoder leaves the others out first.
+                self.count > used && (self.predictor != 1 || self.is_tiled),
+                "so many samples in tiles or with a predictor",
+            ),
             (
                 self.fill_order != 1 && !(self.fill_order == 2 && is_plain_byte),
                 "the lowest bit first in such samples",
@@ -255,6 +284,35 @@ impl Tags {
             None => Ok(()),
         }
     }
+}
+
+/// Says of the sample beside the colours that it is their alpha, which becomes no part of a picture
+/// either: one that means nothing is left out by the decoder before it undoes the predictor.
+fn say_alpha(file: &mut Cow<'_, [u8]>) {
+    const ALPHA: u16 = 2;
+    let is_little = file.starts_with(b"II");
+    let value = if is_little { ALPHA.to_le_bytes() } else { ALPHA.to_be_bytes() };
+    if let Some(at) = place_of(Tag::ExtraSamples, is_little, file)
+        && let Some(place) = file.to_mut().get_mut(at..at + value.len())
+    {
+        place.copy_from_slice(&value);
+    }
+}
+
+/// Where the value of a tag of the first picture is, if its entry has room for it.
+fn place_of(tag: Tag, is_little: bool, file: &[u8]) -> Option<usize> {
+    let number = |at: usize, bytes: usize| {
+        let bytes = file.get(at..)?.get(..bytes)?;
+        let add = |number: usize, byte: &u8| number << 8 | usize::from(*byte);
+        Some(if is_little { bytes.iter().rfold(0, add) } else { bytes.iter().fold(0, add) })
+    };
+    // Of addresses and counts of values, and of the count of entries.
+    let (wide, counter) = if number(2, 2)? == 43 { (8, 8) } else { (4, 2) };
+    let entries = number(wide, wide)?.checked_add(counter)?;
+    let mut places = (0..).map_while(|i: usize| entries.checked_add(i.checked_mul(4 + 2 * wide)?));
+    let entry =
+        places.find(|entry| number(*entry, 2).is_none_or(|it| it == usize::from(tag.to_u16())))?;
+    Some(entry + 4 + wide)
 }
 
 /// Ranges that do not overlap, of the same bytes: a file may name one byte ever so often.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{json, result::Exception};
+use crate::job::limits;
 
 /// A signature: a task that somebody wants to be sent later.
 pub(crate) type Signature = Map<String, Value>;
@@ -198,6 +199,9 @@ pub(crate) struct Call {
     pub(crate) kwargs: Map<String, Value>,
 }
 
+/// Bytes of an id: with what is before it, it is a key.
+const ID_BYTES: usize = limits::KEY_BYTES / 2;
+
 impl Message {
     /// Reads an envelope; the error says why it is no task of protocol 2.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
@@ -211,6 +215,9 @@ impl Message {
         let text = |name: &str| header(name).filter(|text| !text.is_empty());
         let task = text("task").ok_or("its headers name no task")?;
         let id = text("id").ok_or("its headers have no id")?;
+        if id.len() > ID_BYTES {
+            return Err(format!("its id has more than {ID_BYTES} bytes"));
+        }
         Ok(Self { id, task, envelope })
     }
 
@@ -325,7 +332,6 @@ pub(crate) struct Outgoing {
 pub(crate) struct Sender<'a> {
     pub(crate) headers: &'a Headers,
     pub(crate) queue: &'a str,
-    pub(crate) priority: i64,
 }
 
 impl Sender<'_> {
@@ -386,7 +392,7 @@ impl Sender<'_> {
         });
         let queue = text("queue").or_else(|| text("routing_key"));
         let queue = queue.unwrap_or_else(|| self.queue.to_owned());
-        let priority = option("priority").and_then(priority).unwrap_or(self.priority);
+        let priority = option("priority").and_then(priority).unwrap_or_default();
         let mut message = envelope(&headers, "", &queue, &json!([args, kwargs, embed]));
         message["properties"]["priority"] = priority.into();
         Outgoing { id, queue, priority, json: json::write(&message) }
@@ -480,6 +486,7 @@ mod tests {
 
     #[test]
     fn what_is_no_task_of_protocol_2_says_why() {
+        let long = json!({"headers": {"task": "t", "id": "x".repeat(ID_BYTES + 1)}}).to_string();
         for (bytes, why) in [
             (&b"hello"[..], "it is no JSON: "),
             (b"\"http://h/?token=x\"", "it is no JSON object"),
@@ -489,6 +496,7 @@ mod tests {
             (b"{\"headers\": {\"task\": 7, \"id\": \"x\"}}", "name no task"),
             (b"{\"headers\": {\"task\": \"t\", \"id\": \"\"}}", "no id"),
             (b"{\"headers\": {\"task\": \"t\", \"id\": 5}}", "no id"),
+            (long.as_bytes(), "4096 bytes"),
         ] {
             let problem = Message::parse(bytes).unwrap_err();
             assert!(problem.contains(why) && !problem.contains("token"), "{problem}");
@@ -584,7 +592,7 @@ mod tests {
     #[test]
     fn a_signature_becomes_a_message_that_can_be_read_again() {
         let headers = Headers { id: "parent".to_owned(), ..Headers::default() };
-        let sender = Sender { headers: &headers, queue: "celery", priority: 3 };
+        let sender = Sender { headers: &headers, queue: "celery" };
         let Value::Object(signature) = json!({
             "task": "app.save", "args": [7], "kwargs": {"x": 1}, "immutable": false,
             "options": {"task_id": "child", "queue": "other", "link": [{"task": "app.more"}],
@@ -594,7 +602,7 @@ mod tests {
         };
         let rest = [json!({"task": "app.last"}).as_object().unwrap().clone()];
         let outgoing = sender.message(&signature, &json!({"<OD>": []}), &rest);
-        assert_eq!((outgoing.queue.as_str(), outgoing.priority), ("other", 3));
+        assert_eq!((outgoing.queue.as_str(), outgoing.priority), ("other", 0));
         let (headers, embed, call) = Message::parse(outgoing.json.as_bytes()).unwrap().unpack();
         assert_eq!((headers.id.as_str(), outgoing.id.as_str()), ("child", "child"));
         assert_eq!(headers.parent_id.as_deref(), Some("parent"));

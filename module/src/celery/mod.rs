@@ -99,6 +99,14 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
     if ctx.get_flags().contains(ContextFlags::CLUSTER) {
         return Err("celery-queues: Celery cannot use a Redis Cluster".to_owned());
     }
+    for (name, number) in [
+        ("celery-db", settings::CELERY_DB.get()),
+        ("celery-result-db", settings::CELERY_RESULT_DB.get()),
+    ] {
+        if !i32::try_from(number).is_ok_and(|number| server::has_db(ctx, number)) {
+            return Err(format!("{name}: the server has no database {number}"));
+        }
+    }
     let celery = Celery {
         queues: queues.0.clone(),
         db: i32::try_from(settings::CELERY_DB.get()).unwrap_or_default(),
@@ -188,7 +196,7 @@ impl Task {
     }
 
     fn sender(&self) -> message::Sender<'_> {
-        message::Sender { headers: &self.headers, queue: &self.queue, priority: self.priority }
+        message::Sender { headers: &self.headers, queue: &self.queue }
     }
 }
 

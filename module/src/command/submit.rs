@@ -30,6 +30,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
     let new = new::new(&user, picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
+    limits::check_key_bytes(key.as_slice().len())?;
     let name = RedisValue::StringBuffer(key.as_slice().to_vec());
     let job = Job::open(ctx, &key);
     // The same request again: the reply of the first one was lost. It was taken then, whatever the

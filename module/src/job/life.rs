@@ -3,16 +3,13 @@
 //! Each step is one lock section, which the append-only file and the replicas see as one
 //! transaction, with all that followers add to it.
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{sync::OnceLock, time::Duration};
 
 use redis_module::{Context, RedisString};
 
 use super::{
-    Code, Failure, Fields, Job, JobKey, Request, State, Token, limits, may_tell, open, owner, past,
-    record::Content, retry::pause_ms, tally, write,
+    Code, Failure, Fields, Job, JobKey, Request, State, Token, clock::Clock, limits, may_tell,
+    open, owner, past, record::Content, retry::pause_ms, tally, write,
 };
 use crate::{
     figures::{
@@ -85,7 +82,7 @@ pub(crate) struct Attempt {
     picture: Option<Value>,
     pub(crate) request: Request,
     pub(crate) asked: Asked,
-    pub(crate) deadline: Instant,
+    pub(crate) clock: Clock,
 }
 
 impl Attempt {
@@ -162,9 +159,9 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         Ok(Err(failure)) => return instead(End::failed(&failure, Data::Keep)),
         Err(_gone) => return Claim::Over,
     };
-    let deadline = Instant::now() + request.timeout;
+    let clock = Clock::start(request.timeout);
     let token = token.clone();
-    Claim::Taken(Box::new(Attempt { token, number, content, picture, request, asked, deadline }))
+    Claim::Taken(Box::new(Attempt { token, number, content, picture, request, asked, clock }))
 }
 
 /// Whether a job is still worked on under this claim.

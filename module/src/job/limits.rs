@@ -57,12 +57,22 @@ pub(crate) const PROMPTS: Limit = limit("PROMPTS", 1, 16);
 
 /// Bytes of all prompts of a job together.
 pub(crate) const PROMPT_BYTES: usize = florence_engine::prompt::MAX_PROMPT;
+/// Bytes of a job's key: all that tells of the job repeats it.
+pub(crate) const KEY_BYTES: usize = 8192;
 /// Bytes of the key of a job's stream.
 pub(crate) const STREAM_BYTES: usize = 8192;
 /// Bytes of a failure's code.
 pub(crate) const CODE_BYTES: usize = 32;
 /// Keys of one command.
 pub(crate) const KEYS: usize = 1000;
+
+/// Refuses a key that is too long for a job.
+pub(crate) fn check_key_bytes(bytes: usize) -> Result<(), RedisError> {
+    if bytes <= KEY_BYTES {
+        return Ok(());
+    }
+    Err(RedisError::String(format!("ERR a job's key has at most {KEY_BYTES} bytes")))
+}
 
 /// Refuses prompts that have too many bytes together.
 pub(crate) fn check_prompt_bytes(bytes: usize) -> Result<(), RedisError> {

@@ -9,6 +9,7 @@
 //! - `new`: what a new job is to answer, checked and written
 //! - `steps`: what is asked after the first prompt, written and read
 //! - `request`: what a claimed job is to answer
+//! - `clock`: how long it may still take
 //! - `failure`: why an attempt gave no answer
 //! - `retry`: how long it waits before it is tried again
 //! - `past`: what earlier attempts failed with
@@ -16,6 +17,7 @@
 //! - `tally`: how many have ended, and how
 //! - `view`: a job as clients see it
 
+mod clock;
 mod failure;
 pub(crate) mod life;
 pub(crate) mod limits;

@@ -164,16 +164,19 @@ pub(crate) struct Job<F = Hash> {
 impl Job {
     /// The job under a key, as a client's command reads it.
     pub(crate) fn open(ctx: &Context, key: &RedisString) -> Result<Self, NoJob> {
-        Self::in_hash(Hash::open(ctx, key, Look::AsClient))
+        Self::at(ctx, key, Look::AsClient)
     }
 
     /// The job under a key, for ourselves.
     pub(crate) fn look(ctx: &Context, key: &RedisString) -> Result<Self, NoJob> {
-        Self::in_hash(Hash::open(ctx, key, Look::Unseen))
+        Self::at(ctx, key, Look::Unseen)
     }
 
-    fn in_hash(hash: Result<Hash, NoHash>) -> Result<Self, NoJob> {
-        let hash = hash.map_err(|reason| match reason {
+    fn at(ctx: &Context, key: &RedisString, look: Look) -> Result<Self, NoJob> {
+        if key.as_slice().len() > limits::KEY_BYTES {
+            return Err(NoJob::Foreign);
+        }
+        let hash = Hash::open(ctx, key, look).map_err(|reason| match reason {
             NoHash::Missing => NoJob::Missing,
             NoHash::WrongType => NoJob::WrongType,
         })?;
@@ -313,6 +316,11 @@ impl<F: ReadField> Job<F> {
 
     /// When a job that waits for a moment may start, in milliseconds since 1970.
     pub(crate) fn due_at(&self) -> Option<i64> {
+        self.moment().filter(|at| *at > unix_ms())
+    }
+
+    /// The moment that it waits for, or waited for.
+    fn moment(&self) -> Option<i64> {
         match self.state {
             State::Queued if self.is_new() => self.delay().and_then(|_| self.wanted_at()),
             State::Retrying => self.number("retry_at"),
@@ -327,7 +335,7 @@ impl<F: ReadField> Job<F> {
 
     /// Since when a job has waited for its turn; not known of one whose attempt was broken off.
     pub(super) fn waits_since(&self) -> Option<i64> {
-        self.due_at().or_else(|| self.wanted_at().filter(|_| self.is_new()))
+        self.moment().or_else(|| self.wanted_at().filter(|_| self.is_new()))
     }
 
     /// Whether it was never started.

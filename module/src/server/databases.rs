@@ -70,6 +70,14 @@ pub(crate) fn select_db(ctx: &Context, db: Db) {
     }
 }
 
+/// Whether there is a database of this number.
+pub(crate) fn has_db(ctx: &Context, number: i32) -> bool {
+    let selected = selected_number(ctx);
+    let has = api!(RedisModule_SelectDb(ctx.get_raw(), number)) == OK;
+    api!(RedisModule_SelectDb(ctx.get_raw(), selected));
+    has
+}
+
 /// Whether the selected database has keys.
 pub(crate) fn has_keys(ctx: &Context) -> bool {
     api!(RedisModule_DbSize(ctx.get_raw())) > 0

@@ -59,7 +59,9 @@ pub(crate) use callbacks::{
 pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run, share_slot};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
-pub(crate) use databases::{Db, has_keys, in_db, in_each_db, numbered, select_db, selected_db};
+pub(crate) use databases::{
+    Db, has_db, has_keys, in_db, in_each_db, numbered, select_db, selected_db,
+};
 pub(crate) use describe::{Arg, ArgKind, CommandInfo, KeyBegin, KeySpec, describe, has_categories};
 pub(crate) use hash::{Hash, Look, NoHash, Value, expire_in, field, remove_fields, set_fields};
 pub(crate) use list::Leftward;

@@ -238,7 +238,7 @@ impl Asker for Claimant {
     fn wants(&self, now: Instant) -> Wants {
         if self.lease.is_stopped() {
             Wants::Nothing
-        } else if now >= self.attempt.deadline {
+        } else if self.attempt.clock.is_over(now) {
             Wants::TooLate
         } else {
             Wants::Answers
@@ -246,6 +246,7 @@ impl Asker for Claimant {
     }
 
     fn started(&self) {
+        self.attempt.clock.go_on();
         self.stopwatch.restart();
         self.lease.claim().enter(Phase::Encoding);
         let (key, token) = (self.lease.key().clone(), self.lease.claim().token.clone());
@@ -286,6 +287,7 @@ impl Asker for Claimant {
         if self.run.is_over() {
             return self.answer();
         }
+        self.attempt.clock.stand_still();
         let next = self.lane.next.clone();
         // That thread ends with the lane only, which this job holds.
         let _ = next.send(self);

@@ -68,7 +68,7 @@ impl Picture {
     /// Decodes it, unless that was done.
     pub(super) fn decode(&mut self, claimant: &Claimant) -> Result<&Decoded, Failure> {
         if self.decoded.is_none() {
-            let limits = decode_limits(&claimant.lease.claim().stop, claimant.attempt.deadline);
+            let limits = decode_limits(&claimant.lease.claim().stop, claimant.attempt.clock.ends());
             let decoded = image::decode(&self.bytes, &limits, self.orientation);
             self.decoded = Some(decoded.map_err(|error| Failure::from(&Error::from(error)))?);
         }
@@ -101,6 +101,7 @@ pub(super) fn run(answered: &Receiver<Claimant>) {
     while let Ok(mut claimant) = answered.recv() {
         let Some(loaded) = claimant.lane.model.loaded() else { continue };
         claimant.stopwatch.restart();
+        claimant.attempt.clock.go_on();
         let asked = catch_panic(|| {
             let mut picture = claimant.picture.take().ok_or_else(Failure::internal)?;
             let next = next(&loaded, &mut claimant, &mut picture);
@@ -172,7 +173,7 @@ pub(super) fn pass_on(mut claimant: Claimant, next: Result<Result<Next, Failure>
         return;
     }
     let next = match next {
-        _ if Instant::now() >= claimant.attempt.deadline => Err(Failure::timeout()),
+        _ if claimant.attempt.clock.is_over(Instant::now()) => Err(Failure::timeout()),
         Ok(next) => next,
         Err(text) => {
             figures::PANICS.add(1);
@@ -188,6 +189,7 @@ pub(super) fn pass_on(mut claimant: Claimant, next: Result<Result<Next, Failure>
             claimant.lease.claim().enter(Phase::Ready);
             let request = &claimant.attempt.request;
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
+            claimant.attempt.clock.stand_still();
             // Where the engines have gone, what comes back gives itself back.
             let (work, _coming) = (claimant.lane.work.clone(), claimant.coming.take());
             let _ = work.send(Work { asker: claimant, parts, inputs, options, is_shared });

@@ -66,8 +66,11 @@ pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
             }
             claimant.lease.downloaded();
             let bytes = read?;
+            claimant.attempt.clock.stand_still();
             has_permit = wait_for_permit(permits, claimant);
+            claimant.attempt.clock.go_on();
             if !has_permit {
+                // Nobody hears of it.
                 return Err(Failure::timeout());
             }
             prepared(&loaded, claimant, Some(bytes))
@@ -78,12 +81,12 @@ pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
     }
 }
 
-/// Whether there was a permit before the attempt was out of time, or nobody wanted it any more. Who
-/// has one must not wait for room in a lane: others want it for jobs of other models.
+/// Whether there was a permit before nobody wanted the attempt any more. Who has one must not wait for
+/// room in a lane: others want it for jobs of other models.
 fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &mut Claimant) -> bool {
     const LOOK: Duration = Duration::from_millis(100);
     const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
-    while !claimant.lease.is_stopped() && Instant::now() < claimant.attempt.deadline {
+    while !claimant.lease.is_stopped() {
         if claimant.coming.is_none() && !claimant.lane.has_room() {
             thread::sleep(LOOK_FOR_ROOM);
             continue;
@@ -107,10 +110,10 @@ fn limits() -> Option<Limits> {
 
 /// The picture's bytes, from where the job says.
 fn fetch(claimant: &Claimant) -> Result<Vec<u8>, Failure> {
-    let Attempt { request, deadline, .. } = &*claimant.attempt;
+    let Attempt { request, clock, .. } = &*claimant.attempt;
     claimant.stopwatch.restart();
     let stop = &claimant.lease.claim().stop;
-    let read = source::read(&request.image, &request.user, *deadline, stop);
+    let read = source::read(&request.image, &request.user, clock.ends(), stop);
     if !claimant.lease.is_stopped() {
         claimant.stopwatch.lap(latency::Phase::Fetch);
     }
