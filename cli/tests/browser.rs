@@ -118,9 +118,14 @@ fn jobs_are_retried_and_cancelled_and_deleted_by_hand() {
     browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
     browser.click(".actions button:nth-of-type(1)");
     browser.click("button[data-action=delete]");
+    // One that comes while the page asks was not counted.
+    let late = ["FLORENCE.SUBMIT", "lost:3", &pictures.url("status/404"), "<OD>"];
+    server.call::<()>(&late);
+    server.call::<redis::Value>(&["FLORENCE.WAIT", "lost:3", "30"]);
     browser.accept();
     browser.wait("document.querySelector('#toast')?.innerText.includes('2 deleted')");
-    assert_eq!(server.call::<i64>(&["EXISTS", "lost:1", "lost:2", "waits"]), 1);
+    assert_eq!(server.call::<i64>(&["EXISTS", "lost:1", "lost:2"]), 0);
+    assert_eq!(server.call::<i64>(&["EXISTS", "lost:3", "waits"]), 2);
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -137,6 +142,16 @@ fn a_search_looks_at_jobs_of_all_states_and_a_job_may_have_no_name() {
     browser.wait("document.querySelectorAll('.long-body .long-row').length === 1");
     browser.write("input[type=search]", "found\u{e007}");
     browser.wait("document.querySelectorAll('.long-body .long-row').length === 2");
+    // The same search looks anew.
+    server.call::<()>(&["FLORENCE.SUBMIT", "found:3", &sample("sign.png"), "<OCR>"]);
+    browser.click(".search button");
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 3");
+    // A key that a shell cannot pass.
+    server.call::<()>(&["FLORENCE.SUBMIT", "a\n\0\"b", &sample("sign.png"), "<OCR>"]);
+    browser.go(&address(&page, &format!("job?server=0&id={}", common::query("a%0A%00\"b"))));
+    browser.wait(
+        r#"document.querySelector('#cli')?.textContent.includes(`--quoted-input FLORENCE.SUBMIT '"a\\x0A\\x00\\"b:again"' `)"#,
+    );
     browser.go(&address(&page, "job?server=0&id=found:2"));
     browser.wait("document.querySelector('#cli')?.textContent.includes('found:2:again')");
     browser.wait("document.querySelector('#cli')?.textContent.includes('NBEST 2')");
@@ -325,8 +340,17 @@ fn ten_thousand_jobs_do_not_stall_the_list() {
     assert!((5..120).contains(&rows), "{rows} rows exist");
     // Details of what is in sight come, and nothing is left out at the end.
     browser.wait("[...document.querySelectorAll('.long-body .long-row')].at(-1)?.innerText.includes('<OCR>')");
-    let last = browser.js("return document.querySelector('.long').getAttribute('aria-rowcount')");
+    let last = browser.js("return document.querySelector('[role=table]').ariaRowCount");
     assert_eq!(last, "10000");
+    // The cursor goes to the end, and is there again for who comes back from a job.
+    let is_last = "document.querySelector('.long-row.at')?.ariaRowIndex === '10000'";
+    browser.js("document.querySelector('.long-scroll').scrollTop = 0");
+    browser.write(".long-scroll", "\u{e010}");
+    browser.wait(is_last);
+    browser.write(".long-scroll", "\u{e007}");
+    browser.wait("document.querySelector('#facts')");
+    browser.js("history.back()");
+    browser.wait(is_last);
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -367,7 +391,71 @@ fn a_picture_is_dropped_and_its_answers_are_drawn() {
     assert_eq!(labels, json!(["circle", "square", "triangle"]));
     // The picture stays under its marks.
     browser.wait("document.querySelector('#result .stage img')?.naturalWidth === 360");
+    // A path of the server's own is as good.
+    browser.write("[inputmode=url]", &sample("sign.png"));
+    browser.click(".try button.main");
+    browser.wait("document.querySelector('#result .text')?.innerText.includes('the word EXIT')");
+    // The blank opens the field, once.
+    browser.js("document.querySelector('#file').click = () => { window.opened_ = (window.opened_ ?? 0) + 1 }");
+    browser.write(".drop", " ");
+    assert_eq!(browser.js("return window.opened_"), 1);
     assert_eq!(browser.console(), [""; 0]);
+}
+
+/// What the browser makes of a file is not what the model sees: it turns a phone's picture, and knows
+/// no TIFF.
+#[test]
+fn a_picture_that_is_tried_is_drawn_as_the_model_saw_it() {
+    let server = Server::ready(&["florence.image-formats jpeg tiff"]);
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    let directory = tempfile::tempdir().unwrap();
+    for (name, file) in [("phone.jpg", turned()), ("plain.tif", tiff(640, 480))] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, file).unwrap();
+        browser.go("about:blank");
+        browser.go(&address(&page, "try"));
+        browser.write("#file", &path.display().to_string());
+        browser.click(".try button.main");
+        browser.wait("document.querySelector('#result .stage img')?.src.includes('/api/picture')");
+        browser.wait("document.querySelector('#result .stage img').naturalWidth === 640");
+        browser.wait("document.querySelector('#result .stage img').naturalHeight === 480");
+        browser.wait("document.querySelector('.marks').viewBox.baseVal.width === 640");
+    }
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+/// A picture of 640 by 480 whose tag says that it is to be turned by a quarter.
+fn turned() -> Vec<u8> {
+    let tag = b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\
+        \x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut file = std::fs::read(picture("poster.jpg")).unwrap();
+    file.splice(2..2, *tag);
+    file
+}
+
+/// A black picture in grey, as a TIFF without compression.
+fn tiff(width: u16, height: u16) -> Vec<u8> {
+    let pixels = vec![0; usize::from(width) * usize::from(height)];
+    let bytes = u32::try_from(pixels.len()).unwrap();
+    let (width, height) = (u32::from(width), u32::from(height));
+    let tags = [
+        (256_u16, width),
+        (257, height),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, bytes),
+    ];
+    let mut file = [&b"II*\0"[..], &(8 + bytes).to_le_bytes(), &pixels, b"\x09\0"].concat();
+    for (tag, value) in tags {
+        file.extend([tag.to_le_bytes(), 4_u16.to_le_bytes()].concat());
+        file.extend([1_u32.to_le_bytes(), value.to_le_bytes()].concat());
+    }
+    file.extend([0; 4]);
+    file
 }
 
 #[test]
@@ -384,8 +472,18 @@ fn one_of_several_servers_is_chosen() {
     browser.click("#server option:nth-of-type(3)");
     browser.wait("document.querySelectorAll('.long-body .state.done').length === 1");
     browser.wait("document.querySelector('.long-body').innerText.includes('of:other')");
-    browser.go(&address(&page, "overview"));
+    browser.click("#pages a:nth-of-type(1)");
     browser.wait("document.querySelector('#numbers dd')?.innerText === '1'");
+    // The address says which: for who loads it anew, and for who gets it.
+    let shown = browser.js("return location.href");
+    for address in [shown.as_str().unwrap(), &address(&page, "jobs?state=done&only=1")] {
+        browser.go("about:blank");
+        browser.go(address);
+        browser.wait("document.querySelector('#server')?.value === '1'");
+    }
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 1");
+    browser.go(&address(&page, "jobs?state=done"));
+    browser.wait("document.querySelectorAll('.long-body .state.done').length === 2");
     assert_eq!(browser.console(), [""; 0]);
 }
 

@@ -22,6 +22,7 @@ export * from "./questions.js";
 /** @typedef {Options & Waiting} AskOptions */
 /** @template T @typedef {import("./questions.js").Question<T>} Question */
 /** @template T @typedef {import("./jobs.js").JobKey<T>} JobKey */
+/** @template K @typedef {import("./jobs.js").AnswerOf<K>} AnswerOf */
 
 /** @typedef {readonly (string | Buffer)[]} Arguments of a command, its name first */
 
@@ -180,9 +181,9 @@ export class Florence {
 
   /**
    * The job as it is now; undefined if there is no such key.
-   * @template T
-   * @param {JobKey<T>} key
-   * @returns {Promise<Job<T> | undefined>}
+   * @template {JobKey<any>} K
+   * @param {K} key
+   * @returns {Promise<Job<AnswerOf<K>> | undefined>}
    */
   async get(key) {
     const reply = await this.#send(["FLORENCE.GET", key]);
@@ -191,44 +192,44 @@ export class Florence {
 
   /**
    * The job when it has ended, in whatever way.
-   * @template T
-   * @param {JobKey<T>} key
+   * @template {JobKey<any>} K
+   * @param {K} key
    * @param {Waiting} [waiting]
-   * @returns {Promise<Job<T>>}
+   * @returns {Promise<Job<AnswerOf<K>>>}
    */
   async wait(key, waiting) {
     const [job] = await this.waitMany([key], waiting);
-    return /** @type {Job<T>} */ (job);
+    return /** @type {Job<AnswerOf<K>>} */ (job);
   }
 
   /**
    * The jobs when all have ended, in the order of the keys.
-   * @template T
-   * @param {Iterable<JobKey<T>>} keys
+   * @template {JobKey<any>} K
+   * @param {Iterable<K>} keys
    * @param {Waiting} [waiting]
-   * @returns {Promise<Job<T>[]>}
+   * @returns {Promise<Job<AnswerOf<K>>[]>}
    */
   async waitMany(keys, waiting) {
     const order = [...keys];
-    /** @type {Map<string, Job<T>>} */
+    /** @type {Map<string, Job<AnswerOf<K>>>} */
     const ended = new Map();
     for await (const job of this.asCompleted(order, waiting)) ended.set(job.key, job);
-    return order.map((key) => /** @type {Job<T>} */ (ended.get(key)));
+    return order.map((key) => /** @type {Job<AnswerOf<K>>} */ (ended.get(key)));
   }
 
   /**
    * Each job when it ends; at last, as an exception, what is no job.
-   * @template T
-   * @param {Iterable<JobKey<T>>} keys
+   * @template {JobKey<any>} K
+   * @param {Iterable<K>} keys
    * @param {Waiting} [waiting]
-   * @returns {AsyncGenerator<Job<T>, void, undefined>}
+   * @returns {AsyncGenerator<Job<AnswerOf<K>>, void, undefined>}
    */
   async *asCompleted(keys, { timeoutMs, signal } = {}) {
     signal?.throwIfAborted();
-    /** @type {(Job<T> | Error | { stop: unknown })[]} */
+    /** @type {(Job<AnswerOf<K>> | Error | { stop: unknown })[]} */
     const news = [];
     let wake = () => {};
-    const tell = (/** @type {Job<T> | Error | { stop: unknown }} */ end) => {
+    const tell = (/** @type {Job<AnswerOf<K>> | Error | { stop: unknown }} */ end) => {
       news.push(end);
       wake();
     };

@@ -158,6 +158,12 @@ export const ERRORS = new Map(
  * @typedef {string & { readonly answer?: T }} JobKey
  */
 
+/**
+ * What the job of such a key answers; of keys of different questions, one of their answers.
+ * @template K
+ * @typedef {K extends JobKey<infer T> ? T : never} AnswerOf
+ */
+
 /** @typedef {"queued" | "fetching" | "running" | "retrying"} Unfinished */
 /** @typedef {Unfinished | "done" | "failed" | "cancelled" | "expired"} State */
 /** @typedef {{ code: string, message: string, retryable: boolean }} Failure why a job gave no answer */

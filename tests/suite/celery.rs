@@ -323,7 +323,10 @@ fn bad_settings_and_clusters_are_refused_at_load() {
         (vec![QUEUES, "cluster-enabled yes"], "Redis Cluster"),
         (vec![QUEUES, "florence.celery-priority-steps 12"], "is not numbers from 0 to 9"),
         (vec![QUEUES, "florence.celery-db 16"], "celery-db: the server has no database 16"),
-        (vec![QUEUES, "databases 1", "florence.celery-result-db 1"], "celery-result-db: the server"),
+        (
+            vec![QUEUES, "databases 1", "florence.celery-result-db 1"],
+            "celery-result-db: the server",
+        ),
         (vec!["florence.coordinates both"], "is not float or int"),
     ] {
         let log = Server::refused(Settings::lines(&lines));

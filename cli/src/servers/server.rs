@@ -41,7 +41,10 @@ pub(crate) struct Server {
 impl Server {
     /// The server of a URL. The error does not repeat it, because of its password.
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let client = Client::open(url).context("a --redis URL is not valid")?;
+        let client = Client::open(url).context(
+            "a --redis URL is not valid (in a password, blanks and # / ? @ : % are written as \
+             %20 %23 %2F %3F %40 %3A %25)",
+        )?;
         let info = client.get_connection_info();
         let address = match &info.addr {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -168,7 +171,10 @@ mod tests {
         let name = |url| Server::new(url).unwrap().name;
         assert_eq!(name("redis://user:secret@127.0.0.1:6380/3"), "127.0.0.1:6380/3");
         assert_eq!(name("redis://127.0.0.1"), "127.0.0.1:6379");
-        let error = Server::new("redis//:secret@x").err().unwrap();
-        assert!(!format!("{error:#}").contains("secret"), "{error:#}");
+        for url in ["redis//:secret@x", "redis://u:secret#w@x", "redis://u:secret/w@x"] {
+            let error = format!("{:#}", Server::new(url).err().unwrap());
+            assert!(error.contains("%23") && !error.contains("secret"), "{error}");
+        }
+        assert_eq!(name("redis://:secret%23%2F@127.0.0.1"), "127.0.0.1:6379");
     }
 }

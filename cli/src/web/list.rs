@@ -100,17 +100,18 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
     let mut is_sorted = true;
     for index in watch.asked(wanted.server) {
         let Some(server) = watch.servers.get(index) else { continue };
+        // Nothing is known of one that is away, or has not been asked yet.
         let tells_ended = watch
             .known(index)
-            .and_then(|known| known.told.as_ref().map(|told| told.ends.is_some()))
-            .unwrap_or_default();
-        let is_older = !tells_ended && states.iter().any(|state| ENDED.contains(state));
-        if is_older && !is_search {
+            .and_then(|known| known.told.as_ref().map(|told| told.ends.is_some()));
+        let may_be_older =
+            tells_ended != Some(true) && states.iter().any(|state| ENDED.contains(state));
+        if may_be_older && tells_ended.is_some() && !is_search {
             let text = "does not list ended jobs by itself (its module is older): \
                         all of its keys were looked at";
             list.notes.push(format!("{} {text}", server.name));
         }
-        let found = if is_search || is_older {
+        let found = if is_search || may_be_older {
             is_sorted = false;
             search(server, index, wanted, &states, &mut list).await
         } else {

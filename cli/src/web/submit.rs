@@ -23,7 +23,8 @@ const TTL_SECONDS: u32 = 3600;
 /// The longer side of what the page shows.
 const THUMBNAIL: u32 = 1024;
 
-/// Submits a job, and names it. In a cluster another of the servers may have its slot.
+/// Submits a job, and names it. In a cluster another of the servers may have its slot; of several,
+/// one may be away.
 pub(super) async fn submit(watch: &Watch, body: &[u8]) -> Result<serde_json::Value, Refusal> {
     let bad = || Refusal::bad("the request cannot be read");
     let end = body.iter().position(|byte| *byte == b'\n').ok_or_else(bad)?;
@@ -31,13 +32,22 @@ pub(super) async fn submit(watch: &Watch, body: &[u8]) -> Result<serde_json::Val
     let asked: Asked = serde_json::from_slice(line).map_err(|_unread| bad())?;
     let picture = bytes.get(1..).unwrap_or_default();
     let mut servers = watch.asked(asked.server);
-    servers.extend(watch.asked(None));
+    if asked.server.is_some() {
+        servers.extend(watch.asked(None));
+    }
     let mut refused = None;
     for index in servers {
         match with_thumbnail(watch.server(index)?, &asked, picture).await {
             Ok(key) => return Ok(json!({ "server": index, "id": Key::of(&key) })),
-            Err(error) if error.code() == Some("MOVED") => refused = Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let is_moved = error.code() == Some("MOVED");
+                // What a server does not say is the connection's fault; who chose it is to hear of it.
+                let is_away = error.code().is_none() && asked.server != Some(index);
+                if !is_moved && !is_away {
+                    return Err(error.into());
+                }
+                refused = Some(error);
+            }
         }
     }
     Err(refused.map_or_else(|| Refusal::bad("there is no such server"), Refusal::from))

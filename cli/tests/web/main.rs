@@ -6,7 +6,9 @@ mod common;
 mod guard;
 
 use common::{Page, http, query};
-use florence_tests::{Cluster, Pictures, Server, Settings, celery_message, eventually, picture};
+use florence_tests::{
+    Cluster, Pictures, Server, Settings, celery_message, eventually, free_port, picture,
+};
 use serde_json::{Value, json};
 
 /// A server with the sample pictures, whose model is loaded.
@@ -241,6 +243,32 @@ fn a_picture_is_tried_from_the_page() {
     let headers = [("X-Florence", "1"), ("Content-Length", "41943040")];
     let large = http(page.port, "POST /api/submit", &headers, b"");
     assert_eq!((large.status, large.json()), (413, json!({ "error": "the picture is too large" })));
+}
+
+#[test]
+fn a_server_that_is_away_leaves_what_is_tried_to_the_next() {
+    let server = server();
+    answered(&server, "a", "<OD>");
+    let away = format!("redis://127.0.0.1:{}", free_port());
+    let there = format!("redis://127.0.0.1:{}", server.port);
+    let page = Page::start(&["--redis", &away, "--redis", &there]);
+    let submit = |question: &Value| {
+        let body = [question.to_string().as_bytes(), b"\n"].concat();
+        http(page.port, "POST /api/submit", &[("X-Florence", "1")], &body)
+    };
+    let mut question = json!({ "prompts": ["<OD>"], "url": sample("sign.png") });
+    let named = submit(&question);
+    assert_eq!((named.status, &named.json()["server"]), (200, &json!(1)), "{}", named.text());
+    // Who has chosen it hears of it.
+    question["server"] = json!(0);
+    assert_eq!(submit(&question).status, 502);
+    // Nor has it been looked at.
+    page.live("", |told| told["servers"][1]["is_up"] == true);
+    let found = list(&page, "?state=done");
+    assert!(ids(&found).contains(&"a".to_owned()), "{found}");
+    let notes: Vec<&str> =
+        found["notes"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(matches!(notes[..], [note] if note.contains("refused")), "{notes:?}");
 }
 
 #[test]

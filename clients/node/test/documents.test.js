@@ -40,9 +40,11 @@ before(() => {
 });
 after(() => rmSync(project, { recursive: true }));
 
+const text = readFileSync(join(PACKAGE, "README.md"), "utf8");
+/** Of the readme: each example's code, and what it prints. */
+const blocks = [...text.matchAll(/^```js\n(.*?)^```\n\n```\n(.*?)^```\n/gms)];
+
 test("every example prints what the readme says", async () => {
-  const text = readFileSync(join(PACKAGE, "README.md"), "utf8");
-  const blocks = [...text.matchAll(/^```js\n(.*?)^```\n\n```\n(.*?)^```\n/gms)];
   assert.equal(blocks.length, text.split("```js").length - 1);
   const server = await Server.start();
   const mark = "-- next --\n";
@@ -61,9 +63,10 @@ test("every example prints what the readme says", async () => {
   await server.close();
 });
 
-test("the sources and a program of a user pass tsc", () => {
+test("the sources, a program of a user and the readme's examples pass tsc", () => {
   tsc(["-p", "."], PACKAGE);
   cpSync(join(PACKAGE, "test/sample.ts"), join(project, "sample.ts"));
   const options = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022"];
-  tsc([...options, "--types", "node", "--skipLibCheck", "sample.ts"], project);
+  writeFileSync(join(project, "readme.ts"), blocks.map(([, code]) => code).join(""));
+  tsc([...options, "--types", "node", "--skipLibCheck", "sample.ts", "readme.ts"], project);
 });

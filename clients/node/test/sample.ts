@@ -45,6 +45,19 @@ is<JobKey<Boxes>>()(key);
 is<Boxes>()((await florence.wait(key)).answer);
 is<Job<Boxes> | undefined>()(await florence.get(key));
 for await (const job of florence.asCompleted([key])) is<Job<Boxes>>()(job);
+const caption = await florence.submit(picture, tasks.caption);
+for (const job of await florence.waitMany([key])) is<Job<Boxes>>()(job);
+for (const job of await florence.waitMany([key, caption])) is<Boxes | string>()(job.answer);
+for await (const job of florence.asCompleted(new Set([key, caption]))) {
+  is<Boxes | string>()(job.answer);
+}
+for (const either of [key, caption]) {
+  is<Boxes | string>()((await florence.wait(either)).answer);
+  is<Boxes | string | undefined>()((await florence.get(either))?.answer);
+}
+is<string>()((await florence.wait("job:1" as JobKey<string>)).answer);
+is<unknown>()((await florence.wait("job:1")).answer);
+for (const { key } of await florence.jobs()) await florence.wait(key);
 const [text, polygons] = await florence.ask(
   picture,
   several(tasks.ocr, tasks.regionToSegmentation([0, 0, 9, 9])),
@@ -73,5 +86,9 @@ await florence.regionToOcr(picture, "left");
 await florence.jobs({ state: "lost" });
 // @ts-expect-error a prompt is no question
 await florence.submit(picture, "<OD>");
+// @ts-expect-error a number is no key
+await florence.waitMany([key, 3]);
+// @ts-expect-error not every answer has labels
+(await florence.waitMany([key, caption])).map(({ answer }) => answer.labels);
 // @ts-expect-error a text has no labels
 (await florence.caption(picture)).labels;

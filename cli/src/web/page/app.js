@@ -13,16 +13,26 @@ const PARTS = { overview: showOverview, jobs: showJobs, job: showJob, try: showT
 /** What all parts know. Listeners of `live` hear the overview each second. */
 const app = {
   info: null,
-  /** Number of the chosen server; none for all. */
+  /** Number of the chosen server, as the address has it; none for all. */
   server: undefined,
   live: new EventTarget(),
   last: null,
+  /** Where somebody was in the list that was left last. */
+  left: null,
+  href,
   go,
 };
 
-/** The address of a part with its parameters. */
-function go(part, parameters = {}) {
-  location.hash = url(`/${part}`, parameters);
+/** The address of a part with its parameters, for the chosen server. */
+function href(part, parameters = {}) {
+  return `#${url(`/${part}`, { only: app.server, ...parameters })}`;
+}
+
+function go(part, parameters) {
+  const before = location.hash;
+  location.hash = href(part, parameters);
+  // The same address again is no change, but asks to look again.
+  if (location.hash === before) arrive();
 }
 
 function address() {
@@ -37,14 +47,33 @@ function show() {
   leave?.abort();
   leave = new AbortController();
   const { part, parameters } = address();
+  choose(parameters.get("only"));
   for (const link of document.querySelectorAll("#pages a")) {
-    const isHere = link.hash.startsWith(`#/${part === "job" ? "jobs" : part}`);
-    if (isHere) link.setAttribute("aria-current", "page");
+    const name = link.hash.match(/\w+/)[0];
+    link.href = href(name);
+    if (name === (part === "job" ? "jobs" : part)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   const main = document.getElementById("main");
   put(main);
   PARTS[part](main, app, parameters, leave.signal);
+}
+
+/** Shows a part to somebody who has come from another one. */
+function arrive() {
+  show();
+  scrollTo(0, 0);
+  document.getElementById("main").focus({ preventScroll: true });
+}
+
+/** Chooses the server of this number; all, if there is none. */
+function choose(number) {
+  const server = Object.keys(app.info.servers).includes(number) ? Number(number) : undefined;
+  document.getElementById("server").value = server ?? "";
+  if (server === app.server) return;
+  app.server = server;
+  app.last = null;
+  listen();
 }
 
 let stream = null;
@@ -105,16 +134,14 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-function choose() {
+function offer() {
   const { servers } = app.info;
   const select = document.getElementById("server");
   put(select, el("option", { value: "" }, "all"), servers.map((name, i) => el("option", { value: i }, name)));
   document.getElementById("picker").hidden = servers.length < 2;
   select.addEventListener("change", () => {
-    app.server = select.value === "" ? undefined : Number(select.value);
-    app.last = null;
-    listen();
-    show();
+    const { part, parameters } = address();
+    go(part, { ...Object.fromEntries(parameters), only: select.value });
   });
 }
 
@@ -127,7 +154,7 @@ async function start() {
     return;
   }
   lost(null);
-  choose();
+  offer();
   document.getElementById("read-only").hidden = !app.info.is_read_only;
   const logout = document.getElementById("logout");
   logout.hidden = !app.info.has_password;
@@ -135,11 +162,12 @@ async function start() {
     await post("/api/logout", {});
     location.reload();
   });
-  addEventListener("hashchange", () => {
-    show();
-    scrollTo(0, 0);
-    document.getElementById("main").focus({ preventScroll: true });
+  // The address is of a part, not of a place on the page.
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("main").focus();
   });
+  addEventListener("hashchange", arrive);
   listen();
   show();
 }

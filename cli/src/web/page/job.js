@@ -95,18 +95,18 @@ function buttons({ job }, named, app, look) {
 
 function answer(found, named) {
   const { job, marks, labels, has_thumbnail: hasThumbnail, has_data: hasData, options } = found;
-  const hasPicture = hasThumbnail || hasData;
+  const isTurned = hasThumbnail || options.exif === "1";
   const missing = el("p", { class: "quiet" }, "The job keeps no picture: florence.thumbnails, or THUMBNAIL of SUBMIT, keeps a small one. Pictures at addresses are not fetched from here.");
-  missing.hidden = hasPicture;
-  const source = named.source ?? (hasPicture ? url("/api/picture", named) : null);
-  if (named.source) missing.hidden = true;
+  // The thumbnail is what the model saw; a browser may turn the file that was tried, or not know its format.
+  const kept = url("/api/picture", { server: named.server, id: named.id });
+  const source = hasThumbnail ? kept : named.source ?? (hasData ? kept : null);
+  missing.hidden = source !== null;
   if (!job.width || !job.height) {
     if (!source) return [];
-    return el("div", { class: "stage" }, el("img", { src: source, alt: "The job's picture", class: options.exif === "1" ? "turned" : null }));
+    return el("div", { class: "stage" }, el("img", { src: source, alt: "The job's picture", class: isTurned ? "turned" : null }));
   }
   const shown = overlay({
-    marks, labels: labels ?? [], source, width: job.width, height: job.height,
-    isTurned: hasThumbnail || options.exif === "1",
+    marks, labels: labels ?? [], source, isTurned, width: job.width, height: job.height,
     onMissing: () => { missing.hidden = false; },
   });
   const hasMarks = marks.marks.length > 0;
@@ -194,7 +194,14 @@ function steps(job) {
 /** The command that asks the same, under a key of its own: under the job's, it would have to give no more options than its client did,
  * which is not known. Nor is what is secret in its address. */
 function command({ job, options }, named) {
-  const quoted = (value) => (/^[\w:./-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
+  const id = keyText(named.id);
+  // Bytes that are no text, and what ends a line or a word: only redis-cli's own quotes can say them, and then all is in them.
+  const isText = !/\p{Cc}/u.test(id) && (id !== named.id || !id.includes("%"));
+  const cli = isText ? "redis-cli" : "redis-cli --quoted-input";
+  const isWord = (value) => /^[\w:./-]+$/.test(value);
+  const inShell = (value) => (isWord(value) ? value : `'${value.replaceAll("'", "'\\''")}'`);
+  const escaped = (value) => value.replaceAll(/["\\]/g, "\\$&");
+  const quoted = (value) => inShell(isText || isWord(value) ? String(value) : `"${escaped(value)}"`);
   const several = listOf(job.prompt);
   const asked = several ? ["PROMPTS", several.length, ...several] : [job.prompt, ...steps(job).flat()];
   const image = job.image === "DATA" || job.image?.startsWith("data:") ? null : job.image;
@@ -202,10 +209,10 @@ function command({ job, options }, named) {
   const words = WORDS.filter(([name]) => options[name] !== undefined).flatMap(([name, word]) => [word, options[name]]);
   if (options.exif !== undefined) words.push(options.exif === "1" ? "EXIF" : "NOEXIF");
   if (options.nocache === "1") words.push("NOCACHE");
-  const key = quoted(`${keyText(named.id)}:again`);
+  const key = isText ? quoted(`${id}:again`) : inShell(`"${escaped(named.id).replaceAll(/%(..)/g, "\\x$1")}:again"`);
   if (image === null) {
     // The shell cannot pass a picture's bytes as an argument.
-    return `redis-cli -x SET picture < picture\nredis-cli FLORENCE.SUBMIT ${key} KEY picture ${[...asked, ...words].map(quoted).join(" ")}\nredis-cli FLORENCE.GET ${key}`;
+    return `redis-cli -x SET picture < picture\n${cli} FLORENCE.SUBMIT ${key} KEY picture ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
   }
-  return `redis-cli FLORENCE.SUBMIT ${key} ${source.join(" ")} ${[...asked, ...words].map(quoted).join(" ")}\nredis-cli FLORENCE.GET ${key}`;
+  return `${cli} FLORENCE.SUBMIT ${key} ${source.join(" ")} ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
 }

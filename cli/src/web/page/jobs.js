@@ -15,6 +15,8 @@ const FOR = {
   retry: ["failed", "cancelled", "expired", "all"],
   cancel: ["", "queued", "retrying", "fetching,running", "all"],
 };
+/** Most jobs that a server lists. */
+const LISTED = 1000;
 const EVERY = 2000;
 
 export function showJobs(main, app, parameters, signal) {
@@ -44,6 +46,7 @@ export function showJobs(main, app, parameters, signal) {
   const chosen = el("span", { class: "quiet" });
   const actions = el("div", { class: "actions" });
   const pauses = pauseButtons(app);
+  const address = location.hash;
   const list = new LongList({
     label: "Jobs",
     columns: [{ name: "Job" }, { name: "State" }, { name: "Asked" }, { name: "Picture", wide: true }, { name: "" }],
@@ -52,7 +55,9 @@ export function showJobs(main, app, parameters, signal) {
     open: (row) => app.go("job", { server: row.server, id: row.id }),
     selected,
     canSelect: !app.info.is_read_only,
+    place: app.left?.address === address ? app.left.place : null,
   });
+  signal.addEventListener("abort", () => { app.left = { address, place: list.place() }; });
   let found = { rows: [] };
   let isAll = false;
 
@@ -69,11 +74,13 @@ export function showJobs(main, app, parameters, signal) {
     list.draw();
   } });
   const act = (action) => async () => {
-    const n = isAll ? `all jobs that match (${found.rows.length}${found.is_complete ? "" : " or more"})` : `${selected.size} jobs`;
+    // Of all that match, those that were counted; if there are more than are listed, the server looks for all of them.
+    const { rows, is_complete: isComplete } = found;
+    const n = isAll ? `all jobs that match (${rows.length}${isComplete ? "" : " or more"})` : `${selected.size} jobs`;
     const isAsked = action === "delete" || isAll;
     if (isAsked && !confirm(`${action} ${n}?`)) return;
     try {
-      const orders = isAll ? [{ action, match: { server: app.server, ...wanted, all: true } }] : batches(action, [...selected.values()]);
+      const orders = isAll && !isComplete ? [{ action, match: { server: app.server, ...wanted, all: true } }] : batches(action, isAll ? rows : [...selected.values()]);
       const sum = { changed: 0, unchanged: 0, refused: 0, errors: [] };
       for (const order of orders) {
         const done = await post("/api/act", order, signal);
@@ -110,7 +117,7 @@ export function showJobs(main, app, parameters, signal) {
   app.live.addEventListener("told", (event) => told(event.detail), { signal });
   if (app.last) told(app.last);
 
-  // A search is made once; what it found is kept up to date.
+  // A search is made once, and again by who presses Search; what it found is kept up to date.
   let timer;
   const again = async () => {
     try {
@@ -143,14 +150,14 @@ function describe(found, isSearch, lookAtAll) {
   const n = found.rows.length;
   const parts = [`${n.toLocaleString("en")} ${n === 1 ? "job" : "jobs"}`];
   if (isSearch) parts.push(` (of ${found.looked_at.toLocaleString("en")} keys)`);
-  if (!found.is_complete && !isSearch) {
+  if (!found.is_complete && !isSearch && n >= LISTED) {
     parts.push(", and perhaps more: the server lists a thousand. ", el("button", { type: "button", onclick: lookAtAll }, "Look at all keys"));
   }
   return [...parts, ...found.notes.map((text) => ` · ${text}`)];
 }
 
 function cells(row, detail, app) {
-  const key = el("a", { href: `#/job?${new URLSearchParams({ server: row.server, id: row.id })}`, tabindex: -1 }, keyText(row.id));
+  const key = el("a", { href: app.href("job", { server: row.server, id: row.id }), tabindex: -1 }, keyText(row.id));
   const server = app.info.servers.length > 1 && app.server === undefined ? el("small", {}, app.info.servers[row.server]) : null;
   if (detail === null) return [[key, server], state("gone"), "", "", ""];
   if (!detail) return [[key, server], state(row.state), "", "", ""];

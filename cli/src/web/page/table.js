@@ -11,23 +11,25 @@ export const nameOf = (row) => `${row.server} ${row.id}`;
 
 /**
  * `columns` are `{ name, wide }`; `cells(row, detail)` gives their contents, `details(rows)` asks
- * for what is not in the rows themselves, `open(row)` shows one.
+ * for what is not in the rows themselves, `open(row)` shows one; `place` is where somebody was in it.
  */
 export class LongList {
-  constructor({ label, columns, cells, details, open, selected, canSelect }) {
-    Object.assign(this, { cells, details, open, selected, canSelect });
+  constructor({ label, columns, cells, details, open, selected, canSelect, place }) {
+    Object.assign(this, { cells, details, open, selected, canSelect, cameTo: place });
     this.rows = [];
     this.known = new Map();
     this.drawn = new Map();
     this.asking = null;
     const head = columns.map((column) => el("span", { role: "columnheader", class: column.wide ? "only-wide" : null }, column.name));
     this.wide = columns.map((column) => column.wide);
-    this.body = el("div", { class: "long-body", role: "rowgroup" });
-    this.scroll = el("div", { class: "long-scroll", tabindex: 0, onscroll: () => this.draw() }, this.body);
+    this.body = el("div", { class: "long-body" });
+    this.scroll = el("div", { class: "long-scroll", role: "rowgroup", tabindex: 0, onscroll: () => this.draw() }, this.body);
     this.empty = el("p", { class: "quiet empty" });
-    this.element = el("div", { class: `long${canSelect ? " selects" : ""}`, role: "table", "aria-label": label },
+    // A table has rows and groups of rows, and nothing else.
+    this.table = el("div", { role: "table", "aria-label": label },
       el("div", { class: "long-row head", role: "row" }, canSelect ? el("span", { role: "columnheader" }) : null, head),
-      this.empty, this.scroll);
+      this.scroll);
+    this.element = el("div", { class: `long${canSelect ? " selects" : ""}` }, this.table, this.empty);
     this.scroll.addEventListener("keydown", (event) => this.key(event));
     this.at = -1;
     new ResizeObserver(() => this.draw()).observe(this.scroll);
@@ -38,11 +40,20 @@ export class LongList {
     this.empty.textContent = emptyText;
     this.empty.hidden = rows.length > 0;
     this.scroll.hidden = rows.length === 0;
-    this.element.setAttribute("aria-rowcount", rows.length);
+    this.table.setAttribute("aria-rowcount", rows.length);
     this.body.style.height = `${rows.length * ROW}px`;
+    if (this.cameTo) {
+      this.at = this.cameTo.at;
+      this.scroll.scrollTop = this.cameTo.top;
+      this.cameTo = null;
+    }
     this.at = Math.min(this.at, rows.length - 1);
     this.draw();
     return this.ask();
+  }
+
+  place() {
+    return { at: this.at, top: this.scroll.scrollTop };
   }
 
   range() {
@@ -99,7 +110,7 @@ export class LongList {
   }
 
   key(event) {
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
     if (step) {
       event.preventDefault();
       this.at = Math.max(0, Math.min(this.rows.length - 1, this.at + step));

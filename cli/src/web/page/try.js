@@ -19,11 +19,16 @@ export function showTry(main, app, parameters, signal) {
   const forget = () => preview && URL.revokeObjectURL(preview);
   signal.addEventListener("abort", forget);
 
-  const address = el("input", { type: "url", placeholder: "or the address of one", "aria-label": "Address of a picture" });
-  const chooser = el("input", { type: "file", accept: "image/*", id: "file", class: "hidden", onchange: () => take(chooser.files[0]) });
+  // The server takes paths of its own, too, which a field of the type `url` would refuse.
+  const address = el("input", { type: "text", inputmode: "url", spellcheck: "false", placeholder: "or the address of one", "aria-label": "Address of a picture" });
+  const chooser = el("input", { type: "file", accept: "image/*", id: "file", class: "hidden", tabindex: -1, onchange: () => take(chooser.files[0]) });
   const name = el("span", { class: "quiet" });
   const drop = el("label", { class: "drop", for: "file", tabindex: 0 }, "Drop, paste or choose a picture", chooser, name);
-  drop.addEventListener("keydown", (event) => event.key === "Enter" && chooser.click());
+  drop.addEventListener("keydown", (event) => {
+    if (event.target !== drop || !["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    chooser.click();
+  });
   for (const kind of ["dragover", "dragenter"]) {
     drop.addEventListener(kind, (event) => {
       event.preventDefault();
