@@ -41,6 +41,7 @@ mod source;
 mod top;
 mod tune;
 mod web;
+mod whole;
 
 use clap::{Parser, Subcommand};
 

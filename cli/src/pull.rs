@@ -1,4 +1,4 @@
-//! `florence pull`: downloads a checkpoint from the Hugging Face hub.
+//! `florence pull`: downloads a checkpoint or an adapter from the Hugging Face hub.
 //!
 //! `HF_ENDPOINT` names another hub, `HF_TOKEN` is sent to it (and not to where it redirects).
 //! A file is written as `NAME.part`, continued there after an interruption, checked against the
@@ -58,8 +58,11 @@ struct Lfs {
     size: u64,
 }
 
-const NEEDED: [&str; 3] = ["config.json", "preprocessor_config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 2] = ["generation_config.json", "LICENSE"];
+const TOKENIZER: &str = "tokenizer.json";
+const ADAPTER: &str = "adapter_config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+/// What is taken where it is there.
+const OPTIONAL: [&str; 4] = [TOKENIZER, PREPROCESSOR, "generation_config.json", "LICENSE"];
 
 struct Hub {
     client: Client,
@@ -86,24 +89,48 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let name = repo.rsplit('/').next().unwrap_or(repo);
     let directory = args.to.clone().unwrap_or_else(|| PathBuf::from(name));
     let revision = hub.revision(repo, &args.revision)?;
+    let wanted = wanted(&revision.siblings)?;
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    for file in wanted(&revision.siblings)? {
+    for file in &wanted {
         let url = format!("{}/{repo}/resolve/{}/{}", hub.endpoint, revision.sha, file.rfilename);
         hub.download(&url, file, &directory)?;
     }
     tellln!("{repo} at {} is in {}", revision.sha, directory.display());
+    tell_what_is_missing(&wanted, &directory);
     Ok(())
 }
 
-/// The files that a checkpoint consists of; safetensors are preferred to a pickle.
+/// What the model needs from elsewhere.
+fn tell_what_is_missing(pulled: &[&Sibling], directory: &Path) {
+    let has = |name: &str| pulled.iter().any(|file| file.rfilename == name);
+    if has(ADAPTER) {
+        tellln!(
+            "it is an adapter: give --adapter {}, and with --model the directory of the model that \
+             it was trained on",
+            directory.display()
+        );
+        return;
+    }
+    if !has(TOKENIZER) {
+        tellln!(
+            "it has no {TOKENIZER}: --tokenizer, or florence.tokenizer, names a directory that has \
+             one, such as that of the model that it was made from"
+        );
+    }
+    if !has(PREPROCESSOR) {
+        tellln!(
+            "it has no {PREPROCESSOR}: that of the tokenizer's directory is taken, else Florence-2's \
+             own (768 pixels)"
+        );
+    }
+}
+
+/// The files that a checkpoint or an adapter consists of; safetensors are preferred to a pickle, and
+/// a checkpoint to an adapter that lies beside it.
 fn wanted(files: &[Sibling]) -> anyhow::Result<Vec<&Sibling>> {
     let find = |name: &str| files.iter().find(|file| file.rfilename == name);
-    let mut wanted = Vec::new();
-    for name in NEEDED {
-        wanted.push(find(name).with_context(|| format!("the repository has no {name}"))?);
-    }
-    wanted.extend(OPTIONAL.iter().filter_map(|name| find(name)));
+    let mut wanted: Vec<&Sibling> = OPTIONAL.iter().filter_map(|name| find(name)).collect();
     if let Some(index) = find("model.safetensors.index.json") {
         wanted.push(index);
         let is_shard = |file: &&Sibling| {
@@ -112,9 +139,21 @@ fn wanted(files: &[Sibling]) -> anyhow::Result<Vec<&Sibling>> {
         wanted.extend(files.iter().filter(is_shard));
     } else if let Some(weights) = find("model.safetensors").or_else(|| find("pytorch_model.bin")) {
         wanted.push(weights);
+    } else if let Some(config) = find(ADAPTER) {
+        let weights = find("adapter_model.safetensors").or_else(|| find("adapter_model.bin"));
+        let no_weights = "the repository has an adapter_config.json, but neither \
+                          adapter_model.safetensors nor adapter_model.bin";
+        wanted.extend([config, weights.context(no_weights)?]);
+        return Ok(wanted);
     } else {
-        bail!("the repository has neither model.safetensors nor pytorch_model.bin");
+        bail!(
+            "the repository has neither weights (model.safetensors, pytorch_model.bin) nor an \
+             adapter ({ADAPTER})"
+        );
     }
+    let config = find("config.json").context("the repository has weights, but no config.json")?;
+    // What is small comes first.
+    wanted.insert(0, config);
     Ok(wanted)
 }
 
@@ -213,10 +252,15 @@ impl Hub {
     fn go_on(&self, url: &str, file: &Sibling, part: &Path) -> Result<(), Problem> {
         /// So often a new average begins: a fast start must not make up for a stall.
         const WINDOW: Duration = Duration::from_secs(30);
-        let (name, have) = (&file.rfilename, length(part));
+        let (name, mut have) = (&file.rfilename, length(part));
         let mut response = self.get(url, have).map_err(Problem::ForNow)?;
+        if response.status() == 206 && !begins_at(&response, have) {
+            // It would be appended where it does not belong.
+            have = 0;
+            response = self.get(url, have).map_err(Problem::ForNow)?;
+        }
         let is_resumed = match response.status().as_u16() {
-            206 => true,
+            206 if have > 0 => true,
             200 => false,
             // All of it is there already, or more than the hub has: the check tells.
             416 => return Ok(()),
@@ -258,6 +302,13 @@ impl Hub {
         bar.finish();
         Ok(())
     }
+}
+
+/// Whether a part of a file says that it is the one from this byte on.
+fn begins_at(response: &Response, from: u64) -> bool {
+    let range = response.headers().get("Content-Range").and_then(|range| range.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+    first.is_some_and(|first| first.parse() == Ok(from))
 }
 
 /// How much of a file is there.

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     io::{IsTerminal, stdout},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,10 @@ use ratatui::{
     text::{Line, Span},
     widgets::{Paragraph, Row, Sparkline, Table, Widget},
 };
-use tokio::task::block_in_place;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::block_in_place,
+};
 
 use crate::servers::{
     self,
@@ -37,6 +43,10 @@ pub(crate) struct Args {
 const PHASES: [&str; 6] = ["queue", "fetch", "prepare", "encode", "generate", "total"];
 /// The width of what is printed once.
 const WIDTH: u16 = 100;
+/// Lines that a key for a page goes on.
+const PAGE: u16 = 10;
+/// A column of numbers.
+const NUMBER: u16 = 8;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let watch = Arc::new(Watch::new(args.servers.servers()?));
@@ -45,28 +55,58 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if args.once || !stdout().is_terminal() {
             return once(&watch).await;
         }
+        // Before the terminal is changed: after a signal, too, it is to be as it was.
+        let is_over = at_signals()?;
         let mut terminal = ratatui::try_init().context("this is no terminal")?;
-        let shown = block_in_place(|| live(&watch, &mut terminal));
+        let shown = block_in_place(|| live(&watch, &mut terminal, &is_over));
         ratatui::restore();
         shown
     })
 }
 
+/// Becomes true once a signal asks for the end.
+fn at_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let is_over = Arc::<AtomicBool>::default();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let (mut signal, is_over) = (signal(kind)?, Arc::clone(&is_over));
+        tokio::spawn(async move {
+            signal.recv().await;
+            is_over.store(true, Relaxed);
+        });
+    }
+    Ok(is_over)
+}
+
 /// Until somebody has seen enough.
-fn live(watch: &Watch, terminal: &mut DefaultTerminal) -> anyhow::Result<()> {
-    loop {
-        terminal.draw(|frame| frame.render_widget(Screen(watch), frame.area()))?;
+fn live(watch: &Watch, terminal: &mut DefaultTerminal, is_over: &AtomicBool) -> anyhow::Result<()> {
+    // The first line that is shown, and the last one that may be the first.
+    let (mut first, mut last_first) = (0_u16, 0);
+    while !is_over.load(Relaxed) {
+        terminal.draw(|frame| {
+            let screen = Screen::new(watch);
+            let area = frame.area();
+            last_first = screen.height(area.width).saturating_sub(area.height);
+            first = first.min(last_first);
+            screen.window(first, area, frame.buffer_mut());
+        })?;
         if !event::poll(Duration::from_millis(500))? {
             continue;
         }
         let Event::Key(key) = event::read()? else { continue };
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
-        match key.code {
+        first = match key.code {
             KeyCode::Char('c') if is_control => return Ok(()),
             KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
-            _ => {}
-        }
+            KeyCode::Up => first.saturating_sub(1),
+            KeyCode::Down => first.saturating_add(1),
+            KeyCode::PageUp => first.saturating_sub(PAGE),
+            KeyCode::PageDown => first.saturating_add(PAGE),
+            KeyCode::Home => 0,
+            KeyCode::End => last_first,
+            _ => first,
+        };
     }
+    Ok(())
 }
 
 /// As text, once every server has answered, or has not.
@@ -77,8 +117,8 @@ async fn once(watch: &Watch) -> anyhow::Result<()> {
     while !(0..watch.servers.len()).all(is_asked) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let screen = Screen(watch);
-    let area = Rect::new(0, 0, WIDTH, screen.height());
+    let screen = Screen::new(watch);
+    let area = Rect::new(0, 0, WIDTH, screen.height(WIDTH));
     let mut buffer = Buffer::empty(area);
     screen.render(area, &mut buffer);
     let lines = buffer.content.chunks(usize::from(WIDTH));
@@ -92,37 +132,114 @@ async fn once(watch: &Watch) -> anyhow::Result<()> {
 }
 
 /// All that is shown.
-struct Screen<'a>(&'a Watch);
+struct Screen<'a> {
+    watch: &'a Watch,
+    view: Option<View>,
+    times: Listing,
+    ends: Listing,
+}
 
-impl Screen<'_> {
+/// A table with the room that it takes.
+#[derive(Default)]
+struct Listing {
+    table: Table<'static>,
+    width: u16,
+    height: u16,
+}
+
+impl Listing {
+    const MOST: usize = 35;
+
+    /// Names of which the longest decides, up to that of the longest task, then columns of numbers.
+    fn new(head: Row<'static>, rows: Vec<(String, Row<'static>)>, numbers: u16) -> Self {
+        let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+        let (width, height) = (lines(longest.min(Self::MOST)), lines(rows.len()).saturating_add(1));
+        let columns = (0..numbers).map(|_| Constraint::Length(NUMBER));
+        let columns = [Constraint::Fill(1)].into_iter().chain(columns);
+        let table = Table::new(rows.into_iter().map(|(_, row)| row), columns);
+        let table = table.header(head.style(Style::new().bold())).column_spacing(1);
+        Self { table, width: width + numbers * (NUMBER + 1), height }
+    }
+}
+
+fn lines(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+impl<'a> Screen<'a> {
+    const GAP: u16 = 2;
+    const NUMBERS: u16 = 3;
+    const CHART: u16 = 5;
+
+    fn new(watch: &'a Watch) -> Self {
+        let view = watch.view(None);
+        let times = view.as_ref().map(times).unwrap_or_default();
+        let ends = view.as_ref().map(|view| ends_and_hosts(&view.told)).unwrap_or_default();
+        Self { watch, view, times, ends }
+    }
+
     fn servers(&self) -> u16 {
-        u16::try_from(self.0.servers.len()).unwrap_or(u16::MAX)
+        lines(self.watch.servers.len()).saturating_add(2)
+    }
+
+    /// Whether both lists have room side by side.
+    fn is_wide(&self, width: u16) -> bool {
+        self.times.width + Self::GAP + self.ends.width <= width
     }
 
     /// What it takes to show all.
-    fn height(&self) -> u16 {
-        self.servers().saturating_add(40)
+    fn height(&self, width: u16) -> u16 {
+        let (times, ends) = (self.times.height, self.ends.height);
+        let lists = if self.is_wide(width) {
+            times.max(ends)
+        } else {
+            times.saturating_add(ends).saturating_add(1)
+        };
+        self.servers().saturating_add(Self::NUMBERS + Self::CHART).saturating_add(lists)
+    }
+
+    /// Shows it from a line on, as far as there is room, and tells of the rest.
+    fn window(self, first: u16, area: Rect, buffer: &mut Buffer) {
+        let height = self.height(area.width);
+        let mut all = Buffer::empty(Rect::new(0, 0, area.width, height.max(area.height)));
+        self.render(all.area, &mut all);
+        for (x, y) in area.positions().map(|at| (at.x, at.y)) {
+            buffer[(x, y)] = all[(x - area.x, y - area.y + first)].clone();
+        }
+        let below = height.saturating_sub(first.saturating_add(area.height));
+        if let (true, Some(last)) = (first > 0 || below > 0, area.rows().next_back()) {
+            let hint = format!("{first} lines above, {below} below: arrows, PgUp, PgDn; q ends");
+            let hint = format!("{hint:width$}", width = usize::from(area.width));
+            Line::from(hint.reversed()).render(last, buffer);
+        }
     }
 }
 
 impl Widget for Screen<'_> {
     fn render(self, area: Rect, buffer: &mut Buffer) {
-        let watch = self.0;
+        let is_wide = self.is_wide(area.width);
         let [servers, numbers, chart, rest] = Layout::vertical([
-            Constraint::Max(self.servers().saturating_add(2)),
-            Constraint::Length(3),
-            Constraint::Length(5),
+            Constraint::Max(self.servers()),
+            Constraint::Length(Self::NUMBERS),
+            Constraint::Length(Self::CHART),
             Constraint::Fill(1),
         ])
         .areas(area);
-        about_servers(watch).render(servers, buffer);
-        let Some(view) = watch.view(None) else { return };
-        Paragraph::new(in_numbers(&view)).render(numbers, buffer);
-        answered_a_second(&watch.history(None), chart, buffer);
-        let columns = [Constraint::Percentage(62), Constraint::Percentage(38)];
-        let [left, right] = Layout::horizontal(columns).spacing(2).areas(rest);
-        times(&view).render(left, buffer);
-        ends_and_hosts(&view.told).render(right, buffer);
+        about_servers(self.watch).render(servers, buffer);
+        let Some(view) = &self.view else { return };
+        Paragraph::new(in_numbers(view)).render(numbers, buffer);
+        answered_a_second(&self.watch.history(None), chart, buffer);
+        let (times, ends) = if is_wide {
+            let columns = [Constraint::Length(self.times.width), Constraint::Fill(1)];
+            let [left, right] = Layout::horizontal(columns).spacing(Self::GAP).areas(rest);
+            (left, right)
+        } else {
+            let parts = [Constraint::Length(self.times.height), Constraint::Fill(1)];
+            let [above, below] = Layout::vertical(parts).spacing(1).areas(rest);
+            (above, below)
+        };
+        Widget::render(self.times.table, times, buffer);
+        Widget::render(self.ends.table, ends, buffer);
     }
 }
 
@@ -184,7 +301,7 @@ fn in_numbers(view: &View) -> Vec<Line<'static>> {
         ("pictures from cache", "cache_features"),
     ]);
     if told.stat("paused") > 0.0 {
-        unfinished.push_span("PAUSED".bold().fg(Color::Yellow));
+        unfinished.spans.insert(0, "PAUSED   ".bold().fg(Color::Yellow));
     }
     let ended = line(&[
         ("answered", "jobs_done"),
@@ -214,14 +331,15 @@ fn answered_a_second(points: &[Point], area: Rect, buffer: &mut Buffer) {
 }
 
 /// Latencies of the last five minutes by phase and by task; of all time where there are none.
-fn times(view: &View) -> Table<'static> {
+fn times(view: &View) -> Listing {
+    const HEAD: &str = "last five minutes";
     let row = |name: &str, all: &Histogram, recent: Option<Histogram>| {
         let recent = recent.filter(|recent| recent.count > 0.0);
         let shown = recent.as_ref().unwrap_or(all);
         let mean = (shown.count > 0.0).then(|| shown.sum_ms / shown.count);
         let cells = [mean].into_iter().chain(shown.quantiles()).map(milliseconds);
         let row = Row::new([name.to_owned(), shown.count.to_string()].into_iter().chain(cells));
-        if recent.is_some() { row } else { row.style(Style::new().dim()) }
+        (name.to_owned(), if recent.is_some() { row } else { row.style(Style::new().dim()) })
     };
     let none = Latencies::new();
     let all = view.told.latencies.as_ref().unwrap_or(&none);
@@ -233,30 +351,31 @@ fn times(view: &View) -> Table<'static> {
     let tasks = totals.map(|(key, histogram)| {
         row(&key.1, histogram, recent.and_then(|recent| recent.get(key)).cloned())
     });
-    let head = Row::new(["last five minutes", "jobs", "mean", "p50", "p95", "p99"]);
-    let rows = phases.chain([Row::default(), title("by task")]).chain(tasks);
-    let number = Constraint::Length(8);
-    Table::new(rows, [Constraint::Fill(1), number, number, number, number, number])
-        .header(head.style(Style::new().bold()))
-        .column_spacing(1)
+    let head = Row::new([HEAD, "jobs", "mean", "p50", "p95", "p99"]);
+    let between = [(HEAD.to_owned(), Row::default()), (String::new(), title("by task"))];
+    Listing::new(head, phases.chain(between).chain(tasks).collect(), 5)
 }
 
 /// Errors by code, and hosts that pictures come from.
-fn ends_and_hosts(told: &Told) -> Table<'static> {
+fn ends_and_hosts(told: &Told) -> Listing {
+    const HEAD: &str = "errors by code";
     let mut codes: BTreeMap<String, f64> = BTreeMap::new();
     for ((_, _, code), count) in told.ended() {
         if !code.is_empty() && count > 0.0 {
             *codes.entry(code).or_default() += count;
         }
     }
-    let codes = codes.into_iter().map(|(code, count)| Row::new([code, count.to_string()]));
+    let codes = codes.into_iter().map(|(code, count)| {
+        let row = Row::new([code.clone(), count.to_string()]);
+        (code, row)
+    });
     let hosts = told.hosts.iter().flatten().map(|host| {
-        Row::new([host.name.clone(), host.downloads.to_string(), host.failures.to_string()])
+        let (fetched, failed) = (host.downloads.to_string(), host.failures.to_string());
+        (host.name.clone(), Row::new([host.name.clone(), fetched, failed]))
     });
     let head = Row::new(["host", "fetched", "failed"]).style(Style::new().bold());
-    let rows = codes.chain([Row::default(), head]).chain(hosts);
-    let number = Constraint::Length(8);
-    Table::new(rows, [Constraint::Fill(1), number, number]).header(title("errors by code"))
+    let between = [(HEAD.to_owned(), Row::default()), (String::new(), head)];
+    Listing::new(title(HEAD), codes.chain(between).chain(hosts).collect(), 2)
 }
 
 fn milliseconds(ms: Option<f64>) -> String {

@@ -197,13 +197,6 @@ fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     }
     let found = [("car", [1.0, 1.0, 9.0, 9.0], 0.5)];
     let twice = boxes("a.png", &found) + &boxes("a.jpg", &found);
-    let folders = ["voc", "yolo", "labelme", "masks"];
-    let folders = folders.map(|format| (format, "two pictures or formats would have"));
-    for (format, told) in folders.into_iter().chain([("fiftyone", "two pictures would have")]) {
-        let (_directory, output) = converted(&twice, &["--format", format]);
-        let err = text(&output.stderr);
-        assert!(err.contains(told), "{err}");
-    }
     let (_directory, output) = converted("{}\n", &["--format", "coco"]);
     assert!(text(&output.stderr).contains("labels.jsonl:1: not a line of labels"));
     let torn = boxes("a.png", &found) + &boxes("b.png", &found)[..40];
@@ -214,6 +207,59 @@ fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     assert!(text(&output.stderr).contains("no answer is a text"));
     let (_directory, output) = converted(&twice, &["--format", "nothing"]);
     assert!(text(&output.stderr).contains("the formats are captions, metadata, coco"));
+}
+
+#[test]
+fn pictures_that_differ_in_their_ending_alone_have_files_of_their_own() {
+    let found = [("car", [1.0, 1.0, 9.0, 9.0], 0.5)];
+    let directory = tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // The last of them is called as files of the second would be.
+    let pictures = ["d/a.jpg", "d/a.png", "d/a.png.png", "d/b.png"];
+    std::fs::create_dir(path("d")).unwrap();
+    for name in pictures {
+        std::fs::copy(picture("shapes.png"), path(name)).unwrap();
+    }
+    let lines: String = pictures.iter().map(|name| boxes(name, &found)).collect();
+    std::fs::write(path("labels.jsonl"), lines).unwrap();
+    let args = ["captions", "voc=voc", "yolo=yolo", "labelme=lm", "masks=masks", "fiftyone=f.json"];
+    let args: Vec<&str> = args.iter().flat_map(|format| ["--format", format]).collect();
+    let output = convert(&directory, &args);
+    // One that cannot be written keeps no other from it.
+    let err = text(&output.stderr);
+    assert!(!output.status.success(), "{err}");
+    assert!(err.contains("cannot write the format captions"), "{err}");
+    assert!(err.contains("2 pictures are called as others but for their endings"), "{err}");
+    let names = |folder: &str| -> Vec<String> {
+        let files = std::fs::read_dir(path(folder)).unwrap();
+        let mut names: Vec<_> =
+            files.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let xml = names("voc/d");
+    assert_eq!((xml.len(), &*xml[0], &*xml[2]), (4, "a.jpg.xml", "a.png.xml"));
+    assert!(std::fs::read_to_string(path("voc/d/a.png.xml")).unwrap().contains("a.png.png"));
+    assert_eq!((names("lm/d").len(), names("masks/d").len()), (4, 4));
+    let stems = |folder: &str| -> Vec<String> {
+        let names = names(folder);
+        names.iter().map(|name| name.rsplit_once('.').unwrap().0.to_owned()).collect()
+    };
+    let mut labels = stems("yolo/labels/d");
+    labels.sort();
+    let mut links = stems("yolo/images/d");
+    links.sort();
+    assert_eq!(labels, links);
+    assert_eq!((labels.len(), &*labels[0], &*labels[1]), (4, "a.jpg", "a.png"));
+    assert!(path("yolo/data.yaml").is_file());
+    let fiftyone = std::fs::read_to_string(path("f.json")).unwrap();
+    let fiftyone: Value = serde_json::from_str(&fiftyone).unwrap();
+    assert_eq!(fiftyone["labels"].as_object().unwrap().len(), 4);
+    // The same names whatever the order of the lines.
+    let lines: String = pictures.iter().rev().map(|name| boxes(name, &found)).collect();
+    std::fs::write(path("labels.jsonl"), lines).unwrap();
+    succeeds(&convert(&directory, &["--format", "voc=again"]));
+    assert_eq!(names("again/d"), xml);
 }
 
 #[test]

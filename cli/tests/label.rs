@@ -224,7 +224,7 @@ fn started(
 
 #[test]
 fn a_run_that_is_killed_again_and_again_loses_no_line_and_has_none_twice() {
-    let count = std::env::var("FLORENCE_LABEL_PICTURES").map_or(2000, |it| it.parse().unwrap());
+    let count = std::env::var("FLORENCE_LABEL_PICTURES").map_or(600, |it| it.parse().unwrap());
     let directory = tempdir().unwrap();
     draw_pictures(&directory, count);
     let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--resume"];
@@ -252,7 +252,7 @@ fn a_run_that_is_killed_again_and_again_loses_no_line_and_has_none_twice() {
 #[test]
 fn a_run_that_is_interrupted_says_how_to_go_on() {
     let directory = tempdir().unwrap();
-    draw_pictures(&directory, 600);
+    draw_pictures(&directory, 300);
     let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--resume"];
     let out = directory.path().join("labels.jsonl");
     for signal in ["-INT", "-TERM"] {
@@ -263,7 +263,7 @@ fn a_run_that_is_interrupted_says_how_to_go_on() {
         child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1), "{err}");
         assert!(err.contains("the same command with --resume goes on there"), "{err}");
-        assert!(lines(&out).len() < 600);
+        assert!(lines(&out).len() < 300);
     }
     succeeds(&label(&directory, &args, &out));
     assert_eq!(sorted(&out), whole(&directory, &args[..5]));

@@ -7,16 +7,16 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 20] = [
+const ALLOWED: [(&str, &[&str]); 21] = [
     ("agree", &["asked", "draw", "load", "source"]),
     ("ask", &["limits"]),
     ("asked", &["ask", "source"]),
     ("bench", &["limits", "load"]),
     ("convert", &["formats"]),
     ("doctor", &["load"]),
-    ("draw", &["servers"]),
-    ("formats", &["draw", "limits"]),
-    ("label", &["ask", "formats", "limits", "load", "servers", "source"]),
+    ("draw", &["servers", "whole"]),
+    ("formats", &["draw", "limits", "whole"]),
+    ("label", &["ask", "formats", "limits", "load", "servers", "source", "whole"]),
     ("limits", &[]),
     ("load", &["limits"]),
     ("merge", &[]),
@@ -28,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 20] = [
     ("top", &["servers"]),
     ("tune", &["asked", "load"]),
     ("web", &["draw", "servers"]),
+    ("whole", &[]),
 ];
 
 #[test]

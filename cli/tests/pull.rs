@@ -18,11 +18,22 @@ use tiny_http::{Header, Request, Response, Server};
 type Log = Arc<Mutex<Vec<String>>>;
 
 const WEIGHTS: &str = "model.safetensors";
+const ALL: [&str; 5] =
+    ["config.json", "preprocessor_config.json", "tokenizer.json", WEIGHTS, "notes.txt"];
 
 fn content(name: &str) -> Vec<u8> {
     let length = if name == WEIGHTS { 300_000 } else { 500 };
     name.bytes().cycle().take(length).collect()
 }
+
+/// Repositories that lack something.
+const PARTIAL: [(&str, &[&str]); 5] = [
+    ("bare", &["config.json", WEIGHTS]),
+    ("adapter", &["README.md", "adapter_config.json", "adapter_model.safetensors"]),
+    ("merged", &["adapter_config.json", "config.json", "tokenizer.json", WEIGHTS]),
+    ("empty", &["README.md", "config.json"]),
+    ("torn", &["adapter_config.json"]),
+];
 
 /// A hub whose list gives `sha256` for the weights.
 fn hub(sha256: String) -> (String, Log) {
@@ -46,12 +57,16 @@ fn hub(sha256: String) -> (String, Log) {
 
 /// What the hub tells of the repository's files.
 fn list(sha256: &str) -> String {
-    let files = ["config.json", "preprocessor_config.json", "tokenizer.json", WEIGHTS, "notes.txt"];
-    let siblings = files.map(|name| match name {
+    list_of(&ALL, sha256)
+}
+
+fn list_of(files: &[&str], sha256: &str) -> String {
+    let sibling = |name: &&str| match *name {
         WEIGHTS => serde_json::json!({ "rfilename": name,
             "lfs": { "sha256": sha256, "size": content(name).len() } }),
         _ => serde_json::json!({ "rfilename": name, "size": content(name).len() }),
-    });
+    };
+    let siblings: serde_json::Value = files.iter().map(sibling).collect();
     serde_json::json!({ "sha": "abc", "siblings": siblings }).to_string()
 }
 
@@ -64,15 +79,26 @@ fn answer(request: Request, base: &str, sha256: &str) {
     });
     let response = if url.starts_with("/api/models/org/model/revision/main") {
         Response::from_string(list(sha256))
+    } else if let Some((_, files)) =
+        PARTIAL.iter().find(|(repo, _)| url.starts_with(&format!("/api/models/org/{repo}/")))
+    {
+        Response::from_string(list_of(files, sha256))
     } else if url == format!("/org/model/resolve/abc/{WEIGHTS}") {
         let location = Header::from_bytes("Location", format!("{base}/storage/{WEIGHTS}")).unwrap();
         Response::from_string("").with_status_code(302).with_header(location)
-    } else if url.starts_with("/org/model/resolve/abc/") || url.starts_with("/storage/") {
+    } else if url.contains("/resolve/abc/") || url.starts_with("/storage/") {
         match range {
             Some(from) if from >= content(name).len() => {
                 Response::from_string("").with_status_code(416)
             }
-            Some(from) => Response::from_data(&content(name)[from..]).with_status_code(206),
+            Some(from) => {
+                let (content, is_odd) = (content(name), name == "tokenizer.json");
+                // One file comes from its beginning, whatever is asked for.
+                let from = if is_odd { 0 } else { from };
+                let range = format!("bytes {from}-{}/{}", content.len() - 1, content.len());
+                let range = Header::from_bytes("Content-Range", range).unwrap();
+                Response::from_data(&content[from..]).with_status_code(206).with_header(range)
+            }
             None => Response::from_data(content(name)),
         }
     } else {
@@ -106,6 +132,7 @@ fn a_checkpoint_is_downloaded_through_a_redirect_and_resumed() {
     let directory = tempfile::tempdir().unwrap();
     let part = directory.path().join("model.safetensors.part");
     std::fs::write(part, &content(WEIGHTS)[..100_000]).unwrap();
+    std::fs::write(directory.path().join("tokenizer.json.part"), "token").unwrap();
     let output = pull(&endpoint, directory.path(), "org/model");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for name in ["config.json", "tokenizer.json", WEIGHTS] {
@@ -121,6 +148,36 @@ fn a_checkpoint_is_downloaded_through_a_redirect_and_resumed() {
     log.lock().unwrap().clear();
     assert!(pull(&endpoint, directory.path(), "org/model").status.success());
     assert_eq!(log.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn fine_tunes_and_adapters_are_pulled_as_they_lie_there() {
+    let (endpoint, _) = hub(right_hash());
+    let directory = tempfile::tempdir().unwrap();
+    let pulled = |repo: &str| {
+        let to = directory.path().join(repo);
+        let output = pull(&endpoint, &to, &format!("org/{repo}"));
+        let files = std::fs::read_dir(&to).into_iter().flatten();
+        let mut files: Vec<String> =
+            files.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.success(), files, String::from_utf8(told).unwrap())
+    };
+    let (is_pulled, files, told) = pulled("bare");
+    assert!(is_pulled && files == ["config.json", WEIGHTS], "{files:?} {told}");
+    assert!(told.contains("no tokenizer.json: --tokenizer") && told.contains("768"), "{told}");
+    let (is_pulled, files, told) = pulled("adapter");
+    let expected = ["adapter_config.json", "adapter_model.safetensors"];
+    assert!(is_pulled && files == expected, "{files:?} {told}");
+    assert!(told.contains("--adapter") && told.contains("--model"), "{told}");
+    // Weights that are whole need no adapter.
+    let (is_pulled, files, told) = pulled("merged");
+    assert!(is_pulled && files == ["config.json", WEIGHTS, "tokenizer.json"], "{files:?} {told}");
+    for (repo, part) in [("empty", "neither weights"), ("torn", "adapter_model.safetensors")] {
+        let (is_pulled, files, told) = pulled(repo);
+        assert!(!is_pulled && files.is_empty() && told.contains(part), "{files:?} {told}");
+    }
 }
 
 #[test]
@@ -172,8 +229,13 @@ fn unsteady(how: impl Fn(usize, &mut TcpStream, &[u8]) + Send + 'static) -> (Str
             } else {
                 content(name)[from..].to_vec()
             };
-            let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
             let length = body.len();
+            let status = if from > 0 {
+                let (last, all) = (from + length - 1, from + length);
+                format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{all}")
+            } else {
+                "200 OK".to_owned()
+            };
             let head = format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
             );

@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::{out::Out, pictures::Pictures};
+use super::{
+    out::Out,
+    pictures::{Picture, Pictures},
+};
 
 /// Without a folder, beside the pictures.
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     ensure!(pictures.has_texts, "no answer is a text: ask for a caption");
+    let is_beside = folder.as_os_str().is_empty();
+    let beside = |picture: &Picture| PathBuf::from(&picture.file);
+    let names = to.names(if is_beside { beside } else { Picture::below })?;
     pictures.each(|picture| {
-        let path = if folder.as_os_str().is_empty() {
-            let path = PathBuf::from(&picture.file);
-            ensure!(path.is_file(), "{} is no file here: --format captions=FOLDER", picture.file);
-            path.with_extension("txt")
-        } else {
-            picture.below(folder, "txt")
-        };
+        let is_here = !is_beside || Path::new(&picture.file).is_file();
+        ensure!(is_here, "{} is no file here: --format captions=FOLDER", picture.file);
+        let path = folder.join(names.file(picture, "txt"));
         if picture.texts.is_empty() {
             return Ok(());
         }

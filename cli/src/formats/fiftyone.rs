@@ -1,9 +1,11 @@
 //! FiftyOne: the `labels.json` of a `FiftyOneImageDetectionDataset`; boxes as parts of the picture,
 //! pictures by their names without ending.
 
-use std::{collections::HashSet, io::Write as _, path::Path};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
-use anyhow::ensure;
 use serde_json::{Value, json};
 
 use super::{
@@ -14,10 +16,10 @@ use super::{
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, path: &Path) -> anyhow::Result<()> {
     to.file(path, |out| {
         write!(out, "{{\"classes\": {}, \"labels\": {{", json!(pictures.classes.names))?;
-        let (mut comma, mut names) = ("", HashSet::new());
+        let mut comma = "";
+        let names = to.names(|picture| PathBuf::from(&picture.name))?;
         pictures.each(|picture| {
-            let name = Path::new(&picture.name).with_extension("");
-            ensure!(names.insert(name.clone()), "two pictures would have {}", name.display());
+            let name = names.stem(picture);
             let found: Vec<Value> =
                 picture.objects.iter().map(|object| detection(picture, object)).collect();
             write!(out, "{comma}\n{}: {}", json!(name.display().to_string()), json!(found))?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     out::Out,
-    pictures::{Object, Pictures},
+    pictures::{Object, Picture, Pictures},
 };
 
 /// The version of labelme whose files these are.
@@ -14,8 +14,9 @@ const VERSION: &str = "5.0.1";
 
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
+    let names = to.names(Picture::below)?;
     pictures.each(|picture| {
-        let path = picture.below(folder, "json");
+        let path = folder.join(names.file(picture, "json"));
         let file = Path::new(&picture.file);
         let image = if file.is_file() { absolute(file)? } else { file.to_owned() };
         let shapes: Vec<Value> = (1..)

@@ -14,8 +14,9 @@ use super::{
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     let classes = &pictures.classes.names;
     ensure!(classes.len() < 256, "a mask has room for 255 classes: choose some with --classes");
+    let names = to.names(Picture::below)?;
     pictures.each(|picture| {
-        let path = picture.below(folder, "png");
+        let path = folder.join(names.file(picture, "png"));
         let png = png(picture, &pixels(picture)?)?;
         to.bytes(&path, &png)
     })?;

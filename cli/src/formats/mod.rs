@@ -15,6 +15,7 @@ mod labelme;
 mod labels;
 mod masks;
 mod metadata;
+mod names;
 mod out;
 mod pictures;
 mod voc;
@@ -26,12 +27,10 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::Context;
-
 use classes::ClassArgs;
 pub(crate) use labels::Line;
 use out::Out;
-pub(crate) use out::{folder_of, part, place};
+pub(crate) use out::place;
 use pictures::Pictures;
 
 /// A way to write all pictures to a file or folder.
@@ -146,10 +145,13 @@ pub(crate) fn write(
     }
     let pictures = Pictures::new(labels, args.root.clone(), &args.classes)?;
     let out = Out::new(&pictures, may_write_over);
+    let mut failed = Vec::new();
     for wanted in &args.formats {
         let (name, path) = (wanted.format.name, wanted.path(named));
-        (wanted.format.write)(&pictures, &out, &path)
-            .with_context(|| format!("cannot write the format {name}"))?;
+        if let Err(error) = (wanted.format.write)(&pictures, &out, &path) {
+            failed.push(error.context(format!("cannot write the format {name}")));
+            continue;
+        }
         let to = if path.as_os_str().is_empty() {
             "files beside the pictures".to_owned()
         } else {
@@ -157,5 +159,11 @@ pub(crate) fn write(
         };
         tellln!("{name}: {} pictures in {to}", pictures.len());
     }
-    out.finish()
+    failed.extend(out.finish().err());
+    // All are told of, whichever is the last.
+    let last = failed.pop();
+    for error in failed {
+        eprintln!("Error: {error:#}");
+    }
+    last.map_or(Ok(()), Err)
 }

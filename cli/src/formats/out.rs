@@ -2,19 +2,23 @@
 //! something else stays, unless whoever writes may write over it; pictures and labels stay always.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashSet,
-    fs::{File, Metadata, Permissions},
+    fs::{File, Metadata},
     io::{self, BufReader, BufWriter, Read, Write},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf, absolute},
 };
 
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
-use tempfile::{Builder, NamedTempFile};
+use tempfile::NamedTempFile;
 
-use super::pictures::Pictures;
+use super::{
+    names::Names,
+    pictures::{Picture, Pictures},
+};
+use crate::whole::{folder_of, part};
 
 /// Where formats write.
 pub(super) struct Out<'a> {
@@ -24,14 +28,23 @@ pub(super) struct Out<'a> {
     written: RefCell<HashSet<PathBuf>>,
     /// What was there and says something else.
     left: RefCell<Vec<PathBuf>>,
+    /// How many pictures' files keep the picture's ending, where most do.
+    kept_endings: Cell<usize>,
     /// Pictures and labels, by what tells files apart; made when it is needed.
     kept: OnceCell<HashSet<(u64, u64)>>,
 }
 
 impl<'a> Out<'a> {
     pub(super) fn new(pictures: &'a Pictures, may_write_over: bool) -> Self {
-        let (written, left, kept) = Default::default();
-        Self { pictures, may_write_over, written, left, kept }
+        let (written, left, kept_endings, kept) = Default::default();
+        Self { pictures, may_write_over, written, left, kept_endings, kept }
+    }
+
+    /// Names for files of which each picture has its own; `path` is where it would lie itself.
+    pub(super) fn names(&self, path: fn(&Picture) -> PathBuf) -> anyhow::Result<Names> {
+        let names = Names::new(self.pictures, path)?;
+        self.kept_endings.set(self.kept_endings.get().max(names.kept()));
+        Ok(names)
     }
 
     /// Writes a file, and the folder that it goes to.
@@ -118,8 +131,15 @@ impl<'a> Out<'a> {
         Ok(self.may_write_over)
     }
 
-    /// Tells what was left as it is.
+    /// Tells what is called otherwise, and what was left as it is.
     pub(super) fn finish(self) -> anyhow::Result<()> {
+        let kept_endings = self.kept_endings.get();
+        if kept_endings > 0 {
+            eprintln!(
+                "{kept_endings} pictures are called as others but for their endings: files of their \
+                 own keep it, as a.png.txt does, where others lose it"
+            );
+        }
         let left = self.left.into_inner();
         let Some(first) = left.first() else { return Ok(()) };
         let first = first.display();
@@ -130,18 +150,6 @@ impl<'a> Out<'a> {
             ),
         }
     }
-}
-
-/// A file beside a path, to be renamed to it once it is whole; gone if it never is.
-pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
-    // Rights are as far as the process's mask lets them be.
-    let rights = Permissions::from_mode(0o666);
-    let mut part = Builder::new();
-    part.prefix(".florence-").suffix(".part").permissions(rights).tempfile_in(folder_of(path))
-}
-
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A path by which files that are yet to be written are told apart.

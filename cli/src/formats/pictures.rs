@@ -207,16 +207,14 @@ impl Pictures {
 }
 
 impl Picture {
-    /// A name for a file of the picture's own, below a folder of files: without what would lead out
-    /// of it.
-    pub(super) fn below(&self, folder: &Path, ending: &str) -> PathBuf {
+    /// A path for the picture below a folder of files: without what would lead out of it.
+    pub(super) fn below(&self) -> PathBuf {
         let path = self.name.split_once("://").map_or(&*self.name, |(_, path)| path);
         let plain = Path::new(path).components().filter_map(|component| match component {
             Component::Normal(part) => Some(part),
             _ => None,
         });
-        let path = folder.join(plain.collect::<PathBuf>());
-        if ending.is_empty() { path } else { path.with_extension(ending) }
+        plain.collect()
     }
 }
 

@@ -12,8 +12,9 @@ use super::{
 
 pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)?;
+    let names = to.names(Picture::below)?;
     pictures.each(|picture| {
-        let path = picture.below(folder, "xml");
+        let path = folder.join(names.file(picture, "xml"));
         to.file(&path, |out| {
             let mut writer = Writer::new_with_indent(out, b' ', 2);
             xml::parent(&mut writer, "annotation", &[], |writer| annotation(writer, picture))

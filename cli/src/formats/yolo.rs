@@ -48,8 +48,8 @@ fn line(text: &mut String, class: usize, numbers: impl IntoIterator<Item = f64>)
 
 /// A picture's place below `labels` and `images`. Readers look for its labels where the last
 /// `images` of its path is `labels`: no folder of its own may be called so.
-fn place(picture: &Picture, ending: &str) -> PathBuf {
-    let path = picture.below(Path::new(""), ending);
+fn place(picture: &Picture) -> PathBuf {
+    let path = picture.below();
     let folders = path.parent().into_iter().flatten().filter(|folder| *folder != "images");
     folders.chain(path.file_name()).collect()
 }
@@ -65,9 +65,10 @@ fn all(
         "nothing was found, and a data set has classes: name them with --classes"
     );
     std::fs::create_dir_all(folder.join("images"))?;
+    let names = to.names(place)?;
     let mut elsewhere = 0;
     pictures.each(|picture| {
-        let path = folder.join("labels").join(place(picture, "txt"));
+        let path = folder.join("labels").join(names.file(picture, "txt"));
         let mut text = String::new();
         for object in &picture.objects {
             describe(picture, object, &mut text);
@@ -75,7 +76,7 @@ fn all(
         to.bytes(&path, text.as_bytes())?;
         let file = Path::new(&picture.file);
         if file.is_file() {
-            to.link(file, &folder.join("images").join(place(picture, "")))?;
+            to.link(file, &folder.join("images").join(names.picture(picture)))?;
         } else {
             elsewhere += 1;
         }

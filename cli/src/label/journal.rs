@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::formats::{Line, folder_of};
+use crate::{formats::Line, whole::folder_of};
 
 /// Where a line begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use super::{
     progress::Progress,
     repeated::Repeated,
 };
-use crate::formats::{Line, part};
+use crate::{formats::Line, whole::part};
 
 /// What could not be answered, a JSON object a line; no file if there is nothing. Outputs may share
 /// it: each line tells its own.

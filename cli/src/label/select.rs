@@ -56,8 +56,11 @@ fn has(item: &Item, ending: &str) -> bool {
     matches!(&item.place, Place::File(path) if beside(path, ending))
 }
 
+/// Also under the name that formats take where two pictures differ in their ending alone.
 fn beside(path: &Path, ending: &str) -> bool {
+    let whole = path.extension().unwrap_or_default().to_string_lossy();
     path.with_extension(ending).exists()
+        || path.with_extension(format!("{whole}.{ending}")).exists()
 }
 
 /// Those whose names have the smallest hashes, in the order of the list.
@@ -130,7 +133,7 @@ mod tests {
     #[test]
     fn pictures_that_have_a_file_beside_them_are_left_out() {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["a.png", "a.txt", "b.png", "c.png", "c.txt"] {
+        for name in ["a.png", "a.txt", "b.png", "c.png", "c.png.txt"] {
             std::fs::write(directory.path().join(name), "").unwrap();
         }
         let items = ["a", "b", "c"].map(|name| {

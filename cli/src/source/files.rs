@@ -1,12 +1,15 @@
 //! Folders and globs, in the order of their names.
 
 use std::{
+    ffi::OsString,
     fmt::{self, Display, Formatter},
+    os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use globset::{GlobBuilder, GlobMatcher};
+use percent_encoding::percent_decode_str;
 use walkdir::{DirEntry, WalkDir};
 
 use super::{Item, List, Listed, NO_TEXT, Place, Unlisted, has_ending, is_picture};
@@ -20,6 +23,20 @@ pub(super) fn item(path: &Path) -> Listed {
     }
 }
 
+/// The file that a `file:` URL names, as the server reads them: `#` and `?` are letters of the name.
+pub(super) fn of_url(name: &str) -> Option<PathBuf> {
+    let scheme = name.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("file://"))?;
+    let rest = &name[scheme.len()..];
+    let (host, path) = rest.split_at(rest.find('/')?);
+    let is_here = host.is_empty() || host.eq_ignore_ascii_case("localhost");
+    let path = OsString::from_vec(percent_decode_str(path).collect());
+    is_here.then(|| PathBuf::from(path))
+}
+
+fn is_hidden(entry: &DirEntry) -> bool {
+    entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.')
+}
+
 /// A path without what says nothing.
 fn plain(path: &Path) -> &Path {
     path.strip_prefix("./").unwrap_or(path)
@@ -27,10 +44,7 @@ fn plain(path: &Path) -> &Path {
 
 /// The pictures of a folder and of all below it, but for what is hidden.
 pub(super) fn folder(path: &Path) -> List<'static> {
-    let is_visible = |entry: &DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
-    };
-    let entries = walk(path).into_iter().filter_entry(is_visible);
+    let entries = walk(path).into_iter().filter_entry(|entry| !is_hidden(entry));
     let is_wanted = |entry: &DirEntry| is_picture(&entry.file_name().to_string_lossy());
     let files = entries.filter_map(move |entry| found(entry, is_wanted));
     Box::new(files.map(|file| file.and_then(|path| item(&path))))
@@ -67,6 +81,8 @@ pub(super) struct Glob {
     matcher: GlobMatcher,
     /// Which folders may hold matches, for each depth below the base, as far as that can be told.
     folders: Vec<GlobMatcher>,
+    /// The parts of the pattern that begin with a dot: as in shells, no others mean such names.
+    dotted: Vec<GlobMatcher>,
     most_depth: usize,
     /// Whether the pattern says how the names end, so that it may mean lists and archives.
     has_ending: bool,
@@ -103,11 +119,13 @@ impl Glob {
         let is_told = |part: &&&str| !part.contains("**") && !part.contains('{');
         let told = plain + parts[plain..].iter().take_while(is_told).count();
         let folders = (plain + 1..=told.min(parts.len() - 1)).map(|end| matcher(&parts[..end]));
+        let dotted = parts[plain..].iter().filter(|part| part.starts_with('.'));
         let last = parts.last().and_then(|part| part.rsplit_once('.'));
         Ok(Some(Self {
             base: PathBuf::from(base),
             matcher: matcher(&parts)?,
             folders: folders.collect::<Result<_, _>>()?,
+            dotted: dotted.map(|part| matcher(&[part])).collect::<Result<_, _>>()?,
             most_depth: if told == parts.len() { told - plain } else { usize::MAX },
             has_ending: last.is_some_and(|(_, ending)| !ending.contains(SPECIAL)),
         }))
@@ -122,12 +140,16 @@ impl Glob {
                 depth < self.most_depth && folder.is_none_or(|it| it.is_match(plain(path)));
             is_folder && may_hold || self.matcher.is_match(plain(path))
         };
+        let is_meant = |entry: &DirEntry| {
+            !is_hidden(entry) || self.dotted.iter().any(|part| part.is_match(entry.file_name()))
+        };
         let is_near = move |entry: &DirEntry| {
-            is_on_the_way(entry.path(), entry.depth(), entry.file_type().is_dir())
+            is_meant(entry)
+                && is_on_the_way(entry.path(), entry.depth(), entry.file_type().is_dir())
         };
         let is_wanted = move |entry: &DirEntry| {
-            let is_meant = self.has_ending || has_ending(entry.path());
-            is_meant && self.matcher.is_match(plain(entry.path()))
+            (self.has_ending || has_ending(entry.path()))
+                && self.matcher.is_match(plain(entry.path()))
         };
         // What cannot be looked at matters only where something may be found.
         let matters = move |entry: &walkdir::Result<DirEntry>| match entry {
@@ -168,10 +190,11 @@ mod tests {
             files.files().map(|file| name(file.unwrap())).collect()
         };
         assert_eq!(glob("*.png"), ["b.png"]);
-        assert_eq!(
-            glob("**/*.{png,webp}"),
-            [".git/d.png", "b.png", "sub/.hidden.png", "sub/c.webp"]
-        );
+        assert_eq!(glob("**/*.{png,webp}"), ["b.png", "sub/c.webp"]);
+        // What begins with a dot is meant by a part that does.
+        assert_eq!(glob("*/.h*.png"), ["sub/.hidden.png"]);
+        assert_eq!(glob(".git/*.png"), [".git/d.png"]);
+        assert_eq!(glob(".*/*.png"), [".git/d.png"]);
         // However it is spelled; and what cannot match is not even looked at.
         assert_eq!(glob(".//sub/./*.webp"), ["sub/c.webp"]);
         assert_eq!(glob("*"), ["a.JPG", "b.png"]);

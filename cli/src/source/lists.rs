@@ -15,12 +15,20 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Item, List, Listed, Place, Unlisted, alone, ending, is_address};
+use super::{Item, List, Listed, Place, Unlisted, alone, ending, files, is_address};
 
 /// What a column is called if nobody says so.
 const USUAL: [&str; 5] = ["file", "file_name", "image", "path", "url"];
 
-fn named(name: &str, beside: &Path) -> Item {
+/// A picture that stands in a list, there.
+fn named(name: &str, beside: &Path, there: &str) -> Listed {
+    if name.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+        let reason = "a data: URL is no name that the output could tell: let it be a file";
+        return Err(Unlisted::new(&there, &reason));
+    }
+    if let Some(path) = files::of_url(name) {
+        return files::item(&path);
+    }
     let place = if is_address(name) {
         Place::Address(name.to_owned())
     } else {
@@ -28,7 +36,7 @@ fn named(name: &str, beside: &Path) -> Item {
         let other = beside.join(name);
         Place::File(if !path.exists() && other.exists() { other } else { path })
     };
-    Item { name: name.to_owned(), place }
+    Ok(Item { name: name.to_owned(), place })
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -55,7 +63,8 @@ pub(super) fn names(
 ) -> List<'static> {
     let beside = beside.to_owned();
     Box::new(
-        lines(reader, shown).map(move |line| line.map(|line| named(line.text.trim(), &beside))),
+        lines(reader, shown)
+            .map(move |line| line.and_then(|line| named(line.text.trim(), &beside, &line.shown))),
     )
 }
 
@@ -163,7 +172,9 @@ fn separated(
         }
         match str::from_utf8(&record[index]) {
             Ok(name) if name.trim().is_empty() => None,
-            Ok(name) => Some(Ok(named(&unquoted(name.trim(), has_quotes), &beside))),
+            Ok(name) => {
+                Some(named(&unquoted(name.trim(), has_quotes), &beside, &format!("{shown}:{line}")))
+            }
             Err(error) => refused(format!("its name is no text: {error}")),
         }
     };
@@ -241,13 +252,15 @@ fn objects(file: BufReader<File>, path: &Path, column: Option<&str>) -> List<'st
         let Ok(Value::Object(fields)) = serde_json::from_str(&line.text) else {
             return refused("the line is not a JSON object");
         };
-        let text = |name: &str| fields.get(name).and_then(Value::as_str);
-        let name = in_column(column.as_deref(), text);
         let there = || fields.keys().cloned().collect::<Vec<_>>().join(", ");
-        name.map_or_else(
-            || refused(&no_column(column.as_deref(), &there())),
-            |name| Ok(named(name, &beside)),
-        )
+        let found = |name: &str| fields.get_key_value(name);
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        // A usual one that is no text may stand beside one that is.
+        match (in_column(column.as_deref(), text), in_column(column.as_deref(), found)) {
+            (Some(name), _) => named(name, &beside, &line.shown),
+            (None, Some((column, _))) => refused(&format!("its {column} is no text")),
+            (None, None) => refused(&no_column(column.as_deref(), &there())),
+        }
     };
     Box::new(lines(file, &path.display().to_string()).map(listed))
 }
@@ -275,11 +288,15 @@ mod tests {
         assert_eq!(names_of(table(&csv, Some("no"))), [Err(refused)]);
         let tsv = write("a.tsv", "id\tpicture\n1\ta.png\n");
         assert_eq!(names_of(table(&tsv, Some("picture"))), [Ok("a.png".to_owned())]);
-        let jsonl = write("a.jsonl", "{\"file_name\": \"a.png\"}\n\n[]\n{\"x\": \"b.png\"}\n");
+        let jsonl = write(
+            "a.jsonl",
+            "{\"file_name\": \"a.png\"}\n\n[]\n{\"x\": \"b.png\"}\n{\"image\": null}\n",
+        );
         let found = names_of(table(&jsonl, None));
         assert_eq!(found[0], Ok("a.png".to_owned()));
         assert_eq!(found[1], Err("the line is not a JSON object".to_owned()));
         assert_eq!(found[2], Err("which column? --column names one of x".to_owned()));
+        assert_eq!(found[3], Err("its image is no text".to_owned()));
     }
 
     #[test]
@@ -319,12 +336,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("a.png"), "").unwrap();
         let list = directory.path().join("list.txt");
-        std::fs::write(&list, "a.png\n\n  gs://bucket/b.png\nnowhere.png\n").unwrap();
-        let places: Vec<Place> = file_of_names(&list).map(|item| item.unwrap().place).collect();
+        let text = "a.png\n\n  gs://bucket/b.png\nnowhere.png\nfile:///a%20b/c#1.png\ndata:,x\n";
+        std::fs::write(&list, text).unwrap();
+        let mut places: Vec<Listed> = file_of_names(&list).collect();
+        let refused = places.pop().unwrap().unwrap_err();
+        assert!(refused.name.ends_with("list.txt:6"), "{}", refused.name);
+        let places: Vec<Place> = places.into_iter().map(|item| item.unwrap().place).collect();
         let expected = [
             Place::File(directory.path().join("a.png")),
             Place::Address("gs://bucket/b.png".to_owned()),
             Place::File("nowhere.png".into()),
+            Place::File("/a b/c#1.png".into()),
         ];
         assert_eq!(places, expected);
     }

@@ -16,7 +16,7 @@ use std::{
     fs::File,
     io::{self, BufReader, Read as _, Seek as _, SeekFrom},
     iter,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
@@ -107,8 +107,7 @@ impl Source {
             let is_web = argument.to_ascii_lowercase().starts_with("http");
             return Ok(if is_web { Self::Address } else { Self::Bucket }(argument.to_owned()));
         }
-        // However often separators are doubled.
-        let path: PathBuf = Path::new(argument).components().collect();
+        let path = plain(&files::of_url(argument).unwrap_or_else(|| PathBuf::from(argument)));
         if !path.exists() {
             let glob = files::Glob::of(argument)?;
             return glob.map(Self::Glob).with_context(|| format!("there is no {argument}"));
@@ -119,6 +118,25 @@ impl Source {
         ensure!(!is_packed(&path), "{argument}: {PACKED}");
         Ok(Self::File(path))
     }
+}
+
+/// A path as most would write it, since pictures are known by their names: separators once, and no
+/// `..` behind a folder, unless a link is one of them and it leads elsewhere.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        let is_folder = matches!(plain.components().next_back(), Some(Component::Normal(_)));
+        if component == Component::ParentDir && is_folder {
+            plain.pop();
+        } else {
+            plain.push(component);
+        }
+    }
+    if plain.as_os_str().is_empty() {
+        plain.push(".");
+    }
+    let is_same = path.canonicalize().is_ok_and(|it| plain.canonicalize().is_ok_and(|to| to == it));
+    if is_same { plain } else { path.components().collect() }
 }
 
 /// The ending of a name, in small letters.

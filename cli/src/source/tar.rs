@@ -13,13 +13,19 @@ pub(super) fn members(path: &Path) -> List<'static> {
     Box::new(found.into_iter())
 }
 
+/// As in folders; names of members often begin with `./`.
+fn is_hidden(member: &[u8]) -> bool {
+    let mut parts = member.split(|byte| *byte == b'/');
+    parts.any(|part| part.starts_with(b".") && part != b"." && part != b"..")
+}
+
 fn read(path: &Path, found: &mut Vec<Listed>) -> std::io::Result<()> {
     let archive: Arc<Path> = path.into();
     for entry in tar::Archive::new(BufReader::new(File::open(path)?)).entries_with_seek()? {
         let entry = entry?;
         let member = entry.path_bytes();
         let name = format!("{}/{}", path.display(), String::from_utf8_lossy(&member));
-        if entry.header().entry_type().is_file() && is_picture(&name) {
+        if entry.header().entry_type().is_file() && !is_hidden(&member) && is_picture(&name) {
             let (offset, size) = (entry.raw_file_position(), entry.size());
             let place = Place::Member { archive: Arc::clone(&archive), offset, size };
             let is_text = std::str::from_utf8(&member).is_ok();

@@ -53,14 +53,16 @@ impl<'a> Tiff<'a> {
         let tags = Tags::read(Source { bytes: Cursor::new(file), stop })
             .map_err(|error| corrupt(ImageFormat::Tiff, error))?;
         let mut file = Cow::from(file);
-        if tags.has_unspecified_fourth {
+        if tags.beside == Beside::UnspecifiedFourth {
             say_alpha(&mut file);
         }
         let decoder = TiffDecoder::new(Source { bytes: Cursor::new(&*file), stop })?;
         let color = decoder.color_type();
         let samples = match (decoder.original_color_type(), color) {
             (ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16, _) => Samples::Cmyk,
-            (_, ColorType::Rgba8 | ColorType::Rgba16) if tags.is_associated => Samples::Associated,
+            (_, ColorType::Rgba8 | ColorType::Rgba16) if tags.beside == Beside::Associated => {
+                Samples::Associated
+            }
             _ => Samples::AsStored,
         };
         tags.refuse_others(color, samples)?;
@@ -186,6 +188,16 @@ impl ImageDecoder for Tiff<'_> {
 /// The colours of pixels that are red, green and blue.
 const RGB: u16 = 2;
 
+/// What the first sample beside the colours is, as far as it matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// An alpha that the colours are multiplied by.
+    Associated,
+    /// The only one beside red, green and blue, and said to be nothing.
+    UnspecifiedFourth,
+    Other,
+}
+
 /// What `image` does not ask for.
 struct Tags {
     compression: u16,
@@ -194,10 +206,7 @@ struct Tags {
     is_tiled: bool,
     /// Of a pixel.
     count: u16,
-    /// Whether there is one sample beside red, green and blue, which is said to be nothing.
-    has_unspecified_fourth: bool,
-    /// Whether the first sample beside the colours is an alpha that they are multiplied by.
-    is_associated: bool,
+    beside: Beside,
     turn: Orientation,
     fill_order: u16,
     bits: u16,
@@ -221,6 +230,11 @@ impl Tags {
         // One that cannot be read turns nothing.
         let turn = one(Tag::Orientation).ok().and_then(|turn| u8::try_from(turn).ok());
         let extra: Vec<u16> = file.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
+        let beside = match *extra {
+            [1, ..] => Beside::Associated,
+            [0 | 3..] if is_rgb && count == 4 => Beside::UnspecifiedFourth,
+            _ => Beside::Other,
+        };
         let mut reversed = Vec::new();
         if fill_order == 2 {
             for (starts, lengths) in
@@ -239,8 +253,7 @@ impl Tags {
             is_planar: planes == 2,
             is_tiled,
             count,
-            has_unspecified_fourth: is_rgb && count == 4 && matches!(*extra, [0 | 3..]),
-            is_associated: extra.first() == Some(&1),
+            beside,
             turn: turn.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),
             fill_order,
             bits,

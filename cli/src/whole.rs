@@ -1,0 +1,17 @@
+//! Files that are there as a whole or not at all.
+
+use std::{fs::Permissions, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+use tempfile::{Builder, NamedTempFile};
+
+/// A file beside a path, to be renamed to it once it is whole; gone if it never is.
+pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
+    // Rights are as far as the process's mask lets them be.
+    let rights = Permissions::from_mode(0o666);
+    let mut part = Builder::new();
+    part.prefix(".florence-").suffix(".part").permissions(rights).tempfile_in(folder_of(path))
+}
+
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
