@@ -173,14 +173,12 @@ impl Job {
     }
 
     fn at(ctx: &Context, key: &RedisString, look: Look) -> Result<Self, NoJob> {
-        if key.as_slice().len() > limits::KEY_BYTES {
-            return Err(NoJob::Foreign);
-        }
         let hash = Hash::open(ctx, key, look).map_err(|reason| match reason {
             NoHash::Missing => NoJob::Missing,
             NoHash::WrongType => NoJob::WrongType,
         })?;
-        if hash.get(MARKER, |version| version == VERSION.as_bytes()) != Some(true) {
+        let is_marked = hash.get(MARKER, |version| version == VERSION.as_bytes()) == Some(true);
+        if !is_marked || key.as_slice().len() > limits::KEY_BYTES {
             return Err(NoJob::Foreign);
         }
         let state = hash.get("state", State::parse).flatten();
