@@ -71,7 +71,7 @@ pub(crate) fn check_key_bytes(bytes: usize) -> Result<(), RedisError> {
     if bytes <= KEY_BYTES {
         return Ok(());
     }
-    Err(RedisError::String(format!("ERR a job's key has at most {KEY_BYTES} bytes")))
+    Err(reply::error("ERR", format_args!("a job's key has at most {KEY_BYTES} bytes")))
 }
 
 /// Refuses prompts that have too many bytes together.
