@@ -238,6 +238,24 @@ fn a_server_that_stays_away_ends_the_run_which_can_go_on() {
 }
 
 #[test]
+fn a_server_that_has_just_started_is_waited_for() {
+    // It loads a thousand keys, each in two milliseconds, and answers meanwhile.
+    let slow = ["key-load-delay 2000", "loading-process-events-interval-bytes 1024"];
+    let mut server = Server::ready(&[&slow[..], &["appendonly yes"]].concat());
+    server.call::<()>(&["DEBUG", "POPULATE", "1000"]);
+    server.call::<()>(&["BGREWRITEAOF"]);
+    eventually("it is written", || (server.info("aof_rewrite_in_progress") == 0).then_some(()));
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 1);
+    let out = directory.path().join("labels.jsonl");
+    server.shut_down(&["NOSAVE"]);
+    server.begin_to_restart();
+    assert!(server.error(&["GET", "key:0"]).starts_with("LOADING"));
+    succeeds(&label(&directory, &["pics", "--task", "<OCR>", "--redis", &url(&server)], &out));
+    assert_eq!(answered(&out).len(), 1);
+}
+
+#[test]
 fn a_server_is_asked_only_where_that_is_meant() {
     let directory = tempdir().unwrap();
     draw_pictures(&directory, 1);

@@ -292,8 +292,14 @@ impl Server {
 
     /// Starts a server that has ended again, on the same files and port.
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, &self.directory, &self.settings);
+        self.begin_to_restart();
         self.wait_until_ready();
+    }
+
+    /// As [`Self::restart`], but it may still be loading its data.
+    pub fn begin_to_restart(&mut self) {
+        self.child = spawn(self.port, &self.directory, &self.settings);
+        eventually("the server takes connections", || self.try_connect());
     }
 
     /// Whether the process still runs.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use florence_engine::Stop;
 use parking_lot::Mutex;
@@ -52,14 +52,30 @@ impl Remote {
     ) -> anyhow::Result<Self> {
         // The error does not repeat it, because of its password.
         let client = Client::open(url).context("the --redis URL is not valid")?;
-        let mut connection = connect(&client).context("cannot connect to the server")?;
-        let model: HashMap<String, Value> =
-            cmd("FLORENCE.MODEL").query(&mut connection).context("the server has no Florence")?;
-        let name = model.get("name").map(String::from_redis_value);
-        let Some(Ok(model)) = name else { bail!("the server does not tell its model's name") };
         let (tasks, options) = (tasks.to_vec(), options(ask)?);
-        let (running, ended) = (Mutex::default(), unbounded());
-        Ok(Self { client, patience, model, tasks, options, running, ended })
+        let (model, running, ended) = (String::new(), Mutex::default(), unbounded());
+        let mut remote = Self { client, patience, model, tasks, options, running, ended };
+        // A wrong address is told at once, a server that has just started is waited for.
+        connect(&remote.client).context("cannot connect to the server")?;
+        remote.model = remote.ask_for_model()?;
+        Ok(remote)
+    }
+
+    /// The name of the server's default model, once it knows it.
+    fn ask_for_model(&self) -> anyhow::Result<String> {
+        const PAUSE: Duration = Duration::from_millis(100);
+        let (mut link, start) = (self.link(), Instant::now());
+        loop {
+            let told: HashMap<String, Value> =
+                link.call(&cmd("FLORENCE.MODEL"), &Stop::default()).map_err(|error| {
+                    anyhow!("the server does not answer FLORENCE.MODEL: {}", words(&error))
+                })?;
+            if let Some(Ok(Some(name))) = told.get("name").map(Option::from_redis_value) {
+                return Ok(name);
+            }
+            ensure!(start.elapsed() < self.patience, "the server does not tell its model's name");
+            thread::sleep(PAUSE);
+        }
     }
 
     fn link(&self) -> Link<'_> {
