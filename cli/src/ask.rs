@@ -1,7 +1,8 @@
 //! The options that say how the model is asked.
 
 use florence_engine::{
-    Coordinates, Decimals, GenerateOptions, PrepareOptions, image::Orientation, prompt::Prompts,
+    Coordinates, Decimals, GenerateOptions, PrepareOptions, image::Orientation, model::MAX_BEAMS,
+    prompt::Prompts,
 };
 
 use crate::limits::within;
@@ -12,7 +13,7 @@ pub(crate) struct AskArgs {
     #[arg(long, value_name = "tasks|any", default_value = "tasks")]
     pub(crate) prompts: Prompts,
     /// Beams; 1 is greedy search (default: the checkpoint's)
-    #[arg(long, value_parser = within::<usize>(1..=16))]
+    #[arg(long, value_parser = within::<usize>(1..=MAX_BEAMS))]
     pub(crate) beams: Option<usize>,
     /// Most tokens of an answer
     #[arg(long, default_value_t = 1024, value_parser = within::<usize>(1..=4096))]

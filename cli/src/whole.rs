@@ -1,6 +1,11 @@
 //! Files that are there as a whole or not at all.
 
-use std::{fs::Permissions, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs::Permissions,
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use tempfile::{Builder, NamedTempFile};
 
@@ -10,6 +15,19 @@ pub(crate) fn part(path: &Path) -> io::Result<NamedTempFile> {
     let rights = Permissions::from_mode(0o666);
     let mut part = Builder::new();
     part.prefix(".florence-").suffix(".part").permissions(rights).tempfile_in(folder_of(path))
+}
+
+/// Writes beside the name and then renames: what is there stays until all of it is written. What is
+/// no file, such as a pipe, is written to; a link stays one.
+pub(crate) fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
+    let out = &out.canonicalize().unwrap_or_else(|_| out.to_owned());
+    if out.exists() && !out.is_file() {
+        return std::fs::write(out, bytes);
+    }
+    let mut part = part(out)?;
+    part.write_all(bytes)?;
+    part.persist(out)?;
+    Ok(())
 }
 
 pub(crate) fn folder_of(path: &Path) -> &Path {

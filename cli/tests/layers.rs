@@ -8,7 +8,7 @@ mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
 const ALLOWED: [(&str, &[&str]); 21] = [
-    ("agree", &["asked", "draw", "load", "source"]),
+    ("agree", &["asked", "draw", "load", "source", "whole"]),
     ("ask", &["limits"]),
     ("asked", &["ask", "source"]),
     ("bench", &["limits", "load"]),

@@ -159,6 +159,22 @@ fn wrong_ids_are_taken_and_told_unless_the_tokenizer_decides() {
 }
 
 #[test]
+fn settings_for_generation_that_no_answer_can_have_are_refused() {
+    for (name, value, told) in [
+        ("num_beams", 0, "num_beams is 0, not from 1 to 16"),
+        ("num_beams", 1000, "num_beams is 1000, not from 1 to 16"),
+        ("forced_bos_token_id", 4000, "forced_bos_token_id is 4000, the model has only 1711 ids"),
+        ("eos_token_id", 1711, "eos_token_id is 1711, the model has only 1711 ids"),
+    ] {
+        let one = |settings: &mut Value| settings[name] = json!(value);
+        let model = changed("random-native", "generation_config.json", one);
+        let loaded = Florence::load(model.path(), &LoadOptions::default());
+        let error = loaded.err().unwrap();
+        assert!(error.to_string().ends_with(told), "{error}");
+    }
+}
+
+#[test]
 fn weights_may_be_float16_bfloat16_or_float32() {
     let stored_as = |dtype: DType| {
         let model = copy(&path("random-native"));

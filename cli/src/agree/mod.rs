@@ -16,6 +16,7 @@ use florence_engine::{Answer, Florence, Precision};
 use crate::{
     asked::{Asked, AskedArgs},
     load::ModelArgs,
+    whole,
 };
 use compare::{Agreement, Difference};
 
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     tellln!("{}", table(&rows).trim_end());
     let page = page::page(args, &asked, reference_answers, &columns, &rows)?;
-    std::fs::write(&args.out, page)
+    whole::write(&args.out, page.as_bytes())
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     tellln!("{}", args.out.display());
     Ok(())

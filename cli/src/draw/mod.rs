@@ -7,7 +7,7 @@ mod paint;
 mod svg;
 
 use std::{
-    io::{self, Cursor, Read, Write},
+    io::{self, Cursor, Read},
     path::Path,
 };
 
@@ -17,7 +17,7 @@ use image::{ImageFormat, RgbImage, codecs::jpeg::JpegEncoder};
 use redis::cmd;
 use serde_json::{Value, json};
 
-use crate::{servers::in_environment, whole::part};
+use crate::{servers::in_environment, whole};
 pub(crate) use marks::{Findings, Kind, Mark, Point};
 
 /// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
@@ -133,21 +133,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         _ => bail!("{} is to end in .png, .jpg or .svg", out.display()),
     };
-    write(out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    whole::write(out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
     tellln!("{}: {} outlines", out.display(), marks.marks.len());
-    Ok(())
-}
-
-/// Writes beside the name and then renames: what is there stays until all of it is written. What is
-/// no file, such as a pipe, is written to; a link stays one.
-fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
-    let out = &out.canonicalize().unwrap_or_else(|_| out.to_owned());
-    if out.exists() && !out.is_file() {
-        return std::fs::write(out, bytes);
-    }
-    let mut part = part(out)?;
-    part.write_all(bytes)?;
-    part.persist(out)?;
     Ok(())
 }
 

@@ -1,15 +1,12 @@
 //! Folders and globs, in the order of their names.
 
 use std::{
-    ffi::OsString,
     fmt::{self, Display, Formatter},
-    os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use globset::{GlobBuilder, GlobMatcher};
-use percent_encoding::percent_decode_str;
 use walkdir::{DirEntry, WalkDir};
 
 use super::{Item, List, Listed, NO_TEXT, Place, Unlisted, has_ending, is_picture};
@@ -21,16 +18,6 @@ pub(super) fn item(path: &Path) -> Listed {
         Some(name) => Ok(Item { name: name.to_owned(), place }),
         None => Err(Unlisted::new(&path.display(), &NO_TEXT)),
     }
-}
-
-/// The file that a `file:` URL names, as the server reads them: `#` and `?` are letters of the name.
-pub(super) fn of_url(name: &str) -> Option<PathBuf> {
-    let scheme = name.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("file://"))?;
-    let rest = &name[scheme.len()..];
-    let (host, path) = rest.split_at(rest.find('/')?);
-    let is_here = host.is_empty() || host.eq_ignore_ascii_case("localhost");
-    let path = OsString::from_vec(percent_decode_str(path).collect());
-    is_here.then(|| PathBuf::from(path))
 }
 
 fn is_hidden(entry: &DirEntry) -> bool {

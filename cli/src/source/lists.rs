@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use florence_engine::fetch::file_of_url;
 use serde_json::Value;
 
 use super::{Item, List, Listed, Place, Unlisted, alone, ending, files, is_address};
@@ -26,7 +27,7 @@ fn named(name: &str, beside: &Path, there: &str) -> Listed {
         let reason = "a data: URL is no name that the output could tell: let it be a file";
         return Err(Unlisted::new(&there, &reason));
     }
-    if let Some(path) = files::of_url(name) {
+    if let Some(path) = file_of_url(name.as_bytes()) {
         return files::item(&path);
     }
     let place = if is_address(name) {

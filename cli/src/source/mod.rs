@@ -25,7 +25,7 @@ use std::{
 use anyhow::{Context, ensure};
 use florence_engine::{
     Stop,
-    fetch::{AccessRules, Authorities, FetchError, FetchLimits, Fetcher},
+    fetch::{AccessRules, Authorities, FetchError, FetchLimits, Fetcher, file_of_url},
 };
 
 /// A picture that is to be labelled.
@@ -107,7 +107,8 @@ impl Source {
             let is_web = argument.to_ascii_lowercase().starts_with("http");
             return Ok(if is_web { Self::Address } else { Self::Bucket }(argument.to_owned()));
         }
-        let path = plain(&files::of_url(argument).unwrap_or_else(|| PathBuf::from(argument)));
+        let path =
+            plain(&file_of_url(argument.as_bytes()).unwrap_or_else(|| PathBuf::from(argument)));
         if !path.exists() {
             let glob = files::Glob::of(argument)?;
             return glob.map(Self::Glob).with_context(|| format!("there is no {argument}"));

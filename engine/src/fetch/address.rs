@@ -1,10 +1,10 @@
 //! URLs as requests reads them, in the one spelling that hosts and addresses have for the WHATWG:
 //! what is checked is what is connected to.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf};
 
 use percent_encoding::{
-    AsciiSet, CONTROLS, percent_decode_str, percent_encode, utf8_percent_encode,
+    AsciiSet, CONTROLS, percent_decode, percent_decode_str, percent_encode, utf8_percent_encode,
 };
 use ureq::http::{HeaderValue, StatusCode, header::LOCATION};
 use url::{ParseError, Url};
@@ -48,6 +48,21 @@ pub fn spelling(address: &str) -> Cow<'_, str> {
         }
         None => without_blanks(address),
     }
+}
+
+/// The path that a `file:` URL of this machine names, decoded. `#` and `?` are letters of the name.
+pub fn file_of_url(url: &[u8]) -> Option<PathBuf> {
+    let (scheme, rest) = url.split_at_checked(b"file:".len())?;
+    let path = match rest.strip_prefix(b"//") {
+        None => rest,
+        Some(rest) => {
+            let (host, path) = rest.split_at(rest.iter().position(|byte| *byte == b'/')?);
+            let is_here = host.is_empty() || host.eq_ignore_ascii_case(b"localhost");
+            is_here.then_some(path)?
+        }
+    };
+    let is_whole = scheme.eq_ignore_ascii_case(b"file:") && path.starts_with(b"/");
+    is_whole.then(|| OsString::from_vec(percent_decode(path).collect()).into())
 }
 
 /// A text whose blanks the WHATWG's parser does not drop.

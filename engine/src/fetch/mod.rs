@@ -37,8 +37,8 @@ use ureq::{
 };
 use url::Url;
 
-pub use address::spelling;
 use address::{credentials, parse, redirect, target};
+pub use address::{file_of_url, spelling};
 pub use cloud::{Buckets, Listing};
 use cloud::{Cloud, Object};
 pub use error::{FetchError, Phase, Rule};

@@ -9,7 +9,7 @@ use crate::{
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
-const GENERATION: &str = "generation_config.json";
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// A checkpoint's files, but for the weights.
 pub(super) struct Files {

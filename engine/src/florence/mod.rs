@@ -20,7 +20,7 @@ use crate::{
     Error,
     generate::{Generated, Rules},
     image::{PixelValues, Preprocessor, Rgb, decode},
-    model::{Checkpoint, Compute, GenerationDefaults, Kept, Model, Shape, Target},
+    model::{Checkpoint, Compute, GenerationDefaults, Kept, MAX_BEAMS, Model, Shape, Target},
     postprocess::{Decimals, Parsed, Scale, Scored, post_process},
     prompt::{Prompt, PromptError, Prompts},
     task::AnswerKind,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 pub use batch::Batch;
-use files::{CONFIG, Files, PREPROCESSOR, inconsistent};
+use files::{CONFIG, Files, GENERATION, PREPROCESSOR, inconsistent};
 pub use followed::{Followed, Part};
 pub use options::{
     Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
@@ -292,6 +292,11 @@ impl Florence {
                      as {eos}; token-ids tokenizer takes these"
                 ));
             }
+        }
+        if let Some(problem) = generation.problem(rows) {
+            let problem =
+                format!("of the settings for generation, here or in {GENERATION}, {problem}");
+            return Err(inconsistent(checkpoint, CONFIG, problem).into());
         }
         let name = named(checkpoint, adapter);
         let questions = Cache::new(QUESTIONS);
@@ -597,7 +602,7 @@ impl Florence {
         let limit = self.model.target_limit();
         let defaults = &self.generation;
         let defaults = GenerationDefaults {
-            beams: options.beams.unwrap_or(defaults.beams).max(1),
+            beams: options.beams.unwrap_or(defaults.beams).clamp(1, MAX_BEAMS),
             no_repeat_ngram: options.no_repeat_ngram.unwrap_or(defaults.no_repeat_ngram),
             length_penalty: options.length_penalty.unwrap_or(defaults.length_penalty),
             ..defaults.clone()

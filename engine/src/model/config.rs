@@ -126,6 +126,24 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
+    /// One sentence on what a model with so many ids cannot do, if anything is.
+    pub(crate) fn problem(&self, vocabulary: usize) -> Option<String> {
+        let Self { beams, forced_bos, forced_eos, start, eos, .. } = self;
+        if !(1..=MAX_BEAMS).contains(beams) {
+            return Some(format!("num_beams is {beams}, not from 1 to {MAX_BEAMS}"));
+        }
+        let ids = [
+            ("decoder_start_token_id", Some(*start)),
+            ("forced_bos_token_id", *forced_bos),
+            ("forced_eos_token_id", *forced_eos),
+            ("eos_token_id", Some(*eos)),
+        ];
+        ids.into_iter().find_map(|(name, id)| {
+            let id = id.filter(|id| *id as usize >= vocabulary)?;
+            Some(format!("{name} is {id}, the model has only {vocabulary} ids"))
+        })
+    }
+
     /// The tokens that begin and end answers, in words, if they are others than these.
     pub(crate) fn other_ids(&self, bos: u32, eos: u32) -> Option<String> {
         let Self { forced_bos, forced_eos, start, eos: end, .. } = self;
@@ -288,6 +306,9 @@ impl TextFields {
         }
     }
 }
+
+/// Most beams of a search.
+pub const MAX_BEAMS: usize = 16;
 
 /// Channels of a head in every published DaViT, and of a group.
 const DAVIT_HEAD: usize = 32;

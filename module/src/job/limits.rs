@@ -1,5 +1,6 @@
 //! The ranges of SUBMIT's options, which hold for hashes that somebody else has written too.
 
+use florence_engine::model::MAX_BEAMS;
 use redis_module::RedisError;
 
 use crate::server::reply;
@@ -44,7 +45,8 @@ pub(crate) const EXPIRES: Limit = limit("EXPIRES", 1, MOST_MS);
 pub(crate) const TIMEOUT: Limit = limit("TIMEOUT", 1, 86_400_000);
 pub(crate) const RETRIES: Limit = limit("RETRIES", 0, 100);
 pub(crate) const TTL: Limit = limit("TTL", 0, 315_360_000);
-pub(crate) const BEAMS: Limit = limit("BEAMS", 1, 16);
+#[expect(clippy::cast_possible_wrap, reason = "a small number")]
+pub(crate) const BEAMS: Limit = limit("BEAMS", 1, MAX_BEAMS as i64);
 pub(crate) const N_BEST: Limit = limit("NBEST", 1, BEAMS.most);
 pub(crate) const MAX_TOKENS: Limit = limit("MAXTOKENS", 1, 4096);
 pub(crate) const TOP_K: Limit = limit("TOPK", 0, 100_000);

@@ -188,27 +188,19 @@ pub(crate) fn too_many_best(florence: &Florence, options: &GenerateOptions) -> O
 pub(crate) struct New {
     fields: Fields,
     data: Option<Bytes>,
-    digest: Digests,
-}
-
-/// Of what is asked for: the same request again is no other job.
-struct Digests {
-    /// Of what the client has said, and after a point of the picture that came with it. What nothing
-    /// was said about is as the settings had it at the first time.
-    now: String,
-    /// As jobs of version 0.1 have it: with what the settings say.
-    earlier: String,
+    /// Of what the client has said, and after a point of the picture that came with it: the same
+    /// request again is no other job. What nothing was said about is as the settings had it at the
+    /// first time.
+    digest: String,
 }
 
 impl New {
     /// Whether a job was made by this request; or by one that is the same as far as can be told, where
     /// the picture is gone that came with it.
     pub(crate) fn has_made(&self, job: &Job) -> bool {
-        let Digests { now, earlier } = &self.digest;
         let is_same = |known: &[u8]| {
-            let rest = known.strip_prefix(now.as_bytes());
-            known == earlier.as_bytes()
-                || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
+            let rest = known.strip_prefix(self.digest.as_bytes());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"."))
         };
         job.bytes("request", is_same) == Some(true)
     }
@@ -221,63 +213,19 @@ impl New {
 
 /// The new job of a user; of nobody, if it did not come from a client's command.
 pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Options) -> New {
-    let prompt = match prompts {
-        // One that would be read as a list is written as a list of one.
-        [prompt] if serde_json::from_str::<Vec<String>>(prompt).is_err() => prompt.clone(),
-        prompts => serde_json::json!(prompts).to_string(),
-    };
-    let mut request: Fields = vec![
-        ("image", picture.source.into()),
-        ("prompt", prompt.into()),
-        ("priority", options.priority.to_string().into()),
-    ];
-    let defaults = [
+    let said = said(picture.source, prompts, options);
+    let digest = digest(&said, picture.bytes.as_ref().map(Bytes::as_slice));
+    let mut fields: Fields = vec![("request", digest.clone().into())];
+    fields.extend(said);
+    for (name, said, default) in [
         ("timeout", options.timeout, settings::DEFAULT_TIMEOUT_MS.signed()),
         ("retries", options.retries, settings::DEFAULT_RETRIES.signed()),
         ("ttl", options.ttl, settings::DEFAULT_TTL.signed()),
-    ];
-    for (name, said, default) in defaults {
-        request.push((name, said.unwrap_or(default).to_string().into()));
-    }
-    let mut number = |name, value: Option<i64>| {
-        if let Some(value) = value {
-            request.push((name, value.to_string().into()));
+    ] {
+        if said.is_none() {
+            fields.push((name, default.to_string().into()));
         }
-    };
-    number("beams", options.beams);
-    number("nbest_count", options.n_best);
-    number("maxtokens", options.max_tokens);
-    number("exif", options.exif.map(i64::from));
-    number("nocache", options.no_cache.then_some(1));
-    number("thumbnail_px", options.thumbnail);
-    number("delay", options.delay);
-    number("expires", options.expires);
-    number("margin", options.margin);
-    number("ngram", options.ngram);
-    number("top_k", options.top_k);
-    number("seed", options.seed);
-    let decimals = [
-        ("length_penalty", options.length_penalty),
-        ("temperature", options.temperature),
-        ("top_p", options.top_p),
-    ];
-    for (name, value) in decimals {
-        request.extend(value.map(|value| (name, value.to_string().into())));
     }
-    if !options.steps.is_empty() {
-        request.push(("steps", steps::written(&options.steps).into()));
-    }
-    if let Some(stream) = &options.stream {
-        request.push(("stream", stream.clone()));
-    }
-    if let Some(model) = &options.model {
-        request.push(("wants", model.clone().into()));
-    }
-    let unsaid = defaults.into_iter().filter(|(_, said, _)| said.is_none());
-    let unsaid: Vec<&str> = unsaid.map(|(name, ..)| name).collect();
-    let digest = digests(&request, &unsaid, picture.bytes.as_ref().map(Bytes::as_slice));
-    let mut fields: Fields = vec![("request", digest.now.clone().into())];
-    fields.extend(request);
     // Another attempt draws the same: it is no part of the request.
     if options.is_drawn() && options.seed.is_none() {
         let seed = u64::from_ne_bytes(server::random()) & u64::from(u32::MAX);
@@ -291,37 +239,66 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
     New { fields, data: picture.bytes, digest }
 }
 
-/// Digests of a request, of which the client has left some fields `unsaid`.
-fn digests(request: &Fields, unsaid: &[&str], data: Option<&[u8]>) -> Digests {
-    // The main thread has no time for more: this one is ten times as fast, and a client that makes
-    // two pictures of one digest only deceives itself.
-    let data = data.map(|data| xxh3_128(data).to_le_bytes());
-    let said = digest(request.iter().filter(|(name, _)| !unsaid.contains(name)));
-    let now = match data {
-        Some(data) => format!("{}.{}", text(&said.finalize()), text(&data)),
-        None => text(&said.finalize()),
+/// What the client has said, as the job's fields.
+fn said(source: String, prompts: &[String], options: &Options) -> Fields {
+    let prompt = match prompts {
+        // One that would be read as a list is written as a list of one.
+        [prompt] if serde_json::from_str::<Vec<String>>(prompt).is_err() => prompt.clone(),
+        prompts => serde_json::json!(prompts).to_string(),
     };
-    let mut earlier = digest(request);
-    if let Some(data) = data {
-        earlier.update(data);
+    let mut said: Fields = vec![("image", source.into()), ("prompt", prompt.into())];
+    for (name, number) in [
+        ("priority", Some(options.priority)),
+        ("timeout", options.timeout),
+        ("retries", options.retries),
+        ("ttl", options.ttl),
+        ("beams", options.beams),
+        ("nbest_count", options.n_best),
+        ("maxtokens", options.max_tokens),
+        ("exif", options.exif.map(i64::from)),
+        ("nocache", options.no_cache.then_some(1)),
+        ("thumbnail_px", options.thumbnail),
+        ("delay", options.delay),
+        ("expires", options.expires),
+        ("margin", options.margin),
+        ("ngram", options.ngram),
+        ("top_k", options.top_k),
+        ("seed", options.seed),
+    ] {
+        said.extend(number.map(|number| (name, number.to_string().into())));
     }
-    Digests { now, earlier: text(&earlier.finalize()) }
+    for (name, decimal) in [
+        ("length_penalty", options.length_penalty),
+        ("temperature", options.temperature),
+        ("top_p", options.top_p),
+    ] {
+        said.extend(decimal.map(|decimal| (name, decimal.to_string().into())));
+    }
+    if !options.steps.is_empty() {
+        said.push(("steps", steps::written(&options.steps).into()));
+    }
+    said.extend(options.stream.clone().map(|stream| ("stream", stream)));
+    said.extend(options.model.clone().map(|model| ("wants", model.into())));
+    said
 }
 
-fn digest<'a>(request: impl IntoIterator<Item = &'a (&'static str, Vec<u8>)>) -> Sha256 {
+fn digest(said: &Fields, data: Option<&[u8]>) -> String {
     let mut digest = Sha256::new();
-    for (name, value) in request {
+    for (name, value) in said {
         digest.update((name.len() as u64).to_le_bytes());
         digest.update(name);
         digest.update((value.len() as u64).to_le_bytes());
         digest.update(value);
     }
-    digest
-}
-
-/// As text: clients that decode a job's hash expect nothing else.
-fn text(digest: &[u8]) -> String {
-    BASE64_STANDARD.encode(&digest[..16])
+    // As text: clients that decode a job's hash expect nothing else.
+    let text = |digest: &[u8]| BASE64_STANDARD.encode(&digest[..16]);
+    let said = text(&digest.finalize());
+    // The main thread has no time for more: this one is ten times as fast, and a client that makes
+    // two pictures of one digest only deceives itself.
+    match data {
+        Some(data) => format!("{said}.{}", text(&xxh3_128(data).to_le_bytes())),
+        None => said,
+    }
 }
 
 /// Stores a new job where the server takes writes: nobody else sees what is in it. Gives what the
@@ -338,4 +315,57 @@ pub(crate) fn store(ctx: &Context, key: &RedisString, mut new: New) -> Seen {
     server::set_fields(ctx, key, &fields);
     figures::SUBMITTED.add(1);
     Job::new(&new.fields).seen(|_token| false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::record::CONTENT;
+
+    #[test]
+    fn all_that_is_said_decides_the_answer_or_how_the_job_is_run() {
+        const RUN: [&str; 9] = [
+            "priority",
+            "timeout",
+            "retries",
+            "ttl",
+            "nocache",
+            "thumbnail_px",
+            "delay",
+            "expires",
+            "stream",
+        ];
+        let step = Step { link: Link::Crop, prompt: "<OCR>".to_owned() };
+        // An option that is new has to be named here.
+        let options = Options {
+            priority: 1,
+            delay: Some(1),
+            expires: Some(1),
+            model: Some("tiny".to_owned()),
+            timeout: Some(1),
+            retries: Some(1),
+            ttl: Some(1),
+            beams: Some(1),
+            n_best: Some(1),
+            max_tokens: Some(1),
+            exif: Some(true),
+            no_cache: true,
+            thumbnail: Some(1),
+            stream: Some(b"text".to_vec()),
+            steps: vec![step],
+            margin: Some(1),
+            length_penalty: Some(1.0),
+            ngram: Some(1),
+            temperature: Some(1.0),
+            top_k: Some(1),
+            top_p: Some(1.0),
+            seed: Some(1),
+        };
+        let said = said("/a.png".to_owned(), &["<OD>".to_owned()], &options);
+        let mut names: Vec<&str> = said.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        let mut known = [&CONTENT[..], &RUN].concat();
+        known.sort_unstable();
+        assert_eq!(names, known);
+    }
 }

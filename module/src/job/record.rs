@@ -27,6 +27,24 @@ const VERSION: &str = "1";
 
 /// One level of priority is worth this head start: higher ones go first, lower ones never starve.
 const PRIORITY_HEAD_START_MS: i64 = 30_000;
+/// The fields that the answer depends on.
+pub(super) const CONTENT: [&str; 15] = [
+    "image",
+    "prompt",
+    "steps",
+    "margin",
+    "beams",
+    "nbest_count",
+    "maxtokens",
+    "ngram",
+    "length_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "exif",
+    "wants",
+];
 
 /// Why a key is no job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,23 +383,7 @@ impl<F: ReadField> Job<F> {
         /// More than a field of a job that may run has: of a longer one the length tells enough.
         const MOST: usize = 1 << 17;
         let mut digest = Sha256::new();
-        for field in [
-            "image",
-            "prompt",
-            "steps",
-            "margin",
-            "beams",
-            "nbest_count",
-            "maxtokens",
-            "ngram",
-            "length_penalty",
-            "temperature",
-            "top_k",
-            "top_p",
-            "seed",
-            "exif",
-            "wants",
-        ] {
+        for field in CONTENT {
             self.bytes(field, |value| {
                 digest.update((value.len() as u64).to_le_bytes());
                 digest.update(&value[..value.len().min(MOST)]);

@@ -11,6 +11,7 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, File, OpenOptions, OpenOptionsExt},
 };
+use florence_engine::fetch::file_of_url;
 
 use super::SourceError;
 use crate::settings;
@@ -39,22 +40,11 @@ fn name_bytes(path: &str) -> Vec<u8> {
 /// The path that an address names: an absolute one as it is, or one of a `file:` URL of this
 /// machine, decoded.
 pub(super) fn path(uri: &str) -> Option<PathBuf> {
-    const SCHEME: &str = "file:";
-    let uri = uri.trim_start();
-    let rest = uri.split_at_checked(SCHEME.len());
-    let Some((_, rest)) = rest.filter(|(start, _)| start.eq_ignore_ascii_case(SCHEME)) else {
-        return uri.starts_with('/').then(|| OsString::from_vec(name_bytes(uri)).into());
-    };
-    let path = match rest.strip_prefix("//") {
-        None => rest,
-        Some(rest) => {
-            let (host, path) = rest.split_at(rest.find('/')?);
-            let is_here = host.is_empty() || host.eq_ignore_ascii_case("localhost");
-            is_here.then_some(path)?
-        }
-    };
-    let decoded = percent_encoding::percent_decode(&name_bytes(path)).collect();
-    path.starts_with('/').then(|| OsString::from_vec(decoded).into())
+    let name = name_bytes(uri.trim_start());
+    if name.starts_with(b"/") {
+        return Some(OsString::from_vec(name).into());
+    }
+    file_of_url(&name)
 }
 
 /// Whether a path is below a directory of `florence.file-roots`, as it is written.
