@@ -324,6 +324,10 @@ def odd_tiffs(rng, size):
         inks = Image.frombytes("CMYK", (64, 33), noise(rng, 64 * 33 * 4))
         yield f"inks-{compression}", written(inks, "TIFF", compression=compression), None
     width, height = 31, 17
+    # Of 16 bits only those up to 255 are told apart.
+    greys = bytes(byte for low in noise(rng, width * height) for byte in (low, low & 1))
+    yield "negative-16", tiff(width, height, greys, (16,), 0), None
+    yield "negative-8", tiff(width, height, noise(rng, width * height), (8,), 0), None
     yield "inks-16", tiff(width, height, noise(rng, width * height * 8), (16,) * 4, 5), None
     yield "inks-extra", tiff(width, height, noise(rng, width * height * 5), (8,) * 5, 5, (0,)), None
     for bits in (8, 16):

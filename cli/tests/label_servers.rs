@@ -238,6 +238,88 @@ fn a_server_that_stays_away_ends_the_run_which_can_go_on() {
 }
 
 #[test]
+fn a_server_that_is_short_of_memory_is_waited_for() {
+    const MORE: usize = 12 << 20;
+    let server = Server::ready(&["florence.max-batch 1"]);
+    let limit = usize::try_from(server.info("used_memory")).unwrap() + MORE;
+    server.call::<()>(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
+    let directory = tempdir().unwrap();
+    let folder = directory.path().join("pics");
+    std::fs::create_dir(&folder).unwrap();
+    let shapes = std::fs::read(picture("shapes.png")).unwrap();
+    // What follows a picture's end belongs to its bytes.
+    for i in 0..60_u32 {
+        let filled = [&shapes[..], &i.to_le_bytes(), &vec![0; 1 << 20]].concat();
+        std::fs::write(folder.join(format!("{i}.png")), filled).unwrap();
+    }
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &url(&server)];
+    succeeds(&label(&directory, &args, &out));
+    assert_eq!(answered(&out).len(), 60);
+}
+
+#[test]
+fn copies_of_a_picture_that_fails_are_each_told_why() {
+    const COPIES: usize = 1000;
+    let server = Server::ready(&[]);
+    let directory = tempdir().unwrap();
+    let folder = directory.path().join("pics");
+    std::fs::create_dir(&folder).unwrap();
+    for i in 0..COPIES {
+        std::fs::write(folder.join(format!("{i}.png")), "hello").unwrap();
+    }
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--task", "<CAPTION>", "--redis", &url(&server)];
+    assert!(!label(&directory, &args, &out).status.success());
+    let errors = lines(&directory.path().join("errors.jsonl"));
+    assert_eq!(errors.len(), COPIES);
+    for error in errors {
+        let told = error["error"].as_str().unwrap();
+        assert!(told.starts_with("not a picture in a known format"), "{told}");
+    }
+    assert_eq!(server.call::<i64>(&["DBSIZE"]), 0);
+}
+
+#[test]
+fn a_signal_ends_the_run_though_the_server_hangs() {
+    let server = Server::ready(&["florence.max-batch 1"]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 200);
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--task", "<CAPTION>", "--redis", &url(&server)];
+    let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("some are answered", || (server.stat("jobs_done") > 20).then_some(()));
+    server.signal("STOP");
+    let start = std::time::Instant::now();
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    server.signal("CONT");
+    assert!(!output.status.success());
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_lies_where_a_job_should_fails_its_picture_alone() {
+    let server = Server::ready(&["florence.paused yes"]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 3);
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--task", "<CAPTION>", "--redis", &url(&server)];
+    let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("they wait", || (server.call::<i64>(&["DBSIZE"]) == 3).then_some(()));
+    let keys: Vec<String> = server.call(&["KEYS", "*"]);
+    server.call::<()>(&["SET", &keys[0], "something else"]);
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "no"]);
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert!(err.contains("1 of 3 pictures have no answer"), "{err}");
+    assert_eq!(answered(&out).len(), 2);
+    let errors = lines(&directory.path().join("errors.jsonl"));
+    assert!(errors[0]["error"].as_str().unwrap().starts_with("WRONGTYPE"), "{errors:?}");
+}
+
+#[test]
 fn a_server_that_has_just_started_is_waited_for() {
     // It loads a thousand keys, each in two milliseconds, and answers meanwhile.
     let slow = ["key-load-delay 2000", "loading-process-events-interval-bytes 1024"];
@@ -267,6 +349,8 @@ fn a_server_is_asked_only_where_that_is_meant() {
     let nowhere = "redis://127.0.0.1:1";
     succeeds(&ask(nowhere, &["--precision", "auto"]));
     succeeds(&ask(nowhere, &["--threads", "1"]));
+    succeeds(&ask(nowhere, &["--engines", "1"]));
+    succeeds(&ask(nowhere, &["--batch", "2"]));
     succeeds(&ask("", &[]));
     for (output, told) in [
         (ask(nowhere, &[]), "the server of FLORENCE_REDIS answers"),

@@ -3,6 +3,7 @@
 
 use std::{
     io::Read,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -65,7 +66,7 @@ fn an_adapter_answers_and_can_be_merged() {
     let (native, adapter, bare) =
         (fixture("random-native"), fixture("adapters/biases"), fixture("random-bare"));
     let work = tempfile::tempdir().unwrap();
-    let merged = work.path().join("merged").display().to_string();
+    let merged = format!("{}/", work.path().join("merged").display());
     let shapes = sample("shapes.png");
     let ask = |model: &[&str]| {
         let fixed = ["--no-packed-file", "--max-new-tokens", "20", "--prompt", "<OD>", &shapes];
@@ -83,6 +84,11 @@ fn an_adapter_answers_and_can_be_merged() {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success() && out.contains("weights changed"), "{out} {err}");
     assert_eq!(ask(&["--model", &merged])["model"], "merged");
+    // Whoever serves it may be another user.
+    let mode = |name: &str| {
+        std::fs::metadata(work.path().join("merged").join(name)).unwrap().permissions().mode()
+    };
+    assert_eq!(mode("model.safetensors"), mode("config.json"));
     let again = merge();
     let err = text(&again.stderr);
     assert!(!again.status.success() && err.contains("cannot write"), "{err}");

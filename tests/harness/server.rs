@@ -281,9 +281,14 @@ impl Server {
 
     /// Ends the process in good order, by SIGTERM, and waits for that.
     pub fn terminate(&mut self) {
-        let kill = format!("kill -TERM {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        self.signal("TERM");
         self.wait_for_end();
+    }
+
+    /// Sends the process a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     fn wait_for_end(&mut self) {

@@ -149,7 +149,7 @@ fn databases_and_prefixes_are_those_of_the_settings() {
         "florence.celery-db 1",
         "florence.celery-result-db 2",
         "florence.celery-prefix app:",
-        "florence.celery-result-prefix res:",
+        "florence.celery-result-prefix res",
         "florence.celery-result-expires 0",
         "florence.celery-priority-steps \"0 1 2 3 4 5 6 7 8 9\"",
         "florence.celery-separator :",
@@ -162,7 +162,7 @@ fn databases_and_prefixes_are_those_of_the_settings() {
         redis::cmd("LPUSH").arg(list).arg(&message).exec(&mut connection).unwrap();
     }
     redis::cmd("SELECT").arg(2).exec(&mut connection).unwrap();
-    let key = "res:celery-task-meta-one";
+    let key = "res_celery-task-meta-one";
     eventually("there is a result", || {
         redis::cmd("GET").arg(key).query::<Option<String>>(&mut connection).unwrap()
     });

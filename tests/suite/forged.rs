@@ -241,6 +241,67 @@ fn times_at_the_ends_of_the_numbers() {
 }
 
 #[test]
+fn what_does_not_go_together_is_refused_as_submit_does() {
+    assert_harmless(
+        &[],
+        &[
+            forged("margin", &[("margin", b"5")], REFUSED),
+            forged("penalty", &[("beams", b"1"), ("length_penalty", b"2")], REFUSED),
+            forged("best", &[("temperature", b"1"), ("nbest_count", b"1")], REFUSED),
+            forged("beams", &[("beams", b"2"), ("seed", b"1")], REFUSED),
+        ],
+    );
+}
+
+#[test]
+fn a_job_that_does_not_say_when_it_came_has_come_now() {
+    let forgeries: Vec<Forgery> = ["", "0", "-1", "soon"]
+        .into_iter()
+        .map(|at| {
+            let mut forgery = forged(format!("at {at}"), &[("expires", b"60000")], End::Done);
+            forgery.fields.retain(|(field, _)| *field != "submitted_at");
+            if !at.is_empty() {
+                forgery.fields.push(("submitted_at", at.into()));
+            }
+            forgery
+        })
+        .collect();
+    assert_harmless(&[], &forgeries);
+    // A job that waits goes before it.
+    let server = Server::ready(&["florence.paused yes"]);
+    submit_honest(&server, "honest");
+    let mut write = redis::cmd("HSET");
+    write.arg("forged");
+    for (field, value) in &forgeries[0].fields {
+        write.arg(field).arg(value);
+    }
+    write.exec(&mut server.connect()).unwrap();
+    let position = |key: &str| server.job(key)["position"].clone().unwrap();
+    assert_eq!((position("honest"), position("forged")), ("0".to_owned(), "1".to_owned()));
+}
+
+#[test]
+fn a_stream_of_somebody_else_keeps_its_entries() {
+    let server = Server::ready(&["florence.tokens-length 10", "stream-node-max-entries 5"]);
+    for i in 0..50 {
+        server.call::<()>(&["XADD", "audit", "*", "entry", &i.to_string()]);
+    }
+    let job = forged("job", &[("stream", b"audit")], End::Done);
+    let mut write = redis::cmd("HSET");
+    write.arg("job");
+    for (field, value) in &job.fields {
+        write.arg(field).arg(value);
+    }
+    write.exec(&mut server.connect()).unwrap();
+    let ended: Option<Job> = server.call(&["FLORENCE.WAIT", "job", "30"]);
+    assert_eq!(ended.unwrap()["state"].as_deref(), Some("done"));
+    let first: Vec<(String, HashMap<String, String>)> =
+        server.call(&["XRANGE", "audit", "-", "+", "COUNT", "1"]);
+    assert_eq!(first[0].1["entry"], "0");
+    assert!(server.call::<i64>(&["XLEN", "audit"]) > 50);
+}
+
+#[test]
 fn records_of_attempts_at_the_ends_of_the_numbers() {
     // Whoever says that the server died often is believed.
     const CRASHED: End = End::Either(&["INVALID", "CRASH"]);

@@ -278,6 +278,23 @@ fn mutated_jobs_do_not_end_the_server() {
 }
 
 #[test]
+fn a_picture_whose_parts_hold_one_another_does_not_end_the_server() {
+    let mut server = Server::ready(&[]);
+    let frame = [&b"ANMF\xff\xff\xff\xff"[..], &[0; 16]].concat();
+    let picture = [&b"RIFF\xff\xff\xff\x7fWEBP"[..], &frame.repeat(100_000)].concat();
+    let _: String = redis::cmd("FLORENCE.SUBMIT")
+        .arg("nested")
+        .arg("DATA")
+        .arg(picture)
+        .arg("<OCR>")
+        .query(&mut server.connect())
+        .unwrap();
+    let job: HashMap<String, Option<String>> = server.call(&["FLORENCE.WAIT", "nested", "30"]);
+    assert_eq!(job["state"].as_deref(), Some("failed"), "{job:?}");
+    assert!(server.is_alive());
+}
+
+#[test]
 fn mutated_pictures_do_not_end_the_server() {
     let mut server = Server::with(Settings::lines(&[
         "florence.max-image-pixels 4000000",

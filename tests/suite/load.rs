@@ -120,6 +120,41 @@ fn batches_give_the_answers_of_single_runs() {
 }
 
 #[test]
+fn an_urgent_job_goes_before_those_that_are_prepared() {
+    let server = Server::ready(&["florence.max-batch 4"]);
+    let pictures = Pictures::serve();
+    let shapes = std::fs::read(picture("shapes.png")).unwrap();
+    let address = pictures.url("shapes.png");
+    for source in [&[&b"DATA"[..], &shapes][..], &[address.as_bytes()]] {
+        let mut connection = server.connect();
+        let mut submit = |key: &str, priority: &str| {
+            let mut command = redis::cmd("FLORENCE.SUBMIT");
+            command.arg(key).arg(source).arg("<OD>").arg(&["BEAMS", "8", "NOCACHE"]);
+            command.arg("PRIORITY").arg(priority).exec(&mut connection).unwrap();
+        };
+        let others: Vec<String> = (0..60).map(|i| format!("other:{i}")).collect();
+        for key in &others {
+            submit(key, "0");
+        }
+        let done = server.stat("jobs_done");
+        eventually("some are done", || (server.stat("jobs_done") > done + 5).then_some(()));
+        submit("urgent", "9");
+        let urgent: HashMap<String, Option<String>> =
+            server.call(&["FLORENCE.WAIT", "urgent", "60"]);
+        let at = |job: &HashMap<String, Option<String>>, field: &str| -> i64 {
+            job[field].as_deref().map_or(i64::MAX, |text| text.parse().unwrap())
+        };
+        let (begin, end) = (at(&urgent, "submitted_at"), at(&urgent, "finished_at"));
+        server.until_idle();
+        let ends = others.iter().map(|key| at(&server.job(key), "finished_at"));
+        let before = ends.filter(|at| (begin..end).contains(at)).count();
+        // Those in the batch, and a few that came to it meanwhile.
+        assert!(before <= 8, "{before} jobs ended while the urgent one waited");
+        server.call::<()>(&["FLUSHALL"]);
+    }
+}
+
+#[test]
 fn what_was_asked_before_is_not_computed_again() {
     let (server, pictures) = (Server::start(), Pictures::serve());
     server.wait_for_model();

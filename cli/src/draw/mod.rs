@@ -17,7 +17,10 @@ use image::{ImageFormat, RgbImage, codecs::jpeg::JpegEncoder};
 use redis::cmd;
 use serde_json::{Value, json};
 
-use crate::{servers::in_environment, whole};
+use crate::{
+    servers::{in_environment, server},
+    whole,
+};
 pub(crate) use marks::{Findings, Kind, Mark, Point};
 
 /// Labels where they are drawn, for a page that draws them itself: the mark, the rectangle behind
@@ -175,10 +178,8 @@ fn drawing(args: &Args) -> anyhow::Result<(Drawing, &str)> {
 
 /// A job's answer, the picture in its hash, and whether it was turned.
 fn of_job(url: &str, key: &str) -> anyhow::Result<(Answer, Option<Vec<u8>>, bool)> {
-    let mut connection = redis::Client::open(url)
-        .context("the --redis URL is not valid")?
-        .get_connection()
-        .context("cannot connect to the server")?;
+    let mut connection =
+        server::client(url)?.get_connection().context("cannot connect to the server")?;
     let job: Option<redis::Value> = cmd("FLORENCE.GET").arg(key).query(&mut connection)?;
     let job = job.with_context(|| format!("there is no job {key}"))?;
     let job: std::collections::HashMap<String, Option<String>> = redis::from_redis_value(&job)?;

@@ -89,10 +89,12 @@ impl Local {
                 Ok(served) => served.err(),
                 Err(_panic) => Some(Failure::Panicked("its engine has ended".to_owned())),
             });
-            let lost = lost.last();
-            // There is more only if no engine can do it.
+            if let Some(failure) = lost.last() {
+                flow.end(End::Lost(words(&failure)));
+            }
+            // Readers have more until they hear that there is no engine for it.
             for Work { asker, .. } in inbox {
-                asker.failed(lost.clone().unwrap_or(Failure::Cancelled), Duration::ZERO);
+                asker.failed(Failure::Cancelled, Duration::ZERO);
             }
         });
     }
@@ -160,16 +162,21 @@ impl Asker for Asking {
     }
 
     fn failed(self, failure: Failure, _time: Duration) {
-        let reason = match failure {
-            // Nobody waits for it in this run.
-            Failure::Cancelled | Failure::Late => return,
-            Failure::Failed(error) => match error.source() {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            },
-            Failure::Panicked(text) => format!("the model failed on this picture: {text}"),
-        };
-        let _ = self.ends.send(End::Failed(self.ticket, reason));
+        // Nobody waits for it in this run.
+        if !matches!(failure, Failure::Cancelled | Failure::Late) {
+            let _ = self.ends.send(End::Failed(self.ticket, words(&failure)));
+        }
+    }
+}
+
+fn words(failure: &Failure) -> String {
+    match failure {
+        Failure::Cancelled | Failure::Late => "nobody waits for it".to_owned(),
+        Failure::Failed(error) => match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+        Failure::Panicked(text) => format!("the model has failed: {text}"),
     }
 }
 

@@ -46,6 +46,9 @@ use remote::Remote;
 use repeated::{Asked, Repeated};
 use select::SelectArgs;
 
+/// Most pictures that are decoded together, if nobody says otherwise.
+const BATCH: usize = 16;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folders, globs, lists of names (.txt), tables (.csv, .tsv, .jsonl), archives (.tar),
@@ -80,7 +83,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     ask: AskArgs,
     /// Most pictures that are decoded together
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = within::<usize>(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = within::<usize>(1..=1024))]
     batch: usize,
     /// Batches that are answered at once, each with its share of the threads (default: one for each
     /// thread, at most 4; on a GPU 1)
@@ -155,7 +158,8 @@ impl Answerer {
 
 /// The server that answers, if one does.
 fn server(args: &Args) -> anyhow::Result<Option<String>> {
-    if args.redis.is_some() || !args.model.is_as_usual() {
+    let is_here = args.engines.is_some() || args.batch != BATCH || !args.model.is_as_usual();
+    if args.redis.is_some() || is_here {
         return Ok(args.redis.clone());
     }
     let named = servers::in_environment()?;

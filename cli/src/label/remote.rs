@@ -1,7 +1,8 @@
 //! Answers by a server: pictures become its jobs, as many as it takes, and their ends are waited for.
 //!
 //! A job's key is made of what it asks. A run that is repeated finds the jobs of the one before, and
-//! the server does nothing twice. Once an answer is in the output, its job is deleted.
+//! the server does nothing twice. Once its end is in the output, a job is deleted; what is asked again
+//! in one run, because it has failed or stands there twice, is another job.
 
 use std::{
     collections::HashMap,
@@ -27,7 +28,9 @@ const AT_ONCE: usize = 128;
 /// How long an ended job is kept for a run that comes back, in seconds.
 const KEPT: u32 = 86_400;
 /// How long an answer is waited for on one connection.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(10);
+/// The same when nothing depends on it any more.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 pub(super) struct Remote {
     client: Client,
@@ -37,8 +40,12 @@ pub(super) struct Remote {
     /// For a prompt each.
     tasks: Vec<String>,
     options: Vec<String>,
-    /// Jobs whose pictures wait for their ends, by key.
-    running: Mutex<HashMap<String, Vec<Ticket>>>,
+    /// How often what makes a key was asked.
+    asked: Mutex<HashMap<[u8; 16], u32>>,
+    /// Pictures that wait for the ends of their jobs, by key.
+    running: Mutex<HashMap<String, Ticket>>,
+    /// When a job ended last.
+    last_end: Mutex<Instant>,
     /// Jobs whose ends are written.
     ended: (Sender<String>, Receiver<String>),
 }
@@ -50,13 +57,21 @@ impl Remote {
         tasks: &[String],
         ask: &AskArgs,
     ) -> anyhow::Result<Self> {
-        // The error does not repeat it, because of its password.
-        let client = Client::open(url).context("the --redis URL is not valid")?;
+        let client = server::client(url)?;
         let (tasks, options) = (tasks.to_vec(), options(ask)?);
-        let (model, running, ended) = (String::new(), Mutex::default(), unbounded());
-        let mut remote = Self { client, patience, model, tasks, options, running, ended };
+        let mut remote = Self {
+            client,
+            patience,
+            model: String::new(),
+            tasks,
+            options,
+            asked: Mutex::default(),
+            running: Mutex::default(),
+            last_end: Mutex::new(Instant::now()),
+            ended: unbounded(),
+        };
         // A wrong address is told at once, a server that has just started is waited for.
-        connect(&remote.client).context("cannot connect to the server")?;
+        connect(&remote.client, ANSWER).context("cannot connect to the server")?;
         remote.model = remote.ask_for_model()?;
         Ok(remote)
     }
@@ -122,19 +137,26 @@ impl Remote {
     ) {
         let key = self.key(&ticket);
         let command = self.command(&key, &ticket, bytes);
+        let start = Instant::now();
         loop {
-            match link.lock().call::<Value>(&command, flow.stop) {
-                Ok(_) => break,
-                Err(error) => match pause(&error) {
-                    Some(_) if flow.stop.is_stopped() => return,
-                    Some(pause) => thread::sleep(pause),
-                    None if is_passing(&error) => return flow.end(lost(&error)),
-                    None => return flow.end(End::Failed(ticket, words(&error))),
-                },
+            let Err(error) = link.lock().call::<Value>(&command, flow.stop) else { break };
+            let since = start.max(*self.last_end.lock());
+            match pause(&error) {
+                Some(_) if flow.stop.is_stopped() => return,
+                // A full queue tells that the server is at work, if for others.
+                Some(pause) if is_full(&error) || since.elapsed() < self.patience => {
+                    thread::sleep(pause);
+                }
+                Some(_) => {
+                    return flow
+                        .end(End::Lost(format!("the server takes no jobs: {}", words(&error))));
+                }
+                None if is_passing(&error) => return flow.end(lost(&error)),
+                None => return flow.end(End::Failed(ticket, words(&error))),
             }
         }
         ticket.job = Some(key.clone());
-        self.running.lock().entry(key).or_default().push(ticket);
+        self.running.lock().insert(key, ticket);
     }
 
     /// Made of all that the answer depends on.
@@ -151,10 +173,19 @@ impl Remote {
             sha.update([0]);
             sha.update(part);
         }
-        sha.finalize()[..16].iter().fold("florence:label:".to_owned(), |mut key, byte| {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&sha.finalize()[..16]);
+        let mut key = digest.iter().fold("florence:label:".to_owned(), |mut key, byte| {
             let _ = write!(key, "{byte:02x}");
             key
-        })
+        });
+        let mut asked = self.asked.lock();
+        let before = asked.entry(digest).or_default();
+        if *before > 0 {
+            let _ = write!(key, "-{before}");
+        }
+        *before += 1;
+        key
     }
 
     fn command(&self, key: &str, ticket: &Ticket, bytes: Option<&[u8]>) -> Cmd {
@@ -190,14 +221,20 @@ impl Remote {
                 flow.end(lost(&error));
                 break;
             }
-            self.forget(&mut link, flow.stop);
+            if let Some(forget) = self.forget() {
+                let _: RedisResult<Value> = link.call(&forget, flow.stop);
+            }
         }
         self.running.lock().clear();
     }
 
-    /// Deletes what was ended last.
+    /// Deletes what was ended last, if the server is still there. What stays is gone after its time.
     pub(super) fn tidy(&self) {
-        self.forget(&mut self.link(), &Stop::default());
+        if let Some(forget) = self.forget()
+            && let Ok(mut connection) = connect(&self.client, LAST_ANSWER)
+        {
+            let _: RedisResult<Value> = forget.query(&mut connection);
+        }
     }
 
     /// Hears of the ends of some of the jobs, or for a moment of none.
@@ -209,9 +246,9 @@ impl Remote {
             link.call(cmd("FLORENCE.WAIT").arg(keys).arg(SECONDS), flow.stop);
         match waited {
             Ok(Some(job)) => self.end(flow, &job),
-            Ok(None) => self.look_for_lost(flow, link, keys)?,
-            Err(error) if error.code() == Some("NOJOB") => self.look_for_lost(flow, link, keys)?,
-            Err(error) => return Err(error),
+            Err(error) if error.code().is_none() || is_passing(&error) => return Err(error),
+            // One of the keys may be at fault.
+            Ok(None) | Err(_) => self.look_for_lost(flow, link, keys)?,
         }
         Ok(())
     }
@@ -220,14 +257,12 @@ impl Remote {
         let text = |name: &str| {
             job.get(name).and_then(|it| String::from_redis_value(it).ok()).unwrap_or_default()
         };
-        let Some(tickets) = self.running.lock().remove(&text("id")) else { return };
-        for ticket in tickets {
-            let end = match self.answers(&ticket, &text) {
-                Ok(answers) => End::Answered(ticket, answers),
-                Err(error) => End::Failed(ticket, format!("{error:#}")),
-            };
-            flow.end(end);
-        }
+        let Some(ticket) = self.running.lock().remove(&text("id")) else { return };
+        *self.last_end.lock() = Instant::now();
+        flow.end(match self.answers(&ticket, &text) {
+            Ok(answers) => End::Answered(ticket, answers),
+            Err(error) => End::Failed(ticket, format!("{error:#}")),
+        });
     }
 
     fn answers(&self, ticket: &Ticket, text: &dyn Fn(&str) -> String) -> anyhow::Result<Answers> {
@@ -263,7 +298,7 @@ impl Remote {
         Ok(Answers { size, model: text("model"), parts })
     }
 
-    /// Jobs that somebody has deleted will not end.
+    /// Jobs that somebody has deleted, or put something else in the place of, will not end.
     fn look_for_lost(
         &self,
         flow: &Flow<'_>,
@@ -271,21 +306,23 @@ impl Remote {
         keys: &[String],
     ) -> RedisResult<()> {
         for key in keys {
-            let is_there: bool = link.call(cmd("EXISTS").arg(key), flow.stop)?;
-            let lost = if is_there { None } else { self.running.lock().remove(key) };
-            for ticket in lost.into_iter().flatten() {
-                flow.end(End::Failed(ticket, "the job was deleted on the server".to_owned()));
+            let reason = match link.call::<bool>(cmd("HEXISTS").arg(key).arg("state"), flow.stop) {
+                Ok(true) => continue,
+                Ok(false) => "the job was deleted on the server".to_owned(),
+                Err(error) if error.code().is_none() || is_passing(&error) => return Err(error),
+                Err(error) => words(&error),
+            };
+            if let Some(ticket) = self.running.lock().remove(key) {
+                flow.end(End::Failed(ticket, reason));
             }
         }
         Ok(())
     }
 
-    fn forget(&self, link: &mut Link<'_>, stop: &Stop) {
+    /// Deletes the jobs whose ends are written.
+    fn forget(&self) -> Option<Cmd> {
         let keys: Vec<String> = self.ended.1.try_iter().collect();
-        if !keys.is_empty() {
-            // What stays is gone after its time.
-            let _: RedisResult<Value> = link.call(cmd("UNLINK").arg(keys), stop);
-        }
+        (!keys.is_empty()).then(|| cmd("UNLINK").arg(keys).clone())
     }
 }
 
@@ -308,13 +345,19 @@ fn options(ask: &AskArgs) -> anyhow::Result<Vec<String>> {
 fn pause(error: &RedisError) -> Option<Duration> {
     const USUAL: Duration = Duration::from_millis(200);
     const MOST: Duration = Duration::from_secs(2);
-    if error.code() != Some("BUSY") {
-        return None;
+    /// It has no memory, no disk, no replicas or no slots; that may change.
+    const SHORT: [&str; 5] = ["OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"];
+    if is_full(error) {
+        // "queue is full, retry after 120 ms"
+        let detail = error.detail().unwrap_or_default();
+        let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
+        return Some(told.map_or(USUAL, Duration::from_millis).min(MOST));
     }
-    // "queue is full, retry after 120 ms"
-    let detail = error.detail().unwrap_or_default();
-    let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
-    Some(told.map_or(USUAL, Duration::from_millis).min(MOST))
+    error.code().filter(|code| SHORT.contains(code)).map(|_| USUAL)
+}
+
+fn is_full(error: &RedisError) -> bool {
+    error.code() == Some("BUSY")
 }
 
 /// A server's refusal as it says it.
@@ -358,15 +401,16 @@ impl Link<'_> {
     fn try_call<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(connect(&self.remote.client)?),
+            none => none.insert(connect(&self.remote.client, ANSWER)?),
         };
         command.query(connection)
     }
 }
 
-fn connect(client: &Client) -> RedisResult<Connection> {
-    let connection = client.get_connection_with_timeout(ANSWER)?;
-    connection.set_read_timeout(Some(ANSWER))?;
+fn connect(client: &Client, answer: Duration) -> RedisResult<Connection> {
+    let connection = client.get_connection_with_timeout(answer)?;
+    connection.set_read_timeout(Some(answer))?;
+    connection.set_write_timeout(Some(answer))?;
     Ok(connection)
 }
 

@@ -30,6 +30,14 @@ impl Key {
     }
 }
 
+/// Who connects to the server of a URL. The error does not repeat it, because of its password.
+pub(crate) fn client(url: &str) -> anyhow::Result<Client> {
+    Client::open(url).context(
+        "the --redis URL is not valid (in a password, blanks and # / ? @ : % are written as \
+         %20 %23 %2F %3F %40 %3A %25)",
+    )
+}
+
 /// A server, or one database of it.
 pub(crate) struct Server {
     /// Host, port, and the database if it is not 0; never the password.
@@ -39,12 +47,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The server of a URL. The error does not repeat it, because of its password.
+    /// The server of a URL.
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let client = Client::open(url).context(
-            "a --redis URL is not valid (in a password, blanks and # / ? @ : % are written as \
-             %20 %23 %2F %3F %40 %3A %25)",
-        )?;
+        let client = client(url)?;
         let info = client.get_connection_info();
         let address = match &info.addr {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {

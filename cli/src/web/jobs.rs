@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use super::{
-    list::{Wanted, list},
+    list::{ENDED, Row, Wanted, list},
     routes::Refusal,
 };
 use crate::{
@@ -26,6 +26,9 @@ pub(super) const MOST_NAMED: usize = 1000;
 pub(super) struct Named {
     pub(super) server: usize,
     pub(super) id: Key,
+    /// As it was listed.
+    #[serde(default)]
+    pub(super) state: String,
 }
 
 impl Named {
@@ -218,20 +221,26 @@ pub(super) struct Done {
     refused: usize,
     /// The first reasons.
     errors: Vec<String>,
+    /// What to know about it.
+    notes: Vec<String>,
 }
 
 /// Does what is ordered, one job at a time: a job that cannot be changed leaves the others alone.
 pub(super) async fn act(watch: &Watch, mut order: Order) -> Result<Done, Refusal> {
     const AT_ONCE: usize = 200;
+    let mut done = Done::default();
     if let Some(mut wanted) = order.matching.take() {
         wanted.all = true;
         let found = list(watch, &wanted).await?;
-        order.jobs =
-            found.rows.into_iter().map(|row| Named { server: row.server, id: row.id }).collect();
+        if !found.is_complete {
+            done.notes.push("there may be more that match".to_owned());
+        }
+        done.notes.extend(found.notes);
+        let named = |Row { server, id, state, .. }| Named { server, id, state };
+        order.jobs = found.rows.into_iter().map(named).collect();
     } else if order.jobs.len() > MOST_NAMED {
         return Err(Refusal::bad("too many jobs"));
     }
-    let mut done = Done::default();
     for (index, jobs) in by_server(&order.jobs) {
         let server = watch.server(index)?;
         for jobs in jobs.chunks(AT_ONCE) {
@@ -267,21 +276,27 @@ async fn change(
     server.each(&commands).await
 }
 
-fn is_there(job: &RedisResult<Value>) -> bool {
-    !matches!(job, Ok(Value::Nil) | Err(_))
+/// Whether a job is there, and if it had ended when it was listed, has not been asked again.
+fn is_as_listed(job: &Named, map: &RedisResult<Value>) -> bool {
+    let Ok(map) = map else { return false };
+    let state = entries(map.clone()).into_iter().find(|(name, _)| name == "state");
+    let had_ended = ENDED.contains(&job.state.as_str());
+    state.is_some_and(|(_, state)| !had_ended || text(&state) == job.state)
 }
 
 /// Deletes jobs, and no other keys.
 async fn delete(server: &Server, jobs: &[(usize, &Named)]) -> RedisResult<Vec<RedisResult<i64>>> {
     let commands: Vec<Cmd> = jobs.iter().map(|(_, job)| job.command("FLORENCE.GET")).collect();
-    let are_jobs = server.each::<Value>(&commands).await?;
-    let are_there = jobs.iter().zip(&are_jobs).filter(|(_, is_job)| is_there(is_job));
-    let commands: Vec<Cmd> = are_there.map(|((_, job), _)| job.command("UNLINK")).collect();
+    let maps = server.each::<Value>(&commands).await?;
+    let are_meant: Vec<bool> =
+        jobs.iter().zip(&maps).map(|((_, job), map)| is_as_listed(job, map)).collect();
+    let meant = jobs.iter().zip(&are_meant).filter(|(_, is_meant)| **is_meant);
+    let commands: Vec<Cmd> = meant.map(|((_, job), _)| job.command("UNLINK")).collect();
     let mut deleted = server.each::<i64>(&commands).await?.into_iter();
-    let reply = |is_job: RedisResult<Value>| match is_job {
-        Ok(Value::Nil) => Ok(0),
-        Ok(_) => deleted.next().unwrap_or(Ok(0)),
+    let reply = |(map, is_meant): (RedisResult<Value>, bool)| match map {
+        Ok(_) if is_meant => deleted.next().unwrap_or(Ok(0)),
+        Ok(_) => Ok(0),
         Err(error) => Err(error),
     };
-    Ok(are_jobs.into_iter().map(reply).collect())
+    Ok(maps.into_iter().zip(are_meant).map(reply).collect())
 }

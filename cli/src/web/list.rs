@@ -19,7 +19,7 @@ use crate::servers::{
 };
 
 const UNFINISHED: [&str; 4] = ["queued", "retrying", "fetching", "running"];
-const ENDED: [&str; 4] = ["done", "failed", "cancelled", "expired"];
+pub(super) const ENDED: [&str; 4] = ["done", "failed", "cancelled", "expired"];
 
 /// Most jobs that `FLORENCE.JOBS` lists.
 const LISTED: usize = 1000;
@@ -75,7 +75,7 @@ impl Wanted {
 pub(super) struct Row {
     pub(super) server: usize,
     pub(super) id: Key,
-    state: String,
+    pub(super) state: String,
     /// When it was submitted, or has ended.
     at: f64,
 }
@@ -85,11 +85,11 @@ pub(super) struct Row {
 pub(super) struct List {
     pub(super) rows: Vec<Row>,
     /// Nothing was left out.
-    is_complete: bool,
+    pub(super) is_complete: bool,
     /// Keys that a search has looked at.
     looked_at: usize,
     /// What to know about it.
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// The jobs that are wanted, of all servers that are meant.

@@ -33,7 +33,7 @@ pub(super) async fn submit(watch: &Watch, body: &[u8]) -> Result<serde_json::Val
     let picture = bytes.get(1..).unwrap_or_default();
     let mut servers = watch.asked(asked.server);
     if asked.server.is_some() {
-        servers.extend(watch.asked(None));
+        servers.extend(watch.asked(None).into_iter().filter(|index| Some(*index) != asked.server));
     }
     let mut refused = None;
     for index in servers {
@@ -42,7 +42,9 @@ pub(super) async fn submit(watch: &Watch, body: &[u8]) -> Result<serde_json::Val
             Err(error) => {
                 let is_moved = error.code() == Some("MOVED");
                 // What a server does not say is the connection's fault; who chose it is to hear of it.
-                let is_away = error.code().is_none() && asked.server != Some(index);
+                // One that says nothing in time may have taken the job.
+                let is_away =
+                    error.code().is_none() && !error.is_timeout() && asked.server != Some(index);
                 if !is_moved && !is_away {
                     return Err(error.into());
                 }

@@ -159,6 +159,9 @@ fn jobs_are_retried_cancelled_and_deleted_and_other_keys_are_not() {
     assert_eq!(server.state("held"), "cancelled");
     let retried = act(&page, &json!({ "action": "retry", "jobs": named(&["failed:0", "done"]) }));
     assert_eq!((&retried["changed"], &retried["unchanged"]), (&json!(1), &json!(1)));
+    // One that was listed in another state has been asked again since.
+    let stale = json!([{ "server": 0, "id": "done", "state": "failed" }]);
+    assert_eq!(act(&page, &json!({ "action": "delete", "jobs": stale }))["unchanged"], 1);
     let deleted = act(
         &page,
         &json!({ "action": "delete", "jobs": named(&["done", "text", "hash", "gone"]) }),

@@ -4,6 +4,7 @@
 //! that has been checked: a name that answers differently the next time gains nothing.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -103,6 +104,17 @@ impl Networks {
     }
 }
 
+/// A URL's host in the one spelling that it has: an IPv4 address that is written as IPv6
+/// (`[::ffff:127.0.0.1]`) as IPv4.
+pub fn canonical_host(host: &str) -> Cow<'_, str> {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let address = address.and_then(|address| address.parse::<Ipv6Addr>().ok());
+    match address.and_then(|address| address.to_ipv4_mapped()) {
+        Some(address) => address.to_string().into(),
+        None => host.into(),
+    }
+}
+
 /// Names of hosts, separated by spaces; `*.example.com` stands for all below `example.com`.
 #[derive(Debug, Clone, Default)]
 pub struct Hosts(Vec<String>);
@@ -114,7 +126,9 @@ impl FromStr for Hosts {
         let host = |word: &str| {
             let bare = word.strip_prefix("*.").unwrap_or(word);
             let parsed = Host::parse(bare).map_err(|_error| format!("'{word}' is no host"))?;
-            Ok(if bare == word { parsed.to_string() } else { format!(".{parsed}") })
+            let parsed = parsed.to_string();
+            let parsed = canonical_host(&parsed);
+            Ok(if bare == word { parsed.into_owned() } else { format!(".{parsed}") })
         };
         text.split_whitespace().map(host).collect::<Result<_, _>>().map(Self)
     }
@@ -122,10 +136,10 @@ impl FromStr for Hosts {
 
 impl Hosts {
     fn contains(&self, host: &str) -> bool {
-        let host = host.strip_suffix('.').unwrap_or(host);
+        let host = canonical_host(host.strip_suffix('.').unwrap_or(host));
         self.0.iter().any(|known| match known.strip_prefix('.') {
             Some(_) => host.ends_with(known),
-            None => host == known,
+            None => host == *known,
         })
     }
 }
@@ -241,6 +255,8 @@ mod tests {
             ("", "example.com", "example.com.", false),
             ("", "127.0.0.1 [::1]", "127.0.0.1", false),
             ("", "127.0.0.1 [::1]", "[::1]", false),
+            ("", "127.0.0.1", "[::ffff:7f00:1]", false),
+            ("", "[::ffff:127.0.0.1]", "127.0.0.1", false),
             ("bücher.example", "", "xn--bcher-kva.example", true),
         ] {
             let rule = rules(allow, deny).rule_against(host);

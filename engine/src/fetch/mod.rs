@@ -43,7 +43,7 @@ pub use cloud::{Buckets, Listing};
 use cloud::{Cloud, Object};
 pub use error::{FetchError, Phase, Rule};
 use guard::GuardedResolver;
-pub use guard::{AccessRules, Hosts, Networks};
+pub use guard::{AccessRules, Hosts, Networks, canonical_host};
 use interrupt::Watched;
 use tls::Secure;
 pub use tls::{Authorities, TlsFault};

@@ -43,6 +43,8 @@ pub(super) struct Tiff<'a> {
     color: ColorType,
     turn: Orientation,
     samples: Samples,
+    /// Grey of 16 bits whose white is zero.
+    is_negative: bool,
     /// Where bytes are whose first bit is the lowest.
     reversed: Vec<Range<usize>>,
     limits: Limits,
@@ -74,6 +76,7 @@ impl<'a> Tiff<'a> {
             color,
             turn: tags.turn,
             samples,
+            is_negative: tags.is_negative && color == ColorType::L16,
             reversed: tags.reversed,
             limits: Limits::no_limits(),
         })
@@ -175,6 +178,8 @@ impl ImageDecoder for Tiff<'_> {
                         plain.map(|value| [value; 2]).as_flattened().try_into().expect("eight");
                 }
             }
+            // Pillow shows grey of 16 bits as it is stored.
+            _ if self.is_negative => pixels.iter_mut().for_each(|byte| *byte = !*byte),
             _ => {}
         }
         Ok(())
@@ -204,6 +209,8 @@ struct Tags {
     predictor: u16,
     is_planar: bool,
     is_tiled: bool,
+    /// White is zero.
+    is_negative: bool,
     /// Of a pixel.
     count: u16,
     beside: Beside,
@@ -226,7 +233,8 @@ impl Tags {
         let (compression, predictor) = (one(Tag::Compression)?, one(Tag::Predictor)?);
         let (planes, bits) = (one(Tag::PlanarConfiguration)?, one(Tag::BitsPerSample)?);
         let (fill_order, count) = (one(Tag::FillOrder)?, one(Tag::SamplesPerPixel)?);
-        let is_rgb = one(Tag::PhotometricInterpretation)? == RGB;
+        let colours = one(Tag::PhotometricInterpretation)?;
+        let is_rgb = colours == RGB;
         // One that cannot be read turns nothing.
         let turn = one(Tag::Orientation).ok().and_then(|turn| u8::try_from(turn).ok());
         let extra: Vec<u16> = file.find_tag_unsigned_vec(Tag::ExtraSamples)?.unwrap_or_default();
@@ -252,6 +260,7 @@ impl Tags {
             predictor,
             is_planar: planes == 2,
             is_tiled,
+            is_negative: colours == 0,
             count,
             beside,
             turn: turn.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),

@@ -3,7 +3,10 @@
 //! The chunk that holds the picture is decoded as a file of its own. So the colours of an animation's
 //! first frame are not mixed with what lies behind it, and a channel of transparency costs nothing.
 
-use std::io::{BufRead, Cursor, Seek};
+use std::{
+    io::{BufRead, Cursor, Seek},
+    iter,
+};
 
 use image::{ColorType, ImageDecoder, ImageFormat, ImageResult, Limits, codecs::webp::WebPDecoder};
 
@@ -30,32 +33,50 @@ struct Found<'a> {
     exif: Option<&'a [u8]>,
 }
 
+/// A part of a file, as far as it is there.
+struct Chunk<'a> {
+    name: [u8; 4],
+    content: &'a [u8],
+    /// With its name and length.
+    whole: &'a [u8],
+}
+
+fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+    iter::from_fn(move || {
+        let (head, tail) = rest.split_first_chunk::<8>()?;
+        let [a, b, c, d, length @ ..] = *head;
+        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+        let content = &tail[..length.min(tail.len())];
+        let whole = &rest[..head.len() + content.len()];
+        rest = tail.get(length.saturating_add(length & 1)..).unwrap_or_default();
+        Some(Chunk { name: [a, b, c, d], content, whole })
+    })
+}
+
 impl<'a> Found<'a> {
-    /// Reads chunks; of those of an animation, the first frame's.
-    fn read(&mut self, mut rest: &'a [u8]) {
-        while let Some((head, tail)) = rest.split_first_chunk::<8>() {
-            let [a, b, c, d, length @ ..] = *head;
-            let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
-            let chunk = &tail[..length.min(tail.len())];
-            match &[a, b, c, d] {
+    /// Of an animation, the first frame with a picture counts.
+    fn read(file: &'a [u8]) -> Self {
+        let mut found = Self::default();
+        for Chunk { name, content, whole } in chunks(file) {
+            match &name {
                 b"VP8X" => {
-                    let side = |at| Some(u24(chunk, at)? + 1);
-                    self.canvas = side(4).zip(side(7));
+                    let side = |at| Some(u24(content, at)? + 1);
+                    found.canvas = side(4).zip(side(7));
                 }
-                b"VP8 " | b"VP8L" if self.picture.is_empty() => {
-                    self.picture = &rest[..8 + chunk.len()];
+                b"VP8 " | b"VP8L" if found.picture.is_empty() => found.picture = whole,
+                b"ANMF" if found.picture.is_empty() => {
+                    found.is_animated = true;
+                    let place = |at| u24(content, at).map(|half| half * 2);
+                    found.corner = place(0).zip(place(3)).unwrap_or_default();
+                    let parts = content.get(16..).unwrap_or_default();
+                    let picture = chunks(parts).find(|it| matches!(&it.name, b"VP8 " | b"VP8L"));
+                    found.picture = picture.map_or_else(Default::default, |it| it.whole);
                 }
-                b"ANMF" if self.picture.is_empty() => {
-                    self.is_animated = true;
-                    let place = |at| u24(chunk, at).map(|half| half * 2);
-                    self.corner = place(0).zip(place(3)).unwrap_or_default();
-                    self.read(chunk.get(16..).unwrap_or_default());
-                }
-                b"EXIF" => self.exif = Some(chunk.strip_prefix(b"Exif\0\0").unwrap_or(chunk)),
+                b"EXIF" => found.exif = Some(content.strip_prefix(b"Exif\0\0").unwrap_or(content)),
                 _ => {}
             }
-            rest = tail.get(length.saturating_add(length & 1)..).unwrap_or_default();
         }
+        found
     }
 }
 
@@ -82,8 +103,7 @@ impl<'a> WebP<'a, Source<'a, Vec<u8>>> {
         let chunks = file
             .get(12..length.saturating_add(8))
             .ok_or_else(|| corrupt(ImageFormat::WebP, "cut off"))?;
-        let mut found = Found::default();
-        found.read(chunks);
+        let found = Found::read(chunks);
         let picture = found.picture;
         let still = [b"RIFF", &length32(picture.len() + 4), b"WEBP", picture].concat();
         let decoder = WebPDecoder::new(Source { bytes: Cursor::new(still), stop })?;
@@ -171,5 +191,18 @@ impl<R: BufRead + Seek> ImageDecoder for WebP<'_, R> {
 
     fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
         (*self).read_image(pixels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_in_frames_are_no_pictures() {
+        let frame = [&b"ANMF\xff\xff\xff\xff"[..], &[0; 16]].concat();
+        let body = frame.repeat(1_000_000);
+        let file = [b"RIFF", &length32(body.len() + 4), b"WEBP", &body[..]].concat();
+        assert!(WebP::new(&file, &Stop::default()).is_err());
     }
 }

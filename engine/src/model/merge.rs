@@ -33,6 +33,8 @@ pub fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<usize, LoadErro
         let path = path.to_owned();
         move |source| LoadError::Write { path, source }
     };
+    // A slash at the end says nothing.
+    let out = &out.components().collect::<PathBuf>();
     if out.exists() {
         return Err(write(out)(io::ErrorKind::AlreadyExists.into()));
     }
@@ -134,8 +136,10 @@ fn write_files(
     fs::write(new.join(CONFIG), format!("{config:#}\n"))?;
     // transformers looks for this.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(format), &new.join("model.safetensors"))
-        .map_err(io::Error::other)
+    let weights = new.join("model.safetensors");
+    safetensors::serialize_to_file(tensors, Some(format), &weights).map_err(io::Error::other)?;
+    // It is for its owner alone, but whoever serves the model may be another user.
+    fs::set_permissions(weights, fs::metadata(new.join(CONFIG))?.permissions())
 }
 
 /// Whether a file of the checkpoint goes with the merged one as it is: all but weights and what

@@ -38,6 +38,9 @@ pub trait Asker {
     /// The job is in the engine.
     fn started(&self);
 
+    /// It waited for so long while others were worked for.
+    fn waited(&self, _time: Duration) {}
+
     /// So many tokens of an answer are there.
     fn generated(&self, tokens: u32);
 
@@ -125,6 +128,30 @@ pub enum Input {
     Seen(Visual),
 }
 
+/// Where prepared jobs come from. Several loops may share one.
+pub trait Inbox<A> {
+    /// The next job, which is waited for.
+    ///
+    /// # Errors
+    ///
+    /// None came in time, or none will come any more.
+    fn wait(&self, most: Duration) -> Result<Work<A>, RecvTimeoutError>;
+
+    /// The next job, if there is one now.
+    fn next(&self) -> Option<Work<A>>;
+}
+
+/// In the order in which they were sent.
+impl<A> Inbox<A> for Receiver<Work<A>> {
+    fn wait(&self, most: Duration) -> Result<Work<A>, RecvTimeoutError> {
+        self.recv_timeout(most)
+    }
+
+    fn next(&self) -> Option<Work<A>> {
+        self.try_recv().ok()
+    }
+}
+
 /// Looks on: what is to be known of the loop as a whole.
 pub trait Watch {
     /// Most requests that are decoded together, from now on.
@@ -164,7 +191,7 @@ pub struct Turn {
 /// model comes back only when all have let go of it.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Serves what comes through `inbox`, which several loops may share, until its other end is dropped.
+/// Serves what comes through `inbox`, until nothing will come any more.
 ///
 /// # Errors
 ///
@@ -172,20 +199,20 @@ const LOOK: Duration = Duration::from_secs(10);
 pub fn serve<A: Asker>(
     florence: &Florence,
     caches: &Caches,
-    inbox: &Receiver<Work<A>>,
+    inbox: &impl Inbox<A>,
     watch: &dyn Watch,
 ) -> Result<(), Failure> {
     let machine = Decoder { florence, batch: Batch::new(florence) };
     let mut serving = Serving::new(machine, caches, watch);
     loop {
         if serving.is_idle() {
-            match inbox.recv_timeout(LOOK) {
+            match inbox.wait(LOOK) {
                 Ok(work) => serving.admit(work),
                 Err(RecvTimeoutError::Timeout) => serving.check(),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        watch.take(&mut || serving.turn(&mut || inbox.try_recv().ok()));
+        watch.take(&mut || serving.turn(&mut || inbox.next()));
         if let Some(failure) = serving.take_lost() {
             return Err(failure);
         }

@@ -150,7 +150,11 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             self.encode_together(enough);
             let Some((claimant, part)) = self.ready.pop_front() else { break };
             self.take(claimant, part, room);
-            self.admission.encoded(self.machine.now() - start);
+            let took = self.machine.now() - start;
+            self.admission.encoded(took);
+            for (_, other) in self.jobs.iter().filter(|(id, _)| **id != claimant.job) {
+                other.asker.waited(took);
+            }
         }
         let encoded = self.machine.now();
         let has_stepped = !self.requests.is_empty();
@@ -159,6 +163,12 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
         let now = self.machine.now();
         self.admission.stepped(now - encoded);
+        if has_stepped {
+            // Each has its share of the step.
+            let others = self.jobs.len().saturating_sub(1);
+            let waited = (now - encoded).mul_f64(others as f64 / (others + 1) as f64);
+            self.jobs.values().for_each(|job| job.asker.waited(waited));
+        }
         let answers = self.answered.len();
         // Whoever has an answer finds it counted.
         self.watch.turned(&Turn { time: now - start, has_stepped, answers });

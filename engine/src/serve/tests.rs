@@ -132,6 +132,7 @@ struct Client {
     diary: Diary,
     listens: bool,
     has_ended: Cell<bool>,
+    waited: Rc<Cell<Duration>>,
 }
 
 impl Client {
@@ -158,6 +159,10 @@ impl Asker for Client {
     }
 
     fn generated(&self, _tokens: u32) {}
+
+    fn waited(&self, time: Duration) {
+        self.waited.set(self.waited.get() + time);
+    }
 
     fn listens(&self) -> bool {
         self.listens
@@ -235,7 +240,8 @@ impl Bench {
         let wants = Rc::new(Cell::new(Wants::Answers));
         self.wants.push(Rc::clone(&wants));
         let (diary, has_ended) = (Rc::clone(&self.diary), Cell::new(false));
-        let asker = Client { name, wants, diary, listens: false, has_ended };
+        let waited = Rc::default();
+        let asker = Client { name, wants, diary, listens: false, has_ended, waited };
         let options = GenerateOptions::default();
         let picture = PictureKey::new("", picture.as_bytes(), Orientation::AsStored);
         let part = |id: &u32| {
@@ -316,6 +322,17 @@ fn jobs_join_while_others_are_decoded() {
     assert_eq!(bench.diary(), expected);
     assert_eq!(watch.answers.get(), 2);
     assert_eq!(4 * MS, STEP);
+}
+
+#[test]
+fn what_others_take_is_told_as_waiting() {
+    let mut bench = Bench { steps: 9, ..Bench::new() };
+    let waited = [("a", "1", 1), ("b", "2", 2)].map(|(name, picture, question)| {
+        Rc::clone(&bench.job(name, picture, &[question]).asker.waited)
+    });
+    bench.turn(&onlooker(16), 50, |_| {});
+    // Three steps each are its own; `a` waits for the picture of `b`, and both have half of six steps.
+    assert_eq!(waited.map(|time| time.get()), [VISION + 3 * STEP, 3 * STEP]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn member(signature: &Signature, group: &str, index: usize) -> Signature {
 /// After a failure: fails what would have followed, and sends the errbacks.
 pub(super) fn abandon(ctx: &Context, celery: &Celery, task: &Task, exception: &Exception) {
     part_of_chord(ctx, celery, task, "FAILURE", &exception.json());
-    let chain = task.embed.chain.iter().flatten();
+    let chain = task.embed.chain.iter().flatten().flat_map(parts);
     for skipped in chain.filter_map(|signature| skipped(task, signature)) {
         result::failed_unsent(ctx, celery, skipped.id(), exception);
         part_of_chord(ctx, celery, &skipped, "FAILURE", &exception.json());
@@ -81,6 +81,16 @@ pub(super) fn abandon(ctx: &Context, celery: &Celery, task: &Task, exception: &E
     let id = Value::from(task.id());
     for errback in task.embed.errbacks.iter().flatten().filter(|errback| is_plain(errback)) {
         send(ctx, celery, task, errback, (&id, &[]));
+    }
+}
+
+/// The tasks of a group, or the one that a signature is.
+fn parts(signature: &Signature) -> Vec<&Signature> {
+    match signature.get("kwargs").and_then(|kwargs| kwargs.get("tasks")?.as_array()) {
+        Some(tasks) if signature.get("task").is_some_and(|name| name == "celery.group") => {
+            tasks.iter().filter_map(Value::as_object).collect()
+        }
+        _ => vec![signature],
     }
 }
 

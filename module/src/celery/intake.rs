@@ -381,7 +381,7 @@ fn wanted(task: &Task, call: &Call) -> Result<Wanted, Exception> {
     }
     let refused = |error: RedisError| Exception::of_reply(&error.to_string());
     let prompts = [prompt];
-    new::check_prompts(&prompts, &options).map_err(refused)?;
+    new::check(&prompts, &options).map_err(refused)?;
     let [prompt] = prompts;
     let picture = Picture::at(picture.as_bytes()).map_err(refused)?;
     Ok(Wanted { picture, prompt, options })

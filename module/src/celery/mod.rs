@@ -114,7 +114,7 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
         prefix: (*settings::CELERY_PREFIX.get()).clone(),
         steps: settings::CELERY_PRIORITY_STEPS.get().0.clone(),
         separator: (*settings::CELERY_SEPARATOR.get()).clone(),
-        result_prefix: (*settings::CELERY_RESULT_PREFIX.get()).clone(),
+        result_prefix: result_prefix(&settings::CELERY_RESULT_PREFIX.get()),
         name: settings::CELERY_NAME.get().replace("%h", &host()),
         rejects_unknown: settings::CELERY_REJECT_UNKNOWN.get(),
         since: Instant::now(),
@@ -133,6 +133,13 @@ pub(crate) fn start(ctx: &Context) -> Result<(), String> {
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
     name.map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
+}
+
+/// What Celery puts before the keys of results where that is its `global_keyprefix`.
+fn result_prefix(given: &str) -> String {
+    let separator =
+        if given.is_empty() || given.ends_with([':', '_', '-', '.']) { "" } else { "_" };
+    format!("{given}{separator}")
 }
 
 impl Celery {

@@ -42,10 +42,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     if let Some(refused) = refused {
         return Err(refused);
     }
-    if let Some(problem) = options.problem() {
-        return Err(reply::error("ERR", problem));
-    }
-    new::check_prompts(&prompts, &options)?;
+    new::check(&prompts, &options)?;
     match found {
         Ok(()) => return Err(reply::error("JOBEXISTS", "another job lives under this key")),
         Err(NoJob::WrongType | NoJob::Foreign) => return Err(RedisError::WrongType),

@@ -31,6 +31,11 @@ impl Clock {
         self.stands_since.set(Some(since));
     }
 
+    /// More time, for what others took.
+    pub(crate) fn add(&self, time: Duration) {
+        self.ends.set(self.ends() + time);
+    }
+
     pub(crate) fn go_on(&self) {
         if let Some(since) = self.stands_since.take() {
             self.ends.set(self.ends() + since.elapsed());
@@ -53,5 +58,7 @@ mod tests {
         clock.go_on();
         assert!(clock.ends() >= start + Duration::from_millis(5));
         assert!(clock.is_over(clock.ends()));
+        clock.add(Duration::from_secs(2));
+        assert!(!clock.is_over(later));
     }
 }

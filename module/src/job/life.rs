@@ -8,8 +8,8 @@ use std::{sync::OnceLock, time::Duration};
 use redis_module::{Context, RedisString};
 
 use super::{
-    Code, Failure, Fields, Job, JobKey, Request, State, Token, clock::Clock, limits, may_tell,
-    open, owner, past, record::Content, retry::pause_ms, tally, write,
+    Code, Failure, Fields, Job, JobKey, Request, State, Token, clock::Clock, drop_remains, limits,
+    may_tell, open, owner, past, record::Content, retry::pause_ms, tally, write,
 };
 use crate::{
     figures::{
@@ -111,7 +111,7 @@ pub(crate) fn claim(ctx: &Context, key: &JobKey, token: &Token, is_expired: bool
         return instead(End::new(State::Expired));
     }
     let number = job.number("attempts").unwrap_or_default().max(0).saturating_add(1);
-    let queued = unix_ms().saturating_sub(job.number("submitted_at").unwrap_or_default());
+    let queued = unix_ms().saturating_sub(job.submitted_at());
     let waits_since = job.waits_since();
     let (crashes, content, request) = (job.crashes(), job.content(), Request::read(&job));
     // A key is closed before it is written.
@@ -322,6 +322,7 @@ pub(crate) fn finish(ctx: &Context, key: &[u8], end: End<'_>) -> Result<(), Stri
         // A command would show it to MONITOR.
         Some(bytes) => {
             server::set_fields(ctx, &name, &[server::field(ctx, "thumbnail", bytes)]);
+            drop_remains(ctx, key);
         }
         // Of an earlier picture.
         None if state == State::Done => gone.push("thumbnail"),

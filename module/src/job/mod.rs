@@ -122,7 +122,18 @@ fn write(ctx: &Context, key: &[u8], fields: &Fields) -> Result<(), String> {
         args.push(field.as_bytes());
         args.push(value);
     }
-    server::call(ctx, "HSET", &args)
+    server::call(ctx, "HSET", &args)?;
+    if drop_remains(ctx, key) { Err("the job has expired".to_owned()) } else { Ok(()) }
+}
+
+/// Deletes the hash that was made by writing to a job whose time had passed since it was looked at:
+/// Redis 7.0 looks at the clock each time. Whether there was one.
+fn drop_remains(ctx: &Context, key: &[u8]) -> bool {
+    let is_no_job = Job::look(ctx, &server::string(ctx, key)).err() == Some(NoJob::Foreign);
+    if is_no_job {
+        let _ = server::call(ctx, "UNLINK", &[key]);
+    }
+    is_no_job
 }
 
 /// Whether the text of a job may go to this stream, as SUBMIT has it.

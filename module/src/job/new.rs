@@ -5,6 +5,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_engine::{
     Florence, GenerateOptions,
     chain::{Chain, Link, Step},
+    generate::Sampling,
     prompt::Prompt,
 };
 use redis_module::{Context, RedisError, RedisString};
@@ -107,33 +108,55 @@ pub(crate) struct Options {
 impl Options {
     /// Whether tokens are drawn by chance.
     fn is_drawn(&self) -> bool {
-        let (decimals, whole) = ([self.temperature, self.top_p], [self.top_k, self.seed]);
-        decimals.iter().any(Option::is_some) || whole.iter().any(Option::is_some)
+        self.generate().sampling.is_some()
     }
 
-    /// What does not go together.
-    pub(crate) fn problem(&self) -> Option<&'static str> {
-        let has_crops = self.steps.iter().any(|step| step.link == Link::Crop);
-        if self.margin.is_some() && !has_crops {
-            return Some("MARGIN is for CROP");
+    /// How answers are generated, as far as it is said.
+    fn generate(&self) -> GenerateOptions {
+        let size = |number: Option<i64>| number.and_then(|number| usize::try_from(number).ok());
+        let seed = self.seed.map(i64::unsigned_abs);
+        #[expect(clippy::cast_possible_truncation, reason = "the reference's precision")]
+        let length_penalty = self.length_penalty.map(|penalty| penalty as f32);
+        GenerateOptions {
+            beams: size(self.beams),
+            n_best: size(self.n_best),
+            length_penalty,
+            sampling: Sampling::of(self.temperature, size(self.top_k), self.top_p, seed),
+            ..GenerateOptions::default()
         }
-        if self.n_best.is_some() && self.is_drawn() {
-            return Some("NBEST is for BEAMS: TEMPERATURE, TOPK, TOPP and SEED draw one text");
-        }
-        if self.n_best.is_some() && !self.steps.is_empty() {
-            return Some("NBEST is for questions without THEN, EACH and CROP");
-        }
-        if self.is_drawn() && self.beams.is_some_and(|beams| beams > 1) {
-            return Some("TEMPERATURE, TOPK, TOPP and SEED draw tokens: there are no BEAMS then");
-        }
-        let has_no_beams = self.is_drawn() || self.beams == Some(1);
-        (self.length_penalty.is_some() && has_no_beams).then_some("LENGTHPENALTY is for BEAMS")
     }
 }
 
-/// Checks prompts, and the steps that follow, as far as they can be: the tokenizer is there once the
-/// model is, and what is found once it is asked.
-pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(), RedisError> {
+/// What of a request does not go together.
+pub(super) fn problem(
+    options: &GenerateOptions,
+    margin: Option<i64>,
+    steps: &[Step],
+) -> Option<&'static str> {
+    let (is_drawn, has_best) = (options.sampling.is_some(), options.n_best.is_some());
+    if margin.is_some() && steps.iter().all(|step| step.link != Link::Crop) {
+        return Some("MARGIN is for CROP");
+    }
+    if has_best && is_drawn {
+        return Some("NBEST is for BEAMS: TEMPERATURE, TOPK, TOPP and SEED draw one text");
+    }
+    if has_best && !steps.is_empty() {
+        return Some("NBEST is for questions without THEN, EACH and CROP");
+    }
+    if is_drawn && options.beams.is_some_and(|beams| beams > 1) {
+        return Some("TEMPERATURE, TOPK, TOPP and SEED draw tokens: there are no BEAMS then");
+    }
+    let has_no_beams = is_drawn || options.beams == Some(1);
+    (options.length_penalty.is_some() && has_no_beams).then_some("LENGTHPENALTY is for BEAMS")
+}
+
+/// Checks options, prompts and the steps that follow, as far as they can be: the tokenizer is there
+/// once the model is, and what is found once it is asked.
+pub(crate) fn check(prompts: &[String], options: &Options) -> Result<(), RedisError> {
+    let generate = options.generate();
+    if let Some(problem) = problem(&generate, options.margin, &options.steps) {
+        return Err(reply::error("ERR", problem));
+    }
     let chain = Chain {
         prompts: prompts.to_vec(),
         steps: options.steps.clone(),
@@ -159,13 +182,7 @@ pub(crate) fn check_prompts(prompts: &[String], options: &Options) -> Result<(),
         Model::Loading => None,
         Model::Failed(problem) => return Err(reply::error("NOMODEL", problem)),
     };
-    let size = |number: Option<i64>| number.and_then(|number| usize::try_from(number).ok());
-    let asked = GenerateOptions {
-        beams: size(options.beams),
-        n_best: size(options.n_best),
-        ..GenerateOptions::default()
-    };
-    if let Some(problem) = florence.and_then(|florence| too_many_best(florence, &asked)) {
+    if let Some(problem) = florence.and_then(|florence| too_many_best(florence, &generate)) {
         return Err(reply::error("ERR", problem));
     }
     prompts.iter().try_for_each(|prompt| {
@@ -221,6 +238,7 @@ pub(crate) fn new(user: &str, picture: Picture, prompts: &[String], options: &Op
         ("timeout", options.timeout, settings::DEFAULT_TIMEOUT_MS.signed()),
         ("retries", options.retries, settings::DEFAULT_RETRIES.signed()),
         ("ttl", options.ttl, settings::DEFAULT_TTL.signed()),
+        ("exif", options.exif.map(i64::from), settings::EXIF.get().into()),
     ] {
         if said.is_none() {
             fields.push((name, default.to_string().into()));

@@ -273,8 +273,7 @@ impl<F: ReadField> Job<F> {
     ///
     /// What a claim's content is, is only looked at if `is_held` here: it may be long.
     pub(crate) fn seen(&self, is_held: impl FnOnce(&Token) -> bool) -> Seen {
-        // Clocks of other servers, and of other times, may be ahead.
-        let submitted = self.number("submitted_at").unwrap_or_default().min(unix_ms());
+        let submitted = self.submitted_at();
         let priority = self.limited("priority", limits::ANY_PRIORITY).unwrap_or_default();
         let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let until = match self.state {
@@ -344,9 +343,19 @@ impl<F: ReadField> Job<F> {
         }
     }
 
+    /// When it was submitted; now, if its hash says nothing that can be. Clocks of other servers, and
+    /// of other times, may be ahead.
+    pub(super) fn submitted_at(&self) -> i64 {
+        const TEN_YEARS_MS: i64 = 315_360_000_000;
+        let now = unix_ms();
+        let told = self.number("submitted_at").filter(|at| (now - TEN_YEARS_MS..now).contains(at));
+        told.unwrap_or(now)
+    }
+
     /// From when on the answer was wanted: the submission, or the end of the delay.
     pub(super) fn wanted_at(&self) -> Option<i64> {
-        Some(self.number("submitted_at")?.saturating_add(self.delay().unwrap_or_default()))
+        self.number("submitted_at")?;
+        Some(self.submitted_at().saturating_add(self.delay().unwrap_or_default()))
     }
 
     /// Since when a job has waited for its turn; not known of one whose attempt was broken off.

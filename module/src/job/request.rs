@@ -14,6 +14,7 @@ use florence_engine::{
 use super::{
     Code, Failure, Job,
     limits::{self, Limit, Range},
+    new::problem,
     steps,
 };
 use crate::{server::Value, settings, source};
@@ -90,7 +91,7 @@ impl Request {
             return Err(invalid("the job's image is too long"));
         }
         let chain = chain(job)?;
-        if let Some(problem) = cannot_be_asked(&options, &chain) {
+        if let Some(problem) = problem(&options, job.number("margin"), &chain.steps) {
             return Err(invalid(problem));
         }
         Ok(Self {
@@ -154,20 +155,6 @@ fn decimal(job: &Job, field: &'static str, range: Range) -> Result<Option<f64>, 
             let Range { least, most, .. } = range;
             Err(invalid(format!("the job's {field} is not a number from {least} to {most}")))
         }
-    }
-}
-
-/// What does not go together.
-fn cannot_be_asked(options: &GenerateOptions, chain: &Chain) -> Option<&'static str> {
-    let (is_drawn, has_best) = (options.sampling.is_some(), options.n_best.is_some());
-    if has_best && is_drawn {
-        Some("the job asks for the best beams where one text is drawn")
-    } else if has_best && !chain.steps.is_empty() {
-        Some("the job asks for the best beams of a chain")
-    } else if is_drawn && options.beams.is_some_and(|beams| beams > 1) {
-        Some("the job asks for beams where one text is drawn")
-    } else {
-        None
     }
 }
 

@@ -1,6 +1,6 @@
 //! The streams of `TOKENS`: a job's text while it is generated, piece by piece, and its end.
 
-use redis_module::Context;
+use redis_module::{CallReply, Context};
 
 use super::Ended;
 use crate::{
@@ -47,7 +47,7 @@ pub(super) fn ended(ctx: &Context, key: &[u8], end: &Ended<'_>) -> Result<(), St
     let stream: Option<Vec<u8>> = job.bytes("stream", <[u8]>::to_vec);
     // A key is closed before something is written.
     drop(job);
-    // Who forged the job's hash may not have another key written by it.
+    // As when the text began; the hash may be another by now.
     let Some(stream) = stream.filter(|stream| job::may_tell(ctx, key, stream)) else {
         return Ok(());
     };
@@ -56,8 +56,33 @@ pub(super) fn ended(ctx: &Context, key: &[u8], end: &Ended<'_>) -> Result<(), St
     entry(ctx, &stream, &fields)
 }
 
+/// Adds an entry. Old ones go only from a stream that begins with texts: whoever may write a job's
+/// hash names its stream, and must not so drop what somebody else keeps.
 fn entry(ctx: &Context, stream: &[u8], fields: &[&[u8]]) -> Result<(), String> {
     let length = settings::TOKENS_LENGTH.text();
-    let start: [&[u8]; 5] = [stream, b"MAXLEN", b"~", length.as_bytes(), b"*"];
-    server::call(ctx, "XADD", &[&start, fields].concat())
+    let is_long = server::integer(ctx, "XLEN", &[stream])? > Some(settings::TOKENS_LENGTH.signed());
+    let trim: &[&[u8]] = if is_long && begins_with_texts(ctx, stream) {
+        &[b"MAXLEN", b"~", length.as_bytes()]
+    } else {
+        &[]
+    };
+    server::call(ctx, "XADD", &[&[stream], trim, &[b"*"], fields].concat())
+}
+
+fn begins_with_texts(ctx: &Context, stream: &[u8]) -> bool {
+    let entries = server::ask(ctx, "XRANGE", &[stream, b"-", b"+", b"COUNT", b"1"]);
+    let entry = entries.as_ref().ok().and_then(|entries| item(entries, 0));
+    let fields = entry.as_ref().and_then(|entry| item(entry, 1));
+    let is = |at, name: &[u8]| {
+        let field = fields.as_ref().and_then(|fields| item(fields, at));
+        matches!(field, Some(CallReply::String(text)) if text.as_bytes() == name)
+    };
+    is(0, b"job") && is(2, b"attempt")
+}
+
+fn item<'a>(reply: &'a CallReply<'_>, at: usize) -> Option<CallReply<'a>> {
+    match reply {
+        CallReply::Array(items) => items.get(at)?.ok(),
+        _ => None,
+    }
 }

@@ -40,6 +40,9 @@ impl Phase {
     ];
 }
 
+/// A job's place in the order of turns: its rank, then when it arrived.
+pub(crate) type Place = (i64, u64);
+
 /// What a lease and the queue share: who works on the job, how far that is, and whether it is to
 /// end early.
 #[derive(Debug)]
@@ -50,15 +53,22 @@ pub(crate) struct Claim {
     pub(super) expires: Option<Instant>,
     /// The model that the job asks for; empty for whichever is the default.
     pub(crate) model: Arc<str>,
+    pub(crate) place: Place,
     phase: AtomicU8,
     tokens: AtomicU32,
 }
 
 impl Claim {
-    pub(super) fn new(token: Token, expires: Option<Instant>, model: Arc<str>) -> Self {
+    pub(super) fn new(
+        token: Token,
+        expires: Option<Instant>,
+        model: Arc<str>,
+        place: Place,
+    ) -> Self {
         Self {
             token,
             model,
+            place,
             stop: Stop::default(),
             expires,
             phase: AtomicU8::default(),

@@ -40,7 +40,7 @@ use crate::{
     settings,
 };
 
-pub(crate) use lease::{Lease, Phase};
+pub(crate) use lease::{Lease, Phase, Place};
 use line::Line;
 pub(crate) use scheduler::{Kind, Limits};
 use scheduler::{Next, Scheduler, Standing};

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use florence_engine::fetch::spelling;
+use florence_engine::fetch::{canonical_host, spelling};
 use url::Url;
 
 use super::files;
@@ -44,8 +44,8 @@ pub(super) fn host(uri: &str) -> String {
 }
 
 fn host_of(scheme: &str, url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    if is_web(scheme) { host.to_owned() } else { format!("{scheme}://{host}") }
+    let host = canonical_host(url.host_str().unwrap_or_default());
+    if is_web(scheme) { host.into_owned() } else { format!("{scheme}://{host}") }
 }
 
 pub(super) fn is_web(scheme: &str) -> bool {

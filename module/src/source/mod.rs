@@ -26,7 +26,7 @@ pub(crate) use files::{FIRST_BYTE, byte_of};
 pub(crate) use hosts::hosts;
 pub(crate) use inline::{inline, is_inline};
 
-/// The one client for all threads, made for the first URL.
+/// The one client for all threads.
 static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
     let rules = AccessRules {
         allow_networks: (*settings::ALLOW_NETWORKS.get()).clone(),
@@ -36,6 +36,11 @@ static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
     };
     Fetcher::new(rules, (*settings::BUCKETS.get()).clone(), &settings::CA_FILE.get())
 });
+
+/// Makes the client, which reads the system's certificates: not for the main thread.
+pub(crate) fn make_client() {
+    LazyLock::force(&FETCHER);
+}
 
 /// Why there are no bytes behind a URI.
 #[derive(Debug, thiserror::Error)]

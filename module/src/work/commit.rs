@@ -1,7 +1,10 @@
 //! The commit thread: stores what the others have come to, under the server's lock, when the server
 //! takes writes; and ends what has waited or been kept too long.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use redis_module::Context;
@@ -26,6 +29,11 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How often keys are looked at that may have been overwritten.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long ends are stored in one lock section, and how long others then have the server for
+/// themselves.
+const LONGEST: Duration = Duration::from_millis(5);
+const BREATH: Duration = Duration::from_millis(1);
 
 /// News of claimed jobs, on their way into their keys.
 pub(super) enum Commit {
@@ -56,6 +64,7 @@ impl Commit {
 pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
     let (mut waiting, mut texts): (Vec<Commit>, Texts) = Default::default();
     let (mut looked, mut watched) = (Instant::now(), Instant::now());
+    let mut is_refused = false;
     while !queue().is_shut() {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
@@ -68,7 +77,11 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             news::tell_rest();
         }
         let has_none = waiting.is_empty() && texts.is_empty();
-        let timeout = if has_none { TICK } else { WRITE_PAUSE };
+        let timeout = match (has_none, is_refused) {
+            (true, _) => TICK,
+            (false, true) => WRITE_PAUSE,
+            (false, false) => BREATH,
+        };
         match outbox.recv_timeout(timeout) {
             Ok(commit) => waiting.push(commit),
             Err(RecvTimeoutError::Timeout) => {}
@@ -83,10 +96,11 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             continue;
         }
         waiting = with_server(|ctx| {
-            // An end comes after all of its text.
-            let told = texts.write(ctx);
-            let all = std::mem::take(&mut waiting);
-            let left = if told.is_ok() && texts.is_empty() { store_all(ctx, all) } else { all };
+            is_refused = texts.write(ctx).is_err();
+            let mut left = std::mem::take(&mut waiting);
+            if !is_refused {
+                (left, is_refused) = store_all(ctx, left, &texts.claims());
+            }
             tidy(ctx);
             // It sees the signalled keys as soon as it gets the lock back.
             server::wake_event_loop();
@@ -102,21 +116,31 @@ fn look_at_keys() {
     }
 }
 
-/// Stores what can be stored; gives the rest back, in its order.
-fn store_all(ctx: &Context, commits: Vec<Commit>) -> Vec<Commit> {
-    let (mut left, mut is_refusing) = (Vec::new(), false);
+/// Stores what can be stored in one lock section, but for ends of claims that have text left: it goes
+/// first. Gives the rest back, in its order, and whether the server refuses some of it.
+fn store_all(
+    ctx: &Context,
+    commits: Vec<Commit>,
+    telling: &HashSet<String>,
+) -> (Vec<Commit>, bool) {
+    let (mut left, start) = (Vec::new(), Instant::now());
+    let (mut is_refused, mut is_refusing) = (false, false);
+    let is_told = |commit: &Commit| match commit {
+        Commit::Ended { lease, .. } => !telling.contains(lease.claim().token.as_str()),
+        Commit::Started { .. } | Commit::Told => true,
+    };
     for commit in commits {
-        if is_refusing {
+        if is_refusing || start.elapsed() > LONGEST || !is_told(&commit) {
             left.push(commit);
             continue;
         }
         let Some(key) = commit.key().cloned() else { continue };
         if let Some(Err((commit, refused))) = guarded(ctx, &key, || store(ctx, commit)) {
-            is_refusing = refused == Refused::All;
+            (is_refused, is_refusing) = (true, refused == Refused::All);
             left.push(commit);
         }
     }
-    left
+    (left, is_refused)
 }
 
 fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {

@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, Sender};
 use florence_engine::{
     Answer, Budget, Error,
     chain::Run,
-    serve::{self, Asker, Served, Turn, Verdict, Wants, Watch, Work},
+    serve::{self, Asker, Inbox as _, Served, Turn, Verdict, Wants, Watch, Work},
 };
 use parking_lot::FairMutex;
 use serde_json::Value;
@@ -24,6 +24,7 @@ use super::{
     load::{Plan, load},
     milliseconds,
     next::Picture,
+    ordered::OrderedReceiver,
     pieces::{Listener, Pieces},
 };
 use crate::{
@@ -45,7 +46,12 @@ use crate::{
 const LOST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Loads a model and answers what comes through `inbox`, until its lane ends.
-pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claimant>>, ways: &Ways) {
+pub(super) fn run(
+    model: &Arc<Hosted>,
+    plan: &Plan,
+    inbox: &OrderedReceiver<Work<Claimant>>,
+    ways: &Ways,
+) {
     let engine = plan.engine;
     let mut was_lost = false;
     loop {
@@ -79,13 +85,13 @@ pub(super) fn run(model: &Arc<Hosted>, plan: &Plan, inbox: &Receiver<Work<Claima
 
 /// Leaves a lost device alone for a while. Jobs that nobody else answers give themselves back; false if
 /// none will come any more.
-fn pause(model: &Hosted, inbox: &Receiver<Work<Claimant>>) -> bool {
+fn pause(model: &Hosted, inbox: &OrderedReceiver<Work<Claimant>>) -> bool {
     const LOOK: Duration = Duration::from_millis(100);
     let until = Instant::now() + LOST_PAUSE;
     while Instant::now() < until {
         if model.loaded().is_some() {
             thread::sleep(LOOK);
-        } else if matches!(inbox.recv_timeout(LOOK), Err(RecvTimeoutError::Disconnected)) {
+        } else if matches!(inbox.wait(LOOK), Err(RecvTimeoutError::Disconnected)) {
             return false;
         }
     }
@@ -254,6 +260,10 @@ impl Asker for Claimant {
         lanes::wake();
     }
 
+    fn waited(&self, time: Duration) {
+        self.attempt.clock.add(time);
+    }
+
     fn generated(&self, tokens: u32) {
         if !self.is_generating.replace(true) {
             self.stopwatch.lap(latency::Phase::Encode);
@@ -283,14 +293,14 @@ impl Asker for Claimant {
         if let Some(picture) = self.picture.as_mut().filter(|_| is_of_whole) {
             picture.keep(served.input);
         }
-        self.run.answered(served.answers);
-        if self.run.is_over() {
+        if !self.run.is_chain() {
+            self.run.answered(served.answers);
             return self.answer();
         }
         self.attempt.clock.stand_still();
         let next = self.lane.next.clone();
         // That thread ends with the lane only, which this job holds.
-        let _ = next.send(self);
+        let _ = next.send((self, served.answers));
     }
 
     fn failed(mut self, failure: serve::Failure, time: Duration) {

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use florence_engine::{Florence, serve::Work};
 use parking_lot::{FairMutex, Mutex, RwLock};
 
@@ -20,7 +20,9 @@ use super::{
     ahead::Ahead,
     infer::{self, Claimant, Ways},
     load::{directory, plans},
-    next, spawn,
+    next::{self, Answered},
+    ordered::{self, OrderedSender},
+    spawn,
 };
 use crate::{
     model::{self, Hosted, Model, Recipe},
@@ -33,9 +35,9 @@ pub(super) struct Lane {
     pub(super) ahead: Arc<Ahead>,
     /// Jobs that have been started and are not in the channel yet.
     coming: AtomicUsize,
-    pub(super) work: Sender<Work<Claimant>>,
+    pub(super) work: Arc<OrderedSender<Work<Claimant>>>,
     /// To whoever asks the next questions.
-    pub(super) next: Sender<Claimant>,
+    pub(super) next: Sender<Answered>,
 }
 
 /// Those of the models that have names.
@@ -84,12 +86,13 @@ fn of_settings() -> Vec<(String, Recipe)> {
 /// A lane for a model that its engines begin to load.
 fn begin(name: String, recipe: Recipe, ways: &Ways) -> Arc<Lane> {
     let plans = plans(&recipe);
-    let (work, inbox) = bounded(settings::MAX_BATCH.size());
+    let (work, inbox) = ordered::channel(settings::MAX_BATCH.size());
+    let (work, inbox) = (Arc::new(work), Arc::new(inbox));
     let (next, answered) = unbounded();
     let model = Hosted::new(name, recipe, plans.len());
     let follows = spawn("fl-next", move || next::run(&answered));
     for plan in plans {
-        let (model, inbox, ways) = (Arc::clone(&model), inbox.clone(), ways.clone());
+        let (model, inbox, ways) = (Arc::clone(&model), Arc::clone(&inbox), ways.clone());
         let (name, engine, loading) =
             (format!("fl-engine-{}", plan.engine), plan.engine, Arc::clone(&model));
         if !follows || !spawn(&name, move || infer::run(&model, &plan, &inbox, &ways)) {
@@ -166,8 +169,7 @@ impl Lane {
     /// Whether one more job would find room in the channel. Where there is one model only, whoever has
     /// prepared a job may as well wait at its door.
     pub(super) fn has_room(&self) -> bool {
-        let taken = self.work.len() + self.coming.load(Ordering::Relaxed);
-        LANES.read().len() == 1 || self.work.capacity().is_none_or(|room| taken < room)
+        LANES.read().len() == 1 || self.work.has_room(self.coming.load(Ordering::Relaxed))
     }
 }
 

@@ -8,6 +8,7 @@
 //! - `next`: what is asked about a picture, first and after answers
 //! - `pieces`: texts that go to streams while they are generated
 //! - `ahead`: how far downloads are ahead of the engine
+//! - `ordered`: a channel and permits that keep the queue's order
 //! - `lanes`: a lane for each model, from its name to its engines
 //! - `load`: which engines there are; the model, when they begin
 //! - `adopt`: jobs of which no event told
@@ -23,6 +24,7 @@ mod infer;
 mod lanes;
 mod load;
 mod next;
+mod ordered;
 mod pieces;
 mod prepare;
 
@@ -32,11 +34,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::unbounded;
 use florence_engine::catch_panic;
 use redis_module::Context;
 
 use infer::Ways;
+use ordered::Permits;
 use pieces::Pieces;
 
 use crate::{
@@ -64,9 +67,9 @@ pub(crate) fn start(ctx: &Context) {
         let ways = ways.clone();
         spawn(&format!("fl-prepare-{i}"), move || prepare::read(&ways));
     }
-    let permits = bounded(prepare_threads());
+    let permits = Arc::new(Permits::new(prepare_threads()));
     for i in 0..settings::MAX_DOWNLOADS.get() {
-        let (permits, ways) = (permits.clone(), ways.clone());
+        let (permits, ways) = (Arc::clone(&permits), ways.clone());
         spawn(&format!("fl-fetch-{i}"), move || prepare::download(&permits, &ways));
     }
     // Devices are opened there, which takes its time.

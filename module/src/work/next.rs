@@ -96,13 +96,17 @@ pub(super) enum Next {
     End,
 }
 
+/// A chain whose last questions the engine has answered.
+pub(super) type Answered = (Claimant, Vec<Arc<Answer>>);
+
 /// Asks what follows from the answers of chains.
-pub(super) fn run(answered: &Receiver<Claimant>) {
-    while let Ok(mut claimant) = answered.recv() {
+pub(super) fn run(answered: &Receiver<Answered>) {
+    while let Ok((mut claimant, answers)) = answered.recv() {
         let Some(loaded) = claimant.lane.model.loaded() else { continue };
         claimant.stopwatch.restart();
         claimant.attempt.clock.go_on();
         let asked = catch_panic(|| {
+            claimant.run.answered(answers);
             let mut picture = claimant.picture.take().ok_or_else(Failure::internal)?;
             let next = next(&loaded, &mut claimant, &mut picture);
             claimant.picture = Some(picture);
@@ -173,6 +177,7 @@ pub(super) fn pass_on(mut claimant: Claimant, next: Result<Result<Next, Failure>
         return;
     }
     let next = match next {
+        Ok(Ok(Next::End)) => Ok(Next::End),
         _ if claimant.attempt.clock.is_over(Instant::now()) => Err(Failure::timeout()),
         Ok(next) => next,
         Err(text) => {
@@ -191,8 +196,9 @@ pub(super) fn pass_on(mut claimant: Claimant, next: Result<Result<Next, Failure>
             let (options, is_shared) = (request.options.clone(), !request.no_cache);
             claimant.attempt.clock.stand_still();
             // Where the engines have gone, what comes back gives itself back.
-            let (work, _coming) = (claimant.lane.work.clone(), claimant.coming.take());
-            let _ = work.send(Work { asker: claimant, parts, inputs, options, is_shared });
+            let (work, _coming) = (Arc::clone(&claimant.lane.work), claimant.coming.take());
+            let place = claimant.lease.claim().place;
+            work.send(place, Work { asker: claimant, parts, inputs, options, is_shared });
         }
         Ok(Next::End) => claimant.answer(),
         Err(failure) => claimant.end(Err(failure)),

@@ -2,9 +2,12 @@
 //! step, the committer takes all of it at once. While it is behind, pieces of one text are joined, so
 //! there is never more here than the texts of the jobs at work.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crossbeam_channel::Sender;
@@ -90,6 +93,11 @@ impl Texts {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Those that have text here.
+    pub(super) fn claims(&self) -> HashSet<String> {
+        self.0.keys().map(|(claim, ..)| claim.clone()).collect()
     }
 
     /// Writes them to their streams, of jobs that are still worked on; keeps what the server does not

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
 use florence_engine::catch_panic;
 
 use super::{
@@ -18,6 +17,7 @@ use super::{
     infer::{Claimant, Ways},
     lanes::{self, Coming},
     next::{self, Bytes, Next, Picture},
+    ordered::{Permit, Permits},
 };
 use crate::{
     figures::{self, latency},
@@ -51,14 +51,15 @@ pub(super) fn read(ways: &Ways) {
 
 /// Takes jobs whose pictures have to be downloaded. Between the download and the engine only so many
 /// of these threads go on as `permits` holds.
-pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
+pub(super) fn download(permits: &Permits, ways: &Ways) {
+    source::make_client();
     let begun = Cell::new(None);
     let taken = |model: &str| begun.set(lanes::of(model).map(|lane| Download::begin(&lane.ahead)));
     while let Some(lease) = queue().next(Kind::Downloader, limits, (lanes::takes_downloads, &taken))
     {
         let mut begun = begun.take();
         let Some((claimant, loaded)) = claim(lease, ways) else { continue };
-        let mut has_permit = false;
+        let mut permit = None;
         prepare(claimant, |claimant| {
             let read = fetch(claimant);
             if let Some(begun) = &mut begun {
@@ -67,23 +68,21 @@ pub(super) fn download(permits: &(Sender<()>, Receiver<()>), ways: &Ways) {
             claimant.lease.downloaded();
             let bytes = read?;
             claimant.attempt.clock.stand_still();
-            has_permit = wait_for_permit(permits, claimant);
+            permit = wait_for_permit(permits, claimant);
             claimant.attempt.clock.go_on();
-            if !has_permit {
+            if permit.is_none() {
                 // Nobody hears of it.
                 return Err(Failure::timeout());
             }
             prepared(&loaded, claimant, Some(bytes))
         });
-        if has_permit {
-            let _ = permits.1.try_recv();
-        }
+        drop(permit);
     }
 }
 
-/// Whether there was a permit before nobody wanted the attempt any more. Who has one must not wait for
-/// room in a lane: others want it for jobs of other models.
-fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &mut Claimant) -> bool {
+/// Leave to go on, unless nobody wants the attempt any more before. Who has it must not wait for room
+/// in a lane: others want it for jobs of other models.
+fn wait_for_permit<'a>(permits: &'a Permits, claimant: &mut Claimant) -> Option<Permit<'a>> {
     const LOOK: Duration = Duration::from_millis(100);
     const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
     while !claimant.lease.is_stopped() {
@@ -92,11 +91,12 @@ fn wait_for_permit(permits: &(Sender<()>, Receiver<()>), claimant: &mut Claimant
             continue;
         }
         claimant.coming.get_or_insert_with(|| Coming::to(Arc::clone(&claimant.lane)));
-        if permits.0.send_timeout((), LOOK).is_ok() {
-            return true;
+        let permit = permits.wait(claimant.lease.claim().place, LOOK);
+        if permit.is_some() {
+            return permit;
         }
     }
-    false
+    None
 }
 
 /// Within which limits jobs may be started; none may in a pause.

@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { duration, el, keyText, moment, put, say, state } from "./dom.js";
 import { pauseButtons } from "./overview.js";
-import { LongList } from "./table.js";
+import { LongList, nameOf } from "./table.js";
 
 const TABS = [
   ["Unfinished", ""], ["Queued", "queued"], ["Retrying", "retrying"], ["At work", "fetching,running"],
@@ -51,7 +51,7 @@ export function showJobs(main, app, parameters, signal) {
     label: "Jobs",
     columns: [{ name: "Job" }, { name: "State" }, { name: "Asked" }, { name: "Picture", wide: true }, { name: "" }],
     cells: (row, detail) => cells(row, detail, app),
-    details: (rows) => post("/api/rows", { jobs: rows.map(({ server, id }) => ({ server, id })) }, signal),
+    details: (rows) => post("/api/rows", { jobs: rows.map(({ server, id, state }) => ({ server, id, state })) }, signal),
     open: (row) => app.go("job", { server: row.server, id: row.id }),
     selected,
     canSelect: !app.info.is_read_only,
@@ -81,15 +81,16 @@ export function showJobs(main, app, parameters, signal) {
     if (isAsked && !confirm(`${action} ${n}?`)) return;
     try {
       const orders = isAll && !isComplete ? [{ action, match: { server: app.server, ...wanted, all: true } }] : batches(action, isAll ? rows : [...selected.values()]);
-      const sum = { changed: 0, unchanged: 0, refused: 0, errors: [] };
+      const sum = { changed: 0, unchanged: 0, refused: 0, errors: [], notes: [] };
       for (const order of orders) {
         const done = await post("/api/act", order, signal);
         for (const name of ["changed", "unchanged", "refused"]) sum[name] += done[name];
         sum.errors.push(...done.errors);
+        sum.notes.push(...done.notes);
       }
       selected.clear();
       isAll = false;
-      say(result(action, sum), sum.refused > 0);
+      say(result(action, sum), sum.refused > 0 || sum.notes.length > 0);
       await look();
     } catch (error) {
       if (!signal.aborted) say(error.message, true);
@@ -110,6 +111,9 @@ export function showJobs(main, app, parameters, signal) {
   async function look() {
     found = await get("/api/jobs", { ...wanted, server: app.server }, signal);
     put(note, describe(found, isSearch, () => go({ all: 1 })));
+    // What is acted on is what is seen.
+    const listed = new Set(found.rows.map(nameOf));
+    for (const name of [...selected.keys()]) if (!listed.has(name)) selected.delete(name);
     chosenText();
     await list.set(found.rows, isSearch ? "Nothing is found." : "There are none.");
   }
@@ -138,12 +142,12 @@ function batches(action, rows) {
   return orders;
 }
 
-function result(action, { changed, unchanged, refused, errors }) {
+function result(action, { changed, unchanged, refused, errors, notes }) {
   const done = { retry: "queued again", cancel: "cancelled", delete: "deleted" }[action];
   const parts = [`${changed} ${done}`];
   if (unchanged) parts.push(`${unchanged} left as they are`);
   if (refused) parts.push(`${refused} refused: ${[...new Set(errors)].join("; ")}`);
-  return parts.join(", ");
+  return [parts.join(", "), ...notes].join(" · ");
 }
 
 function describe(found, isSearch, lookAtAll) {

@@ -17,7 +17,7 @@ use std::{
 
 use indexset::BTreeMap;
 
-use super::lease::Claim;
+use super::lease::{Claim, Place};
 use crate::{
     job::{self, Claimed, Content, JobKey, KeyMap, KeyRef, Origin, Seen, State, Token, Waiting},
     server::Db,
@@ -70,9 +70,6 @@ pub(crate) enum Next {
     WaitUntil(Instant),
     Idle,
 }
-
-/// Rank, then order of arrival.
-type Place = (i64, u64);
 
 /// In which line a job waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,6 +217,7 @@ impl Scheduler {
             token.clone(),
             waiting.expires.map(|due| due.at),
             Arc::clone(&waiting.origin.model),
+            place,
         ));
         if waiting.is_suspect {
             self.suspect = Arc::downgrade(&claim);
