@@ -260,7 +260,7 @@ fn a_server_that_is_short_of_memory_is_waited_for() {
 
 #[test]
 fn copies_of_a_picture_that_fails_are_each_told_why() {
-    const COPIES: usize = 1000;
+    const COPIES: usize = 3000;
     let server = Server::ready(&[]);
     let directory = tempdir().unwrap();
     let folder = directory.path().join("pics");

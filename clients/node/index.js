@@ -326,7 +326,9 @@ export class Florence {
    * @param {{ state?: import("./jobs.js").State | "ended", count?: number }} [options]
    * @returns {Promise<import("./jobs.js").Listed[]>}
    */
-  async jobs({ state, count } = {}) {
+  async jobs(options = {}) {
+    if (typeof options !== "object") throw new TypeError("jobs takes { state, count }");
+    const { state, count } = options;
     const states = state == null ? [] : ["STATE", state];
     const counts = count == null ? [] : ["COUNT", String(count)];
     const replies = await this.#everywhere(["FLORENCE.JOBS", ...states, ...counts]);

@@ -280,8 +280,9 @@ fn mutated_jobs_do_not_end_the_server() {
 #[test]
 fn a_picture_whose_parts_hold_one_another_does_not_end_the_server() {
     let mut server = Server::ready(&[]);
-    let frame = [&b"ANMF\xff\xff\xff\xff"[..], &[0; 16]].concat();
-    let picture = [&b"RIFF\xff\xff\xff\x7fWEBP"[..], &frame.repeat(100_000)].concat();
+    let frames = [&b"ANMF\xff\xff\xff\xff"[..], &[0; 16]].concat().repeat(100_000);
+    let length = u32::try_from(4 + frames.len()).unwrap().to_le_bytes();
+    let picture = [b"RIFF", &length[..], b"WEBP", &frames].concat();
     let _: String = redis::cmd("FLORENCE.SUBMIT")
         .arg("nested")
         .arg("DATA")

@@ -643,7 +643,7 @@ for (const RESP of [2, 3]) {
 }
 
 test("a list of no jobs is refused", async () => {
-  for (const wrong of [{ count: 0 }, { state: "" }]) await assert.rejects(florence.jobs(wrong));
+  for (const wrong of [{ count: 0 }, { state: "" }, "failed"]) await assert.rejects(florence.jobs(wrong));
 });
 
 test("latencies and ends are told by task", async () => {
