@@ -234,3 +234,35 @@ fn a_download_that_trickles_ends_with_the_time_of_its_attempt() {
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     assert!(job["error"].as_deref().unwrap().contains("\"TIMEOUT\""), "{job:?}");
 }
+
+#[test]
+fn a_job_that_expires_while_its_end_is_written_leaves_nothing() {
+    let server = Server::ready(&["florence.thumbnails 0"]);
+    let mut connection = server.connect();
+    // What follows the picture takes its time to be compared, within which the key may expire.
+    let sign = [std::fs::read(picture("sign.png")).unwrap(), vec![0; 20 << 20]].concat();
+    let mut submit = |key: &str| {
+        let mut submit = redis::cmd("FLORENCE.SUBMIT");
+        submit.arg(key).arg("DATA").arg(&sign).arg("<OCR>").arg("NOCACHE");
+        submit.exec(&mut connection).unwrap();
+        Instant::now()
+    };
+    let takes = |start: Instant| {
+        ended(&server, "alone", "done");
+        start.elapsed()
+    };
+    let alone = takes(submit("alone"));
+    for i in 0..30_u32 {
+        let key = format!("j{i}");
+        submit(&key);
+        let left = (alone * (70 + 2 * i) / 100).as_millis().max(1);
+        server.call::<()>(&["PEXPIRE", &key, &left.to_string()]);
+    }
+    server.until_idle();
+    // Those that ended before are jobs; others are gone, or about to go.
+    let keys: Vec<String> = server.call(&["KEYS", "j*"]);
+    let is_no_job = |key: &&String| server.call::<i64>(&["HEXISTS", key, "florence"]) == 0;
+    let remains =
+        keys.iter().filter(|key| is_no_job(key) && server.call::<i64>(&["PTTL", key]) == -1);
+    assert_eq!(remains.collect::<Vec<_>>(), Vec::<&String>::new());
+}
