@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::servers::{
     self,
-    figures::{Histogram, Latencies, of_phase},
+    figures::{Histogram, Latencies, PHASES, of_phase},
     watch::{POINT, Point, Told, View, Watch},
 };
 
@@ -40,7 +40,6 @@ pub(crate) struct Args {
     once: bool,
 }
 
-const PHASES: [&str; 6] = ["queue", "fetch", "prepare", "encode", "generate", "total"];
 /// The width of what is printed once.
 const WIDTH: u16 = 100;
 /// Lines that a key for a page goes on.
@@ -258,10 +257,7 @@ fn about_servers(watch: &Watch) -> Table<'static> {
         };
         let info = |name: &str| told.info.get(name).cloned().unwrap_or_default();
         let model = |name: &str| told.model.get(name).cloned().unwrap_or_default();
-        let redis = match told.info.get("valkey_version") {
-            Some(version) => format!("Valkey {version}"),
-            None => format!("Redis {}", info("redis_version")),
-        };
+        let redis = told.software().unwrap_or_default();
         let seconds = |name: &str| info(name).parse().unwrap_or_default();
         Row::new([
             server.name.clone(),

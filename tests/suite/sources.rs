@@ -80,6 +80,9 @@ fn pictures_are_turned_as_phones_mean_them_only_when_asked() {
     server.call::<()>(&["CONFIG", "SET", "florence.exif", "yes"]);
     assert_eq!(ask(&phone, &[]), turned);
     assert_eq!(ask(&phone, &["NOEXIF"]), as_stored);
+    // Whoever draws answers has to know.
+    let told = ["5", "6", "7"].map(|key| server.call::<String>(&["HGET", key, "exif"]));
+    assert_eq!(told, ["1", "1", "0"]);
 }
 
 #[test]

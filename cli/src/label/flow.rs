@@ -130,7 +130,7 @@ pub(super) struct Flow<'a> {
 impl Flow<'_> {
     /// Reads pictures until none is left, and hands them on; without bytes, those that whoever answers
     /// reads itself.
-    pub(super) fn read(&self, ask: &(dyn Fn(Ticket, Option<Vec<u8>>) + Sync)) {
+    pub(super) fn read(&self, ask: &mut dyn FnMut(Ticket, Option<Vec<u8>>)) {
         while let Some(Todo { listed, prompts }) = self.next() {
             let item = match listed {
                 Ok(item) => item,
@@ -174,7 +174,7 @@ impl Flow<'_> {
         &self,
         ticket: Ticket,
         bytes: Vec<u8>,
-        ask: &(dyn Fn(Ticket, Option<Vec<u8>>) + Sync),
+        ask: &mut dyn FnMut(Ticket, Option<Vec<u8>>),
     ) {
         let Some(asked) = ticket.asked() else { return ask(ticket, Some(bytes)) };
         match self.repeated.claim(asked, ticket) {

@@ -78,7 +78,7 @@ impl Local {
             for _ in 0..readers {
                 let work = work.clone();
                 scope.spawn(move || {
-                    flow.read(&|ticket, bytes| {
+                    flow.read(&mut |ticket, bytes| {
                         self.prepare(flow, &work, ticket, &bytes.unwrap_or_default());
                     });
                 });

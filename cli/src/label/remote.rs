@@ -20,7 +20,10 @@ use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, RedisResult, Va
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::flow::{Answers, End, Flow, Part, Ticket};
+use super::{
+    flow::{Answers, End, Flow, Part, Ticket},
+    record::hex,
+};
 use crate::{ask::AskArgs, servers::server, source::Place};
 
 /// Jobs that a server is given at once: enough for its batch and for the way there and back.
@@ -116,8 +119,10 @@ impl Remote {
             scope.spawn(|| self.collect(flow, &is_all_submitted));
             let read = |_| {
                 scope.spawn(|| {
-                    let link = Mutex::new(self.link());
-                    flow.read(&|ticket, bytes| self.submit(flow, &link, ticket, bytes.as_deref()));
+                    let mut link = self.link();
+                    flow.read(&mut |ticket, bytes| {
+                        self.submit(flow, &mut link, ticket, bytes.as_deref());
+                    });
                 })
             };
             for reader in (0..readers).map(read).collect::<Vec<_>>() {
@@ -131,15 +136,14 @@ impl Remote {
     fn submit(
         &self,
         flow: &Flow<'_>,
-        link: &Mutex<Link<'_>>,
+        link: &mut Link<'_>,
         mut ticket: Ticket,
         bytes: Option<&[u8]>,
     ) {
         let key = self.key(&ticket);
         let command = self.command(&key, &ticket, bytes);
         let start = Instant::now();
-        loop {
-            let Err(error) = link.lock().call::<Value>(&command, flow.stop) else { break };
+        while let Err(error) = link.call::<Value>(&command, flow.stop) {
             let since = start.max(*self.last_end.lock());
             match pause(&error) {
                 Some(_) if flow.stop.is_stopped() => return,
@@ -147,11 +151,8 @@ impl Remote {
                 Some(pause) if is_full(&error) || since.elapsed() < self.patience => {
                     thread::sleep(pause);
                 }
-                Some(_) => {
-                    return flow
-                        .end(End::Lost(format!("the server takes no jobs: {}", words(&error))));
-                }
-                None if is_passing(&error) => return flow.end(lost(&error)),
+                Some(_) => return flow.end(lost("takes no jobs", &error)),
+                None if is_passing(&error) => return flow.end(lost("does not answer", &error)),
                 None => return flow.end(End::Failed(ticket, words(&error))),
             }
         }
@@ -175,10 +176,7 @@ impl Remote {
         }
         let mut digest = [0; 16];
         digest.copy_from_slice(&sha.finalize()[..16]);
-        let mut key = digest.iter().fold("florence:label:".to_owned(), |mut key, byte| {
-            let _ = write!(key, "{byte:02x}");
-            key
-        });
+        let mut key = format!("florence:label:{}", hex(&digest));
         let mut asked = self.asked.lock();
         let before = asked.entry(digest).or_default();
         if *before > 0 {
@@ -218,7 +216,7 @@ impl Remote {
                 continue;
             }
             if let Err(error) = self.wait(flow, &mut link, &keys) {
-                flow.end(lost(&error));
+                flow.end(lost("does not answer", &error));
                 break;
             }
             if let Some(forget) = self.forget() {
@@ -369,8 +367,8 @@ fn words(error: &RedisError) -> String {
 }
 
 /// The jobs that it has are found again by the next run.
-fn lost(error: &RedisError) -> End {
-    End::Lost(format!("the server does not answer: {}", words(error)))
+fn lost(what: &str, error: &RedisError) -> End {
+    End::Lost(format!("the server {what}: {}", words(error)))
 }
 
 /// A connection that is made anew when it breaks.

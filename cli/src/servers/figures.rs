@@ -8,6 +8,9 @@ use serde::Serialize;
 
 use super::server::{entries, number, text};
 
+/// The phases in the order in which a job goes through them.
+pub(crate) const PHASES: [&str; 6] = ["queue", "fetch", "prepare", "encode", "generate", "total"];
+
 /// How long something took, as `FLORENCE.STATS LATENCY` counts it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Histogram {

@@ -70,6 +70,14 @@ impl Told {
         self.info.get("role").is_some_and(|role| role != "master")
     }
 
+    /// The server's name and version.
+    pub(crate) fn software(&self) -> Option<String> {
+        let version = |field: &str, name: &str| {
+            self.info.get(field).map(|version| format!("{name} {version}"))
+        };
+        version("valkey_version", "Valkey").or_else(|| version("redis_version", "Redis"))
+    }
+
     /// Tells processes apart: several databases of one server have the same one.
     fn process(&self) -> Option<&String> {
         self.info.get("run_id")

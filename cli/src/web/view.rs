@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::servers::{
-    figures::{Histogram, Latencies, of_phase},
+    figures::{Histogram, Latencies, PHASES, of_phase},
     watch::{POINT, Watch},
 };
 
-/// The phases in the order in which a job goes through them.
-const PHASES: [&str; 6] = ["queue", "fetch", "prepare", "encode", "generate", "total"];
 /// Of hosts that are downloaded from.
 const MOST_HOSTS: usize = 50;
 
@@ -57,8 +55,7 @@ fn server(watch: &Watch, index: usize) -> Value {
         "name": name,
         "is_up": true,
         "role": if told.is_replica() { "replica" } else { "master" },
-        "redis": info("valkey_version").map(|it| format!("Valkey {it}"))
-            .or_else(|| info("redis_version").map(|it| format!("Redis {it}"))),
+        "redis": told.software(),
         "version": info("florence_version"),
         "uptime_ms": told.stats.get("uptime_ms").copied().or(seconds.map(|it| it * 1e3)),
         // Absent where the server cannot be paused.

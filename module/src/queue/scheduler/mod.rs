@@ -136,6 +136,8 @@ pub(crate) struct Scheduler {
     /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
     /// it again, it is the only one that was there both times.
     suspects: BTreeMap<Place, JobKey>,
+    /// The same by whose work they are, readers' and downloaders'.
+    suspected: [Places; 2],
     /// The suspect that is being worked on, until whoever does has let go of it: told to stop, it
     /// may still be in the middle of something.
     suspect: Weak<Claim>,
@@ -244,13 +246,8 @@ impl Scheduler {
         if self.suspect.strong_count() > 0 {
             return None;
         }
-        let is_meant = |key: &&JobKey| match self.jobs.get(*key) {
-            Some(Slot::Waiting { filed, .. }) => {
-                filed.host.is_some() == (kind == Kind::Downloader) && is_open(&filed.model)
-            }
-            _ => false,
-        };
-        self.suspects.values().find(is_meant).cloned()
+        let places = &self.suspected[usize::from(kind == Kind::Downloader)];
+        self.suspects.get(&places.first(is_open)?).cloned()
     }
 
     fn first_ready(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
@@ -444,7 +441,10 @@ impl Scheduler {
 
     fn enter(&mut self, line: Line, key: JobKey, place: Place, origin: &Origin) {
         match line {
-            Line::Suspects => self.suspects.insert(place, key),
+            Line::Suspects => {
+                self.suspected[usize::from(origin.host.is_some())].insert(&origin.model, place);
+                self.suspects.insert(place, key)
+            }
             Line::Ready => {
                 if origin.host.is_some() {
                     self.downloads.insert(place, origin);
@@ -459,7 +459,10 @@ impl Scheduler {
 
     fn leave(&mut self, line: Line, place: Place, origin: &Origin) {
         match line {
-            Line::Suspects => self.suspects.remove(&place),
+            Line::Suspects => {
+                self.suspected[usize::from(origin.host.is_some())].remove(&origin.model, place);
+                self.suspects.remove(&place)
+            }
             Line::Ready => {
                 self.at_hand.remove(&origin.model, place);
                 self.downloads.remove(place, origin);

@@ -134,6 +134,7 @@ fn more_models_than_are_told_apart_share_a_line() {
     assert_eq!(scheduler.models.len(), MOST_MODELS + 1);
     assert_eq!(order(&mut scheduler, now).0.len(), 2 * MOST_MODELS);
     assert!(scheduler.models.is_empty() && scheduler.at_hand.is_empty());
+    assert!(scheduler.suspected.iter().all(Places::is_empty));
 }
 
 #[test]
