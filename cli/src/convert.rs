@@ -21,5 +21,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     args.formats.check()?;
     ensure!(!args.formats.is_empty(), "which format? --format {}", formats::names());
+    for path in &args.labels {
+        let is_file = path.metadata().map_or(true, |it| it.is_file());
+        ensure!(is_file, "{} is no file, which could be read twice", path.display());
+    }
     formats::write(&args.labels, &args.labels[0], &args.formats, args.overwrite)
 }

@@ -19,8 +19,13 @@ use florence_engine::{
     model::StandIn,
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+
+/// What a part of an address must not have as it is.
+const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const PATH: &AsciiSet = &PART.remove(b'/');
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -93,7 +98,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     for file in &wanted {
-        let url = format!("{}/{repo}/resolve/{}/{}", hub.endpoint, revision.sha, file.rfilename);
+        let name = utf8_percent_encode(&file.rfilename, PATH);
+        let url = format!("{}/{repo}/resolve/{}/{name}", hub.endpoint, revision.sha);
         hub.download(&url, file, &directory)?;
     }
     tellln!("{repo} at {} is in {}", revision.sha, directory.display());
@@ -174,6 +180,7 @@ impl Hub {
     /// Finds out what a revision consists of.
     fn revision(&self, repo: &str, revision: &str) -> anyhow::Result<Revision> {
         const MOST: u64 = 64 << 20;
+        let revision = utf8_percent_encode(revision, PART);
         let url = format!("{}/api/models/{repo}/revision/{revision}?blobs=true", self.endpoint);
         let mut response = self.get(&url, 0).with_context(|| {
             let host = self.host();

@@ -127,6 +127,26 @@ fn right_hash() -> String {
 }
 
 #[test]
+fn a_revision_is_one_part_of_the_address() {
+    let (endpoint, log) = hub(right_hash());
+    let directory = tempfile::tempdir().unwrap();
+    for revision in ["refs/pr/1", "v1#x?y", "a b"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_florence"))
+            .args(["pull", "org/gated", "--revision", revision, "--to"])
+            .arg(directory.path())
+            .env("HF_ENDPOINT", &endpoint)
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+    }
+    let asked = log.lock().unwrap().join("\n");
+    for revision in ["refs%2Fpr%2F1", "v1%23x%3Fy", "a%20b"] {
+        let address = format!("/api/models/org/gated/revision/{revision}?blobs=true");
+        assert!(asked.contains(&address), "{asked}");
+    }
+}
+
+#[test]
 fn a_checkpoint_is_downloaded_through_a_redirect_and_resumed() {
     let (endpoint, log) = hub(right_hash());
     let directory = tempfile::tempdir().unwrap();

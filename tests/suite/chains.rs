@@ -151,6 +151,7 @@ fn a_bad_chain_is_refused_and_stores_nothing() {
         ),
         (&["<OD>", "CROP", "<REGION_TO_OCR>"], "BADPROMPT <REGION_TO_OCR> needs a region"),
         (&["<OD>", "THEN", "hello {}"], "BADPROMPT unknown task 'hello"),
+        (&["<OD>", "THEN", "{}"], "BADPROMPT unknown task '{}'"),
         (&["<OD>", "THEN"], "ERR syntax error near 'THEN'"),
         (&["<OD>", "MARGIN", "5"], "ERR MARGIN is for CROP"),
         (&["<OD>", "CROP", "<OCR>", "MARGIN", "101"], "ERR MARGIN is not an integer from 0 to 100"),

@@ -253,6 +253,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
         ensure!(!args.tasks[..i].contains(task), "the task {task} is there twice");
     }
     ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
+    ensure!(args.out != Path::new("-"), "--out takes a file: it is read again");
     args.select.check()?;
     args.formats.check()
 }

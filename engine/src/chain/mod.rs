@@ -166,7 +166,8 @@ impl Step {
             }
             _ => {}
         }
-        let sample = Region { edges: [0.0; 4], label: "x".to_owned() };
+        // As long as nobody knows what will be found, errors show the prompt as it is written.
+        let sample = Region { edges: [0.0; 4], label: PLACE.to_owned() };
         Prompt::parse(&self.about(&sample, (1, 1)), taken)?;
         Ok(())
     }

@@ -212,7 +212,7 @@ function command({ job, options }, named) {
   const key = isText ? quoted(`${id}:again`) : inShell(`"${escaped(named.id).replaceAll(/%(..)/g, "\\x$1")}:again"`);
   if (image === null) {
     // The shell cannot pass a picture's bytes as an argument.
-    return `redis-cli -x SET picture < picture\n${cli} FLORENCE.SUBMIT ${key} KEY picture ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
+    return `redis-cli -x SET florence:picture < picture\n${cli} FLORENCE.SUBMIT ${key} KEY florence:picture ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
   }
   return `${cli} FLORENCE.SUBMIT ${key} ${source.join(" ")} ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
 }

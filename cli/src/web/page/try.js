@@ -107,8 +107,9 @@ function taskRow({ token, input }) {
     if (!isOn.checked) return null;
     const value = text?.value.trim() ?? "";
     if (input !== "region") return token + value;
-    const numbers = value.match(/\d+/g) ?? [];
-    return token + numbers.map((n) => `<loc_${n}>`).join("");
+    // The server says what is no region.
+    const numbers = value.split(/[\s,;]+/).filter(Boolean);
+    return token + (value.includes("<loc_") ? value : numbers.map((n) => `<loc_${n}>`).join(""));
   };
   return { element, prompt };
 }
