@@ -317,6 +317,7 @@ fn what_lies_where_a_job_should_fails_its_picture_alone() {
     assert_eq!(answered(&out).len(), 2);
     let errors = lines(&directory.path().join("errors.jsonl"));
     assert!(errors[0]["error"].as_str().unwrap().starts_with("WRONGTYPE"), "{errors:?}");
+    assert_eq!(server.call::<String>(&["GET", &keys[0]]), "something else");
 }
 
 #[test]

@@ -304,7 +304,10 @@ impl Server {
     /// As [`Self::restart`], but it may still be loading its data.
     pub fn begin_to_restart(&mut self) {
         self.child = spawn(self.port, &self.directory, &self.settings);
-        eventually("the server takes connections", || self.try_connect());
+        eventually("the server takes connections", || {
+            assert!(self.is_alive(), "the server has ended:\n{}", self.log());
+            self.try_connect()
+        });
     }
 
     /// Whether the process still runs.

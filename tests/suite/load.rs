@@ -121,7 +121,7 @@ fn batches_give_the_answers_of_single_runs() {
 
 #[test]
 fn an_urgent_job_goes_before_those_that_are_prepared() {
-    let server = Server::ready(&["florence.max-batch 4"]);
+    let server = Server::ready(&["florence.max-batch 8"]);
     let pictures = Pictures::serve();
     let shapes = std::fs::read(picture("shapes.png")).unwrap();
     let address = pictures.url("shapes.png");
@@ -149,7 +149,7 @@ fn an_urgent_job_goes_before_those_that_are_prepared() {
         let ends = others.iter().map(|key| at(&server.job(key), "finished_at"));
         let before = ends.filter(|at| (begin..end).contains(at)).count();
         // Those in the batch, and a few that came to it meanwhile.
-        assert!(before <= 8, "{before} jobs ended while the urgent one waited");
+        assert!(before <= 15, "{before} jobs ended while the urgent one waited");
         server.call::<()>(&["FLUSHALL"]);
     }
 }

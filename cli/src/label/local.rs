@@ -84,13 +84,15 @@ impl Local {
                 });
             }
             drop(work);
-            let ends = engines.into_iter().map(ScopedJoinHandle::join);
-            let lost = ends.filter_map(|end| match end {
-                Ok(served) => served.err(),
+            let ends: Vec<_> = engines.into_iter().map(ScopedJoinHandle::join).collect();
+            let failure = |end: &thread::Result<Result<(), Failure>>| match end {
+                Ok(served) => served.clone().err(),
                 Err(_panic) => Some(Failure::Panicked("its engine has ended".to_owned())),
-            });
-            if let Some(failure) = lost.last() {
-                flow.end(End::Lost(words(&failure)));
+            };
+            // Where one is left, it has answered all that there was.
+            let failures: Option<Vec<_>> = ends.iter().map(failure).collect();
+            if let Some(failure) = failures.as_ref().and_then(|all| all.last()) {
+                flow.end(End::Lost(words(failure)));
             }
             // Readers have more until they hear that there is no engine for it.
             for Work { asker, .. } in inbox {

@@ -46,9 +46,6 @@ use remote::Remote;
 use repeated::{Asked, Repeated};
 use select::SelectArgs;
 
-/// Most pictures that are decoded together, if nobody says otherwise.
-const BATCH: usize = 16;
-
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folders, globs, lists of names (.txt), tables (.csv, .tsv, .jsonl), archives (.tar),
@@ -82,9 +79,9 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     ask: AskArgs,
-    /// Most pictures that are decoded together
-    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = within::<usize>(1..=1024))]
-    batch: usize,
+    /// Most pictures that are decoded together (default: 16)
+    #[arg(long, value_name = "N", value_parser = within::<usize>(1..=1024))]
+    batch: Option<usize>,
     /// Batches that are answered at once, each with its share of the threads (default: one for each
     /// thread, at most 4; on a GPU 1)
     #[arg(long, value_name = "N", value_parser = within::<usize>(1..=64))]
@@ -131,7 +128,12 @@ impl Answerer {
         if let Some(note) = engines.first().and_then(Florence::note) {
             eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");
         }
-        Ok(Self::Local(Box::new(Local::new(engines, &args.tasks, &args.ask, args.batch)?)))
+        Ok(Self::Local(Box::new(Local::new(
+            engines,
+            &args.tasks,
+            &args.ask,
+            args.batch.unwrap_or(16),
+        )?)))
     }
 
     fn model(&self) -> &str {
@@ -158,7 +160,7 @@ impl Answerer {
 
 /// The server that answers, if one does.
 fn server(args: &Args) -> anyhow::Result<Option<String>> {
-    let is_here = args.engines.is_some() || args.batch != BATCH || !args.model.is_as_usual();
+    let is_here = args.engines.is_some() || args.batch.is_some() || !args.model.is_as_usual();
     if args.redis.is_some() || is_here {
         return Ok(args.redis.clone());
     }

@@ -142,19 +142,15 @@ impl Remote {
     ) {
         let key = self.key(&ticket);
         let command = self.command(&key, &ticket, bytes);
-        let start = Instant::now();
+        let (start, mut refused) = (Instant::now(), 0);
         while let Err(error) = link.call::<Value>(&command, flow.stop) {
-            let since = start.max(*self.last_end.lock());
-            match pause(&error) {
+            match self.pause(&error, start, refused) {
                 Some(_) if flow.stop.is_stopped() => return,
-                // A full queue tells that the server is at work, if for others.
-                Some(pause) if is_full(&error) || since.elapsed() < self.patience => {
-                    thread::sleep(pause);
-                }
-                Some(_) => return flow.end(lost("takes no jobs", &error)),
-                None if is_passing(&error) => return flow.end(lost("does not answer", &error)),
+                Some(pause) => thread::sleep(pause),
+                None if is_about_all(&error) => return flow.end(lost(&error)),
                 None => return flow.end(End::Failed(ticket, words(&error))),
             }
+            refused += 1;
         }
         ticket.job = Some(key.clone());
         self.running.lock().insert(key, ticket);
@@ -216,7 +212,7 @@ impl Remote {
                 continue;
             }
             if let Err(error) = self.wait(flow, &mut link, &keys) {
-                flow.end(lost("does not answer", &error));
+                flow.end(lost(&error));
                 break;
             }
             if let Some(forget) = self.forget() {
@@ -244,11 +240,37 @@ impl Remote {
             link.call(cmd("FLORENCE.WAIT").arg(keys).arg(SECONDS), flow.stop);
         match waited {
             Ok(Some(job)) => self.end(flow, &job),
-            Err(error) if error.code().is_none() || is_passing(&error) => return Err(error),
-            // One of the keys may be at fault.
-            Ok(None) | Err(_) => self.look_for_lost(flow, link, keys)?,
+            Ok(None) => self.look_for_lost(flow, link, (keys, "EXISTS"))?,
+            Err(error) if is_about_key(&error) => {
+                self.look_for_lost(flow, link, (keys, "FLORENCE.GET"))?;
+            }
+            Err(error) => match self.pause(&error, *self.last_end.lock(), 0) {
+                Some(pause) => thread::sleep(pause),
+                None => return Err(error),
+            },
         }
         Ok(())
+    }
+
+    /// How long to wait with what the server has refused for now, so many times since `start`; it is
+    /// short of something for as long as it is waited for, unless jobs end meanwhile.
+    fn pause(&self, error: &RedisError, start: Instant, refused: u32) -> Option<Duration> {
+        const USUAL: Duration = Duration::from_millis(200);
+        const MOST: Duration = Duration::from_secs(2);
+        match error.code()? {
+            "BUSY" => {
+                // "queue is full, retry after 120 ms"
+                let detail = error.detail().unwrap_or_default();
+                let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
+                Some(told.map_or(USUAL, Duration::from_millis).min(MOST))
+            }
+            "OOM" | "MISCONF" | "NOREPLICAS" | "CLUSTERDOWN" | "TRYAGAIN" => {
+                let since = start.max(*self.last_end.lock());
+                let pause = (USUAL * 2_u32.pow(refused.min(4))).min(MOST);
+                (since.elapsed() < self.patience).then_some(pause)
+            }
+            _ => None,
+        }
     }
 
     fn end(&self, flow: &Flow<'_>, job: &HashMap<String, Value>) {
@@ -296,21 +318,23 @@ impl Remote {
         Ok(Answers { size, model: text("model"), parts })
     }
 
-    /// Jobs that somebody has deleted, or put something else in the place of, will not end.
+    /// Jobs that somebody has deleted, or put something else in the place of, will not end; and
+    /// nothing is there that could be deleted.
     fn look_for_lost(
         &self,
         flow: &Flow<'_>,
         link: &mut Link<'_>,
-        keys: &[String],
+        (keys, command): (&[String], &str),
     ) -> RedisResult<()> {
         for key in keys {
-            let reason = match link.call::<bool>(cmd("HEXISTS").arg(key).arg("state"), flow.stop) {
-                Ok(true) => continue,
-                Ok(false) => "the job was deleted on the server".to_owned(),
-                Err(error) if error.code().is_none() || is_passing(&error) => return Err(error),
-                Err(error) => words(&error),
+            let reason = match link.call(cmd(command).arg(key), flow.stop) {
+                Ok(Value::Nil | Value::Int(0)) => "the job was deleted on the server".to_owned(),
+                Ok(_) => continue,
+                Err(error) if is_about_key(&error) => words(&error),
+                Err(error) => return Err(error),
             };
-            if let Some(ticket) = self.running.lock().remove(key) {
+            if let Some(mut ticket) = self.running.lock().remove(key) {
+                ticket.job = None;
                 flow.end(End::Failed(ticket, reason));
             }
         }
@@ -339,23 +363,16 @@ fn options(ask: &AskArgs) -> anyhow::Result<Vec<String>> {
     Ok(options)
 }
 
-/// How long to wait with what a server has refused for now.
-fn pause(error: &RedisError) -> Option<Duration> {
-    const USUAL: Duration = Duration::from_millis(200);
-    const MOST: Duration = Duration::from_secs(2);
-    /// It has no memory, no disk, no replicas or no slots; that may change.
-    const SHORT: [&str; 5] = ["OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"];
-    if is_full(error) {
-        // "queue is full, retry after 120 ms"
-        let detail = error.detail().unwrap_or_default();
-        let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
-        return Some(told.map_or(USUAL, Duration::from_millis).min(MOST));
-    }
-    error.code().filter(|code| SHORT.contains(code)).map(|_| USUAL)
+/// Whether what lies at a key is at fault.
+fn is_about_key(error: &RedisError) -> bool {
+    matches!(error.code(), Some("WRONGTYPE" | "NOTAJOB" | "NOJOB"))
 }
 
-fn is_full(error: &RedisError) -> bool {
-    error.code() == Some("BUSY")
+/// Whether other pictures would fare no better.
+fn is_about_all(error: &RedisError) -> bool {
+    const ALL: [&str; 8] =
+        ["NOPERM", "NOAUTH", "OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "NOMODEL"];
+    is_passing(error) || error.code().is_some_and(|code| ALL.contains(&code))
 }
 
 /// A server's refusal as it says it.
@@ -367,7 +384,8 @@ fn words(error: &RedisError) -> String {
 }
 
 /// The jobs that it has are found again by the next run.
-fn lost(what: &str, error: &RedisError) -> End {
+fn lost(error: &RedisError) -> End {
+    let what = if error.code().is_some() { "refuses" } else { "does not answer" };
     End::Lost(format!("the server {what}: {}", words(error)))
 }
 

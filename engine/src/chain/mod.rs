@@ -263,6 +263,11 @@ impl Run {
         !self.chain.steps.is_empty()
     }
 
+    /// Whether no step follows those that are asked now.
+    pub fn is_in_last_step(&self) -> bool {
+        self.stages.len() > self.chain.steps.len()
+    }
+
     /// Whether all is answered.
     pub fn is_over(&self) -> bool {
         self.asks().is_empty()

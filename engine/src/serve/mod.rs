@@ -164,9 +164,10 @@ pub trait Watch {
         &UNLIMITED
     }
 
-    /// Takes a turn of the loop; whoever shares a device with other loops lets them have theirs.
-    fn take(&self, turn: &mut dyn FnMut()) {
-        turn();
+    /// Takes a turn of the loop, and tells it how long it has waited for that: whoever shares a device
+    /// with other loops lets them have theirs.
+    fn take(&self, turn: &mut dyn FnMut(Duration)) {
+        turn(Duration::ZERO);
     }
 
     /// A turn's work is done; its answers are told after this.
@@ -212,7 +213,10 @@ pub fn serve<A: Asker>(
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        watch.take(&mut || serving.turn(&mut || inbox.next()));
+        watch.take(&mut |waited| {
+            serving.wait(waited);
+            serving.turn(&mut || inbox.next());
+        });
         if let Some(failure) = serving.take_lost() {
             return Err(failure);
         }

@@ -133,6 +133,20 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
     }
 
+    /// All have waited for so long.
+    pub(super) fn wait(&self, time: Duration) {
+        self.jobs.values().for_each(|job| job.asker.waited(time));
+    }
+
+    /// Some jobs were worked for: each has its share of the time, and all others have waited.
+    fn charge(&self, time: Duration, worked_for: &[JobId]) {
+        let count = u32::try_from(worked_for.len()).unwrap_or(u32::MAX).max(1);
+        for (id, job) in &self.jobs {
+            let own = if worked_for.contains(id) { time / count } else { Duration::ZERO };
+            job.asker.waited(time.saturating_sub(own));
+        }
+    }
+
     /// Takes in what there is room for, then makes one decoder step.
     pub(super) fn turn(&mut self, arrivals: &mut dyn FnMut() -> Option<Work<A>>) {
         let start = self.machine.now();
@@ -149,26 +163,22 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             let start = self.machine.now();
             self.encode_together(enough);
             let Some((claimant, part)) = self.ready.pop_front() else { break };
+            let alone = self.machine.now();
             self.take(claimant, part, room);
-            let took = self.machine.now() - start;
-            self.admission.encoded(took);
-            for (_, other) in self.jobs.iter().filter(|(id, _)| **id != claimant.job) {
-                other.asker.waited(took);
-            }
+            let now = self.machine.now();
+            self.charge(now - alone, &[claimant.job]);
+            self.admission.encoded(now - start);
         }
         let encoded = self.machine.now();
         let has_stepped = !self.requests.is_empty();
         if has_stepped {
+            let claimants = self.requests.values().flat_map(|request| &request.claimants);
+            let jobs: Vec<JobId> = claimants.map(|claimant| claimant.job).collect();
             self.step();
+            self.charge(self.machine.now() - encoded, &jobs);
         }
         let now = self.machine.now();
         self.admission.stepped(now - encoded);
-        if has_stepped {
-            // Each has its share of the step.
-            let others = self.jobs.len().saturating_sub(1);
-            let waited = (now - encoded).mul_f64(others as f64 / (others + 1) as f64);
-            self.jobs.values().for_each(|job| job.asker.waited(waited));
-        }
         let answers = self.answered.len();
         // Whoever has an answer finds it counted.
         self.watch.turned(&Turn { time: now - start, has_stepped, answers });
@@ -259,63 +269,72 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         }
     }
 
-    /// Encodes the pictures of the next questions, if there are several that nobody has encoded.
-    fn encode_together(&mut self, most: usize) {
-        if most < 2 {
-            return;
-        }
-        let Self { machine, caches, jobs, ready, requests, watch, together, .. } = self;
-        let room = watch.most().saturating_sub(requests.len()).min(most);
+    /// The pictures of the next questions that nobody has encoded, each once, as many as there is
+    /// room for.
+    fn unseen(&self, most: usize) -> Vec<(JobId, usize, Keys)> {
+        let room = self.watch.most().saturating_sub(self.requests.len()).min(most);
         let mut chosen: Vec<(JobId, usize, Keys)> = Vec::new();
-        for (claimant, Part { picture, keys, .. }) in ready.iter() {
-            let Some(job) = jobs.get(&claimant.job).filter(|_| chosen.len() < room) else { break };
+        for (claimant, Part { picture, keys, .. }) in &self.ready {
+            let job = self.jobs.get(&claimant.job);
+            let Some(job) = job.filter(|_| chosen.len() < room) else { break };
             let slot = job.pictures.get(*picture);
-            let is_known = !slot.is_some_and(|slot| matches!(slot.input, Some(Input::Picture(_))));
-            let is_shared = job.is_shared
-                && (caches.answer(keys).is_some()
-                    || caches.visual(keys).is_some()
-                    || chosen.iter().any(|(_, _, other)| other.is_same_picture(keys)));
-            let is_new =
-                |(id, known, _): &(JobId, usize, Keys)| (id, known) != (&claimant.job, picture);
-            if !is_known && !is_shared && chosen.iter().all(is_new) {
+            let is_raw = slot.is_some_and(|slot| matches!(slot.input, Some(Input::Picture(_))));
+            let is_chosen = chosen.iter().any(|(id, index, other)| {
+                (id, index) == (&claimant.job, picture)
+                    || (job.is_shared && other.is_same_picture(keys))
+            });
+            let is_known = job.is_shared
+                && (self.caches.answer(keys).is_some() || self.caches.visual(keys).is_some());
+            if is_raw && !is_chosen && !is_known {
                 chosen.push((claimant.job, *picture, *keys));
             }
         }
+        chosen
+    }
+
+    /// Encodes the pictures of the next questions, if there are several that nobody has encoded.
+    fn encode_together(&mut self, most: usize) {
+        let chosen = if most < 2 { Vec::new() } else { self.unseen(most) };
         if chosen.len() < 2 {
             return;
         }
-        let picture = |(id, index, _): &(JobId, usize, Keys)| match &jobs
+        let start = self.machine.now();
+        let Self { machine, caches, jobs, watch, together, .. } = self;
+        let picture = |(id, index, _): &(JobId, usize, Keys)| match jobs
             .get(id)?
             .pictures
             .get(*index)?
             .input
+            .as_ref()?
         {
-            Some(Input::Picture(picture)) => Some(picture),
-            _ => None,
+            Input::Picture(picture) => Some(picture),
+            Input::Seen(_) => None,
         };
         let pictures: Vec<&Picture> = chosen.iter().filter_map(picture).collect();
-        let visuals = match guarded(|| machine.visuals(&pictures)) {
-            Ok(visuals) => visuals,
+        match guarded(|| machine.visuals(&pictures)) {
+            Ok(visuals) => {
+                *together = together.saturating_mul(2);
+                for ((id, index, keys), visual) in chosen.iter().zip(visuals) {
+                    if let Some(job) = jobs.get_mut(id)
+                        && let Some(slot) = job.pictures.get_mut(*index)
+                    {
+                        if job.is_shared {
+                            caches.keep_visual(keys, &visual);
+                        }
+                        (slot.visual, slot.input) = (Some(visual), None);
+                        job.verdict = Verdict::Miss;
+                    }
+                }
+            }
             Err(failure) => {
                 // Each is tried alone when its turn comes: one cannot harm the others.
                 watch.stumbled(&failure);
                 // Two at least: what has failed once may do well later.
                 *together = (pictures.len() / 2).max(2);
-                return;
-            }
-        };
-        *together = together.saturating_mul(2);
-        for ((id, index, keys), visual) in chosen.into_iter().zip(visuals) {
-            if let Some(job) = jobs.get_mut(&id)
-                && let Some(slot) = job.pictures.get_mut(index)
-            {
-                if job.is_shared {
-                    caches.keep_visual(&keys, &visual);
-                }
-                (slot.visual, slot.input) = (Some(visual), None);
-                job.verdict = Verdict::Miss;
             }
         }
+        let jobs: Vec<JobId> = chosen.iter().map(|(id, ..)| *id).collect();
+        self.charge(self.machine.now() - start, &jobs);
     }
 
     /// An encoded picture of a job; its other questions find it there.

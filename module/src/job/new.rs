@@ -111,7 +111,7 @@ impl Options {
         self.generate().sampling.is_some()
     }
 
-    /// How answers are generated, as far as it is said.
+    /// What of the options has to go together, as the engine has it.
     fn generate(&self) -> GenerateOptions {
         let size = |number: Option<i64>| number.and_then(|number| usize::try_from(number).ok());
         let seed = self.seed.map(i64::unsigned_abs);

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -64,7 +65,8 @@ impl Commit {
 pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
     let (mut waiting, mut texts): (Vec<Commit>, Texts) = Default::default();
     let (mut looked, mut watched) = (Instant::now(), Instant::now());
-    let mut is_refused = false;
+    // More could be stored, if others did not want the server.
+    let mut is_behind = false;
     while !queue().is_shut() {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
@@ -77,15 +79,14 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             news::tell_rest();
         }
         let has_none = waiting.is_empty() && texts.is_empty();
-        let timeout = match (has_none, is_refused) {
-            (true, _) => TICK,
-            (false, true) => WRITE_PAUSE,
-            (false, false) => BREATH,
-        };
-        match outbox.recv_timeout(timeout) {
-            Ok(commit) => waiting.push(commit),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+        if is_behind {
+            thread::sleep(BREATH);
+        } else {
+            match outbox.recv_timeout(if has_none { TICK } else { WRITE_PAUSE }) {
+                Ok(commit) => waiting.push(commit),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
         waiting.extend(outbox.try_iter().take(64));
         waiting.retain(|commit| !matches!(commit, Commit::Told));
@@ -96,10 +97,11 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             continue;
         }
         waiting = with_server(|ctx| {
-            is_refused = texts.write(ctx).is_err();
             let mut left = std::mem::take(&mut waiting);
-            if !is_refused {
-                (left, is_refused) = store_all(ctx, left, &texts.claims());
+            is_behind = false;
+            if texts.write(ctx).is_ok() {
+                (left, is_behind) = store_all(ctx, left, &texts.claims());
+                is_behind |= !texts.is_empty();
             }
             tidy(ctx);
             // It sees the signalled keys as soon as it gets the lock back.
@@ -117,30 +119,31 @@ fn look_at_keys() {
 }
 
 /// Stores what can be stored in one lock section, but for ends of claims that have text left: it goes
-/// first. Gives the rest back, in its order, and whether the server refuses some of it.
+/// first. Gives the rest back, in its order, and whether only the time was too short for it.
 fn store_all(
     ctx: &Context,
     commits: Vec<Commit>,
     telling: &HashSet<String>,
 ) -> (Vec<Commit>, bool) {
     let (mut left, start) = (Vec::new(), Instant::now());
-    let (mut is_refused, mut is_refusing) = (false, false);
+    let (mut is_refusing, mut is_late) = (false, false);
     let is_told = |commit: &Commit| match commit {
         Commit::Ended { lease, .. } => !telling.contains(lease.claim().token.as_str()),
         Commit::Started { .. } | Commit::Told => true,
     };
     for commit in commits {
-        if is_refusing || start.elapsed() > LONGEST || !is_told(&commit) {
+        is_late = is_late || start.elapsed() > LONGEST;
+        if is_refusing || is_late || !is_told(&commit) {
             left.push(commit);
             continue;
         }
         let Some(key) = commit.key().cloned() else { continue };
         if let Some(Err((commit, refused))) = guarded(ctx, &key, || store(ctx, commit)) {
-            (is_refused, is_refusing) = (true, refused == Refused::All);
+            is_refusing = refused == Refused::All;
             left.push(commit);
         }
     }
-    (left, is_refused)
+    (left, is_late && !is_refusing)
 }
 
 fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {

@@ -118,9 +118,10 @@ impl Watch for Meter<'_> {
         model::kv_cache()
     }
 
-    fn take(&self, turn: &mut dyn FnMut()) {
+    fn take(&self, turn: &mut dyn FnMut(Duration)) {
+        let asked = Instant::now();
         let of_us = self.turns.lock();
-        turn();
+        turn(asked.elapsed());
         drop(of_us);
         self.ways.tell();
     }
@@ -293,14 +294,17 @@ impl Asker for Claimant {
         if let Some(picture) = self.picture.as_mut().filter(|_| is_of_whole) {
             picture.keep(served.input);
         }
-        if !self.run.is_chain() {
-            self.run.answered(served.answers);
-            return self.answer();
+        let mut answers = served.answers;
+        if self.run.is_in_last_step() {
+            self.run.answered(std::mem::take(&mut answers));
+            if self.run.is_over() {
+                return self.answer();
+            }
         }
         self.attempt.clock.stand_still();
         let next = self.lane.next.clone();
         // That thread ends with the lane only, which this job holds.
-        let _ = next.send((self, served.answers));
+        let _ = next.send((self, answers));
     }
 
     fn failed(mut self, failure: serve::Failure, time: Duration) {

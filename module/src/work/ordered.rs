@@ -124,8 +124,10 @@ impl Permits {
         };
         state.waiting.remove(&me);
         state.count -= usize::from(is_next);
-        // It may be the turn of another now.
-        self.changed.notify_all();
+        if state.count > 0 {
+            // It may be the turn of another now.
+            self.changed.notify_all();
+        }
         is_next.then(|| Permit(self))
     }
 }

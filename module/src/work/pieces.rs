@@ -71,11 +71,11 @@ impl Listener {
 }
 
 /// One text of a job: its claim, its step and its place there.
-type Place = (String, usize, usize);
+type TextId = (String, usize, usize);
 
 /// Texts by question, in the order in which they began.
 #[derive(Default)]
-pub(super) struct Texts(IndexMap<Place, (Arc<Listener>, String)>);
+pub(super) struct Texts(IndexMap<TextId, (Arc<Listener>, String)>);
 
 impl Texts {
     fn add(&mut self, listener: &Arc<Listener>, (step, index): (usize, usize), text: &str) {

@@ -51,7 +51,7 @@ export function showJobs(main, app, parameters, signal) {
     label: "Jobs",
     columns: [{ name: "Job" }, { name: "State" }, { name: "Asked" }, { name: "Picture", wide: true }, { name: "" }],
     cells: (row, detail) => cells(row, detail, app),
-    details: (rows) => post("/api/rows", { jobs: rows.map(({ server, id, state }) => ({ server, id, state })) }, signal),
+    details: (rows) => post("/api/rows", { jobs: rows.map(({ server, id }) => ({ server, id })) }, signal),
     open: (row) => app.go("job", { server: row.server, id: row.id }),
     selected,
     canSelect: !app.info.is_read_only,
@@ -112,8 +112,11 @@ export function showJobs(main, app, parameters, signal) {
     found = await get("/api/jobs", { ...wanted, server: app.server }, signal);
     put(note, describe(found, isSearch, () => go({ all: 1 })));
     // What is acted on is what is seen.
-    const listed = new Set(found.rows.map(nameOf));
-    for (const name of [...selected.keys()]) if (!listed.has(name)) selected.delete(name);
+    const listed = new Map(found.rows.map((row) => [nameOf(row), row]));
+    for (const name of [...selected.keys()]) {
+      if (listed.has(name)) selected.set(name, listed.get(name));
+      else selected.delete(name);
+    }
     chosenText();
     await list.set(found.rows, isSearch ? "Nothing is found." : "There are none.");
   }
@@ -136,7 +139,7 @@ export function showJobs(main, app, parameters, signal) {
 }
 
 function batches(action, rows) {
-  const jobs = rows.map(({ server, id }) => ({ server, id }));
+  const jobs = rows.map(({ server, id, state }) => ({ server, id, state }));
   const orders = [];
   for (let i = 0; i < jobs.length; i += 1000) orders.push({ action, jobs: jobs.slice(i, i + 1000) });
   return orders;
