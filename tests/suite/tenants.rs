@@ -210,6 +210,28 @@ fn delayed_jobs_have_a_bound_of_their_own() {
 }
 
 #[test]
+fn jobs_that_are_to_be_tried_again_fill_the_queue_and_delay_nobody() {
+    let pictures = Pictures::serve();
+    let lines =
+        ["florence.max-queue 3", "florence.max-delayed 1", "florence.retry-delay-ms 600000"];
+    let server = Server::ready(&lines);
+    let mut us = server.connect();
+    for key in ["a", "b", "c"] {
+        submit(&mut us, key, &pictures.url("status/503"), &[]).unwrap();
+        eventually("it is to be tried again", || (server.state(key) == "retrying").then_some(()));
+    }
+    let url = pictures.url("sign.png");
+    let refused = refusal(submit(&mut us, "refused", &url, &[]));
+    assert!(refused.starts_with("BUSY queue is full"), "{refused}");
+    submit(&mut us, "later", &url, &["DELAY", "600000"]).unwrap();
+    let refused = refusal(submit(&mut us, "refused", &url, &["DELAY", "600000"]));
+    assert!(refused.starts_with("BUSY too many delayed jobs"), "{refused}");
+    assert_eq!(server.call::<i64>(&["FLORENCE.CANCEL", "a"]), 1);
+    submit(&mut us, "now", &url, &[]).unwrap();
+    assert_eq!(wait(&server, "now")["state"].as_deref(), Some("done"));
+}
+
+#[test]
 fn delayed_jobs_run_at_their_time_although_the_queue_is_full() {
     let pictures = Pictures::serve();
     let server = Server::busy(&pictures, &["florence.max-queue 3"]);

@@ -192,7 +192,7 @@ impl Queue {
     /// How many more jobs may wait for their turn.
     pub(crate) fn room(&self) -> usize {
         let scheduler = self.scheduler.lock();
-        settings::MAX_QUEUE.size().saturating_sub(scheduler.waiting() - scheduler.delayed())
+        settings::MAX_QUEUE.size().saturating_sub(scheduler.waiting() - scheduler.deferred())
     }
 
     /// Refuses `jobs`, of which so many are this user's, if there is no room for them.
@@ -204,11 +204,12 @@ impl Queue {
         is_delayed: bool,
     ) -> Result<(), RedisError> {
         let scheduler = self.scheduler.lock();
-        let delayed = scheduler.delayed();
+        let deferred = scheduler.deferred();
         let share = settings::MAX_QUEUE_PER_USER.size();
-        let full = if is_delayed && delayed + jobs > settings::MAX_DELAYED.size() {
+        let full = if is_delayed && deferred + jobs > settings::MAX_DELAYED.size() {
             "too many delayed jobs"
-        } else if !is_delayed && scheduler.waiting() - delayed + jobs > settings::MAX_QUEUE.size() {
+        } else if !is_delayed && scheduler.waiting() - deferred + jobs > settings::MAX_QUEUE.size()
+        {
             "queue is full"
         } else if share > 0 && scheduler.waiting_of(user) + of_user > share {
             "too many jobs of this user wait"

@@ -80,6 +80,13 @@ enum Line {
     Delayed(Instant),
 }
 
+impl Line {
+    /// Whether a job waits there for the end of its delay.
+    fn defers(self, waiting: &Waiting) -> bool {
+        matches!(self, Self::Delayed(_)) && !waiting.is_retry
+    }
+}
+
 #[derive(Debug)]
 enum Slot {
     Waiting {
@@ -146,6 +153,8 @@ pub(crate) struct Scheduler {
     at_hand: Places,
     downloads: Downloads,
     delayed: BTreeMap<(Instant, Place), JobKey>,
+    /// How many of them wait for the end of their delay, not to be tried again.
+    deferred: usize,
     /// Waiting jobs that are of no use after a moment.
     expiring: BTreeSet<(Instant, JobKey)>,
     /// Waiting jobs that have been tried before.
@@ -293,6 +302,7 @@ impl Scheduler {
             }
             let Some(key) = self.delayed.remove(&(at, place)) else { return };
             if let Some(Slot::Waiting { line, waiting, filed, .. }) = self.jobs.get_mut(&key) {
+                self.deferred -= usize::from(line.defers(waiting));
                 *line = if waiting.is_suspect { Line::Suspects } else { Line::Ready };
                 let (line, filed) = (*line, filed.clone());
                 self.enter(line, key, place, &filed);
@@ -428,6 +438,7 @@ impl Scheduler {
             filed.model = Arc::default();
         }
         *self.models.entry(Arc::clone(&filed.model)).or_default() += 1;
+        self.deferred += usize::from(line.defers(&waiting));
         self.enter(line, key.clone(), place, &filed);
         if let Some(expires) = waiting.expires {
             self.expiring.insert((expires.at, key.clone()));
@@ -490,6 +501,7 @@ impl Scheduler {
         match &slot {
             Slot::Waiting { line, place, waiting, filed } => {
                 self.leave(*line, *place, filed);
+                self.deferred -= usize::from(line.defers(waiting));
                 if let Some(expires) = waiting.expires {
                     self.expiring.remove(&(expires.at, key.clone()));
                 }
@@ -637,6 +649,11 @@ impl Scheduler {
     /// Jobs that wait for a moment.
     pub(crate) fn delayed(&self) -> usize {
         self.delayed.len()
+    }
+
+    /// Jobs that wait for the end of their delay.
+    pub(crate) fn deferred(&self) -> usize {
+        self.deferred
     }
 
     /// Jobs of a user that wait, delayed ones too.

@@ -135,6 +135,7 @@ fn more_models_than_are_told_apart_share_a_line() {
     assert_eq!(order(&mut scheduler, now).0.len(), 2 * MOST_MODELS);
     assert!(scheduler.models.is_empty() && scheduler.at_hand.is_empty());
     assert!(scheduler.suspected.iter().all(Places::is_empty));
+    assert_eq!(scheduler.deferred, 0);
 }
 
 #[test]
@@ -208,10 +209,12 @@ fn delayed_jobs_wait_for_their_moment() {
     see(&mut scheduler, "a", &delayed(later));
     // The same time read again is not another one.
     see(&mut scheduler, "a", &delayed(later + SECOND));
+    assert_eq!(scheduler.deferred(), 1);
     assert!(
         matches!(scheduler.next(now, Kind::Reader, (NO_LIMITS, &|_| true), Token::new), Next::WaitUntil(at) if at == later)
     );
     assert_eq!(order(&mut scheduler, later).0, ["a"]);
+    assert_eq!(scheduler.deferred(), 0);
 }
 
 #[test]
