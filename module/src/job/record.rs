@@ -82,9 +82,14 @@ impl PartialEq for Due {
 impl Eq for Due {}
 
 impl Due {
-    /// The moment `wait` after `since`, but no later than `wait` from now: clocks of other servers,
+    /// The moment `wait` after `since`, or after now, but no later than `wait` from now: clocks of other servers,
     /// and of other times, may be ahead.
-    fn after(since: i64, wait: i64) -> Self {
+    fn after(since: Option<i64>, wait: i64) -> Self {
+        // What begins now is the same however often it is read.
+        let Some(since) = since else {
+            let wait_ms = Duration::from_millis(wait.max(0).unsigned_abs());
+            return Self { unix: wait, at: Instant::now() + wait_ms };
+        };
         let unix = since.saturating_add(wait);
         let left = unix.saturating_sub(unix_ms()).clamp(0, wait.max(0));
         Self { unix, at: Instant::now() + Duration::from_millis(left.unsigned_abs()) }
@@ -99,8 +104,10 @@ impl Due {
 /// How a job waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// Lower ones go first.
-    pub(crate) rank: i64,
+    /// When it was submitted, as far as its hash tells.
+    pub(crate) submitted: Option<i64>,
+    /// What its priority is worth, in milliseconds.
+    pub(crate) head_start: i64,
     /// Not before.
     pub(crate) until: Option<Due>,
     /// Of no use after.
@@ -110,6 +117,13 @@ pub(crate) struct Waiting {
     /// It has been tried before.
     pub(crate) is_retry: bool,
     pub(crate) origin: Origin,
+}
+
+impl Waiting {
+    /// Lower ones go first.
+    pub(crate) fn rank(&self) -> i64 {
+        self.submitted.unwrap_or_else(unix_ms).saturating_sub(self.head_start)
+    }
 }
 
 /// Whose job it is, where its picture is, and who is to answer: what its turn depends on beside its
@@ -273,9 +287,8 @@ impl<F: ReadField> Job<F> {
     ///
     /// What a claim's content is, is only looked at if `is_held` here: it may be long.
     pub(crate) fn seen(&self, is_held: impl FnOnce(&Token) -> bool) -> Seen {
-        let submitted = self.submitted_at();
+        let submitted = self.told_submission();
         let priority = self.limited("priority", limits::ANY_PRIORITY).unwrap_or_default();
-        let rank = submitted.saturating_sub(priority * PRIORITY_HEAD_START_MS);
         let until = match self.state {
             State::Queued => self.delay().map(|delay| Due::after(submitted, delay)),
             State::Retrying => self.retry_at(),
@@ -293,7 +306,8 @@ impl<F: ReadField> Job<F> {
         let expires = self.number("expires").filter(is_meant);
         let expires = expires.map(|wait| Due::after(submitted, wait));
         Seen::Waiting(Waiting {
-            rank,
+            submitted,
+            head_start: priority * PRIORITY_HEAD_START_MS,
             until,
             expires,
             is_suspect: self.crashes() > 0,
@@ -343,19 +357,23 @@ impl<F: ReadField> Job<F> {
         }
     }
 
-    /// When it was submitted; now, if its hash says nothing that can be. Clocks of other servers, and
-    /// of other times, may be ahead.
-    pub(super) fn submitted_at(&self) -> i64 {
+    /// When it was submitted, if its hash says something that can be. Clocks of other servers, and of
+    /// other times, may be ahead.
+    fn told_submission(&self) -> Option<i64> {
         const TEN_YEARS_MS: i64 = 315_360_000_000;
         let now = unix_ms();
-        let told = self.number("submitted_at").filter(|at| (now - TEN_YEARS_MS..now).contains(at));
-        told.unwrap_or(now)
+        let told = self.number("submitted_at").map(|at| at.min(now));
+        told.filter(|at| *at > 0 && now - *at < TEN_YEARS_MS)
+    }
+
+    /// When it was submitted; now, if its hash does not say.
+    pub(super) fn submitted_at(&self) -> i64 {
+        self.told_submission().unwrap_or_else(unix_ms)
     }
 
     /// From when on the answer was wanted: the submission, or the end of the delay.
     pub(super) fn wanted_at(&self) -> Option<i64> {
-        self.number("submitted_at")?;
-        Some(self.submitted_at().saturating_add(self.delay().unwrap_or_default()))
+        Some(self.told_submission()?.saturating_add(self.delay().unwrap_or_default()))
     }
 
     /// Since when a job has waited for its turn; not known of one whose attempt was broken off.

@@ -183,7 +183,7 @@ impl Scheduler {
             (Seen::Waiting(new), Some(Slot::Waiting { waiting, .. })) if new == waiting => {}
             (Seen::Waiting(new), _) => {
                 self.remove(key);
-                let place = (new.rank, self.arrival());
+                let place = (new.rank(), self.arrival());
                 self.insert(key, place, new.clone());
             }
             (Seen::Claimed(shown), Some(Slot::Unclaimed(known))) if shown.owner == known.owner => {}

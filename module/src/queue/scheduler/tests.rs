@@ -17,7 +17,8 @@ fn key(name: &str) -> JobKey {
 
 fn at_rank(rank: i64) -> Waiting {
     Waiting {
-        rank,
+        submitted: Some(rank),
+        head_start: 0,
         until: None,
         expires: None,
         is_suspect: false,
@@ -215,6 +216,16 @@ fn delayed_jobs_wait_for_their_moment() {
     );
     assert_eq!(order(&mut scheduler, later).0, ["a"]);
     assert_eq!(scheduler.deferred(), 0);
+}
+
+#[test]
+fn a_job_that_does_not_say_when_it_came_keeps_its_place() {
+    let mut scheduler = enabled();
+    let undated = Seen::Waiting(Waiting { submitted: None, ..at_rank(0) });
+    for name in ["a", "b", "a"] {
+        see(&mut scheduler, name, &undated);
+    }
+    assert_eq!(order(&mut scheduler, Instant::now()).0, ["a", "b"]);
 }
 
 #[test]
