@@ -113,7 +113,7 @@ settings! {
     MAX_REGIONS: Number(1, 256), "max-regions", "64", AnyTime,
         "regions of an answer that `EACH` and `CROP` ask about; the others are left out, and counted";
     MAX_QUEUE: Number(1, 10_000_000), "max-queue", "100000", AnyTime,
-        "jobs that may wait for their turn; beyond it SUBMIT answers `-BUSY`";
+        "jobs that may wait for their turn, or to be tried again; beyond it SUBMIT answers `-BUSY`";
     MAX_QUEUE_PER_USER: Number(0, 10_000_000), "max-queue-per-user", "0", AnyTime,
         "jobs of one user that may wait, delayed ones too; 0 sets no bound";
     MAX_DELAYED: Number(1, 10_000_000), "max-delayed", "100000", AnyTime,
