@@ -200,7 +200,8 @@ impl Remote {
 
     /// Waits for the ends of jobs, until there will be no more.
     fn collect(&self, flow: &Flow<'_>, is_all_submitted: &AtomicBool) {
-        let mut link = self.link();
+        // Since when the server refuses to tell.
+        let (mut link, mut refused) = (self.link(), None);
         loop {
             let is_last = is_all_submitted.load(Ordering::SeqCst);
             let keys: Vec<String> = self.running.lock().keys().cloned().collect();
@@ -211,9 +212,16 @@ impl Remote {
                 thread::sleep(Duration::from_millis(2));
                 continue;
             }
-            if let Err(error) = self.wait(flow, &mut link, &keys) {
-                flow.end(lost(&error));
-                break;
+            match self.wait(flow, &mut link, &keys) {
+                Ok(()) => refused = None,
+                Err(error) => {
+                    let since = *refused.get_or_insert_with(Instant::now);
+                    let Some(pause) = self.pause(&error, since, 0) else {
+                        flow.end(lost(&error));
+                        break;
+                    };
+                    thread::sleep(pause);
+                }
             }
             if let Some(forget) = self.forget() {
                 let _: RedisResult<Value> = link.call(&forget, flow.stop);
@@ -244,10 +252,7 @@ impl Remote {
             Err(error) if is_about_key(&error) => {
                 self.look_for_lost(flow, link, (keys, "FLORENCE.GET"))?;
             }
-            Err(error) => match self.pause(&error, *self.last_end.lock(), 0) {
-                Some(pause) => thread::sleep(pause),
-                None => return Err(error),
-            },
+            Err(error) => return Err(error),
         }
         Ok(())
     }
