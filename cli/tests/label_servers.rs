@@ -322,8 +322,8 @@ fn what_lies_where_a_job_should_fails_its_picture_alone() {
 
 #[test]
 fn a_server_that_has_just_started_is_waited_for() {
-    // It loads a thousand keys, each in two milliseconds, and answers meanwhile.
-    let slow = ["key-load-delay 2000", "loading-process-events-interval-bytes 1024"];
+    // It loads a thousand keys, each in four milliseconds, and answers meanwhile.
+    let slow = ["key-load-delay 4000", "loading-process-events-interval-bytes 1024"];
     let mut server = Server::ready(&[&slow[..], &["appendonly yes"]].concat());
     server.call::<()>(&["DEBUG", "POPULATE", "1000"]);
     server.call::<()>(&["BGREWRITEAOF"]);

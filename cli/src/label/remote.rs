@@ -33,7 +33,7 @@ const KEPT: u32 = 86_400;
 /// How long an answer is waited for on one connection.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The same when nothing depends on it any more.
-const LAST_ANSWER: Duration = Duration::from_secs(1);
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 pub(super) struct Remote {
     client: Client,
