@@ -88,7 +88,10 @@ def worker(*queues):
         yield
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def results():

@@ -77,6 +77,7 @@ try:
     eventually("the worker is in the metrics",
                lambda: f'flower_worker_online{{worker="{worker}"}} 1.0' in ask("/metrics"))
 finally:
-    flower.terminate()
+    # It has been seen to live on after SIGTERM.
+    flower.kill()
     flower.wait()
 print("all right")

@@ -19,8 +19,10 @@ pub use sentinel::Sentinel;
 pub use server::{Server, Settings, call, free_port, module};
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
+    process::{Command, Output},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -46,6 +48,23 @@ pub fn copy_model(to: &Path) {
 pub fn python() -> PathBuf {
     let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
     std::env::var("FLORENCE_PYTHON").map_or_else(|_| default(), PathBuf::from)
+}
+
+/// Runs a script of tests/clients, which says in the end that all is right; or what it has said
+/// instead. One that hangs is ended.
+pub fn run_client<A: AsRef<OsStr>>(
+    program: &Path,
+    script: &str,
+    args: impl IntoIterator<Item = A>,
+) -> Result<(), String> {
+    const SECONDS: &str = "400";
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", SECONDS]).arg(program).arg(script).args(args);
+    let Output { status, stdout, stderr } = command.output().map_err(|error| error.to_string())?;
+    let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let is_right = status.success() && out.contains("all right");
+    is_right.then_some(()).ok_or_else(|| format!("{status}; run `make test`\n{out}{err}"))
 }
 
 /// A Python with what tests/requirements-celery-5.0.txt lists.

@@ -1,13 +1,10 @@
 //! Celery's wire mode: its own clients and Flower, and what must hold whoever sends the messages.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use florence_tests::{
-    Pictures, Server, Settings, celery_message, eventually, oldest_celery, python,
+    Pictures, Server, Settings, celery_message, eventually, oldest_celery, python, run_client,
 };
 use serde_json::{Value, json};
 
@@ -32,22 +29,15 @@ fn wait_for(server: &Server, id: &str, wanted: &str) {
 }
 
 fn run(program: &Path, script: &str, server: &Server) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let fixtures = root.join("../engine/tests/fixtures");
-    let output = Command::new(program)
-        .arg(root.join("clients").join(script))
-        .arg(format!("redis://127.0.0.1:{}/0", server.port))
-        .arg(Pictures::serve().url(""))
-        .args(if script.starts_with("celery") {
-            vec![fixtures.join("tiny.json"), fixtures.join("pictures")]
-        } else {
-            Vec::new()
-        })
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; run `make test`", program.display()));
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("all right"), "{out}{err}{}", server.log());
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+    let fixture = |name: &str| fixtures.join(name).display().to_string();
+    let pictures = Pictures::serve();
+    let mut args = vec![format!("redis://127.0.0.1:{}/0", server.port), pictures.url("")];
+    if script.starts_with("celery") {
+        args.extend(["tiny.json", "pictures"].map(fixture));
+    }
+    let ran = run_client(program, script, args);
+    assert!(ran.is_ok(), "{}{}", ran.unwrap_err(), server.log());
     assert_eq!(server.stat("panics"), 0);
 }
 

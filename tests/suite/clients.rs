@@ -2,26 +2,14 @@
 //!
 //! node-redis is found in `tests/clients/node_modules`; `make test` installs both.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::Path;
 
-use florence_tests::{Server, picture, python};
+use florence_tests::{Server, picture, python, run_client};
 
 fn run(program: &Path, script: &str) {
     let server = Server::start();
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
-    let output = Command::new(program)
-        .arg(script)
-        .arg(server.port.to_string())
-        .arg(picture("shapes.png"))
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; run `make test`", program.display()));
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{err}");
-    assert!(out.contains("all right"), "{out}{err}");
+    let shapes = picture("shapes.png").display().to_string();
+    run_client(program, script, [server.port.to_string(), shapes]).unwrap();
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Three masters with replicas: routing, moving slots, failover.
 
-use std::{collections::HashMap, process::Command, thread};
+use std::{collections::HashMap, thread};
 
-use florence_tests::{Cluster, Pictures, eventually, picture, python};
+use florence_tests::{Cluster, Pictures, eventually, picture, python, run_client};
 use redis::cluster::ClusterConnection;
 
 type Job = HashMap<String, Option<String>>;
@@ -85,16 +85,10 @@ fn a_cluster_routes_jobs_and_refuses_what_crosses_slots() {
 #[test]
 fn cluster_clients_of_other_languages_need_no_help() {
     let cluster = Cluster::start();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/cluster.py");
+    let shapes = picture("shapes.png").display().to_string();
     for library in ["redis", "valkey"] {
-        let output = Command::new(python())
-            .args([script, library, &cluster.nodes[1].port.to_string()])
-            .arg(picture("shapes.png"))
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("all right"), "{text}{problem}");
+        let port = cluster.nodes[1].port.to_string();
+        run_client(&python(), "cluster.py", [library, &port, &shapes]).unwrap();
     }
 }
 
