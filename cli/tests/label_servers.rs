@@ -17,6 +17,15 @@ fn url(server: &Server) -> String {
     format!("redis://127.0.0.1:{}", server.port)
 }
 
+/// Files in the folder of pictures, made by their numbers.
+fn write_pictures(directory: &TempDir, count: usize, bytes: impl Fn(usize) -> Vec<u8>) {
+    let folder = directory.path().join("pics");
+    std::fs::create_dir(&folder).unwrap();
+    for i in 0..count {
+        std::fs::write(folder.join(format!("{i}.png")), bytes(i)).unwrap();
+    }
+}
+
 /// Lines in an order, with scores as the model has them.
 fn answers(out: &std::path::Path) -> Vec<Value> {
     let mut lines = lines(out);
@@ -244,14 +253,9 @@ fn a_server_that_is_short_of_memory_is_waited_for() {
     let limit = usize::try_from(server.info("used_memory")).unwrap() + MORE;
     server.call::<()>(&["CONFIG", "SET", "maxmemory", &limit.to_string()]);
     let directory = tempdir().unwrap();
-    let folder = directory.path().join("pics");
-    std::fs::create_dir(&folder).unwrap();
     let shapes = std::fs::read(picture("shapes.png")).unwrap();
     // What follows a picture's end belongs to its bytes.
-    for i in 0..60_u32 {
-        let filled = [&shapes[..], &i.to_le_bytes(), &vec![0; 1 << 20]].concat();
-        std::fs::write(folder.join(format!("{i}.png")), filled).unwrap();
-    }
+    write_pictures(&directory, 60, |i| [&shapes[..], &i.to_le_bytes(), &vec![0; 1 << 20]].concat());
     let out = directory.path().join("labels.jsonl");
     let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &url(&server)];
     succeeds(&label(&directory, &args, &out));
@@ -263,11 +267,7 @@ fn copies_of_a_picture_that_fails_are_each_told_why() {
     const COPIES: usize = 3000;
     let server = Server::ready(&[]);
     let directory = tempdir().unwrap();
-    let folder = directory.path().join("pics");
-    std::fs::create_dir(&folder).unwrap();
-    for i in 0..COPIES {
-        std::fs::write(folder.join(format!("{i}.png")), "hello").unwrap();
-    }
+    write_pictures(&directory, COPIES, |_| b"hello".to_vec());
     let out = directory.path().join("labels.jsonl");
     let args = ["pics", "--task", "<CAPTION>", "--redis", &url(&server)];
     assert!(!label(&directory, &args, &out).status.success());

@@ -84,14 +84,16 @@ impl Local {
                 });
             }
             drop(work);
-            let ends: Vec<_> = engines.into_iter().map(ScopedJoinHandle::join).collect();
-            let failure = |end: &thread::Result<Result<(), Failure>>| match end {
-                Ok(served) => served.clone().err(),
+            let failure = |engine: ScopedJoinHandle<'_, Result<(), Failure>>| match engine.join() {
+                Ok(served) => served.err(),
                 Err(_panic) => Some(Failure::Panicked("its engine has ended".to_owned())),
             };
+            // All of them have ended before anything else is done.
+            let failures: Vec<Option<Failure>> = engines.into_iter().map(failure).collect();
             // Where one is left, it has answered all that there was.
-            let failures: Option<Vec<_>> = ends.iter().map(failure).collect();
-            if let Some(failure) = failures.as_ref().and_then(|all| all.last()) {
+            if failures.iter().all(Option::is_some)
+                && let Some(Some(failure)) = failures.last()
+            {
                 flow.end(End::Lost(words(failure)));
             }
             // Readers have more until they hear that there is no engine for it.

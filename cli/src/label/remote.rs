@@ -35,6 +35,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The same when nothing depends on it any more.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
+/// What a server says that has no memory, no disk, no replicas or no slots; that may change.
+const SHORT: [&str; 5] = ["OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"];
+
 pub(super) struct Remote {
     client: Client,
     /// How long a server that does not answer is waited for.
@@ -269,7 +272,7 @@ impl Remote {
                 let told = detail.split_whitespace().rev().find_map(|word| word.parse().ok());
                 Some(told.map_or(USUAL, Duration::from_millis).min(MOST))
             }
-            "OOM" | "MISCONF" | "NOREPLICAS" | "CLUSTERDOWN" | "TRYAGAIN" => {
+            code if SHORT.contains(&code) => {
                 let since = start.max(*self.last_end.lock());
                 let pause = (USUAL * 2_u32.pow(refused.min(4))).min(MOST);
                 (since.elapsed() < self.patience).then_some(pause)
@@ -375,9 +378,9 @@ fn is_about_key(error: &RedisError) -> bool {
 
 /// Whether other pictures would fare no better.
 fn is_about_all(error: &RedisError) -> bool {
-    const ALL: [&str; 8] =
-        ["NOPERM", "NOAUTH", "OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "NOMODEL"];
-    is_passing(error) || error.code().is_some_and(|code| ALL.contains(&code))
+    let is_refusal =
+        |code| matches!(code, "NOPERM" | "NOAUTH" | "NOMODEL") || SHORT.contains(&code);
+    is_passing(error) || error.code().is_some_and(is_refusal)
 }
 
 /// A server's refusal as it says it.

@@ -27,6 +27,7 @@ const VERSION: &str = "1";
 
 /// One level of priority is worth this head start: higher ones go first, lower ones never starve.
 const PRIORITY_HEAD_START_MS: i64 = 30_000;
+
 /// The fields that the answer depends on.
 pub(super) const CONTENT: [&str; 15] = [
     "image",
@@ -82,8 +83,8 @@ impl PartialEq for Due {
 impl Eq for Due {}
 
 impl Due {
-    /// The moment `wait` after `since`, or after now, but no later than `wait` from now: clocks of other servers,
-    /// and of other times, may be ahead.
+    /// The moment `wait` after `since`, or after now, but no later than `wait` from now: clocks of other
+    /// servers, and of other times, may be ahead.
     fn after(since: Option<i64>, wait: i64) -> Self {
         // What begins now is the same however often it is read.
         let Some(since) = since else {
