@@ -343,12 +343,18 @@ impl Product<'_> {
                         let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
                         arithmetic.load(simd, right.add(offset))
                     });
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let x = arithmetic.splat(simd, *left[r / 3].add(r % 3 * x.stride));
-                        for (sum, part) in sums.iter_mut().zip(line) {
-                            *sum = arithmetic.multiply_add(simd, x, part, *sum);
-                        }
+                    // Written out: in a loop that the compiler keeps, the sums leave the registers.
+                    macro_rules! each_row {
+                        ($($r:literal)*) => {
+                            $(if let Some(sums) = sums.get_mut($r) {
+                                let x = arithmetic.splat(simd, *left[$r / 3].add($r % 3 * x.stride));
+                                for (sum, part) in sums.iter_mut().zip(line) {
+                                    *sum = arithmetic.multiply_add(simd, x, part, *sum);
+                                }
+                            })*
+                        };
                     }
+                    each_row!(0 1 2 3 4 5 6 7 8 9 10 11);
                     left = left.map(|left| left.wrapping_add(x.step));
                     right = right.add(WIDTH);
                 }
