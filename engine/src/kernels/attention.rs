@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     Cpu, Precision,
     conv::Grid,
-    gemm::{Finish, Matrix, Panels, Rows, block_rows, padded, product},
+    gemm::{Finish, Matrix, Panels, Rows, Then, block_rows, padded, product},
     rows::{LayerNorm, Norm, Softmax},
     scratch::{Line, Lines, WIDTH},
 };
@@ -208,7 +208,7 @@ impl ChannelAttention {
                 let values = Rows::new(&values[at..], c, count);
                 product(cpu, values, panels, &mut mixed[at..], stride);
             }
-            let onto = Finish { onto: true, ..Finish::default() };
+            let onto = Finish { then: Then::Add, ..Finish::default() };
             self.proj.block(cpu, Rows::new(mixed, stride, count), &onto, x, c);
         });
     }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     Cpu,
-    gemm::{FEW_ROWS, Finish, Matrix, Rows, block_rows, linear_into, padded},
+    gemm::{FEW_ROWS, Finish, Matrix, Rows, Then, block_rows, linear_into, padded},
     rows::{LayerNorm, Norm, layer_norm},
     scratch::Lines,
 };
@@ -22,8 +22,8 @@ impl Mlp {
     pub(crate) fn forward(&self, cpu: Cpu, x: &mut [f32]) {
         let (size, hidden) = (self.fc1.inputs(), self.fc1.outputs());
         let rows = x.len() / size.max(1);
-        let onto = Finish { onto: true, ..Finish::default() };
-        let gelu = Finish { gelu: true, ..Finish::default() };
+        let onto = Finish { then: Then::Add, ..Finish::default() };
+        let gelu = Finish { then: Then::Gelu, ..Finish::default() };
         if rows <= FEW_ROWS {
             let normed = self.norm.as_ref().map(|norm| layer_norm(cpu, norm, x));
             let mut between = vec![0.0; rows * hidden];

@@ -36,8 +36,8 @@ use super::{
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::Amx;
 use quantize::{Int8Rows, Int16Rows};
-pub(super) use tile::{Finish, Panels, Rows, prefetch, product};
-use tile::{Product, Target};
+pub(super) use tile::{Finish, Panels, Rows, Then, prefetch, product};
+use tile::{Interleave, Product, Target};
 use trial::Other;
 pub(crate) use trial::Switch;
 #[cfg(target_arch = "x86_64")]
@@ -195,7 +195,7 @@ impl Matrix {
     fn room(&self, x: Rows<'_>) -> (Lines, Lines) {
         match self.precision {
             Precision::F32 => (Lines::new(0), Lines::new(0)),
-            _ => (Lines::floats(x.count * padded(self.steps())), Lines::floats(2 * x.count)),
+            _ => (Lines::floats(x.count * padded(self.steps()) + Interleave::length(x.count, self.steps())), Lines::floats(2 * x.count)),
         }
     }
 
@@ -208,11 +208,11 @@ impl Matrix {
         scales: &'a mut Lines,
     ) -> Left<'a> {
         assert!(x.step == 1 || self.precision == Precision::F32, "rows of pairs are contiguous");
-        let (inputs, stride) = (self.inputs, padded(self.steps()));
+        let (inputs, steps, stride) = (self.inputs, self.steps(), padded(self.steps()));
         if self.precision == Precision::F32 {
             return Left { rows: x, units: None, zeros: None };
         }
-        let out = lines.as_floats();
+        let (out, interleaved) = lines.as_floats().split_at_mut(x.count * stride);
         let (units, zeros) = scales.as_floats().split_at_mut(x.count);
         match self.precision {
             #[cfg(target_arch = "x86_64")]
@@ -221,10 +221,22 @@ impl Matrix {
             Precision::Int8 => cpu.run(Int8Rows { x, inputs, out, units, zeros }),
             _ => unreachable!("{PACKED}"),
         }
-        let rows = Rows::new(out, stride, x.count);
+        let mut rows = Rows::new(out, stride, x.count);
+        if !self.takes_rows_apart(cpu, x.count) {
+            cpu.run(Interleave { x: rows, steps, out: interleaved });
+            rows = Rows::new(interleaved, steps, x.count);
+        }
         let is_whole = matches!(self.precision, Precision::Int16 | Precision::Int8);
         let zeros = has_sums(self.precision).then_some(&*zeros);
         Left { rows, units: is_whole.then_some(&*units), zeros }
+    }
+
+    /// Whether AMX multiplies so many rows, whose tiles are loaded row by row.
+    fn takes_rows_apart(&self, cpu: Cpu, rows: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.precision == Precision::Int16 && amx::for_rows(cpu, rows).is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 
     /// As [`Self::block`], for some panels only; other threads may write the other columns.
@@ -364,7 +376,8 @@ pub(super) fn can_multiply(cpu: Cpu, precision: Precision) -> bool {
 pub(crate) fn linear(cpu: Cpu, matrix: &Matrix, x: &[f32], add: Option<&[f32]>) -> Vec<f32> {
     let fresh = || vec![0.0; x.len() / matrix.inputs.max(1) * matrix.outputs];
     let mut out = add.map_or_else(fresh, <[f32]>::to_vec);
-    let finish = Finish { onto: add.is_some(), ..Finish::default() };
+    let then = if add.is_some() { Then::Add } else { Then::Store };
+    let finish = Finish { then, ..Finish::default() };
     linear_into(cpu, matrix, x, finish, &mut out);
     out
 }
@@ -441,5 +454,5 @@ pub(super) fn padded(size: usize) -> usize {
 
 /// Rows of a task, so that all threads have several and each fits the cache.
 pub(super) fn block_rows(rows: usize) -> usize {
-    rows.div_ceil(2 * rayon::current_num_threads()).clamp(12, 192)
+    rows.div_ceil(2 * rayon::current_num_threads()).clamp(12, 96)
 }

@@ -71,15 +71,16 @@ impl WithSimd for Int8Rows<'_> {
 /// of 2^31 (Cauchy and Schwarz then bound the sum), with a hundredth to spare for rounding.
 #[inline(always)]
 fn int16<S: Simd>(simd: S, row: &[f32], out: &mut [f32]) -> f32 {
-    let mut unit = f32::MIN_POSITIVE;
+    let zero = simd.splat_f32s(0.0);
+    let mut most = 0.0f32;
     for block in row.chunks(2 * INT16_STEPS) {
         let (head, tail) = S::as_simd_f32s(block);
-        let zero = simd.splat_f32s(0.0);
         let squares = head.iter().fold(zero, |sum, x| simd.mul_add_e_f32s(*x, *x, sum));
-        let squares = simd.reduce_sum_f32s(squares) + tail.iter().map(|x| x * x).sum::<f32>();
-        let [lowest, highest] = extremes(simd, block);
-        unit = unit.max(squares.sqrt() / BLOCK_LENGTH).max(highest.max(-lowest) / LARGEST);
+        most = most.max(simd.reduce_sum_f32s(squares) + tail.iter().map(|x| x * x).sum::<f32>());
     }
+    let [lowest, highest] = extremes(simd, row);
+    let unit = (most.sqrt() / BLOCK_LENGTH).max(highest.max(-lowest) / LARGEST);
+    let unit = unit.max(f32::MIN_POSITIVE);
     let inverse = unit.recip();
     let out: &mut [u16] = bytemuck::cast_slice_mut(out);
     for (out, x) in out.iter_mut().zip(row) {

@@ -1,6 +1,6 @@
 //! One thread's product: tiles of rows and panels that stay in registers.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 use pulp::{Simd, WithSimd};
 
@@ -49,14 +49,33 @@ pub(in crate::kernels) struct Finish<'a> {
     /// Of int8: what 0 is worth in every row, and what every column's sum is worth.
     pub(in crate::kernels) zeros: Option<(&'a [f32], &'a [f32])>,
     pub(in crate::kernels) bias: Option<&'a [f32]>,
-    pub(in crate::kernels) gelu: bool,
-    /// Whether it is added to what stands in its place.
-    pub(in crate::kernels) onto: bool,
+    pub(in crate::kernels) then: Then,
+}
+
+/// What happens to a sum at last.
+#[derive(Clone, Copy, Default)]
+pub(in crate::kernels) enum Then {
+    #[default]
+    Store,
+    Gelu,
+    /// It is added to what stands in its place.
+    Add,
+}
+
+impl Then {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, y: S::f32s, there: impl FnOnce() -> S::f32s) -> S::f32s {
+        match self {
+            Self::Store => y,
+            Self::Gelu => gelu(simd, y),
+            Self::Add => simd.add_f32s(y, there()),
+        }
+    }
 }
 
 impl Finish<'_> {
     fn is_nothing(&self) -> bool {
-        self.units.is_none() && self.bias.is_none() && !self.gelu && !self.onto
+        self.units.is_none() && self.bias.is_none() && matches!(self.then, Then::Store)
     }
 }
 
@@ -101,6 +120,8 @@ pub(super) trait Arithmetic<S: Simd>: Copy {
     type Sum: Copy;
     /// Lines after which sums are turned into float32.
     const BLOCK: usize;
+    /// Whether the left operand is [`Interleave`]d: then a tile's rows have one address.
+    const INTERLEAVED: bool;
 
     /// # Safety
     ///
@@ -125,17 +146,25 @@ fn prefetch_later(line: *const Line) {
     let _ = line;
 }
 
+/// Asks for a line that will be needed soon.
+#[inline(always)]
+fn prefetch_line<T>(at: *const T) {
+    // SAFETY: a hint reads nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Asks for what will be needed soon.
 #[inline(always)]
 pub(in crate::kernels) fn prefetch<T>(slice: &[T]) {
-    #[cfg(target_arch = "x86_64")]
     for at in (0..size_of_val(slice)).step_by(size_of::<Line>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(slice.as_ptr().cast::<i8>().wrapping_add(at)) };
+        prefetch_line(slice.as_ptr().cast::<i8>().wrapping_add(at));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
 
 #[derive(Clone, Copy)]
@@ -145,6 +174,7 @@ impl<S: Simd> Arithmetic<S> for F32 {
     type Part = S::f32s;
     type Sum = S::f32s;
     const BLOCK: usize = usize::MAX;
+    const INTERLEAVED: bool = false;
 
     #[inline(always)]
     unsafe fn load(self, _simd: S, from: *const f32) -> S::f32s {
@@ -171,6 +201,75 @@ impl<S: Simd> Arithmetic<S> for F32 {
     fn as_f32s(self, _simd: S, sum: S::f32s) -> S::f32s {
         sum
     }
+}
+
+/// Rows of a tile, at most.
+fn rows_of_a_tile<S: Simd>() -> usize {
+    match S::F32_LANES {
+        1 => 1,
+        2..=8 => 6,
+        _ => 12,
+    }
+}
+
+/// The rows of each tile.
+fn pieces<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = count.div_ceil(rows_of_a_tile::<S>());
+    (0..pieces).map(move |piece| piece * count / pieces..(piece + 1) * count / pieces)
+}
+
+/// Rows that [`Interleave`] puts together.
+const FOUR: usize = 4;
+
+/// Writes rows of `steps` numbers so that a tile reads them from a few addresses: of four rows at a
+/// time the first number of each, then the second ones. What stands for rows that a tile lacks is
+/// read by nobody.
+pub(super) struct Interleave<'a> {
+    pub(super) x: Rows<'a>,
+    pub(super) steps: usize,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Interleave<'_> {
+    /// Numbers that `count` rows of `steps` become, at most.
+    pub(super) fn length(count: usize, steps: usize) -> usize {
+        // One row a tile is the worst case.
+        count * FOUR * steps
+    }
+}
+
+impl WithSimd for Interleave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { x, steps, out } = self;
+        let tile = rows_of_a_tile::<S>().next_multiple_of(FOUR);
+        for (rows, out) in pieces::<S>(x.count).zip(out.chunks_exact_mut(tile * steps.max(1))) {
+            let row = |r: usize| &x.data[r.min(rows.end - 1) * x.stride..][..steps];
+            for (first, out) in rows.clone().step_by(FOUR).zip(out.chunks_exact_mut(FOUR * steps)) {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|i| row(first + i));
+                let (out, _) = out.as_chunks_mut::<FOUR>();
+                for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *out = [*a, *b, *c, *d];
+                }
+            }
+        }
+    }
+}
+
+/// Lines between one that is used and one that is asked for.
+const AHEAD: usize = 16;
+
+/// The same address, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque(mut address: *const f32) -> *const f32 {
+    // SAFETY: nothing is done.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
+    }
+    address
 }
 
 /// A product on one thread.
@@ -200,17 +299,19 @@ impl Product<'_> {
     }
 
     /// All that the tiles touch is checked here, once; says whether there is anything to do.
-    pub(super) fn check(&self) -> bool {
+    pub(super) fn check(&self, is_interleaved: bool) -> bool {
         let Self { x, b, panels, finish, out, .. } = self;
         assert!(panels.end * b.steps <= b.lines.len(), "panels are missing");
-        let reach = |rows: usize, stride: usize, last: usize| (rows - 1) * stride + last;
         if x.count == 0 || panels.is_empty() {
             return false;
         }
-        assert!(
-            b.steps == 0 || reach(x.count, x.stride, (b.steps - 1) * x.step) < x.data.len(),
-            "rows are missing"
-        );
+        let last = |steps: usize| (x.count - 1) * x.stride + (steps - 1) * x.step;
+        let has_rows = match b.steps {
+            0 => true,
+            steps if is_interleaved => Interleave::length(x.count, steps) <= x.data.len(),
+            steps => last(steps) < x.data.len(),
+        };
+        assert!(has_rows, "rows are missing");
         assert!(x.count <= out.rows && b.columns <= out.columns, "the result has no room");
         if let Some(bias) = finish.bias {
             assert!(panels.end * WIDTH <= bias.len(), "the bias is too short");
@@ -226,17 +327,12 @@ impl Product<'_> {
 
     #[inline(always)]
     pub(super) fn run<S: Simd, A: Arithmetic<S>>(&self, simd: S, arithmetic: A) {
-        if !self.check() {
+        if !self.check(A::INTERLEAVED) {
             return;
         }
         let Self { x, panels, .. } = self;
         // Few rows leave registers for more panels, which hides the latency of the sums.
-        let rows = match S::F32_LANES {
-            1 => 1,
-            2..=8 => 6,
-            _ => 12,
-        };
-        let pieces = x.count.div_ceil(rows);
+        let pieces = x.count.div_ceil(rows_of_a_tile::<S>());
         let most = x.count.div_ceil(pieces);
         let wide = match S::F32_LANES {
             1 => 1,
@@ -258,17 +354,14 @@ impl Product<'_> {
         let mut panel = panels.start;
         while panel < panels.end {
             let width = if panel + wide <= panels.end { wide } else { 1 };
-            let mut first = 0;
-            for piece in 0..pieces {
-                let last = (piece + 1) * x.count / pieces;
+            for (piece, rows) in self::pieces::<S>(x.count).enumerate() {
                 // While the second and later tiles compute, the next panels come nearer.
                 let next = (panel + width + piece).wrapping_sub(1);
                 let next = if piece == 0 || next >= panels.end { panel } else { next };
                 // SAFETY: rows and panels are within the bounds asserted above.
                 unsafe {
-                    self.piece((simd, arithmetic), (first, last - first), panel, width, next);
+                    self.piece((simd, arithmetic), (piece, rows.start, rows.len()), panel, width, next);
                 };
-                first = last;
             }
             panel += width;
         }
@@ -283,7 +376,7 @@ impl Product<'_> {
     unsafe fn piece<S: Simd, A: Arithmetic<S>>(
         &self,
         (simd, arithmetic): (S, A),
-        (first, count): (usize, usize),
+        (piece, first, count): (usize, usize, usize),
         panel: usize,
         width: usize,
         next: usize,
@@ -292,7 +385,7 @@ impl Product<'_> {
             ($($rows:literal)* by $vectors:literal) => {
                 match count {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { self.tile::<S, A, $rows, $vectors>((simd, arithmetic), first, panel, next) },)*
+                    $($rows => unsafe { self.tile::<S, A, $rows, $vectors>((simd, arithmetic), (piece, first), panel, next) },)*
                     _ => unreachable!("`run` cuts rows into pieces of these sizes"),
                 }
             };
@@ -315,30 +408,39 @@ impl Product<'_> {
     unsafe fn tile<S: Simd, A: Arithmetic<S>, const ROWS: usize, const VECTORS: usize>(
         &self,
         (simd, arithmetic): (S, A),
-        first: usize,
+        (piece, first): (usize, usize),
         panel: usize,
         next: usize,
     ) {
         let Self { x, b, .. } = self;
         let parts = WIDTH / S::F32_LANES; // of a line
-        let mut totals = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+        let mut totals = MaybeUninit::<Aligned<[[S::f32s; VECTORS]; ROWS]>>::uninit();
+        let totals = totals.as_mut_ptr().cast::<S::f32s>();
         // SAFETY: of all tiles together, `check` has it that rows and panels exist, and room for
         // the result, whose columns no other task has; a vector is a part of a line of one of the
         // tile's panels.
         unsafe {
-            // Every third row: the two after it are addressed from there, by one instruction each.
-            let left = x.data.as_ptr().add(first * x.stride);
-            let mut left: [*const f32; 4] =
-                std::array::from_fn(|third| left.wrapping_add(3 * third * x.stride));
+            // Of rows apart every third: the two after it are addressed from there, by one
+            // instruction each.
+            let (left, apart, step) = if A::INTERLEAVED {
+                let tile = rows_of_a_tile::<S>().next_multiple_of(FOUR);
+                (x.data.as_ptr().add(piece * tile * b.steps), FOUR * b.steps, FOUR)
+            } else {
+                (x.data.as_ptr().add(first * x.stride), 3 * x.stride, x.step)
+            };
+            let mut left: [*const f32; 4] = std::array::from_fn(|i| left.wrapping_add(i * apart));
             let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
             let mut ahead = b.lines.as_ptr().add(next * b.steps);
             let mut rest = b.steps;
-            while rest > 0 {
+            loop {
                 let block = rest.min(A::BLOCK);
                 let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
                 for _ in 0..block {
                     prefetch_later(ahead);
                     ahead = ahead.add(1);
+                    for panel in 0..VECTORS / parts {
+                        prefetch_line(right.wrapping_add((panel * b.steps + AHEAD) * WIDTH));
+                    }
                     let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
                         let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
                         arithmetic.load(simd, right.add(offset))
@@ -347,7 +449,12 @@ impl Product<'_> {
                     macro_rules! each_row {
                         ($($r:literal)*) => {
                             $(if let Some(sums) = sums.get_mut($r) {
-                                let x = arithmetic.splat(simd, *left[$r / 3].add($r % 3 * x.stride));
+                                let x = if A::INTERLEAVED {
+                                    left[$r / FOUR].add($r % FOUR)
+                                } else {
+                                    left[$r / 3].add($r % 3 * x.stride)
+                                };
+                                let x = arithmetic.splat(simd, *x);
                                 for (sum, part) in sums.iter_mut().zip(line) {
                                     *sum = arithmetic.multiply_add(simd, x, part, *sum);
                                 }
@@ -355,29 +462,35 @@ impl Product<'_> {
                         };
                     }
                     each_row!(0 1 2 3 4 5 6 7 8 9 10 11);
-                    left = left.map(|left| left.wrapping_add(x.step));
+                    left = left.map(|left| left.wrapping_add(step));
+                    if !A::INTERLEAVED { left = left.map(opaque); }
                     right = right.add(WIDTH);
                 }
-                for (totals, sums) in totals.iter_mut().zip(&sums) {
-                    for (total, sum) in totals.iter_mut().zip(sums) {
-                        let sum = arithmetic.as_f32s(simd, *sum);
-                        *total =
-                            if A::BLOCK == usize::MAX { sum } else { simd.add_f32s(*total, sum) };
-                    }
+                let is_first = rest == b.steps;
+                for (i, sum) in sums.as_flattened().iter().enumerate() {
+                    let (total, sum) = (totals.add(i), arithmetic.as_f32s(simd, *sum));
+                    *total = if is_first { sum } else { simd.add_f32s(*total, sum) };
                 }
                 rest -= block;
+                if rest == 0 {
+                    break;
+                }
             }
             let Self { finish, out, .. } = self;
             let column = panel * WIDTH;
             if finish.is_nothing() && column + VECTORS * S::F32_LANES <= b.columns {
-                for (r, totals) in totals.iter().enumerate() {
+                for r in 0..ROWS {
                     let to = out.data.add((first + r) * out.stride + column);
-                    for (v, total) in totals.iter().enumerate() {
-                        to.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(*total);
+                    for v in 0..VECTORS {
+                        let total = *totals.add(r * VECTORS + v);
+                        to.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(total);
                     }
                 }
             } else {
-                let sums = bytemuck::must_cast_slice(totals.as_flattened());
+                let sums = std::slice::from_raw_parts(
+                    totals.cast::<f32>(),
+                    ROWS * VECTORS * S::F32_LANES,
+                );
                 self.store(simd, sums, ROWS, (first, column));
             }
         }
@@ -400,6 +513,10 @@ impl Product<'_> {
     }
 }
 
+/// Registers in memory, none of them across two cache lines.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// Sums of a tile, to be finished and put in their place. It is compiled once for an instruction
 /// set: in every tile it would be most of the code.
 struct Finished<'a> {
@@ -416,47 +533,78 @@ impl WithSimd for Finished<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { product: Product { finish, out, b, .. }, sums, rows, first, column } = self;
-        let width = sums.len() / rows;
-        let splat = |x| simd.splat_f32s(x);
-        for offset in (0..width).step_by(S::F32_LANES) {
-            let at = column + offset;
-            let count = b.columns.saturating_sub(at).min(S::F32_LANES);
-            if count == 0 {
-                break;
+        let Product { finish, b, .. } = self.product;
+        for offset in (0..self.sums.len() / self.rows).step_by(S::F32_LANES) {
+            let count = b.columns.saturating_sub(self.column + offset).min(S::F32_LANES);
+            // One loop over the rows for each case, none with a case in it.
+            // SAFETY: of each vector only what is the target's is read and written.
+            unsafe {
+                match finish.then {
+                    _ if count < S::F32_LANES => self.vectors(simd, offset, |y, to| {
+                        let to = std::slice::from_raw_parts_mut(to, count);
+                        let y = finish.then.apply(simd, y, || load(simd, to));
+                        store(simd, to, y);
+                    }),
+                    Then::Store => self.vectors(simd, offset, |y, to| put::<S>(to, y)),
+                    Then::Gelu => self.vectors(simd, offset, |y, to| put::<S>(to, gelu(simd, y))),
+                    Then::Add => self.vectors(simd, offset, |y, to| {
+                        put::<S>(to, simd.add_f32s(y, get::<S>(to)));
+                    }),
+                }
             }
-            // Beyond the last column there are only zeros to add to zeros.
-            let of_columns = |slice: &[f32]| {
-                let end = (at + S::F32_LANES).min(slice.len());
-                load(simd, &slice[at.min(end)..end])
-            };
+        }
+    }
+}
+
+/// # Safety
+///
+/// A register of floats must be readable there.
+#[inline(always)]
+unsafe fn get<S: Simd>(from: *const f32) -> S::f32s {
+    // SAFETY: the caller's promise.
+    unsafe { from.cast::<S::f32s>().read_unaligned() }
+}
+
+/// # Safety
+///
+/// There must be room for a register of floats.
+#[inline(always)]
+unsafe fn put<S: Simd>(to: *mut f32, y: S::f32s) {
+    // SAFETY: the caller's promise.
+    unsafe { to.cast::<S::f32s>().write_unaligned(y) };
+}
+
+impl Finished<'_> {
+    /// Calls `put` with what the sums of every row at `offset` are worth, and with their place.
+    ///
+    /// # Safety
+    ///
+    /// `put` must know how much there is of the target.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd>(&self, simd: S, offset: usize, put: impl Fn(S::f32s, *mut f32)) {
+        let Self { product: Product { finish, out, .. }, sums, rows, first, column } = self;
+        let (width, at) = (sums.len() / rows, column + offset);
+        let splat = |x| simd.splat_f32s(x);
+        // SAFETY: `check` has it that there are rows, and columns to whole panels.
+        unsafe {
+            let of_columns = |slice: &[f32]| get::<S>(slice.as_ptr().add(at));
+            let bias = finish.bias.map_or(splat(0.0), of_columns);
             let units = finish.units.map(|(rows, columns)| (rows, of_columns(columns)));
             let zeros = finish.zeros.map(|(rows, columns)| (rows, of_columns(columns)));
-            let bias = finish.bias.map(of_columns);
-            for (r, sums) in sums.chunks_exact(width).enumerate() {
+            for r in 0..*rows {
                 let row = first + r;
-                let mut y = load(simd, &sums[offset..offset + S::F32_LANES]);
-                if let Some((rows, columns)) = units {
-                    y = simd.mul_f32s(y, simd.mul_f32s(columns, splat(rows[row])));
-                }
-                if let Some((rows, columns)) = zeros {
-                    y = simd.mul_add_e_f32s(columns, splat(rows[row]), y);
-                }
-                if let Some(bias) = bias {
-                    y = simd.add_f32s(y, bias);
-                }
-                if finish.gelu {
-                    y = gelu(simd, y);
-                }
-                // SAFETY: row and columns are the target's, as `check` has it, and no other task
-                // has these columns.
-                let to = unsafe {
-                    std::slice::from_raw_parts_mut(out.data.add(row * out.stride + at), count)
+                let mut y = get::<S>(sums.as_ptr().add(r * width + offset));
+                y = match units {
+                    Some((rows, columns)) => {
+                        let unit = simd.mul_f32s(columns, splat(*rows.get_unchecked(row)));
+                        simd.mul_add_e_f32s(y, unit, bias)
+                    }
+                    None => simd.add_f32s(y, bias),
                 };
-                if finish.onto {
-                    y = simd.add_f32s(y, load(simd, to));
+                if let Some((rows, columns)) = zeros {
+                    y = simd.mul_add_e_f32s(columns, splat(*rows.get_unchecked(row)), y);
                 }
-                store(simd, to, y);
+                put(y, out.data.add(row * out.stride).wrapping_add(at));
             }
         }
     }

@@ -42,6 +42,7 @@ macro_rules! unit {
             type Part = $register;
             type Sum = $sum;
             const BLOCK: usize = $block;
+            const INTERLEAVED: bool = true;
 
             #[inline(always)]
             unsafe fn load(self, _: $simd, from: *const f32) -> $register {

@@ -267,7 +267,7 @@ impl Amx {
         enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,fma,avx2,bmi1,bmi2,lzcnt,popcnt"
     )]
     pub(super) unsafe fn multiply(self, product: &Product<'_>) {
-        if !product.check() {
+        if !product.check(false) {
             return;
         }
         let (simd, x, b) = (self.simd(), product.x, product.b);
