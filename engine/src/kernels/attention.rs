@@ -268,8 +268,10 @@ impl SequenceKeys {
         };
         let units = |head: usize| {
             let at = head * size;
-            let rows = keys.chunks_exact(d).flat_map(|row| &row[at..at + size]);
-            let rows: Vec<f32> = rows.copied().collect();
+            let mut rows = Vec::with_capacity(length * size);
+            for row in keys.chunks_exact(d) {
+                rows.extend_from_slice(&row[at..at + size]);
+            }
             let mut columns = vec![0.0; length * size];
             for (i, row) in values.chunks_exact(d).enumerate() {
                 for (k, value) in row[at..at + size].iter().enumerate() {

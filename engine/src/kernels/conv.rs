@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     Cpu,
-    gemm::{Finish, Matrix, Rows, block_rows, padded},
+    gemm::{Finish, Matrix, Rows, block_rows, padded, prefetch_later},
     scratch::Lines,
 };
 
@@ -43,13 +43,14 @@ pub(crate) fn depthwise_residual(
         for line in 0..lines.len() / size {
             let (out, below) = lines[line * size..].split_at_mut(size);
             here.copy_from_slice(out);
-            let (y, below) = ((n * band + line) % h, below.get(..size));
+            let (y, (below, next)) = ((n * band + line) % h, below.split_at(size.min(below.len())));
             let under = [
                 Some(&*above).filter(|_| y > 0),
                 Some(&*here),
-                Some(below.unwrap_or(&beside[size..])).filter(|_| y + 1 < h),
+                Some(if below.is_empty() { &beside[size..] } else { below }).filter(|_| y + 1 < h),
             ];
-            cpu.run(DepthwiseLine { lines: under, zeros: &zeros[..c], taps, bias, out });
+            let ahead = next.get(..size).unwrap_or_default();
+            cpu.run(DepthwiseLine { lines: under, zeros: &zeros[..c], taps, bias, ahead, out });
             std::mem::swap(&mut above, &mut here);
         }
     });
@@ -63,40 +64,72 @@ struct DepthwiseLine<'a> {
     zeros: &'a [f32],
     taps: &'a [f32],
     bias: &'a [f32],
+    /// What will be needed for the next line.
+    ahead: &'a [f32],
     out: &'a mut [f32],
 }
+
+/// Columns that are computed together: what they have in common is loaded once.
+const TOGETHER: usize = 4;
 
 impl WithSimd for DepthwiseLine<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { lines, zeros, taps, bias, out } = self;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let size = self.zeros.len();
+        let together = self.out.len() / size / TOGETHER * TOGETHER;
+        let (wide, rest) = std::mem::take(&mut self.out).split_at_mut(together * size);
+        let mut ahead = self.ahead.chunks(TOGETHER * size);
+        for (n, out) in wide.chunks_exact_mut(TOGETHER * size).enumerate() {
+            prefetch_later(ahead.next().unwrap_or_default());
+            self.columns::<S, TOGETHER>(simd, n * TOGETHER, out);
+        }
+        for (n, out) in rest.chunks_exact_mut(size).enumerate() {
+            self.columns::<S, 1>(simd, together + n, out);
+        }
+    }
+}
+
+impl DepthwiseLine<'_> {
+    /// `N` columns of the result, from `first` on.
+    #[inline(always)]
+    fn columns<S: Simd, const N: usize>(&self, simd: S, first: usize, out: &mut [f32]) {
+        let Self { lines, zeros, taps, bias, .. } = self;
         let size = zeros.len();
-        let width = out.len() / size;
+        let cells = lines.map(|line| {
+            std::array::from_fn::<_, { TOGETHER + 2 }, _>(|column| {
+                let column = (first + column).checked_sub(1).filter(|_| column < N + 2);
+                let cell = column
+                    .zip(line)
+                    .and_then(|(column, line)| line.get(column * size..)?.get(..size));
+                S::as_simd_f32s(cell.unwrap_or(zeros))
+            })
+        });
         let taps: [_; 9] = std::array::from_fn(|tap| S::as_simd_f32s(&taps[tap * size..][..size]));
         let (bias, bias_tail) = S::as_simd_f32s(&bias[..size]);
-        for (column, out) in out.chunks_exact_mut(size).enumerate() {
-            let cells: [&[f32]; 9] = std::array::from_fn(|tap| {
-                let at = (column + tap % 3).wrapping_sub(1);
-                let line = lines[tap / 3].filter(|_| at < width);
-                line.map_or(zeros, |line| &line[at * size..][..size])
-            });
-            let cells = cells.map(S::as_simd_f32s);
-            let (out, out_tail) = S::as_mut_simd_f32s(out);
-            let count = out.len();
-            let (cell, tap) = (cells.map(|cell| &cell.0[..count]), taps.map(|tap| &tap.0[..count]));
-            let bias = &bias[..count];
-            for (i, out) in out.iter_mut().enumerate() {
-                let mut sum = simd.add_f32s(cell[4][i], bias[i]);
-                for (cell, tap) in cell.iter().zip(&tap) {
-                    sum = simd.mul_add_e_f32s(cell[i], tap[i], sum);
+        let count = bias.len();
+        let tap = taps.map(|tap| &tap.0[..count]);
+        let cell = cells.map(|line| line.map(|cell| &cell.0[..count]));
+        let mut parts = out.chunks_exact_mut(size).map(S::as_mut_simd_f32s);
+        let mut out: [_; N] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        for i in 0..count {
+            let mut sums: [_; N] =
+                std::array::from_fn(|n| simd.add_f32s(cell[1][n + 1][i], bias[i]));
+            for (t, tap) in tap.iter().enumerate() {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_e_f32s(cell[t / 3][n + t % 3][i], tap[i], *sum);
                 }
-                *out = sum;
             }
-            for (i, out) in out_tail.iter_mut().enumerate() {
-                let products = cells.iter().zip(&taps).map(|(cell, tap)| cell.1[i] * tap.1[i]);
-                *out = products.fold(cells[4].1[i] + bias_tail[i], |sum, x| sum + x);
+            for (out, sum) in out.iter_mut().zip(sums) {
+                out.0[i] = sum;
+            }
+        }
+        for (n, (_, out)) in out.iter_mut().enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let cell = |t: usize| cells[t / 3][n + t % 3].1[i];
+                let products = taps.iter().enumerate().map(|(t, tap)| cell(t) * tap.1[i]);
+                *out = products.fold(cell(4) + bias_tail[i], |sum, x| sum + x);
             }
         }
     }

@@ -174,34 +174,48 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
-/// Softmax of `scale * x`. A term below `e^LEAST` of the largest changes no sum of float32; it is
+/// `e^(scale * x + offset)`. A term below `e^LEAST` of the largest changes no sum of float32; it is
 /// kept at that, since numbers below float32's normal range are multiplied very slowly.
 #[inline(always)]
-pub(super) fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
+fn weight<S: Simd>(simd: S, x: S::f32s, scale: S::f32s, offset: S::f32s) -> S::f32s {
     const LEAST: f32 = -60.0;
-    let (head, tail) = S::as_mut_simd_f32s(row);
+    let exponent = simd.mul_add_e_f32s(x, scale, offset);
+    exp(simd, simd.max_f32s(exponent, simd.splat_f32s(LEAST)))
+}
+
+/// Softmax of `scale * x`.
+#[inline(always)]
+pub(super) fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
+    let (head, tail) = S::as_simd_f32s(row);
     let lowest = simd.splat_f32s(f32::NEG_INFINITY);
     let max = simd.reduce_max_f32s(head.iter().fold(lowest, |max, x| simd.max_f32s(max, *x)));
-    let max = tail.iter().fold(max, |max, x| max.max(*x));
+    let max = match row.len().checked_sub(S::F32_LANES) {
+        // The last register, of which a part has been seen.
+        Some(first) if !tail.is_empty() => {
+            max.max(simd.reduce_max_f32s(simd.partial_load_f32s(&row[first..])))
+        }
+        _ => tail.iter().fold(max, |max, x| max.max(*x)),
+    };
     let (scales, offsets) = (simd.splat_f32s(scale), simd.splat_f32s(-max * scale));
     let mut sums = simd.splat_f32s(0.0);
+    let (head, tail) = S::as_mut_simd_f32s(row);
     for x in head.iter_mut() {
-        let exponent = simd.mul_add_e_f32s(*x, scales, offsets);
-        *x = exp(simd, simd.max_f32s(exponent, simd.splat_f32s(LEAST)));
+        *x = weight(simd, *x, scales, offsets);
         sums = simd.add_f32s(sums, *x);
     }
-    let mut sum = simd.reduce_sum_f32s(sums);
-    for x in tail.iter_mut() {
-        *x = exp(Scalar, ((*x - max) * scale).max(LEAST));
-        sum += *x;
+    if !tail.is_empty() {
+        let weights = weight(simd, simd.partial_load_f32s(tail), scales, offsets);
+        simd.partial_store_f32s(tail, weights);
+        // Without what stands for nothing.
+        sums = simd.add_f32s(sums, simd.partial_load_f32s(tail));
     }
-    let inverse = sum.recip();
-    let inverses = simd.splat_f32s(inverse);
+    let inverses = simd.splat_f32s(simd.reduce_sum_f32s(sums).recip());
     for x in head {
         *x = simd.mul_f32s(*x, inverses);
     }
-    for x in tail {
-        *x *= inverse;
+    if !tail.is_empty() {
+        let weights = simd.mul_f32s(simd.partial_load_f32s(tail), inverses);
+        simd.partial_store_f32s(tail, weights);
     }
 }
 

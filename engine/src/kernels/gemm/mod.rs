@@ -22,6 +22,7 @@ mod trial;
 mod unit;
 
 use std::{
+    mem::MaybeUninit,
     ops::{Deref, Range},
     sync::Arc,
 };
@@ -36,8 +37,8 @@ use super::{
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::Amx;
 use quantize::{Int8Rows, Int16Rows};
-pub(super) use tile::{Finish, Panels, Rows, Then, prefetch, product};
-use tile::{Interleave, Product, Target};
+pub(super) use tile::{Finish, Panels, Rows, Then, prefetch, prefetch_later, product};
+use tile::{Interleave, Product, Target, unwritten};
 use trial::Other;
 pub(crate) use trial::Switch;
 #[cfg(target_arch = "x86_64")]
@@ -184,18 +185,26 @@ impl Matrix {
         out: &mut [f32],
         stride: usize,
     ) {
+        self.block_into(cpu, x, finish, &Target::new(out, stride, x.count, self.outputs));
+    }
+
+    fn block_into(&self, cpu: Cpu, x: Rows<'_>, finish: &Finish<'_>, out: &Target<'_>) {
         let (matrix, _clock) = self.chosen(|| 1);
-        let out = Target::new(out, stride, x.count, self.outputs);
         let (mut lines, mut scales) = matrix.room(x);
         let x = matrix.left(cpu, x, &mut lines, &mut scales);
-        matrix.columns(cpu, x, 0..self.panels(), finish, &out);
+        matrix.columns(cpu, x, 0..self.panels(), finish, out);
     }
 
     /// Room for the rows of a left operand in this precision, and for what is known of each.
     fn room(&self, x: Rows<'_>) -> (Lines, Lines) {
         match self.precision {
             Precision::F32 => (Lines::new(0), Lines::new(0)),
-            _ => (Lines::floats(x.count * padded(self.steps()) + Interleave::length(x.count, self.steps())), Lines::floats(2 * x.count)),
+            _ => (
+                Lines::floats(
+                    x.count * padded(self.steps()) + Interleave::length(x.count, self.steps()),
+                ),
+                Lines::floats(2 * x.count),
+            ),
         }
     }
 
@@ -372,13 +381,16 @@ pub(super) fn can_multiply(cpu: Cpu, precision: Precision) -> bool {
     }
 }
 
-/// `finish(x W^T + b)` for rows of `inputs` floats, on all threads.
+/// `x W^T + b` for rows of `inputs` floats, and `add` if there is one, on all threads.
 pub(crate) fn linear(cpu: Cpu, matrix: &Matrix, x: &[f32], add: Option<&[f32]>) -> Vec<f32> {
-    let fresh = || vec![0.0; x.len() / matrix.inputs.max(1) * matrix.outputs];
-    let mut out = add.map_or_else(fresh, <[f32]>::to_vec);
+    let length = x.len() / matrix.inputs.max(1) * matrix.outputs;
     let then = if add.is_some() { Then::Add } else { Then::Store };
     let finish = Finish { then, ..Finish::default() };
-    linear_into(cpu, matrix, x, finish, &mut out);
+    // Clearing it first would cost a twentieth of the encoder.
+    let mut out = Vec::with_capacity(length);
+    linear_unwritten(cpu, matrix, x, finish, add, &mut out.spare_capacity_mut()[..length]);
+    // SAFETY: every element of every row has been written.
+    unsafe { out.set_len(length) };
     out
 }
 
@@ -407,6 +419,18 @@ pub(super) fn linear_into(
     finish: Finish<'_>,
     out: &mut [f32],
 ) {
+    linear_unwritten(cpu, matrix, x, finish, None, unwritten(out));
+}
+
+/// As [`linear_into`]; what is to be added stands in `add`, or in its place.
+fn linear_unwritten(
+    cpu: Cpu,
+    matrix: &Matrix,
+    x: &[f32],
+    finish: Finish<'_>,
+    add: Option<&[f32]>,
+    out: &mut [MaybeUninit<f32>],
+) {
     let (inputs, outputs) = (matrix.inputs, matrix.outputs);
     let rows = x.len() / inputs.max(1);
     if rows > FEW_ROWS {
@@ -414,17 +438,23 @@ pub(super) fn linear_into(
         out.par_chunks_mut(block * outputs).enumerate().for_each(|(i, out)| {
             let first = i * block;
             let count = out.len() / outputs;
+            if let Some(add) = add {
+                out.write_copy_of_slice(&add[first * outputs..][..count * outputs]);
+            }
             let tight = Rows::new(&x[first * inputs..], inputs, count);
             let mut copy = Lines::new(0);
             // Pairs are a copy in any case.
             let is_f32 = matrix.precision == Precision::F32;
             let x = if is_f32 { spread(tight, &mut copy) } else { tight };
-            matrix.block(cpu, x, &finish, out, outputs);
+            matrix.block_into(cpu, x, &finish, &Target::unwritten(out, outputs, count, outputs));
         });
         return;
     }
+    if let Some(add) = add {
+        out.write_copy_of_slice(add);
+    }
     let (matrix, _clock) = matrix.chosen(rayon::current_num_threads);
-    let target = Target::new(out, outputs, rows, outputs);
+    let target = Target::unwritten(out, outputs, rows, outputs);
     let x = Rows::new(x, inputs, rows);
     let (mut lines, mut scales) = matrix.room(x);
     let x = matrix.left(cpu, x, &mut lines, &mut scales);

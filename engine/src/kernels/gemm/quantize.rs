@@ -72,14 +72,29 @@ impl WithSimd for Int8Rows<'_> {
 #[inline(always)]
 fn int16<S: Simd>(simd: S, row: &[f32], out: &mut [f32]) -> f32 {
     let zero = simd.splat_f32s(0.0);
-    let mut most = 0.0f32;
+    // Of the block with the most, and the largest number of all.
+    let (mut most, mut largest, mut largest_of_tail) = (0.0f32, zero, 0.0f32);
     for block in row.chunks(2 * INT16_STEPS) {
         let (head, tail) = S::as_simd_f32s(block);
-        let squares = head.iter().fold(zero, |sum, x| simd.mul_add_e_f32s(*x, *x, sum));
-        most = most.max(simd.reduce_sum_f32s(squares) + tail.iter().map(|x| x * x).sum::<f32>());
+        let (pairs, last) = head.as_chunks::<2>();
+        let mut squares = [zero; 2];
+        for pair in pairs {
+            for (x, squares) in pair.iter().zip(&mut squares) {
+                *squares = simd.mul_add_e_f32s(*x, *x, *squares);
+                largest = simd.max_f32s(largest, simd.abs_f32s(*x));
+            }
+        }
+        for x in last {
+            squares[0] = simd.mul_add_e_f32s(*x, *x, squares[0]);
+            largest = simd.max_f32s(largest, simd.abs_f32s(*x));
+        }
+        let [one, other] = squares;
+        let squares = simd.reduce_sum_f32s(simd.add_f32s(one, other));
+        most = most.max(squares + tail.iter().map(|x| x * x).sum::<f32>());
+        largest_of_tail = tail.iter().fold(largest_of_tail, |most, x| most.max(x.abs()));
     }
-    let [lowest, highest] = extremes(simd, row);
-    let unit = (most.sqrt() / BLOCK_LENGTH).max(highest.max(-lowest) / LARGEST);
+    let largest = simd.reduce_max_f32s(largest).max(largest_of_tail);
+    let unit = (most.sqrt() / BLOCK_LENGTH).max(largest / LARGEST);
     let unit = unit.max(f32::MIN_POSITIVE);
     let inverse = unit.recip();
     let out: &mut [u16] = bytemuck::cast_slice_mut(out);

@@ -93,10 +93,26 @@ unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
     pub(super) fn new(data: &'a mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
+        Self::unwritten(unwritten(data), stride, rows, columns)
+    }
+
+    /// Of whose elements none is read, unless the product is added to what stands there.
+    pub(super) fn unwritten(
+        data: &'a mut [MaybeUninit<f32>],
+        stride: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Self {
         assert!(rows == 0 || (rows - 1) * stride + columns <= data.len(), "the result has no room");
-        let data = data.as_mut_ptr();
+        let data = data.as_mut_ptr().cast();
         Self { data, stride, rows, columns, _borrow: std::marker::PhantomData }
     }
+}
+
+/// Floats as room for floats; only floats may be written there.
+pub(super) fn unwritten(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the types are alike in memory, and products write nothing but floats.
+    unsafe { &mut *(std::ptr::from_mut(data) as *mut [MaybeUninit<f32>]) }
 }
 
 /// `out = x B`, on this thread.
@@ -120,7 +136,7 @@ pub(super) trait Arithmetic<S: Simd>: Copy {
     type Sum: Copy;
     /// Lines after which sums are turned into float32.
     const BLOCK: usize;
-    /// Whether the left operand is [`Interleave`]d: then a tile's rows have one address.
+    /// Whether the left operand is [`Interleave`]d.
     const INTERLEAVED: bool;
 
     /// # Safety
@@ -133,38 +149,40 @@ pub(super) trait Arithmetic<S: Simd>: Copy {
     fn as_f32s(self, simd: S, sum: Self::Sum) -> S::f32s;
 }
 
-/// Asks for a line that will be needed in a while.
+/// Asks for a line that will be needed soon, or, `LATER`, in a while.
 #[inline(always)]
-fn prefetch_later(line: *const Line) {
+fn prefetch_line<const LATER: bool>(line: *const Line) {
     // SAFETY: a hint reads nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if LATER {
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
 }
 
-/// Asks for a line that will be needed soon.
 #[inline(always)]
-fn prefetch_line<T>(at: *const T) {
-    // SAFETY: a hint reads nothing.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+fn prefetch_lines<const LATER: bool, T>(slice: &[T]) {
+    for line in 0..size_of_val(slice).div_ceil(size_of::<Line>()) {
+        prefetch_line::<LATER>(slice.as_ptr().cast::<Line>().wrapping_add(line));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// Asks for what will be needed soon.
 #[inline(always)]
 pub(in crate::kernels) fn prefetch<T>(slice: &[T]) {
-    for at in (0..size_of_val(slice)).step_by(size_of::<Line>()) {
-        prefetch_line(slice.as_ptr().cast::<i8>().wrapping_add(at));
-    }
+    prefetch_lines::<false, T>(slice);
+}
+
+/// Asks for what will be needed in a while.
+#[inline(always)]
+pub(in crate::kernels) fn prefetch_later<T>(slice: &[T]) {
+    prefetch_lines::<true, T>(slice);
 }
 
 #[derive(Clone, Copy)]
@@ -221,9 +239,14 @@ fn pieces<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
 /// Rows that [`Interleave`] puts together.
 const FOUR: usize = 4;
 
-/// Writes rows of `steps` numbers so that a tile reads them from a few addresses: of four rows at a
-/// time the first number of each, then the second ones. What stands for rows that a tile lacks is
-/// read by nobody.
+/// What each tile has room for where rows are interleaved.
+fn fours_of_a_tile<S: Simd>(count: usize) -> usize {
+    count.div_ceil(count.div_ceil(rows_of_a_tile::<S>()).max(1)).div_ceil(FOUR)
+}
+
+/// Writes rows of `steps` numbers so that a tile reads them from few addresses: of four rows at a
+/// time the first number of each, then the second ones. A tile's last rows stand for those that it
+/// lacks, which nobody reads.
 pub(super) struct Interleave<'a> {
     pub(super) x: Rows<'a>,
     pub(super) steps: usize,
@@ -233,7 +256,7 @@ pub(super) struct Interleave<'a> {
 impl Interleave<'_> {
     /// Numbers that `count` rows of `steps` become, at most.
     pub(super) fn length(count: usize, steps: usize) -> usize {
-        // One row a tile is the worst case.
+        // If every row has a tile of its own.
         count * FOUR * steps
     }
 }
@@ -244,8 +267,8 @@ impl WithSimd for Interleave<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { x, steps, out } = self;
-        let tile = rows_of_a_tile::<S>().next_multiple_of(FOUR);
-        for (rows, out) in pieces::<S>(x.count).zip(out.chunks_exact_mut(tile * steps.max(1))) {
+        let tile = fours_of_a_tile::<S>(x.count) * FOUR * steps;
+        for (rows, out) in pieces::<S>(x.count).zip(out.chunks_exact_mut(tile.max(1))) {
             let row = |r: usize| &x.data[r.min(rows.end - 1) * x.stride..][..steps];
             for (first, out) in rows.clone().step_by(FOUR).zip(out.chunks_exact_mut(FOUR * steps)) {
                 let [a, b, c, d] = [0, 1, 2, 3].map(|i| row(first + i));
@@ -261,14 +284,23 @@ impl WithSimd for Interleave<'_> {
 /// Lines between one that is used and one that is asked for.
 const AHEAD: usize = 16;
 
-/// The same address, of which the compiler knows nothing.
+/// The same address, of which the compiler knows nothing: else it keeps one for every row, which are
+/// more than there are registers.
 #[inline(always)]
-fn opaque(mut address: *const f32) -> *const f32 {
-    // SAFETY: nothing is done.
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written")
+)]
+fn opaque(address: *const f32) -> *const f32 {
     #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
-    }
+    let address = {
+        let mut address = address;
+        // SAFETY: nothing is done.
+        unsafe {
+            std::arch::asm!("/* {} */", inout(reg) address, options(pure, nomem, nostack));
+        }
+        address
+    };
     address
 }
 
@@ -360,7 +392,13 @@ impl Product<'_> {
                 let next = if piece == 0 || next >= panels.end { panel } else { next };
                 // SAFETY: rows and panels are within the bounds asserted above.
                 unsafe {
-                    self.piece((simd, arithmetic), (piece, rows.start, rows.len()), panel, width, next);
+                    self.piece(
+                        (simd, arithmetic),
+                        (piece, rows.start, rows.len()),
+                        panel,
+                        width,
+                        next,
+                    );
                 };
             }
             panel += width;
@@ -420,11 +458,11 @@ impl Product<'_> {
         // the result, whose columns no other task has; a vector is a part of a line of one of the
         // tile's panels.
         unsafe {
-            // Of rows apart every third: the two after it are addressed from there, by one
-            // instruction each.
+            // Four rows that are interleaved have one address. Of others it is every third's, from
+            // which one instruction each finds the two after it.
             let (left, apart, step) = if A::INTERLEAVED {
-                let tile = rows_of_a_tile::<S>().next_multiple_of(FOUR);
-                (x.data.as_ptr().add(piece * tile * b.steps), FOUR * b.steps, FOUR)
+                let four = FOUR * b.steps;
+                (x.data.as_ptr().add(piece * fours_of_a_tile::<S>(x.count) * four), four, FOUR)
             } else {
                 (x.data.as_ptr().add(first * x.stride), 3 * x.stride, x.step)
             };
@@ -436,10 +474,11 @@ impl Product<'_> {
                 let block = rest.min(A::BLOCK);
                 let mut sums = [[arithmetic.zero(simd); VECTORS]; ROWS];
                 for _ in 0..block {
-                    prefetch_later(ahead);
+                    prefetch_line::<true>(ahead);
                     ahead = ahead.add(1);
                     for panel in 0..VECTORS / parts {
-                        prefetch_line(right.wrapping_add((panel * b.steps + AHEAD) * WIDTH));
+                        let at = (panel * b.steps + AHEAD) * WIDTH;
+                        prefetch_line::<false>(right.wrapping_add(at).cast());
                     }
                     let line: [A::Part; VECTORS] = std::array::from_fn(|v| {
                         let offset = v / parts * b.steps * WIDTH + v % parts * S::F32_LANES;
@@ -463,7 +502,9 @@ impl Product<'_> {
                     }
                     each_row!(0 1 2 3 4 5 6 7 8 9 10 11);
                     left = left.map(|left| left.wrapping_add(step));
-                    if !A::INTERLEAVED { left = left.map(opaque); }
+                    if !A::INTERLEAVED {
+                        left = left.map(opaque);
+                    }
                     right = right.add(WIDTH);
                 }
                 let is_first = rest == b.steps;
@@ -487,10 +528,8 @@ impl Product<'_> {
                     }
                 }
             } else {
-                let sums = std::slice::from_raw_parts(
-                    totals.cast::<f32>(),
-                    ROWS * VECTORS * S::F32_LANES,
-                );
+                let sums =
+                    std::slice::from_raw_parts(totals.cast::<f32>(), ROWS * VECTORS * S::F32_LANES);
                 self.store(simd, sums, ROWS, (first, column));
             }
         }
@@ -536,6 +575,9 @@ impl WithSimd for Finished<'_> {
         let Product { finish, b, .. } = self.product;
         for offset in (0..self.sums.len() / self.rows).step_by(S::F32_LANES) {
             let count = b.columns.saturating_sub(self.column + offset).min(S::F32_LANES);
+            if count == 0 {
+                break;
+            }
             // One loop over the rows for each case, none with a case in it.
             // SAFETY: of each vector only what is the target's is read and written.
             unsafe {

@@ -6,7 +6,8 @@ use super::Amx;
 use crate::{
     child,
     kernels::{
-        gemm::tile::{Finish, Panels, Product, Rows, Target},
+        Cpu, Level,
+        gemm::tile::{Finish, Interleave, Panels, Product, Rows, Target},
         scratch::{Line, WIDTH},
     },
 };
@@ -21,6 +22,7 @@ enum Way {
 pub(super) struct Trial {
     tiles: Amx,
     x: Vec<f32>,
+    interleaved: Vec<f32>,
     lines: Vec<Line>,
 }
 
@@ -38,13 +40,20 @@ impl Trial {
         let pairs = |count: usize| -> Vec<f32> { (0..).map(pair).take(count).collect() };
         let (lines, x) = (Self::PANELS * Self::STEPS, pairs(Self::ROWS * Self::STEPS));
         let lines = pairs(lines * WIDTH).as_chunks().0.iter().map(|pairs| Line(*pairs)).collect();
-        Self { tiles, x, lines }
+        let mut interleaved = vec![0.0; Interleave::length(Self::ROWS, Self::STEPS)];
+        let (rows, out) = (Rows::new(&x, Self::STEPS, Self::ROWS), &mut interleaved);
+        Cpu(Level::Avx512(tiles.simd())).run(Interleave { x: rows, steps: Self::STEPS, out });
+        Self { tiles, x, interleaved, lines }
     }
 
     fn multiply(&self, way: Way, out: &mut [f32]) {
         let (columns, unit) = (Self::PANELS * WIDTH, self.tiles.0);
+        let x = match way {
+            Way::Tiles => &self.x,
+            Way::Vnni => &self.interleaved,
+        };
         let product = Product {
-            x: Rows::new(&self.x, Self::STEPS, Self::ROWS),
+            x: Rows::new(x, Self::STEPS, Self::ROWS),
             b: Panels { lines: &self.lines, steps: Self::STEPS, columns },
             panels: 0..Self::PANELS,
             finish: &Finish::default(),
