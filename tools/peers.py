@@ -297,22 +297,29 @@ def main():
     directory = fidelity.speed_checkpoint(args.work, "base", args.tokenizer)
     torch.set_num_threads(args.threads)
     image = Image.open(ROOT / "models/tiny/samples/shapes.png")
-    exact, narrow = (reference.Reference(directory, attention="sdpa") for _ in range(2))
-    narrow.model.bfloat16()
-    network = Network(exact)
+    precisions = stages.available(args.florence)
+    # Without instructions for it, bfloat16 is emulated and takes minutes.
+    has_bf16 = "bf16" in precisions
+    models = {"PyTorch f32": reference.Reference(directory, attention="sdpa")}
+    network = Network(models["PyTorch f32"])
     inputs = network.inputs(image)
+    if has_bf16:
+        models["PyTorch bf16"] = reference.Reference(directory, attention="sdpa")
+        models["PyTorch bf16"].model.bfloat16()
 
     failed, sides, cosines = set(), {}, {}
-    for name, model in {"PyTorch f32": exact, "PyTorch bf16": narrow}.items():
+    for name, model in models.items():
         sides[name] = functools.partial(answered, model, image, args.tokens)
         own = Network(model)
         cosines[name] = agreement({stage: functools.partial(own.run, stage) for stage in STAGES}, network, inputs)
     for name, load in runtimes(Models(args.work / "peers", network, inputs), args.threads).items():
+        if "bf16" in name and not has_bf16:
+            continue
         runs = loaded(name, load, inputs, failed)
         sides[name] = functools.partial(timed, runs, inputs)
         cosines[name] = agreement(runs, network, inputs)
     peers = list(sides)
-    for precision in stages.available(args.florence):
+    for precision in precisions:
         name = f"florence {precision}"
         sides[name] = functools.partial(stages.ours, args, directory, precision, BEAMS)
         cosines[name] = {} if precision == "f32" else our_agreement(args, directory, precision)

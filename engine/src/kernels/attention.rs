@@ -299,6 +299,8 @@ impl SequenceKeys {
 
 /// Attention of every query, `[T, D]`, over a sequence.
 pub(crate) fn attend_sequence(cpu: Cpu, q: &[f32], sequence: &SequenceKeys) -> Vec<f32> {
+    /// Queries whose scores are there at a time: they pass the cache several times.
+    const PART: usize = 48;
     let size = sequence.size;
     let d = sequence.heads.len() * size;
     let mut out = vec![0.0; q.len()];
@@ -306,8 +308,10 @@ pub(crate) fn attend_sequence(cpu: Cpu, q: &[f32], sequence: &SequenceKeys) -> V
     out.par_chunks_mut(block * d).zip(q.par_chunks(block * d)).for_each(|(out, q)| {
         for head in 0..sequence.heads.len() {
             let at = head * size;
-            let q = Rows::new(&q[at..], d, q.len() / d);
-            sequence.attend(cpu, head, q, &mut out[at..], d);
+            for (q, out) in q.chunks(PART * d).zip(out.chunks_mut(PART * d)) {
+                let rows = Rows::new(&q[at..], d, q.len() / d);
+                sequence.attend(cpu, head, rows, &mut out[at..], d);
+            }
         }
     });
     out
