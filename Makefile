@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers int8 through-redis label-speed label-many cascade-speed baseline compare bench \
+.PHONY: help setup build demo run install test unit integration clients arm lint screenshots fixtures fidelity jpegs evaluate agreement stages peers versions int8 through-redis label-speed label-many cascade-speed baseline compare bench \
         serving load neighbour redis-suite chaos fuzz memcheck asan soak train cuda gpu-proof clean
 
 CARGO  ?= cargo
@@ -118,6 +118,9 @@ stages: .venv-reference build  ## time base shape beside PyTorch, stage by stage
 
 peers: .venv-peers build  ## time base shape beside OpenVINO, ONNX Runtime and PyTorch
 	cd tools && ../.venv-peers/bin/python peers.py --florence ../$(RELEASE)/florence --work $(WORK)
+
+versions:  ## time the CPU kernels of the commit BEFORE beside those of the working tree
+	python3 tools/versions.py $(BEFORE) --work $(WORK)
 
 int8: .venv-peers build  ## what int8 costs in answers, beside OpenVINO's and ONNX Runtime's
 	cd tools && ../.venv-peers/bin/python int8.py --florence ../$(RELEASE)/florence --work $(WORK)

@@ -10,6 +10,9 @@ post-training quantisation for transformers on a few of tools/scenes.py's pictur
 Runtime is its dynamic quantisation of the matrix products, which was no slower than static
 quantisation in the encoder, faster in the vision tower, and closer to float32.
 
+`florence` in int8 is there with its built-in plan, which names a part of the products, and with all of
+them.
+
 The second table compares outputs with PyTorch's in float32; the encoder reads what the side's own
 vision tower saw. `florence` tells its encoder's cosine alone, against its own float32. Weights are
 random, so they say what the numbers' width costs and nothing about answers.
@@ -255,6 +258,22 @@ def our_agreement(args, directory, precision):
     return {"encoder": float(re.search(r"to float32's ([0-9.]+)", line)[1])}
 
 
+def everything_in_int8(directory, planned):
+    """The same checkpoint with a plan that names every matrix; its packed weights tell their names."""
+    planned.mkdir(parents=True, exist_ok=True)
+    for file in directory.iterdir():
+        link = planned / file.name
+        if not file.name.startswith("florence-") and not link.exists():
+            link.symlink_to(file.resolve())
+    with open(directory / "florence-packed-int8.safetensors", "rb") as packed:
+        names = json.loads(packed.read(int.from_bytes(packed.read(8), "little")))
+    weights = {file.name: file.stat().st_size for file in directory.glob("model*.safetensors")}
+    int8 = sorted(name for name in names if name.endswith(".weight"))
+    plan = {"format": "florence int8 plan 1", "weights": weights, "int8": int8, "measured": None}
+    (planned / "florence-int8-plan.json").write_text(json.dumps(plan))
+    return planned
+
+
 def machine():
     """The CPU and the versions of the packages."""
     names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -319,10 +338,16 @@ def main():
         sides[name] = functools.partial(timed, runs, inputs)
         cosines[name] = agreement(runs, network, inputs)
     peers = list(sides)
+
+    def add_ours(name, checkpoint, precision):
+        sides[name] = functools.partial(stages.ours, args, checkpoint, precision, BEAMS)
+        cosines[name] = {} if precision == "f32" else our_agreement(args, checkpoint, precision)
+
     for precision in precisions:
-        name = f"florence {precision}"
-        sides[name] = functools.partial(stages.ours, args, directory, precision, BEAMS)
-        cosines[name] = {} if precision == "f32" else our_agreement(args, directory, precision)
+        add_ours(f"florence {precision}", directory, precision)
+    if "int8" in precisions:
+        planned = everything_in_int8(directory, args.work / "peers/int8-everything")
+        add_ours("florence int8 everywhere", planned, "int8")
 
     facts = machine()
     log = open(args.json or os.devnull, "w")

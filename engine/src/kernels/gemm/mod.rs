@@ -245,7 +245,10 @@ impl Matrix {
         #[cfg(target_arch = "x86_64")]
         return self.precision == Precision::Int16 && amx::for_rows(cpu, rows).is_some();
         #[cfg(not(target_arch = "x86_64"))]
-        return false;
+        {
+            let _ = (cpu, rows);
+            false
+        }
     }
 
     /// As [`Self::block`], for some panels only; other threads may write the other columns.
