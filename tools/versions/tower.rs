@@ -1,9 +1,7 @@
 //! The vision tower and the encoder of base shape on one version's kernels, with made-up weights.
 #![allow(dead_code, unused_imports)]
 
-#[path = "child.rs"]
 mod child;
-#[path = "kernels/mod.rs"]
 mod kernels;
 
 use std::time::Instant;

@@ -76,20 +76,12 @@ fn int16<S: Simd>(simd: S, row: &[f32], out: &mut [f32]) -> f32 {
     let (mut most, mut largest, mut largest_of_tail) = (0.0f32, zero, 0.0f32);
     for block in row.chunks(2 * INT16_STEPS) {
         let (head, tail) = S::as_simd_f32s(block);
-        let (pairs, last) = head.as_chunks::<2>();
-        let mut squares = [zero; 2];
-        for pair in pairs {
-            for (x, squares) in pair.iter().zip(&mut squares) {
-                *squares = simd.mul_add_e_f32s(*x, *x, *squares);
-                largest = simd.max_f32s(largest, simd.abs_f32s(*x));
-            }
-        }
-        for x in last {
-            squares[0] = simd.mul_add_e_f32s(*x, *x, squares[0]);
+        let mut squares = zero;
+        for x in head {
+            squares = simd.mul_add_e_f32s(*x, *x, squares);
             largest = simd.max_f32s(largest, simd.abs_f32s(*x));
         }
-        let [one, other] = squares;
-        let squares = simd.reduce_sum_f32s(simd.add_f32s(one, other));
+        let squares = simd.reduce_sum_f32s(squares);
         most = most.max(squares + tail.iter().map(|x| x * x).sum::<f32>());
         largest_of_tail = tail.iter().fold(largest_of_tail, |most, x| most.max(x.abs()));
     }

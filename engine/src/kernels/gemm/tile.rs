@@ -197,7 +197,7 @@ impl<S: Simd> Arithmetic<S> for F32 {
     #[inline(always)]
     unsafe fn load(self, _simd: S, from: *const f32) -> S::f32s {
         // SAFETY: the caller's promise.
-        unsafe { from.cast::<S::f32s>().read_unaligned() }
+        unsafe { get::<S>(from) }
     }
 
     #[inline(always)]
@@ -233,16 +233,20 @@ fn rows_of_a_tile<S: Simd>() -> usize {
 /// The rows of each tile.
 fn pieces<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
     let pieces = count.div_ceil(rows_of_a_tile::<S>());
-    (0..pieces).map(move |piece| piece * count / pieces..(piece + 1) * count / pieces)
+    (1..=pieces).scan(0, move |first, piece| {
+        let rows = *first..piece * count / pieces;
+        *first = rows.end;
+        Some(rows)
+    })
+}
+
+/// Rows of the largest of these tiles.
+fn most_rows<S: Simd>(count: usize) -> usize {
+    count.div_ceil(count.div_ceil(rows_of_a_tile::<S>()).max(1))
 }
 
 /// Rows that [`Interleave`] puts together.
 const FOUR: usize = 4;
-
-/// What each tile has room for where rows are interleaved.
-fn fours_of_a_tile<S: Simd>(count: usize) -> usize {
-    count.div_ceil(count.div_ceil(rows_of_a_tile::<S>()).max(1)).div_ceil(FOUR)
-}
 
 /// Writes rows of `steps` numbers so that a tile reads them from few addresses: of four rows at a
 /// time the first number of each, then the second ones. A tile's last rows stand for those that it
@@ -259,6 +263,11 @@ impl Interleave<'_> {
         // If every row has a tile of its own.
         count * FOUR * steps
     }
+
+    /// Numbers of each tile.
+    fn tile<S: Simd>(count: usize, steps: usize) -> usize {
+        most_rows::<S>(count).next_multiple_of(FOUR) * steps
+    }
 }
 
 impl WithSimd for Interleave<'_> {
@@ -267,7 +276,7 @@ impl WithSimd for Interleave<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { x, steps, out } = self;
-        let tile = fours_of_a_tile::<S>(x.count) * FOUR * steps;
+        let tile = Self::tile::<S>(x.count, steps);
         for (rows, out) in pieces::<S>(x.count).zip(out.chunks_exact_mut(tile.max(1))) {
             let row = |r: usize| &x.data[r.min(rows.end - 1) * x.stride..][..steps];
             for (first, out) in rows.clone().step_by(FOUR).zip(out.chunks_exact_mut(FOUR * steps)) {
@@ -362,10 +371,9 @@ impl Product<'_> {
         if !self.check(A::INTERLEAVED) {
             return;
         }
-        let Self { x, panels, .. } = self;
+        let Self { x, b, panels, .. } = self;
         // Few rows leave registers for more panels, which hides the latency of the sums.
-        let pieces = x.count.div_ceil(rows_of_a_tile::<S>());
-        let most = x.count.div_ceil(pieces);
+        let most = most_rows::<S>(x.count);
         let wide = match S::F32_LANES {
             1 => 1,
             2..=8 => {
@@ -383,23 +391,18 @@ impl Product<'_> {
                 }
             }
         };
+        let interleaved = Interleave::tile::<S>(x.count, b.steps);
         let mut panel = panels.start;
         while panel < panels.end {
             let width = if panel + wide <= panels.end { wide } else { 1 };
-            for (piece, rows) in self::pieces::<S>(x.count).enumerate() {
+            for (piece, rows) in pieces::<S>(x.count).enumerate() {
                 // While the second and later tiles compute, the next panels come nearer.
                 let next = (panel + width + piece).wrapping_sub(1);
                 let next = if piece == 0 || next >= panels.end { panel } else { next };
+                let start =
+                    if A::INTERLEAVED { piece * interleaved } else { rows.start * x.stride };
                 // SAFETY: rows and panels are within the bounds asserted above.
-                unsafe {
-                    self.piece(
-                        (simd, arithmetic),
-                        (piece, rows.start, rows.len()),
-                        panel,
-                        width,
-                        next,
-                    );
-                };
+                unsafe { self.piece((simd, arithmetic), rows, start, panel, width, next) };
             }
             panel += width;
         }
@@ -409,21 +412,23 @@ impl Product<'_> {
     ///
     /// # Safety
     ///
-    /// The rows `first..first + count` and the panels `panel..panel + width` and `next` must exist.
+    /// The rows, which begin at `start` of the left operand, and the panels `panel..panel + width`
+    /// and `next` must exist.
     #[inline(always)]
     unsafe fn piece<S: Simd, A: Arithmetic<S>>(
         &self,
         (simd, arithmetic): (S, A),
-        (piece, first, count): (usize, usize, usize),
+        rows: Range<usize>,
+        start: usize,
         panel: usize,
         width: usize,
         next: usize,
     ) {
         macro_rules! tile {
             ($($rows:literal)* by $vectors:literal) => {
-                match count {
+                match rows.len() {
                     // SAFETY: the caller's promise.
-                    $($rows => unsafe { self.tile::<S, A, $rows, $vectors>((simd, arithmetic), (piece, first), panel, next) },)*
+                    $($rows => unsafe { self.tile::<S, A, $rows, $vectors>((simd, arithmetic), (rows.start, start), panel, next) },)*
                     _ => unreachable!("`run` cuts rows into pieces of these sizes"),
                 }
             };
@@ -446,7 +451,7 @@ impl Product<'_> {
     unsafe fn tile<S: Simd, A: Arithmetic<S>, const ROWS: usize, const VECTORS: usize>(
         &self,
         (simd, arithmetic): (S, A),
-        (piece, first): (usize, usize),
+        (first, start): (usize, usize),
         panel: usize,
         next: usize,
     ) {
@@ -460,12 +465,9 @@ impl Product<'_> {
         unsafe {
             // Four rows that are interleaved have one address. Of others it is every third's, from
             // which one instruction each finds the two after it.
-            let (left, apart, step) = if A::INTERLEAVED {
-                let four = FOUR * b.steps;
-                (x.data.as_ptr().add(piece * fours_of_a_tile::<S>(x.count) * four), four, FOUR)
-            } else {
-                (x.data.as_ptr().add(first * x.stride), 3 * x.stride, x.step)
-            };
+            let (apart, step) =
+                if A::INTERLEAVED { (FOUR * b.steps, FOUR) } else { (3 * x.stride, x.step) };
+            let left = x.data.as_ptr().add(start);
             let mut left: [*const f32; 4] = std::array::from_fn(|i| left.wrapping_add(i * apart));
             let mut right = b.lines.as_ptr().add(panel * b.steps).cast::<f32>();
             let mut ahead = b.lines.as_ptr().add(next * b.steps);
@@ -523,8 +525,7 @@ impl Product<'_> {
                 for r in 0..ROWS {
                     let to = out.data.add((first + r) * out.stride + column);
                     for v in 0..VECTORS {
-                        let total = *totals.add(r * VECTORS + v);
-                        to.add(v * S::F32_LANES).cast::<S::f32s>().write_unaligned(total);
+                        put::<S>(to.add(v * S::F32_LANES), *totals.add(r * VECTORS + v));
                     }
                 }
             } else {
