@@ -6,13 +6,15 @@
 //! (bias, GELU, sum) happens before it is stored. Each element is one sum in the order of the inner
 //! dimension, so results do not depend on how rows and columns are cut into tiles and tasks.
 //!
-//! - `tile`: the loops; `unit`, `amx`: instructions for numbers other than float32
+//! - `tile`: the loops; `finish`: what becomes of their sums
+//! - `unit`, `amx`: instructions for numbers other than float32
 //! - `quantize`: floats as whole numbers
 //! - `trial`: a matrix in two kinds of numbers, of which one is chosen at run time
 #![expect(unsafe_code, reason = "pointers into panels, and instructions for pairs")]
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod finish;
 mod quantize;
 #[cfg(test)]
 mod tests;
@@ -36,9 +38,11 @@ use super::{
 };
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::Amx;
+pub(super) use finish::{Finish, Then};
+use finish::{Target, unwritten};
 use quantize::{Int8Rows, Int16Rows};
-pub(super) use tile::{Finish, Panels, Rows, Then, prefetch, prefetch_later, product};
-use tile::{Interleave, Product, Target, unwritten};
+use tile::{Interleave, Product};
+pub(super) use tile::{Panels, Rows, prefetch, prefetch_later, product};
 use trial::Other;
 pub(crate) use trial::Switch;
 #[cfg(target_arch = "x86_64")]

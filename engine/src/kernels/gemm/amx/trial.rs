@@ -7,7 +7,10 @@ use crate::{
     child,
     kernels::{
         Cpu, Level,
-        gemm::tile::{Finish, Interleave, Panels, Product, Rows, Target},
+        gemm::{
+            finish::{Finish, Target},
+            tile::{Interleave, Panels, Product, Rows},
+        },
         scratch::{Line, WIDTH},
     },
 };
