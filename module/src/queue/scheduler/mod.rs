@@ -5,6 +5,7 @@
 //! by a value of another type, which are looked for.
 
 mod downloads;
+mod lines;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -15,16 +16,13 @@ use std::{
     time::Instant,
 };
 
-use indexset::BTreeMap;
-
 use super::lease::{Claim, Place};
 use crate::{
-    job::{self, Claimed, Content, JobKey, KeyMap, KeyRef, Origin, Seen, State, Token, Waiting},
+    job::{self, Claimed, Content, JobKey, KeyMap, KeyRef, Seen, State, Token, Waiting},
     server::Db,
 };
-use downloads::Downloads;
 pub(crate) use downloads::Limits;
-use places::Places;
+use lines::{Line, Lines, Queued, count_down};
 
 /// What became of the process that a hash names as the owner of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,31 +69,9 @@ pub(crate) enum Next {
     Idle,
 }
 
-/// In which line a job waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// May have ended the server.
-    Suspects,
-    Ready,
-    Delayed(Instant),
-}
-
-impl Line {
-    /// Whether a job waits there for the end of its delay.
-    fn defers(self, waiting: &Waiting) -> bool {
-        matches!(self, Self::Delayed(_)) && !waiting.is_retry
-    }
-}
-
 #[derive(Debug)]
 enum Slot {
-    Waiting {
-        line: Line,
-        place: Place,
-        waiting: Waiting,
-        /// Its origin, with the model among whose jobs it waits.
-        filed: Origin,
-    },
+    Waiting(Queued),
     Unclaimed(Unclaimed),
     Active(Active),
 }
@@ -136,29 +112,10 @@ pub(crate) struct Scheduler {
     jobs: KeyMap<Slot>,
     /// Jobs by database.
     databases: HashMap<Db, usize>,
-    /// Waiting jobs by user.
-    users: HashMap<Arc<str>, usize>,
-    /// Waiting jobs by the model that they ask for.
-    models: HashMap<Arc<str>, usize>,
-    /// Jobs that may have ended the server. They go first, but one at a time: if one of them does
-    /// it again, it is the only one that was there both times.
-    suspects: BTreeMap<Place, JobKey>,
-    /// The same by whose work they are, readers' and downloaders'.
-    suspected: [Places; 2],
+    lines: Lines,
     /// The suspect that is being worked on, until whoever does has let go of it: told to stop, it
     /// may still be in the middle of something.
     suspect: Weak<Claim>,
-    ready: BTreeMap<Place, JobKey>,
-    /// Of the ready ones, those whose pictures are at hand, and the others.
-    at_hand: Places,
-    downloads: Downloads,
-    delayed: BTreeMap<(Instant, Place), JobKey>,
-    /// How many of them wait for the end of their delay, not to be tried again.
-    deferred: usize,
-    /// Waiting jobs that are of no use after a moment.
-    expiring: BTreeSet<(Instant, JobKey)>,
-    /// Waiting jobs that have been tried before.
-    retrying: BTreeSet<JobKey>,
     unclaimed: BTreeSet<JobKey>,
     active: HashSet<JobKey>,
     arrivals: u64,
@@ -180,7 +137,7 @@ impl Scheduler {
         match (seen, self.jobs.get(key)) {
             (Seen::Nothing, None) => {}
             (Seen::Nothing, Some(_)) => self.remove(key),
-            (Seen::Waiting(new), Some(Slot::Waiting { waiting, .. })) if new == waiting => {}
+            (Seen::Waiting(new), Some(Slot::Waiting(known))) if *new == known.waiting => {}
             (Seen::Waiting(new), _) => {
                 self.remove(key);
                 let place = (new.rank(), self.arrival());
@@ -212,15 +169,15 @@ impl Scheduler {
             return Next::WaitUntil(until);
         }
         self.ripen(now);
-        self.downloads.limit(limits);
-        let first = self.first_suspect(kind, is_open).or_else(|| self.first_ready(kind, is_open));
-        let Some(key) = first else {
-            return match self.delayed.first_key_value() {
-                Some(((at, _), _)) => Next::WaitUntil(*at),
+        self.lines.downloads.limit(limits);
+        let suspect = self.lines.first_suspect(kind, is_open).filter(|_| self.may_run_suspect());
+        let Some(key) = suspect.or_else(|| self.lines.first_ready(kind, is_open)).cloned() else {
+            return match self.lines.first_delayed() {
+                Some((at, _)) => Next::WaitUntil(at),
                 None => Next::Idle,
             };
         };
-        let Some(Slot::Waiting { place, waiting, .. }) = self.take(&key) else {
+        let Some(Slot::Waiting(Queued { place, waiting, .. })) = self.take(&key) else {
             return Next::Idle;
         };
         let token = token();
@@ -235,7 +192,7 @@ impl Scheduler {
         }
         let is_downloading = kind == Kind::Downloader;
         if is_downloading {
-            self.downloads.start(&waiting.origin);
+            self.lines.downloads.start(&waiting.origin);
         }
         let active = Active {
             claim: Arc::downgrade(&claim),
@@ -250,35 +207,20 @@ impl Scheduler {
         Next::Run(key, claim)
     }
 
-    /// The first suspect for this worker, if none is worked on.
-    fn first_suspect(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
-        if self.suspect.strong_count() > 0 {
-            return None;
-        }
-        let places = &self.suspected[usize::from(kind == Kind::Downloader)];
-        self.suspects.get(&places.first(is_open)?).cloned()
-    }
-
-    fn first_ready(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<JobKey> {
-        self.ready.get(&self.first_place(kind, is_open)?).cloned()
-    }
-
-    fn first_place(&self, kind: Kind, is_open: &dyn Fn(&str) -> bool) -> Option<Place> {
-        match kind {
-            Kind::Reader => self.at_hand.first(is_open),
-            Kind::Downloader => self.downloads.first(is_open),
-        }
+    /// Whether none is being worked on.
+    fn may_run_suspect(&self) -> bool {
+        self.suspect.strong_count() == 0
     }
 
     /// Whether there may be a job for a worker.
     pub(crate) fn has_job(&self, kind: Kind) -> bool {
-        let has_suspect = !self.suspects.is_empty() && self.suspect.strong_count() == 0;
-        self.is_enabled && (has_suspect || self.first_place(kind, &|_| true).is_some())
+        let has_suspect = self.lines.has_suspects() && self.may_run_suspect();
+        self.is_enabled && (has_suspect || self.lines.first_ready(kind, &|_| true).is_some())
     }
 
     /// When the first job is due that waits for a moment.
     pub(crate) fn first_due(&self) -> Option<Instant> {
-        self.delayed.first_key_value().map(|((at, _), _)| *at).filter(|_| self.is_enabled)
+        self.lines.first_delayed().map(|(at, _)| at).filter(|_| self.is_enabled)
     }
 
     /// The picture of a job is here.
@@ -287,7 +229,7 @@ impl Scheduler {
             && active.is_of(claim)
             && std::mem::take(&mut active.is_downloading)
         {
-            self.downloads.end(&active.waiting.origin);
+            self.lines.downloads.end(&active.waiting.origin);
         }
     }
 
@@ -296,17 +238,12 @@ impl Scheduler {
     fn ripen(&mut self, now: Instant) {
         const MOST: usize = 1000;
         for _ in 0..MOST {
-            let Some((&(at, place), _)) = self.delayed.first_key_value() else { return };
-            if at > now {
+            let Some((_, key)) = self.lines.first_delayed().filter(|(at, _)| *at <= now) else {
                 return;
-            }
-            let Some(key) = self.delayed.remove(&(at, place)) else { return };
-            if let Some(Slot::Waiting { line, waiting, filed, .. }) = self.jobs.get_mut(&key) {
-                self.deferred -= usize::from(line.defers(waiting));
-                *line = if waiting.is_suspect { Line::Suspects } else { Line::Ready };
-                let (line, filed) = (*line, filed.clone());
-                self.enter(line, key, place, &filed);
-            }
+            };
+            let key = key.clone();
+            let Some(Slot::Waiting(queued)) = self.jobs.get_mut(&key) else { return };
+            self.lines.ripen(&key, queued);
         }
     }
 
@@ -358,7 +295,7 @@ impl Scheduler {
             return;
         }
         self.put_back(key);
-        if let Some(Slot::Waiting { place, waiting, .. }) = self.jobs.get(key) {
+        if let Some(Slot::Waiting(Queued { place, waiting, .. })) = self.jobs.get(key) {
             let (place, waiting) = (*place, waiting.clone());
             self.take(key);
             self.insert_in(Line::Delayed(until), key, place, waiting);
@@ -383,8 +320,7 @@ impl Scheduler {
         if !self.is_enabled {
             return Vec::new();
         }
-        let expired = self.expiring.iter().take_while(|(at, _)| *at <= now);
-        expired.map(|(_, key)| key.clone()).take(ENOUGH).collect()
+        self.lines.expired(now).take(ENOUGH).cloned().collect()
     }
 
     /// Some of the jobs whose hashes tell of a claim that nobody holds, and whether a process died
@@ -403,7 +339,7 @@ impl Scheduler {
 
     /// Whether [`Self::expired`] or [`Self::unclaimed`] has something to tell.
     pub(crate) fn has_overdue(&self, now: Instant) -> bool {
-        let has_expired = self.expiring.first().is_some_and(|(at, _)| *at <= now);
+        let has_expired = self.lines.expired(now).next().is_some();
         self.is_enabled && (has_expired || !self.unclaimed.is_empty())
     }
 
@@ -424,63 +360,12 @@ impl Scheduler {
     }
 
     fn insert(&mut self, key: &JobKey, place: Place, waiting: Waiting) {
-        let line = match waiting.until {
-            Some(until) => Line::Delayed(until.at),
-            None if waiting.is_suspect => Line::Suspects,
-            None => Line::Ready,
-        };
-        self.insert_in(line, key, place, waiting);
+        self.insert_in(Line::of(&waiting), key, place, waiting);
     }
 
     fn insert_in(&mut self, line: Line, key: &JobKey, place: Place, waiting: Waiting) {
-        let mut filed = waiting.origin.clone();
-        if self.models.len() >= MOST_MODELS && !self.models.contains_key(&filed.model) {
-            filed.model = Arc::default();
-        }
-        *self.models.entry(Arc::clone(&filed.model)).or_default() += 1;
-        self.deferred += usize::from(line.defers(&waiting));
-        self.enter(line, key.clone(), place, &filed);
-        if let Some(expires) = waiting.expires {
-            self.expiring.insert((expires.at, key.clone()));
-        }
-        if waiting.is_retry {
-            self.retrying.insert(key.clone());
-        }
-        *self.users.entry(Arc::clone(&waiting.origin.user)).or_default() += 1;
-        self.put(key, Slot::Waiting { line, place, waiting, filed });
-    }
-
-    fn enter(&mut self, line: Line, key: JobKey, place: Place, origin: &Origin) {
-        match line {
-            Line::Suspects => {
-                self.suspected[usize::from(origin.host.is_some())].insert(&origin.model, place);
-                self.suspects.insert(place, key)
-            }
-            Line::Ready => {
-                if origin.host.is_some() {
-                    self.downloads.insert(place, origin);
-                } else {
-                    self.at_hand.insert(&origin.model, place);
-                }
-                self.ready.insert(place, key)
-            }
-            Line::Delayed(until) => self.delayed.insert((until, place), key),
-        };
-    }
-
-    fn leave(&mut self, line: Line, place: Place, origin: &Origin) {
-        match line {
-            Line::Suspects => {
-                self.suspected[usize::from(origin.host.is_some())].remove(&origin.model, place);
-                self.suspects.remove(&place)
-            }
-            Line::Ready => {
-                self.at_hand.remove(&origin.model, place);
-                self.downloads.remove(place, origin);
-                self.ready.remove(&place)
-            }
-            Line::Delayed(until) => self.delayed.remove(&(until, place)),
-        };
+        let queued = self.lines.insert(line, key, place, waiting);
+        self.put(key, Slot::Waiting(queued));
     }
 
     fn put(&mut self, key: &JobKey, slot: Slot) {
@@ -499,25 +384,14 @@ impl Scheduler {
         let slot = self.jobs.swap_remove(key)?;
         count_down(&mut self.databases, &key.db);
         match &slot {
-            Slot::Waiting { line, place, waiting, filed } => {
-                self.leave(*line, *place, filed);
-                self.deferred -= usize::from(line.defers(waiting));
-                if let Some(expires) = waiting.expires {
-                    self.expiring.remove(&(expires.at, key.clone()));
-                }
-                if waiting.is_retry {
-                    self.retrying.remove(key);
-                }
-                count_down(&mut self.users, &waiting.origin.user);
-                count_down(&mut self.models, &filed.model);
-            }
+            Slot::Waiting(queued) => self.lines.remove(key, queued),
             Slot::Unclaimed(_) => {
                 self.unclaimed.remove(key);
             }
             Slot::Active(active) => {
                 self.active.remove(key);
                 if active.is_downloading {
-                    self.downloads.end(&active.waiting.origin);
+                    self.lines.downloads.end(&active.waiting.origin);
                 }
             }
         }
@@ -574,11 +448,13 @@ impl Scheduler {
 
     fn take_over(&mut self, key: &JobKey, slot: Slot) {
         match slot {
-            Slot::Waiting { line, place, waiting, .. } => self.insert_in(line, key, place, waiting),
+            Slot::Waiting(Queued { line, place, waiting, .. }) => {
+                self.insert_in(line, key, place, waiting);
+            }
             Slot::Unclaimed(unclaimed) => self.insert_unclaimed(key, unclaimed),
             Slot::Active(active) => {
                 if active.is_downloading {
-                    self.downloads.start(&active.waiting.origin);
+                    self.lines.downloads.start(&active.waiting.origin);
                 }
                 self.active.insert(key.clone());
                 self.put(key, Slot::Active(active));
@@ -629,14 +505,11 @@ impl Scheduler {
     pub(crate) fn standing(&self, key: KeyRef<'_>) -> Option<Standing> {
         let active = self.active.len();
         Some(match self.jobs.get(&key)? {
-            Slot::Waiting { line: Line::Suspects, place, .. } => {
-                Standing::Waiting { ahead: self.suspects.rank(place), active }
-            }
-            Slot::Waiting { line: Line::Ready, place, .. } => {
-                let ahead = self.suspects.len() + self.ready.rank(place);
-                Standing::Waiting { ahead, active }
-            }
-            Slot::Waiting { line: Line::Delayed(_), .. } | Slot::Unclaimed(_) => Standing::Delayed,
+            Slot::Waiting(queued) => match self.lines.ahead_of(queued) {
+                Some(ahead) => Standing::Waiting { ahead, active },
+                None => Standing::Delayed,
+            },
+            Slot::Unclaimed(_) => Standing::Delayed,
             Slot::Active(active) => Standing::Active(active.claim.upgrade()?),
         })
     }
@@ -648,17 +521,17 @@ impl Scheduler {
 
     /// Jobs that wait for a moment.
     pub(crate) fn delayed(&self) -> usize {
-        self.delayed.len()
+        self.lines.delayed()
     }
 
     /// Jobs that wait for the end of their delay.
     pub(crate) fn deferred(&self) -> usize {
-        self.deferred
+        self.lines.deferred()
     }
 
     /// Jobs of a user that wait, delayed ones too.
     pub(crate) fn waiting_of(&self, user: &str) -> usize {
-        self.users.get(user).copied().unwrap_or_default()
+        self.lines.of_user(user)
     }
 
     /// Jobs that are worked on.
@@ -672,30 +545,12 @@ impl Scheduler {
         let is_in = |states: &[State]| state.is_none_or(|state| states.contains(&state));
         let (is_waiting, is_active) =
             (is_in(&[State::Queued]), is_in(&[State::Fetching, State::Running]));
-        let retrying = self.retrying.iter().filter(move |_| state == Some(State::Retrying));
+        let retrying = self.lines.retrying().filter(move |_| state == Some(State::Retrying));
         let active = self.active.iter().filter(move |_| is_active);
-        let waiting = self
-            .unclaimed
-            .iter()
-            .chain(self.suspects.values())
-            .chain(self.ready.values())
-            .chain(self.delayed.values())
-            .filter(move |_| is_waiting);
+        let waiting = self.unclaimed.iter().chain(self.lines.keys()).filter(move |_| is_waiting);
         active.chain(retrying).chain(waiting)
     }
 }
-
-fn count_down<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
-        }
-    }
-}
-
-/// So many models are told apart: each takes a look whenever a job is wanted, and hashes may name any.
-const MOST_MODELS: usize = 64;
 
 /// Jobs that are dealt with in one lock section.
 const ENOUGH: usize = 256;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::*;
+use super::{lines::MOST_MODELS, *};
 use crate::{
-    job::Due,
+    job::{Due, Origin},
     queue::{Lease, Queue},
 };
 
@@ -132,11 +132,9 @@ fn more_models_than_are_told_apart_share_a_line() {
         let rank = i64::try_from(i).unwrap();
         see(&mut scheduler, &format!("{i}"), &Seen::Waiting(Waiting { origin, ..at_rank(rank) }));
     }
-    assert_eq!(scheduler.models.len(), MOST_MODELS + 1);
+    assert_eq!(scheduler.lines.models(), MOST_MODELS + 1);
     assert_eq!(order(&mut scheduler, now).0.len(), 2 * MOST_MODELS);
-    assert!(scheduler.models.is_empty() && scheduler.at_hand.is_empty());
-    assert!(scheduler.suspected.iter().all(Places::is_empty));
-    assert_eq!(scheduler.deferred, 0);
+    assert!(scheduler.lines.are_empty());
 }
 
 #[test]
