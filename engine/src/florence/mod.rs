@@ -3,32 +3,33 @@
 //! [`Florence::prepare`] is light and may run on any thread; [`Florence::run`] computes, on the
 //! engine's own threads, for one or several prepared pictures together.
 
+mod answer;
 mod batch;
 mod chained;
 mod files;
 mod followed;
+mod load;
 #[cfg(test)]
 mod made_up;
 mod options;
 
-use std::{ops::Range, path::Path, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use quick_cache::sync::Cache;
-use serde_json::Value;
 
 use crate::{
     Error,
-    generate::{Generated, Rules},
+    generate::Rules,
     image::{PixelValues, Preprocessor, Rgb, decode},
-    model::{Checkpoint, Compute, GenerationDefaults, Kept, MAX_BEAMS, Model, Shape, Target},
-    postprocess::{Decimals, Parsed, Scale, Scored, post_process},
+    model::{Compute, GenerationDefaults, Kept, MAX_BEAMS, Model},
     prompt::{Prompt, PromptError, Prompts},
     task::AnswerKind,
     text::Text,
 };
 
+use answer::Reading;
+pub use answer::{Answer, Ranked, Timings};
 pub use batch::Batch;
-use files::{CONFIG, Files, GENERATION, PREPROCESSOR, inconsistent};
 pub use followed::{Followed, Part};
 pub use options::{
     Device, GenerateOptions, Kernels, LoadOptions, Precision, PrepareOptions, TokenIds, has_cpu,
@@ -122,73 +123,6 @@ pub struct Job<'a> {
     pub options: &'a GenerateOptions,
 }
 
-/// What the model says of a picture.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// The generated text, special tokens included.
-    pub text: String,
-    /// The generated ids, start and end token included.
-    pub token_ids: Vec<u32>,
-    /// The reference's JSON: `{"<OD>": {"bboxes": .., "labels": ..}}`.
-    pub json: Value,
-    /// One score a label (a box without one counts as labelled), or one for a text: the geometric
-    /// mean of the probabilities of its location tokens, or of all the text's tokens.
-    pub scores: Vec<f32>,
-    /// Width and height of the picture, to which coordinates refer.
-    pub size: (usize, usize),
-    /// Mean log-probability of the tokens, as the search ranks it.
-    pub score: f32,
-    /// The best texts that the search has found, this one first, where they were asked for.
-    pub n_best: Vec<Ranked>,
-    /// Where the time went.
-    pub timings: Timings,
-}
-
-/// One of several texts that a search has found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ranked {
-    /// As an answer's.
-    pub score: f32,
-    /// As an answer's.
-    pub text: String,
-    /// As an answer's.
-    pub token_ids: Vec<u32>,
-    /// As an answer's.
-    pub json: Value,
-}
-
-impl Ranked {
-    /// The JSON with coordinates of so many decimals.
-    pub fn rounded(&self, decimals: Decimals) -> Value {
-        decimals.round(&self.json)
-    }
-
-    /// As one entry of the list of the best: `score`, `text`, and the JSON as `result`.
-    pub fn told(&self, decimals: Decimals) -> Value {
-        let result = self.rounded(decimals);
-        serde_json::json!({ "score": self.score, "text": self.text, "result": result })
-    }
-}
-
-impl Answer {
-    /// The JSON with coordinates of so many decimals.
-    pub fn rounded(&self, decimals: Decimals) -> Value {
-        decimals.round(&self.json)
-    }
-}
-
-/// Milliseconds per stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Timings {
-    pub decode: f64,
-    pub preprocess: f64,
-    pub vision: f64,
-    pub encoder: f64,
-    pub decoder: f64,
-    pub postprocess: f64,
-}
-
 /// A loaded checkpoint with all that surrounds the network.
 pub struct Florence {
     name: String,
@@ -211,135 +145,10 @@ pub struct Florence {
 const EMBEDDED_NOTE: &str = "the embedded tiny model knows coloured shapes and short words; \
     photographs need real weights: florence pull microsoft/Florence-2-base-ft";
 
-/// Prompts that are kept.
-const QUESTIONS: usize = 1024;
-
 /// Answers have at most this many tokens unless the caller says otherwise.
 const MAX_NEW_TOKENS: usize = 1024;
 
 impl Florence {
-    /// Loads a checkpoint directory of either layout.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Load`] names the file or tensor that is missing, damaged or misshapen.
-    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, Error> {
-        Self::from_checkpoint(Checkpoint::Directory(directory), options)
-    }
-
-    /// Loads `models/tiny`, which is part of the library and needs no files.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::load`], but only for a lack of memory, threads or the device.
-    pub fn embedded(options: &LoadOptions) -> Result<Self, Error> {
-        Self::from_checkpoint(Checkpoint::Embedded, options)
-    }
-
-    /// A model of a published size with made-up weights, to measure speed without any file.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::embedded`].
-    pub fn synthetic(shape: Shape, options: &LoadOptions) -> Result<Self, Error> {
-        Self::from_checkpoint(Checkpoint::Synthetic(shape), options)
-    }
-
-    fn from_checkpoint(checkpoint: Checkpoint<'_>, options: &LoadOptions) -> Result<Self, Error> {
-        checkpoint.check_model()?;
-        let (found, _) = options.device.settled();
-        let device = found.open()?;
-        let compute = options.compute(found)?;
-        let threads = options.thread_pool()?;
-        let Files { config, generation, preprocessor, text, mut remarks } =
-            Files::read(checkpoint, options)?;
-        let side = preprocessor.side().ok_or_else(|| {
-            inconsistent(checkpoint, PREPROCESSOR, "the picture size must be a square".to_owned())
-        })?;
-        let adapter = options.adapter.as_deref();
-        let target = Target {
-            device: &device,
-            compute,
-            keep_packed: options.keep_packed,
-            packed_directory: options.packed_directory.as_deref(),
-            adapter,
-            int8: &options.int8,
-        };
-        let load = || Model::load(checkpoint, &config, side, &target);
-        let model = Arc::new(compute.here(&threads, load)?);
-        if !model.told().is_empty() {
-            remarks.push(format!(
-                "{CONFIG} has no {}: what the tensors' shapes and Florence-2's own values give is \
-                 taken",
-                model.told().join(", ")
-            ));
-        }
-        let (ids, rows) = (text.vocabulary(), model.vocabulary());
-        // The native tokenizer's last id, `<image>`, is only a placeholder.
-        if ids > rows + 1 {
-            let problem = format!("the tokenizer has {ids} ids, the model only {rows}");
-            return Err(inconsistent(checkpoint, CONFIG, problem).into());
-        }
-        let mut generation = config.generation(generation);
-        if let (Some(bos), Some(eos)) = (text.id("<s>"), text.id("</s>"))
-            && let Some(given) = generation.other_ids(bos, eos)
-        {
-            if options.token_ids == TokenIds::Tokenizer {
-                generation.take_ids(bos, eos);
-            } else {
-                remarks.push(format!(
-                    "{given} are given for answers, where the tokenizer has <s> as {bos} and </s> \
-                     as {eos}; token-ids tokenizer takes these"
-                ));
-            }
-        }
-        if let Some(problem) = generation.problem(rows) {
-            let problem =
-                format!("of the settings for generation, here or in {GENERATION}, {problem}");
-            return Err(inconsistent(checkpoint, CONFIG, problem).into());
-        }
-        let name = named(checkpoint, adapter);
-        let questions = Cache::new(QUESTIONS);
-        let is_embedded = matches!(checkpoint, Checkpoint::Embedded);
-        Ok(Self {
-            name,
-            is_embedded,
-            remarks,
-            model,
-            text: Arc::new(text),
-            preprocessor,
-            generation,
-            compute,
-            device: found.describe(&device),
-            shares_weights: false,
-            threads,
-            questions,
-        })
-    }
-
-    /// The same model for another thread, on compute threads of its own: on a processor both share
-    /// the weights.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Threads`].
-    pub fn another(&self, options: &LoadOptions) -> Result<Self, Error> {
-        Ok(Self {
-            name: self.name.clone(),
-            is_embedded: self.is_embedded,
-            remarks: Vec::new(),
-            model: Arc::clone(&self.model),
-            text: Arc::clone(&self.text),
-            preprocessor: self.preprocessor.clone(),
-            generation: self.generation.clone(),
-            compute: self.compute,
-            device: self.device.clone(),
-            shares_weights: true,
-            threads: options.thread_pool()?,
-            questions: Cache::new(QUESTIONS),
-        })
-    }
-
     /// Name of the checkpoint's directory, and of the adapter's: `base+adapter`.
     pub fn name(&self) -> &str {
         &self.name
@@ -377,12 +186,6 @@ impl Florence {
             Compute::Device(kind) => format!("{} cuda", kind.as_str()),
             Compute::Reference => "candle".to_owned(),
         }
-    }
-
-    /// The name of a model before it is loaded: as [`Self::name`] tells it afterwards. Without a
-    /// directory, that of the embedded one.
-    pub fn name_of(directory: Option<&Path>, adapter: Option<&Path>) -> String {
-        named(directory.map_or(Checkpoint::Embedded, Checkpoint::Directory), adapter)
     }
 
     /// Asks about a blank picture, to see that the whole of the network works.
@@ -610,75 +413,6 @@ impl Florence {
         let rules = Rules::new(&defaults, self.model.vocabulary(), wanted.clamp(1, limit));
         Rules { sampling: options.sampling.clone(), ..rules }
     }
-
-    /// The answer is the first of the best; all of them are told if they are `wanted`.
-    fn answer(
-        &self,
-        reading: &Reading,
-        (best, wanted): (Vec<Generated>, bool),
-        timings: Timings,
-    ) -> Answer {
-        let start = Instant::now();
-        let mut scores = Vec::new();
-        let ranked = |(i, generated): (usize, Generated)| {
-            let text = self.text.decode(&generated.ids);
-            let Parsed { json, scored } = post_process(reading.answer, &text, reading.scale);
-            if i == 0 {
-                scores = self.scores(&generated, &scored);
-            }
-            let json = serde_json::json!({ &*reading.name: json });
-            Ranked { score: generated.score, text, token_ids: generated.ids, json }
-        };
-        let mut best: Vec<Ranked> = best.into_iter().enumerate().map(ranked).collect();
-        let n_best = if wanted { best.clone() } else { Vec::new() };
-        let Ranked { score, text, token_ids, json } = best.swap_remove(0);
-        Answer {
-            text,
-            json,
-            scores,
-            size: reading.scale.size,
-            score,
-            token_ids,
-            n_best,
-            timings: Timings { postprocess: milliseconds(start), ..timings },
-        }
-    }
-
-    /// The geometric means of the probabilities of tokens.
-    fn scores(&self, generated: &Generated, scored: &Scored) -> Vec<f32> {
-        let all = &generated.token_scores;
-        match scored {
-            Scored::Text => vec![mean(all)],
-            Scored::Locations(ranges) => {
-                let tokens = generated.ids[1..].iter().zip(all);
-                let is_location = |(id, _): &(&u32, &f32)| self.text.is_location(**id);
-                let locations: Vec<f32> = tokens.filter(is_location).map(|(_, s)| *s).collect();
-                let score = |range: &Range<usize>| locations.get(range.clone()).map_or(0.0, mean);
-                ranges.iter().map(score).collect()
-            }
-        }
-    }
-}
-
-/// The name of a checkpoint with an adapter.
-fn named(checkpoint: Checkpoint<'_>, adapter: Option<&Path>) -> String {
-    let adapter = adapter.map(|adapter| format!("+{}", Checkpoint::Directory(adapter).name()));
-    checkpoint.name() + &adapter.unwrap_or_default()
-}
-
-/// `exp` of the mean of log-probabilities; nothing has no probability.
-fn mean(scores: &[f32]) -> f32 {
-    if scores.is_empty() {
-        return 0.0;
-    }
-    (scores.iter().sum::<f32>() / scores.len() as f32).exp()
-}
-
-/// How the answer's text is to be read.
-struct Reading {
-    name: Arc<str>,
-    answer: AnswerKind,
-    scale: Scale,
 }
 
 fn milliseconds(start: Instant) -> f64 {
