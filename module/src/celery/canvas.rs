@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     Celery, Task, json,
-    message::{self, Embed, Headers, Signature, is_plain},
+    message::{Embed, Headers, Signature, is_plain},
+    outgoing::new_id,
     result::{self, Exception},
 };
 use crate::{
@@ -50,7 +51,7 @@ fn send_group(
     callbacks: &[Signature],
     result: &Value,
 ) -> Option<Value> {
-    let group = message::new_id();
+    let group = new_id();
     let send = |(index, callback): (usize, &Signature)| {
         let callback = member(callback, &group, index);
         send(ctx, celery, task, &callback, (result, &[]))

@@ -25,8 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Celery, FIELD, JOB_PREFIX, Task, celery, intake, json,
-    message::{envelope, text},
+    Celery, FIELD, JOB_PREFIX, Task, celery, intake, json, message::text, outgoing::envelope,
 };
 use crate::{
     job::{

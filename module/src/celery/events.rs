@@ -8,7 +8,7 @@ use std::{
 use redis_module::Context;
 use serde_json::{Value, json};
 
-use super::{Celery, Task, json, message::envelope};
+use super::{Celery, Task, json, outgoing::envelope};
 use crate::{
     queue::queue,
     server::{self, can_write},

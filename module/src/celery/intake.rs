@@ -20,10 +20,11 @@ use super::{
     Celery, FIELD, Task,
     arguments::{self, Arguments},
     canvas, celery, control, events,
-    message::{self, Call, Message},
+    message::{Call, Message},
     outcome,
     passed::Passed,
     result::Exception,
+    time,
 };
 use crate::{
     figures,
@@ -366,7 +367,7 @@ fn wanted(task: &Task, call: &Call) -> Result<Wanted, Exception> {
     let (name, signatures) = (&task.headers.task, settings::CELERY_ARGUMENTS.get());
     let Arguments { picture, prompt } = arguments::bind(name, signatures.of(name), call)?;
     let from_now = |time: &Option<String>| {
-        let at = time.as_deref().and_then(message::unix_ms);
+        let at = time.as_deref().and_then(time::unix_ms);
         at.map(|at| at.saturating_sub(unix_ms()))
     };
     let mut options = Options {

@@ -1,4 +1,4 @@
-//! Messages of Celery's protocol 2 in kombu's envelopes, read and written. Pure.
+//! Messages of Celery's protocol 2 in kombu's envelopes, as they are read. Pure.
 //!
 //! A message is a JSON object `{body, content-type, content-encoding, headers, properties}`; the
 //! body, in base64, is `[args, kwargs, embed]`. Source: the protocol's page in Celery's manual. What
@@ -7,20 +7,20 @@
 use std::borrow::Cow;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use jiff::{
-    Timestamp,
-    civil::Time,
-    fmt::temporal::Pieces,
-    tz::{Offset, TimeZone},
-};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{json, result::Exception};
+use super::{json, result::Exception, time};
 use crate::job::limits;
 
 /// A signature: a task that somebody wants to be sent later.
 pub(crate) type Signature = Map<String, Value>;
+
+/// Whether a signature is one plain task: Celery builds groups, chords and the like of others.
+pub(crate) fn is_plain(signature: &Signature) -> bool {
+    let text = |name: &str| signature.get(name).and_then(Value::as_str);
+    text("task").is_some_and(|task| !task.starts_with("celery."))
+}
 
 /// What a message says of its task.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ fn invalid(text: impl Into<String>) -> Exception {
 }
 
 /// Whether Python takes a value for true.
-fn is_true(value: &Value) -> bool {
+pub(super) fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(value) => *value,
@@ -121,7 +121,7 @@ pub(crate) fn text(value: &Value) -> Option<String> {
 
 /// A priority, as kombu takes one.
 #[expect(clippy::cast_possible_truncation, reason = "it is a digit")]
-fn priority(value: &Value) -> Option<i64> {
+pub(super) fn priority(value: &Value) -> Option<i64> {
     let number = match value {
         Value::String(text) => text.trim().parse().ok(),
         number => number.as_f64(),
@@ -134,10 +134,10 @@ fn time(name: &str, value: &Value) -> Result<Option<String>, Exception> {
     if value.is_null() {
         return Ok(None);
     }
-    let timestamp = text(value).as_deref().and_then(timestamp);
+    let time = text(value).as_deref().and_then(time::normal);
     let name = if name == "eta" { "ETA" } else { name };
     let invalid = || invalid(format!("invalid {name} value {}", json::write(value)));
-    timestamp.map(iso).map(Some).ok_or_else(invalid)
+    time.map(Some).ok_or_else(invalid)
 }
 
 /// The hard and the soft time limit.
@@ -300,153 +300,6 @@ impl Call {
     }
 }
 
-/// An envelope around a body, for queues (`exchange` empty), events and replies.
-pub(crate) fn envelope(headers: &Value, exchange: &str, routing_key: &str, body: &Value) -> Value {
-    json!({
-        "body": BASE64_STANDARD.encode(json::write(body)),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": headers,
-        "properties": {
-            "correlation_id": headers["id"],
-            "reply_to": "",
-            "delivery_mode": 2,
-            "delivery_info": { "exchange": exchange, "routing_key": routing_key },
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": new_id(),
-        },
-    })
-}
-
-/// A message for a queue.
-pub(crate) struct Outgoing {
-    /// The id of its task.
-    pub(crate) id: String,
-    pub(crate) queue: String,
-    pub(crate) priority: i64,
-    pub(crate) json: String,
-}
-
-/// Who a signature is sent by: its messages show it, and share its queue unless they name one.
-pub(crate) struct Sender<'a> {
-    pub(crate) headers: &'a Headers,
-    pub(crate) queue: &'a str,
-}
-
-impl Sender<'_> {
-    /// The message that a signature makes, its first argument `first` unless it is immutable.
-    pub(crate) fn message(
-        &self,
-        signature: &Signature,
-        first: &Value,
-        chain: &[Signature],
-    ) -> Outgoing {
-        let option = |name: &str| signature.get("options").and_then(|options| options.get(name));
-        let text = |name: &str| option(name).and_then(text);
-        let seconds = |name: &str| option(name).and_then(Value::as_f64);
-        let field = |name: &str| signature.get(name).cloned();
-        let mut args: Vec<Value> = match signature.get("args") {
-            Some(Value::Array(args)) => args.clone(),
-            _ => Vec::new(),
-        };
-        if !signature.get("immutable").is_some_and(is_true) {
-            args.insert(0, first.clone());
-        }
-        let kwargs = field("kwargs").filter(Value::is_object).unwrap_or_else(|| json!({}));
-        let id = text("task_id").unwrap_or_else(new_id);
-        let odd_id = option("task_id").filter(|id| id.is_object()).cloned();
-        let sender = self.headers;
-        let headers = json!({
-            "lang": "py",
-            "task": field("task"),
-            "id": odd_id.unwrap_or_else(|| id.as_str().into()),
-            "shadow": option("shadow"),
-            "eta": seconds("countdown").map(in_seconds).or_else(|| text("eta")),
-            "expires": seconds("expires").map(in_seconds).or_else(|| text("expires")),
-            "group": option("group_id"),
-            "group_index": option("group_index"),
-            "retries": 0,
-            "timelimit": [option("time_limit"), option("soft_time_limit")],
-            "root_id": sender.root_id.as_ref().unwrap_or(&sender.id),
-            "parent_id": sender.id,
-            "argsrepr": json::write(&args.clone().into()),
-            "kwargsrepr": json::write(&kwargs),
-            "origin": "florence",
-            "ignore_result": option("ignore_result").is_some_and(is_true),
-            "replaced_task_nesting": 0,
-            "stamped_headers": null,
-            "stamps": {},
-        });
-        let list = |name: &str| match option(name) {
-            Some(Value::Array(list)) => Some(Value::from(list.clone())),
-            Some(Value::Object(one)) => Some(json!([one])),
-            _ => None,
-        };
-        let chain = if chain.is_empty() { list("chain") } else { Some(json!(chain)) };
-        let embed = json!({
-            "callbacks": list("link"),
-            "errbacks": list("link_error"),
-            "chain": chain,
-            "chord": option("chord"),
-        });
-        let queue = text("queue").or_else(|| text("routing_key"));
-        let queue = queue.unwrap_or_else(|| self.queue.to_owned());
-        let priority = option("priority").and_then(priority).unwrap_or_default();
-        let mut message = envelope(&headers, "", &queue, &json!([args, kwargs, embed]));
-        message["properties"]["priority"] = priority.into();
-        Outgoing { id, queue, priority, json: json::write(&message) }
-    }
-}
-
-/// Whether a signature is one plain task: Celery builds groups, chords and the like of others.
-pub(crate) fn is_plain(signature: &Signature) -> bool {
-    let text = |name: &str| signature.get(name).and_then(Value::as_str);
-    text("task").is_some_and(|task| !task.starts_with("celery."))
-}
-
-/// A time as milliseconds since 1970.
-pub(crate) fn unix_ms(iso: &str) -> Option<i64> {
-    timestamp(iso).map(Timestamp::as_millisecond)
-}
-
-/// A time as a worker reads it: one without an offset is in UTC, whatever the project's timezone.
-fn timestamp(iso: &str) -> Option<Timestamp> {
-    const DATE: usize = "2026-11-26".len();
-    // Any letter may stand between date and time.
-    let is_spaced = iso.as_bytes().get(4) == Some(&b'-');
-    let between = iso.get(DATE..).filter(|_| is_spaced).and_then(|rest| rest.chars().next());
-    let iso = match between {
-        Some(letter) => format!("{}T{}", &iso[..DATE], &iso[DATE + letter.len_utf8()..]),
-        None => iso.to_owned(),
-    };
-    // Names of zones are no part of ISO 8601.
-    let pieces = Pieces::parse(&iso).ok().filter(|_| !iso.contains('['))?;
-    let offset = pieces.to_numeric_offset().unwrap_or(Offset::UTC);
-    let time = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));
-    TimeZone::fixed(offset).to_timestamp(time).ok()
-}
-
-/// Now, as [`iso`] writes it.
-pub(crate) fn now() -> String {
-    in_seconds(0.0)
-}
-
-fn in_seconds(seconds: f64) -> String {
-    let delay = jiff::SignedDuration::try_from_secs_f64(seconds).unwrap_or_default();
-    iso(Timestamp::now().checked_add(delay).unwrap_or(Timestamp::MAX))
-}
-
-/// As Python's `isoformat` writes it.
-fn iso(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string()
-}
-
-/// A new random id, as Celery's are.
-pub(crate) fn new_id() -> String {
-    uuid::Uuid::new_v4().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,7 +323,7 @@ mod tests {
         assert_eq!((message.task(), message.priority()), ("tasks.inference_task", 6));
         let (headers, embed, call) = message.unpack();
         assert_eq!(headers.timelimit(), Some(2500));
-        assert_eq!(headers.expires.as_deref().and_then(unix_ms), Some(1_795_654_800_250));
+        assert_eq!(headers.expires.as_deref().and_then(time::unix_ms), Some(1_795_654_800_250));
         let Call { args, kwargs } = call.unwrap();
         assert_eq!((&args[0], &kwargs["task_prompt"]), (&json!("http://h/a.jpg"), &json!("<OD>")));
         assert!(embed.chain.is_none());
@@ -587,55 +440,5 @@ mod tests {
         // What is to follow is known by then.
         let (embed, call) = unpacked("[null, {}, {\"errbacks\": [{\"task\": \"a\"}]}]");
         assert!(call.is_err() && embed.errbacks.is_some());
-    }
-
-    #[test]
-    fn a_signature_becomes_a_message_that_can_be_read_again() {
-        let headers = Headers { id: "parent".to_owned(), ..Headers::default() };
-        let sender = Sender { headers: &headers, queue: "celery" };
-        let Value::Object(signature) = json!({
-            "task": "app.save", "args": [7], "kwargs": {"x": 1}, "immutable": false,
-            "options": {"task_id": "child", "queue": "other", "link": [{"task": "app.more"}],
-                "countdown": 5},
-        }) else {
-            unreachable!()
-        };
-        let rest = [json!({"task": "app.last"}).as_object().unwrap().clone()];
-        let outgoing = sender.message(&signature, &json!({"<OD>": []}), &rest);
-        assert_eq!((outgoing.queue.as_str(), outgoing.priority), ("other", 0));
-        let (headers, embed, call) = Message::parse(outgoing.json.as_bytes()).unwrap().unpack();
-        assert_eq!((headers.id.as_str(), outgoing.id.as_str()), ("child", "child"));
-        assert_eq!(headers.parent_id.as_deref(), Some("parent"));
-        assert!(headers.eta.as_deref().and_then(unix_ms).is_some());
-        assert_eq!(call.unwrap().args, [json!({"<OD>": []}), json!(7)]);
-        assert_eq!(embed.callbacks.unwrap()[0]["task"], "app.more");
-        assert_eq!(embed.chain.unwrap(), rest);
-
-        let immutable = json!({"task": "app.save", "immutable": true});
-        let outgoing = sender.message(immutable.as_object().unwrap(), &json!(1), &[]);
-        let (_, _, call) = Message::parse(outgoing.json.as_bytes()).unwrap().unpack();
-        assert!(call.unwrap().args.is_empty());
-    }
-
-    #[test]
-    fn times_are_those_of_python() {
-        let now = now();
-        assert!(now.ends_with("+00:00") && now.len() == 32, "{now}");
-        assert!(unix_ms(&now).is_some());
-        for (iso, expected) in [
-            ("1970-01-01T02:00:01+02:00", Some(1000)),
-            ("1970-01-01T00:00:01.5", Some(1500)),
-            ("1970-01-01 00:00", Some(0)),
-            ("1970-01-01x00:00:02Z", Some(2000)),
-            ("1970-01-02", Some(86_400_000)),
-            ("19700101T000003", Some(3000)),
-            ("1970-01-01T00:00-0030", Some(1_800_000)),
-            ("tomorrow", None),
-            ("", None),
-            ("1970-01-01T00:00:01[Europe/Berlin]", None),
-            ("1970-\u{e9}\u{e9}\u{e9}\u{e9}", None),
-        ] {
-            assert_eq!(unix_ms(iso), expected, "{iso}");
-        }
     }
 }

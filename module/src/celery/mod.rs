@@ -26,8 +26,10 @@ mod intake;
 mod json;
 mod message;
 mod outcome;
+mod outgoing;
 mod passed;
 mod result;
+mod time;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -52,6 +54,7 @@ use crate::{
     settings,
 };
 use message::{Embed, Headers};
+use outgoing::{Outgoing, Sender};
 
 /// The field of a job that keeps its task.
 const FIELD: &str = "celery";
@@ -175,7 +178,7 @@ impl Celery {
     }
 
     /// Sends a message to its queue.
-    fn send(&self, ctx: &Context, message: &message::Outgoing) -> Result<(), String> {
+    fn send(&self, ctx: &Context, message: &Outgoing) -> Result<(), String> {
         let list = self.list(&message.queue, message.priority);
         server::in_db(ctx, self.broker_db(), || {
             server::call(ctx, "LPUSH", &[list.as_bytes(), message.json.as_bytes()])
@@ -202,8 +205,8 @@ impl Task {
         format!("{JOB_PREFIX}{}", self.id())
     }
 
-    fn sender(&self) -> message::Sender<'_> {
-        message::Sender { headers: &self.headers, queue: &self.queue }
+    fn sender(&self) -> Sender<'_> {
+        Sender { headers: &self.headers, queue: &self.queue }
     }
 }
 

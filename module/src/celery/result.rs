@@ -4,7 +4,7 @@
 use redis_module::Context;
 use serde_json::{Value, json};
 
-use super::{Celery, Task, json, message};
+use super::{Celery, Task, json, time};
 use crate::{
     server::{self, bytes, in_db},
     settings,
@@ -82,7 +82,7 @@ impl<'a> Meta<'a> {
             "result": self.result,
             "traceback": null,
             "children": self.children,
-            "date_done": is_over.then(message::now),
+            "date_done": is_over.then(time::now),
             "task_id": id,
         })
     }
