@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{json, result::Exception, time};
 use crate::job::limits;
@@ -302,6 +302,8 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// As celery 5.7.0 sends it.
