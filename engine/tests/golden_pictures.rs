@@ -23,7 +23,11 @@ fn assert_as_in(pack: &str, at_least: usize, is_defined: impl Fn(&str) -> bool) 
                 "unsupported".to_owned()
             }
             // Where so much is missing that nobody can tell what it was.
-            Err(ImageError::Corrupt { .. } | ImageError::UnknownFormat(_)) => "error".to_owned(),
+            Err(
+                ImageError::Corrupt { .. }
+                | ImageError::UnknownFormat(_)
+                | ImageError::NotPicture(_),
+            ) => "error".to_owned(),
             Err(other) => panic!("{name}: {other}"),
         };
         if found != expected && is_defined(name) {

@@ -62,8 +62,8 @@ pub enum FetchError {
     /// The server closed the connection and had not answered.
     #[error("the server closed the connection without an answer")]
     Closed,
-    /// What came first is no HTTP.
-    #[error("the server's answer is not HTTP")]
+    /// What came first is no HTTP, or its headers are not as they must be.
+    #[error("the server's answer cannot be read as HTTP")]
     NotHttp,
     /// The server answered with an error.
     #[error("the server answered {0}")]

@@ -232,8 +232,8 @@ impl Florence {
 
     /// Bytes that the keys and values of an answer take at most, where no beams share any.
     pub fn kv_cache_bytes(&self, question: &Question, options: &GenerateOptions) -> u64 {
-        let Rules { beams, max_length, .. } = self.rules(options);
-        let tokens = self.model.visual_length() + question.ids.len() + beams * max_length;
+        let rows = self.beams(options) * self.rules(options).max_length;
+        let tokens = self.model.visual_length() + question.ids.len() + rows;
         self.model.kept_bytes(tokens) as u64
     }
 

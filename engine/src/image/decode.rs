@@ -49,14 +49,6 @@ pub enum ImageError {
     /// What servers answer with when they have no picture.
     #[error("this is {0}, not a picture")]
     NotPicture(&'static str),
-    /// Much longer than wide, or the other way: nothing could be seen of it.
-    #[error("the picture is {width}x{height}, narrower than 1 to {MAX_ASPECT}")]
-    Narrow {
-        /// Width in pixels.
-        width: u32,
-        /// Height in pixels.
-        height: u32,
-    },
     /// None that a model can take which has pictures as they are.
     #[error(
         "the picture is {width}x{height}, but this model takes pictures as they are: squares of \
@@ -105,9 +97,6 @@ pub enum ImageError {
         source: Failure,
     },
 }
-
-/// Most times that a picture is as long as wide.
-const MAX_ASPECT: u32 = 200;
 
 /// What a decoder may use.
 #[derive(Debug, Clone)]
@@ -361,9 +350,6 @@ impl Plan {
                 return Err(ImageError::TooLarge { width, height, limit: limits.pixels });
             }
         }
-        if width.max(height) / MAX_ASPECT > width.min(height) {
-            return Err(ImageError::Narrow { width, height });
-        }
         let pixels = Inner::pixels((width, height));
         let output = pixels * bytes_per_pixel.max(3);
         let turning = match orientation {
@@ -553,7 +539,7 @@ mod tests {
         };
         let good = png(&[1; 6], ExtendedColorType::Rgb8);
         let unknown = "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)";
-        check(b"", DecodeLimits::default(), unknown);
+        check(b"", DecodeLimits::default(), "this is an empty file, not a picture");
         check(b"hello", DecodeLimits::default(), unknown);
         check(&good, limits, "the picture is 2x1, more than the limit of 1 pixels");
         let corrupt = "the PNG picture is corrupt or truncated";

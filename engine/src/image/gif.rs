@@ -21,6 +21,7 @@ impl<R: Read> Gif<R> {
     pub(super) fn new(source: R) -> ImageResult<Self> {
         let mut options = DecodeOptions::new();
         options.set_color_output(ColorOutput::Indexed);
+        options.allow_unknown_blocks(true);
         let mut decoder =
             options.read_info(source).map_err(|error| corrupt(ImageFormat::Gif, error))?;
         let frame = decoder.next_frame_info().map_err(|error| corrupt(ImageFormat::Gif, error))?;

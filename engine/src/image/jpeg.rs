@@ -255,15 +255,18 @@ struct Segment<'a> {
 fn segments(file: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     let mut at = START.len();
     std::iter::from_fn(move || {
-        // The first byte of a marker may be there any number of times.
+        // The first byte of a marker may be there any number of times, and what is none between
+        // segments is passed over.
         let rest = file.get(at..)?;
-        let fill = rest.iter().position(|byte| *byte != 0xff).filter(|fill| *fill > 0)?;
-        let (marker, start) = (rest[fill], at + fill - 1);
+        let is_marker = |pair: &[u8; 2]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff);
+        let start = at + rest.array_windows().position(is_marker)?;
+        let marker = file[start + 1];
         at = start + 2;
         let content = match marker {
             0x01 | 0xd0..=0xd7 => &[],
             0xc0..=0xc7 | 0xc9..=0xcf | 0xda..=0xdd | 0xe0..=0xef | 0xf7 | 0xfe => {
-                let length = usize::from(u16::from_be_bytes(*file.get(at..)?.first_chunk()?));
+                let length = u16::from_be_bytes(*file.get(at..)?.first_chunk()?);
+                let length = usize::from(length.max(2));
                 let content = file.get(at + 2..at + length)?;
                 at += length;
                 content
@@ -358,7 +361,9 @@ mod tests {
         let profile = segment(APP2, b"ICC_PROFILE\0\x07\x03and no more");
         let text = segment(0xfe, &[b'x'; 5000]);
         let newer = segment(APP0, b"JFIF\0\x02\0\0\0\x01\0\x01\0\0");
-        let more = [START.as_slice(), &profile, &text, &newer, &[0xff; 3], &whole[2..]].concat();
+        let stray = b"\0\0\xff\0\xff\0no segment";
+        let more =
+            [START.as_slice(), &profile, stray, &text, &newer, &[0xff; 3], &whole[2..]].concat();
         let end = more.len() - 2;
         let more = [&more[..end], &profile.repeat(3), &END].concat();
         let jpeg = Jpeg::new(&more).unwrap();

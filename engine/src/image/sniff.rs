@@ -2,21 +2,49 @@
 
 use super::{Formats, ImageError};
 
+/// Formats that are not read.
+const OTHERS: &[(&[u8], &str)] = &[
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\x01\0", "ICO"),
+    (b"qoif", "QOI"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+];
+
+const BASE64: &str = "base64 text";
+const CONVERTED: &str = "a file that was converted as if it were text";
+
+/// What a picture may have become on its way.
+const ACCIDENTS: &[(&[u8], &str)] = &[
+    (b"data:", "a data: URL"),
+    (b"/9j/", BASE64),
+    (b"iVBORw0KGgo", BASE64),
+    (b"R0lGOD", BASE64),
+    (b"UklGR", BASE64),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+    (b"\x89PNG\n", CONVERTED),
+    (b"\xc2\x89PNG", CONVERTED),
+    (b"\xef\xbf\xbdPNG", CONVERTED),
+    (b"\xc3\xbf\xc3\x98", CONVERTED),
+    (b"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", CONVERTED),
+];
+
 /// Why these bytes are refused.
 pub(super) fn refuse(bytes: &[u8], formats: Formats) -> ImageError {
-    let known: [(&[u8], &str); 8] = [
-        (b"\xff\x0a", "JPEG XL"),
-        (b"\0\0\0\x0cJXL ", "JPEG XL"),
-        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-        (b"\xff\x4f\xff\x51", "JPEG 2000"),
-        (b"\0\0\x01\0", "ICO"),
-        (b"qoif", "QOI"),
-        (b"%PDF", "PDF"),
-        (b"8BPS", "Photoshop"),
-    ];
-    let starts = |(start, _): &&(&[u8], &str)| bytes.starts_with(start);
-    if let Some(name) = container(bytes).or_else(|| Some(known.iter().find(starts)?.1)) {
+    let find = |known: &[(&[u8], &'static str)]| {
+        known.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name)
+    };
+    if let Some(name) = container(bytes).or_else(|| find(OTHERS)) {
         return ImageError::Unsupported(name, formats);
+    }
+    if bytes.is_empty() {
+        return ImageError::NotPicture("an empty file");
+    }
+    if let Some(name) = find(ACCIDENTS) {
+        return ImageError::NotPicture(name);
     }
     match text(bytes) {
         Some("SVG") => ImageError::Unsupported("SVG", formats),
@@ -31,12 +59,21 @@ fn container(bytes: &[u8]) -> Option<&'static str> {
     let size = usize::try_from(u32::from_be_bytes(*size)).ok()?.min(bytes.len());
     let brands = rest.get(..size.checked_sub(4)?)?.strip_prefix(b"ftyp")?;
     let has = |names: &[&[u8]]| brands.chunks_exact(4).any(|brand| names.contains(&brand));
+    let is_film = |brand: &[u8]| {
+        [b"iso", b"mp4", b"3gp", b"3g2"].iter().any(|start| brand.starts_with(*start))
+    };
     if has(&[b"avif", b"avis"]) {
         Some("AVIF")
     } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"]) {
         Some("HEIC")
-    } else {
+    } else if has(&[b"crx "]) {
+        Some("CR3")
+    } else if has(&[b"qt  ", b"M4V ", b"avc1", b"dash", b"f4v "])
+        || brands.chunks_exact(4).any(is_film)
+    {
         Some("Video")
+    } else {
+        Some("ISO media")
     }
 }
 
@@ -70,7 +107,10 @@ fn text(bytes: &[u8]) -> Option<&'static str> {
     let is_name = name.starts_with(|c: char| c.is_alphabetic() || c == '_');
     match name.rsplit(':').next()? {
         "svg" => Some("SVG"),
-        "html" | "head" | "body" | "script" | "title" | "meta" | "div" | "center" | "h1" | "p" => {
+        // What an answer of a web server, or of a program behind it, may begin with.
+        "html" | "head" | "body" | "script" | "style" | "title" | "meta" | "link" | "div"
+        | "span" | "center" | "h1" | "h2" | "h3" | "p" | "br" | "hr" | "b" | "i" | "strong"
+        | "font" | "a" | "img" | "pre" | "code" | "table" | "form" | "ul" | "ol" | "iframe" => {
             Some("HTML")
         }
         _ => is_name.then_some("XML"),
@@ -98,6 +138,7 @@ mod tests {
             ("\u{feff} \n<!DOCTYPE HTML><html><body><svg>", Some("HTML")),
             ("<HTML><HEAD>", Some("HTML")),
             ("<h1>Not Found</h1>", Some("HTML")),
+            ("<br />\n<b>Warning</b>: Undefined variable", Some("HTML")),
             ("<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", Some("XML")),
             ("<Error/>", Some("XML")),
             ("{\"error\": \"not found\"}", Some("JSON")),
@@ -116,6 +157,17 @@ mod tests {
         assert_eq!(refused(b"<p>no</p>"), "this is HTML, not a picture");
         assert!(refused(b"\0\0\0\x10ftypavif\0\0\0\0mif1").starts_with("AVIF pictures are not"));
         assert!(refused(b"\0\0\0\x10ftypisom\0\0\0\0mp41").starts_with("Video pictures are not"));
+        assert!(refused(b"\0\0\0\x10ftypcrx \0\0\0\0isom").starts_with("CR3 pictures are not"));
+        assert!(refused(b"\0\0\0\x0cftypwhat").starts_with("ISO media pictures are not"));
         assert!(refused(b"%PDF-1.4").starts_with("PDF pictures are not"));
+        for (bytes, name) in [
+            (&b""[..], "an empty file"),
+            (b"/9j/4AAQSkZJRgABAQ", BASE64),
+            (b"data:image/png;base64,iVBORw0KGgo", "a data: URL"),
+            ("\u{89}PNG\r\n".as_bytes(), CONVERTED),
+            (String::from_utf8_lossy(b"\xff\xd8\xff\xe0").as_bytes(), CONVERTED),
+        ] {
+            assert_eq!(refused(bytes), format!("this is {name}, not a picture"));
+        }
     }
 }

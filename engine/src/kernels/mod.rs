@@ -101,7 +101,7 @@ impl Cpu {
         gemm::can_multiply(self, Precision::Bf16)
     }
 
-    /// Whether products of int16 pairs are faster than those of float32.
+    /// Whether there is something for products of int16 pairs, which is then faster than float32.
     pub fn has_int16(self) -> bool {
         gemm::can_multiply(self, Precision::Int16)
     }

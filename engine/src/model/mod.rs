@@ -203,11 +203,12 @@ impl Model {
         self.visual_length
     }
 
-    /// Longest sequence of visual tokens and prompt.
+    /// Bytes of the keys and values of so many tokens.
     pub(crate) fn kept_bytes(&self, tokens: usize) -> usize {
         self.network.kept_bytes(tokens)
     }
 
+    /// Longest sequence of visual tokens and prompt.
     pub(crate) fn source_limit(&self) -> usize {
         self.network.source_limit()
     }

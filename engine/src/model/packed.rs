@@ -137,10 +137,10 @@ impl Place {
         // SAFETY: the mapping is read-only, and the file is never changed under its name; as with
         // weights we rely on the operator not to change it either.
         let map = unsafe { Mmap::map(&file) }.ok()?;
-        let (_, metadata) = SafeTensors::read_metadata(&map).ok()?;
+        let (length, metadata) = SafeTensors::read_metadata(&map).ok()?;
         let header = metadata.metadata().as_ref()?;
         let is_ours = self.origin.iter().all(|(name, value)| header.get(name) == Some(value));
-        if !is_ours {
+        if !is_ours || length + LENGTH != HEADER {
             return None;
         }
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone()));

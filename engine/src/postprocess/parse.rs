@@ -152,16 +152,19 @@ pub(super) fn quads(text: &str) -> impl Iterator<Item = LabelledBox<8>> {
 
 /// Polygons without labels.
 pub(super) fn polygons(text: &str) -> Vec<Shape> {
-    chunks(&ONLY_POLYGONS, text)
-        .flat_map(|(start, chunk)| shapes_of(text, start, chunk, ""))
-        .collect()
+    shapes(&ONLY_POLYGONS, text)
 }
 
 /// Labels followed by polygons.
 pub(super) fn labelled_polygons(text: &str) -> Vec<Shape> {
-    chunks(&LABEL_AND_POLYGONS, text)
+    shapes(&LABEL_AND_POLYGONS, text)
+}
+
+fn shapes(pattern: &'static Regex, text: &str) -> Vec<Shape> {
+    chunks(pattern, text)
         .filter_map(|(start, chunk)| Some((start, chunk, name(&NAME_OR_POLY, chunk)?)))
-        .flat_map(|(start, chunk, name)| shapes_of(text, start, chunk, &ascii(&name)))
+        .flat_map(|(start, chunk, name)| shapes_of(text, start, chunk, &name))
+        .filter(|shape| !shape.polygons.is_empty())
         .collect()
 }
 
@@ -178,7 +181,7 @@ pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-/// The reference drops other characters from labels, after trimming.
+/// The reference drops other characters from labels of boxes, after trimming.
 fn ascii(name: &str) -> String {
     name.chars().filter(char::is_ascii).collect()
 }

@@ -106,6 +106,24 @@ fn whatever_has_a_label_knows_its_location_tokens() {
     assert_eq!((text.json, text.scored), (json!("a dog"), Scored::Text));
 }
 
+/// As the native reference of transformers 5.23 has it.
+#[test]
+fn polygons_keep_their_names_and_shapes_without_points_are_none() {
+    let scale = Scale { size: (1000, 1000), coordinates: Coordinates::Integer };
+    let found = |kind, text: &str| post_process(kind, text, scale).json;
+    let square = "<loc_1><loc_2><loc_3><loc_4>";
+    let text = format!("</s><s>caf\u{e9}<poly>{square}</poly>b<poly></poly><poly></poly></s>");
+    let expected = json!({ "bboxes": [], "bboxes_labels": [], "polygons": [[[1, 2, 3, 4]]],
+        "polygons_labels": ["caf\u{e9}"] });
+    assert_eq!(found(AnswerKind::BoxesOrPolygons, &text), expected);
+    let text = format!("</s><s><sep>{square}<poly></poly><poly></poly></s>");
+    let expected = json!({ "polygons": [], "labels": [] });
+    assert_eq!(found(AnswerKind::Polygons, &text), expected);
+    let text = format!("</s><s><sep>{square}</s>");
+    let expected = json!({ "polygons": [[[1, 2, 3, 4]]], "labels": ["<sep>"] });
+    assert_eq!(found(AnswerKind::Polygons, &text), expected);
+}
+
 #[test]
 fn coordinates_are_rounded_and_nothing_else_is() {
     let answer = json!({ "<OD>": { "bboxes": [[34.239_997_863_769_53, 1.05, 2.0, 7]], "labels": ["1.05"] } });

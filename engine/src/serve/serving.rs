@@ -57,6 +57,13 @@ struct Request {
     _room: Reservation,
 }
 
+impl Request {
+    /// The jobs that wait for it, each for as many of its questions.
+    fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.claimants.iter().map(|claimant| claimant.job)
+    }
+}
+
 pub(super) struct Serving<'a, M, A> {
     machine: M,
     caches: &'a Caches,
@@ -138,11 +145,16 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         self.jobs.values().for_each(|job| job.asker.waited(time));
     }
 
-    /// Some jobs were worked for: each has its share of the time, and all others have waited.
+    /// Some jobs were worked for, each for as many questions as it is named: that is its share of
+    /// the time, and for the rest of it every job has waited.
     fn charge(&self, time: Duration, worked_for: &[JobId]) {
-        let count = u32::try_from(worked_for.len()).unwrap_or(u32::MAX).max(1);
+        let mut shares: BTreeMap<JobId, u32> = BTreeMap::new();
+        for id in worked_for {
+            *shares.entry(*id).or_default() += 1;
+        }
+        let all = shares.values().sum::<u32>().max(1);
         for (id, job) in &self.jobs {
-            let own = if worked_for.contains(id) { time / count } else { Duration::ZERO };
+            let own = time * shares.get(id).copied().unwrap_or_default() / all;
             job.asker.waited(time.saturating_sub(own));
         }
     }
@@ -159,23 +171,30 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 self.admit(work);
                 continue;
             }
+            if self.share_next() {
+                continue;
+            }
             let Some(room) = self.room_for_next() else { break };
             let start = self.machine.now();
             self.encode_together(enough);
             let Some((claimant, part)) = self.ready.pop_front() else { break };
             let alone = self.machine.now();
-            self.take(claimant, part, room);
-            let now = self.machine.now();
-            self.charge(now - alone, &[claimant.job]);
-            self.admission.encoded(now - start);
+            let joined = self.join(claimant, part, room);
+            self.charge(self.machine.now() - alone, &[claimant.job]);
+            if joined.is_err() {
+                self.restart();
+            }
+            self.admission.encoded(self.machine.now() - start);
         }
         let encoded = self.machine.now();
         let has_stepped = !self.requests.is_empty();
         if has_stepped {
-            let claimants = self.requests.values().flat_map(|request| &request.claimants);
-            let jobs: Vec<JobId> = claimants.map(|claimant| claimant.job).collect();
-            self.step();
+            let jobs: Vec<JobId> = self.requests.values().flat_map(Request::jobs).collect();
+            let stepped = self.step();
             self.charge(self.machine.now() - encoded, &jobs);
+            if stepped.is_err() {
+                self.restart();
+            }
         }
         let now = self.machine.now();
         self.admission.stepped(now - encoded);
@@ -223,28 +242,44 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         self.watch.kv_cache().reserve_now(bytes, self.requests.is_empty())
     }
 
-    /// Answers a question from the cache, or lets it join a request or the batch.
-    fn take(&mut self, mut claimant: Claimant, part: Part, room: Reservation) {
-        let Part { question, picture, keys } = part;
-        let Some(job) = self.jobs.get(&claimant.job) else { return };
-        let (is_shared, options) = (job.is_shared, job.options.clone());
-        if is_shared {
-            if let Some(answer) = self.caches.answer(&keys) {
-                return self.give(claimant, &answer);
-            }
-            let is_same =
-                |request: &&mut Request| request.is_shared && request.keys.is_same_request(&keys);
-            if let Some(request) = self.requests.values_mut().find(is_same) {
-                hear(&self.jobs, &mut claimant, &request.text);
-                request.claimants.push(claimant);
-                return;
-            }
+    /// Gives the next question an answer from the cache, or lets it wait for that of a request in the
+    /// batch; whether there is one. Neither needs room or time.
+    fn share_next(&mut self) -> bool {
+        let Self { jobs, requests, ready, caches, .. } = self;
+        let is_shared =
+            |claimant: &Claimant| jobs.get(&claimant.job).is_some_and(|job| job.is_shared);
+        let Some(&(mut claimant, Part { keys, .. })) =
+            ready.front().filter(|(claimant, _)| is_shared(claimant))
+        else {
+            return false;
+        };
+        let is_same =
+            |request: &&mut Request| request.is_shared && request.keys.is_same_request(&keys);
+        let cached = caches.answer(&keys);
+        if cached.is_none() {
+            let Some(request) = requests.values_mut().find(is_same) else { return false };
+            hear(jobs, &mut claimant, &request.text);
+            request.claimants.push(claimant);
         }
+        ready.pop_front();
+        if let Some(answer) = cached {
+            self.give(claimant, &answer);
+        }
+        true
+    }
+
+    /// Lets a question join the batch. The error: the batch, this question included, has to begin
+    /// again.
+    fn join(&mut self, claimant: Claimant, part: Part, room: Reservation) -> Result<(), Failure> {
+        let Part { question, picture, keys } = part;
+        let Some(job) = self.jobs.get(&claimant.job) else { return Ok(()) };
+        let (is_shared, options) = (job.is_shared, job.options.clone());
         let visual = match self.visual(claimant.job, picture, &keys) {
             Ok(visual) => visual,
             Err(failure) => {
                 self.fail(claimant.job, failure);
-                return self.check();
+                self.check();
+                return Ok(());
             }
         };
         let id = self.new_id();
@@ -263,10 +298,7 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
             _room: room,
         };
         self.requests.insert(id, request);
-        if let Err(failure) = joined {
-            self.watch.stumbled(&failure);
-            self.restart();
-        }
+        joined.inspect_err(|failure| self.watch.stumbled(failure))
     }
 
     /// The pictures of the next questions that nobody has encoded, each once, as many as there is
@@ -364,8 +396,8 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         Ok(visual)
     }
 
-    /// One decoder step.
-    fn step(&mut self) {
+    /// One decoder step. The error: the batch has to begin again.
+    fn step(&mut self) -> Result<(), Failure> {
         for request in self.requests.values_mut() {
             request.tokens += 1;
             for claimant in &request.claimants {
@@ -374,17 +406,13 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 }
             }
         }
-        let answered = match guarded(|| self.machine.step()) {
-            Ok(answered) => answered,
-            Err(failure) => {
-                self.watch.stumbled(&failure);
-                return self.restart();
-            }
-        };
+        let answered =
+            guarded(|| self.machine.step()).inspect_err(|failure| self.watch.stumbled(failure))?;
         let Self { requests, .. } = self;
         let of = |(id, answer)| Some((requests.remove(&id)?, answer));
         self.answered.extend(answered.into_iter().filter_map(of));
         self.tell();
+        Ok(())
     }
 
     /// Tells more of the answers' texts to those who listen.
@@ -428,7 +456,11 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
         let mut has_failed = false;
         for (id, request) in std::mem::take(&mut self.requests) {
             self.machine.clear();
-            match self.alone(id, &request) {
+            self.sweep();
+            let start = self.machine.now();
+            let answer = self.alone(id, &request);
+            self.charge(self.machine.now() - start, &request.jobs().collect::<Vec<_>>());
+            match answer {
                 Ok(answer) => self.answered.push((request, answer)),
                 Err(failure) => {
                     has_failed = true;
@@ -462,7 +494,6 @@ impl<'a, M: Machine, A: Asker> Serving<'a, M, A> {
                 job.is_some_and(|job| job.asker.wants(now) == Wants::Answers)
             };
             if !claimants.iter().any(is_wanted) {
-                // The next sweep finds out why, and says so.
                 return Err(Failure::Cancelled);
             }
             if let Some((_, answer)) = guarded(|| self.machine.step())?.pop() {

@@ -336,6 +336,39 @@ fn what_others_take_is_told_as_waiting() {
 }
 
 #[test]
+fn a_job_of_several_questions_does_not_wait_for_itself() {
+    let mut bench = Bench::new();
+    let waited = Rc::clone(&bench.job("a", "1", &[1, 2, 3]).asker.waited);
+    bench.turn(&onlooker(16), 50, |_| {});
+    assert_eq!(waited.get(), Duration::ZERO);
+}
+
+#[test]
+fn a_batch_that_begins_again_is_each_ones_own_time() {
+    let mut bench = Bench { steps: 9, ..Bench::new() };
+    let waited = [("a", "1", 1), ("b", "2", FAILS)].map(|(name, picture, question)| {
+        Rc::clone(&bench.job(name, picture, &[question]).asker.waited)
+    });
+    bench.turn(&onlooker(16), 50, |_| {});
+    // Half of the step that fails; then `b` waits for all of `a`, and `a` for the one step of `b`.
+    assert_eq!(waited.map(|time| time.get()), [VISION + STEP / 2 + STEP, STEP / 2 + 9 * STEP]);
+}
+
+#[test]
+fn those_who_ask_the_same_need_no_room_and_wait_for_no_step() {
+    let mut bench = Bench { steps: 9, ..Bench::new() };
+    for name in ["a", "b", "c", "d"] {
+        bench.job(name, "1", &[7]);
+    }
+    let mut watch = onlooker(16);
+    watch.kv_cache = Budget::new(7);
+    bench.turn(&watch, 4, |_| {});
+    // `a` owes some steps for its picture; those who ask the same are all there after them.
+    let steps = bench.diary().iter().take_while(|line| *line != "d: started").count();
+    assert_eq!(bench.diary()[steps - 2..=steps], ["b: started", "c: started", "d: started"]);
+}
+
+#[test]
 fn jobs_whose_keys_and_values_have_no_room_wait_for_it() {
     let mut bench = Bench::new();
     for (name, picture, bytes) in [("a", "1", 6), ("b", "2", 4), ("c", "3", 1), ("d", "4", 50)] {

@@ -37,7 +37,7 @@ static FETCHER: LazyLock<Fetcher> = LazyLock::new(|| {
     Fetcher::new(rules, (*settings::BUCKETS.get()).clone(), &settings::CA_FILE.get())
 });
 
-/// Makes the client, which reads the system's certificates: not for the main thread.
+/// Makes the client, which takes time: not for the main thread.
 pub(crate) fn make_client() {
     LazyLock::force(&FETCHER);
 }

@@ -388,7 +388,7 @@ fn failures_are_told_apart() {
         ),
         // Of no known length: its end would be the connection's, but for the reset.
         (b"HTTP/1.1 200 OK\r\n\r\npic", "the download broke off before its end"),
-        (b"220 mail.example ready\r\n", "the server's answer is not HTTP"),
+        (b"220 mail.example ready\r\n", "the server's answer cannot be read as HTTP"),
     ] {
         let fetched = fetch(&format!("http://127.0.0.1:{}/", resets(bytes)));
         let error = fetched.unwrap_err();

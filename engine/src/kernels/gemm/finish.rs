@@ -7,7 +7,8 @@ use pulp::{Simd, WithSimd};
 use super::tile::Product;
 use crate::kernels::rows::{gelu, load, store};
 
-/// What happens to a sum before it is stored, in this order.
+/// What happens to a sum before it is stored: the bias is in units of the result, as is what zeros
+/// are worth.
 #[derive(Clone, Copy, Default)]
 pub(in crate::kernels) struct Finish<'a> {
     /// Of whole numbers: what a unit is worth in every row and in every column.

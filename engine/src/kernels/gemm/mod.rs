@@ -194,22 +194,23 @@ impl Matrix {
 
     fn block_into(&self, cpu: Cpu, x: Rows<'_>, finish: &Finish<'_>, out: &Target<'_>) {
         let (matrix, _clock) = self.chosen(|| 1);
-        let (mut lines, mut scales) = matrix.room(x);
+        let (mut lines, mut scales) = matrix.room(cpu, x);
         let x = matrix.left(cpu, x, &mut lines, &mut scales);
         matrix.columns(cpu, x, 0..self.panels(), finish, out);
     }
 
     /// Room for the rows of a left operand in this precision, and for what is known of each.
-    fn room(&self, x: Rows<'_>) -> (Lines, Lines) {
-        match self.precision {
-            Precision::F32 => (Lines::new(0), Lines::new(0)),
-            _ => (
-                Lines::floats(
-                    x.count * padded(self.steps()) + Interleave::length(x.count, self.steps()),
-                ),
-                Lines::floats(2 * x.count),
-            ),
+    fn room(&self, cpu: Cpu, x: Rows<'_>) -> (Lines, Lines) {
+        if self.precision == Precision::F32 {
+            return (Lines::new(0), Lines::new(0));
         }
+        let apart = x.count * padded(self.steps());
+        let interleaved = if self.takes_rows_apart(cpu, x.count) {
+            0
+        } else {
+            Interleave::length(x.count, self.steps())
+        };
+        (Lines::floats(apart + interleaved), Lines::floats(2 * x.count))
     }
 
     /// Rows of floats as this precision multiplies them.
@@ -463,7 +464,7 @@ fn linear_unwritten(
     let (matrix, _clock) = matrix.chosen(rayon::current_num_threads);
     let target = Target::unwritten(out, outputs, rows, outputs);
     let x = Rows::new(x, inputs, rows);
-    let (mut lines, mut scales) = matrix.room(x);
+    let (mut lines, mut scales) = matrix.room(cpu, x);
     let x = matrix.left(cpu, x, &mut lines, &mut scales);
     let panels = matrix.panels();
     // Whole groups of panels, a few tasks for each thread, none of them tiny.

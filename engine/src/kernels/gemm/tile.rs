@@ -186,8 +186,8 @@ pub(super) struct Interleave<'a> {
 impl Interleave<'_> {
     /// Numbers that `count` rows of `steps` become, at most.
     pub(super) fn length(count: usize, steps: usize) -> usize {
-        // If every row has a tile of its own.
-        count * FOUR * steps
+        // Where tiles have up to 6 rows; of those with up to 12 there are half as many.
+        count.div_ceil(6) * 6_usize.next_multiple_of(FOUR) * steps
     }
 
     /// Numbers of each tile.
@@ -203,6 +203,7 @@ impl WithSimd for Interleave<'_> {
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { x, steps, out } = self;
         let tile = Self::tile::<S>(x.count, steps);
+        assert!(pieces::<S>(x.count).count() * tile <= out.len(), "no room for the rows");
         for (rows, out) in pieces::<S>(x.count).zip(out.chunks_exact_mut(tile.max(1))) {
             let row = |r: usize| &x.data[r.min(rows.end - 1) * x.stride..][..steps];
             for (first, out) in rows.clone().step_by(FOUR).zip(out.chunks_exact_mut(FOUR * steps)) {
