@@ -63,6 +63,7 @@ fn init(ctx: &Context, args: &[RedisString]) -> Status {
 fn start(ctx: &Context, args: &[RedisString]) -> Result<(), Option<String>> {
     figures::uptime();
     server::check()?;
+    server::check_commands(ctx)?;
     server::limit_candle();
     server::set_options(ctx);
     server::register_settings(ctx, args)?;

@@ -218,7 +218,11 @@ fn failures_of_downloads_are_told_apart() {
             &*canned(vec![Vec::new()]),
             "the server closed the connection without an answer",
         ),
-        ("ssh", &*canned(vec![b"SSH-2.0-OpenSSH\r\n".to_vec()]), "the server's answer cannot be read as HTTP"),
+        (
+            "ssh",
+            &*canned(vec![b"SSH-2.0-OpenSSH\r\n".to_vec()]),
+            "the server's answer cannot be read as HTTP",
+        ),
         (
             "no-tls",
             &*canned(vec![b"HTTP/1.1 400 Bad\r\n\r\n".to_vec()]).replace("http:", "https:"),

@@ -440,7 +440,7 @@ fn a_pipe_below_a_root_does_not_hold_anything_up() {
     let server = Server::with(Settings::lines(&[&root]));
     server.call::<()>(&["FLORENCE.SUBMIT", "j", &pipe.display().to_string(), "<OD>"]);
     let job: Job = server.call(&["FLORENCE.WAIT", "j", "10"]);
-    assert_eq!(error(&job)["message"], "not a regular file, or larger than the limit");
+    assert_eq!(error(&job)["message"], "it is not a regular file");
 }
 
 #[test]

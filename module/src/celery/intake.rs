@@ -139,8 +139,11 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> (Slice, Duration) {
     let seen = with_server(|ctx| {
         let start = Instant::now();
         // What was revoked before it was sent is not to be taken.
-        if !can_write(ctx) || matches!(model::model(), Model::Failed(_)) || control::is_behind() {
-            return None;
+        if !can_write(ctx) {
+            return Err(Slice::Refused);
+        }
+        if matches!(model::model(), Model::Failed(_)) || control::is_behind() {
+            return Err(Slice::Empty);
         }
         select_db(ctx, celery.broker_db());
         let room = queue().room();
@@ -149,9 +152,12 @@ fn take_slice(celery: &Celery, lists: &mut [List]) -> (Slice, Duration) {
             (!unseen.messages.is_empty()).then_some((list, unseen))
         });
         held = start.elapsed();
-        seen
+        seen.ok_or(Slice::Empty)
     });
-    let Some((list, unseen)) = seen else { return (Slice::Empty, held) };
+    let (list, unseen) = match seen {
+        Ok(seen) => seen,
+        Err(slice) => return (slice, held),
+    };
     let found: Vec<_> = unseen
         .messages
         .iter()

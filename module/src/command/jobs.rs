@@ -1,6 +1,8 @@
 //! `FLORENCE.JOBS [STATE state] [COUNT n]`: unfinished jobs in the order of their turn, or ended ones,
 //! the newest end first.
 
+use std::time::{Duration, Instant};
+
 use redis_module::{AclPermissions, Context, RedisError, RedisResult, RedisString, RedisValue};
 
 use super::args::Args;
@@ -16,8 +18,10 @@ use crate::{
 const DEFAULT_COUNT: i64 = 100;
 /// Most jobs that are listed, whatever COUNT says: the main thread looks at each.
 const MOST: usize = 1000;
-/// So many are looked at, most of which may be hidden from this user.
+/// So many are looked at, most of which may be hidden from this user, and for so long: who has many
+/// patterns of keys takes longer for each.
 const LOOKED: usize = 10_000;
+const LONGEST: Duration = Duration::from_millis(3);
 
 /// Which jobs are to be listed.
 enum Wanted {
@@ -59,7 +63,7 @@ fn unfinished(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisVal
     let db = server::selected_db(ctx);
     let visible = Visible::new(ctx);
     let rows = |keys: Vec<JobKey>| -> Vec<RedisValue> {
-        let rows = keys.into_iter().filter(|key| visible.has(key)).filter_map(|key| {
+        let rows = visible.among(keys, count).filter_map(|key| {
             let job = job::open(ctx, &key).ok()?;
             let found = queue().state(key.as_ref(), &job);
             let due = job.due_at().filter(|_| matches!(found, State::Queued | State::Retrying));
@@ -83,7 +87,7 @@ fn unfinished(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisVal
 fn ended(ctx: &Context, state: Option<State>, count: usize) -> Vec<RedisValue> {
     let keys = ended::newest(server::selected_db(ctx), state).take(LOOKED);
     let visible = Visible::new(ctx);
-    let rows = keys.filter(|key| visible.has(key)).filter_map(|key| {
+    let rows = visible.among(keys, count).filter_map(|key| {
         let is_meant = |job: &Job| match state {
             Some(state) => job.state == state,
             None => job.state.is_final(),
@@ -132,6 +136,18 @@ struct Visible<'a> {
 impl<'a> Visible<'a> {
     fn new(ctx: &'a Context) -> Self {
         Self { ctx, user: server::user(ctx) }
+    }
+
+    /// Those of some keys; after the first `most` of them for a short time only.
+    fn among(
+        &self,
+        keys: impl IntoIterator<Item = JobKey>,
+        most: usize,
+    ) -> impl Iterator<Item = JobKey> {
+        let start = Instant::now();
+        let keys = keys.into_iter().enumerate();
+        let in_time = keys.take_while(move |(i, _)| *i < most || start.elapsed() < LONGEST);
+        in_time.map(|(_, key)| key).filter(|key| self.has(key))
     }
 
     fn has(&self, key: &JobKey) -> bool {

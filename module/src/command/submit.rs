@@ -27,7 +27,7 @@ pub(super) fn run(ctx: &Context, args: &mut Args) -> RedisResult {
     let prompts = prompts(args)?;
     let options = options(ctx, &key, args)?;
 
-    let user = server::user(ctx).map(|user| user.to_string_lossy()).unwrap_or_default();
+    let user = server::user_name(ctx);
     let new = new::new(&user, picture, &prompts, &options);
     let key = if key.as_slice() == b"*" { new_key(ctx) } else { key };
     limits::check_key_bytes(key.as_slice().len())?;

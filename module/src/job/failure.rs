@@ -150,9 +150,10 @@ impl From<SourceError> for Failure {
         match error {
             SourceError::Fetch(error) => Self::from(&error),
             SourceError::NotBelowRoot => Self::permanent(Code::Denied, error.to_string()),
-            SourceError::Missing | SourceError::Unreadable | SourceError::TooLarge => {
-                Self::permanent(Code::Fetch, error.to_string())
-            }
+            SourceError::Missing
+            | SourceError::Unreadable
+            | SourceError::NotRegular
+            | SourceError::TooLarge(_) => Self::permanent(Code::Fetch, error.to_string()),
         }
     }
 }

@@ -34,6 +34,9 @@ pub(super) struct Ended {
     noted: u64,
 }
 
+/// How many are forgotten at most where one is noted.
+const FORGOTTEN: usize = 16;
+
 static ENDED: Mutex<Option<HashMap<Db, Ended, RandomState>>> = Mutex::new(None);
 
 /// Whether there may be some; who only asks takes no lock.
@@ -57,7 +60,11 @@ impl Ended {
             self.jobs.insert(key.clone(), (end, at, self.noted));
             self.by_age[end].insert((at, self.noted, key.clone()));
         }
-        while self.by_age[end].len() > most {
+        // Where the limit has become lower, it is not reached at once: nobody is to wait for that.
+        for _ in 0..FORGOTTEN {
+            if self.by_age[end].len() <= most {
+                return;
+            }
             let Some((.., oldest)) = self.by_age[end].pop_first() else { return };
             self.jobs.swap_remove(&oldest);
         }

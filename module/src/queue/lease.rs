@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::Instant,
 };
@@ -56,6 +56,9 @@ pub(crate) struct Claim {
     pub(crate) place: Place,
     phase: AtomicU8,
     tokens: AtomicU32,
+    /// Others have changed the key since it was claimed; the job is the same as far as its content
+    /// tells, which leaves out a picture that came with it.
+    is_touched: AtomicBool,
 }
 
 impl Claim {
@@ -73,7 +76,16 @@ impl Claim {
             expires,
             phase: AtomicU8::default(),
             tokens: AtomicU32::default(),
+            is_touched: AtomicBool::default(),
         }
+    }
+
+    pub(super) fn touch(&self) {
+        self.is_touched.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_touched(&self) -> bool {
+        self.is_touched.load(Ordering::Relaxed)
     }
 
     pub(crate) fn enter(&self, phase: Phase) {

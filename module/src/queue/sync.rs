@@ -121,6 +121,7 @@ pub(crate) fn refresh(ctx: &Context, key: &JobKey) {
         _ => Death::None,
     };
     observe(key, &seen, death);
+    waiters::came_back(key.as_ref());
     if job.state.is_final() {
         retained::note(ctx, key, &job);
         ended::note(key, &job);
@@ -159,15 +160,16 @@ fn crash_unless_ended_well(owner: &str) -> Death {
     if owners::ended_well(owner) { Death::None } else { Death::Crash }
 }
 
-/// Keys that are looked at from time to time: those that are worked on or waited for may have been
-/// overwritten by a value of another type, of which no event tells. Others are found out when they
-/// are claimed.
-pub(crate) fn watched() -> Vec<JobKey> {
-    /// Of the keys that are waited for, at a time.
-    const MOST: usize = 256;
-    let mut keys = queue().scheduler.lock().active_keys();
-    keys.extend(waiters::some_keys(MOST));
-    keys
+/// Keys that are looked at from time to time: those that are worked on, and so many that are waited
+/// for. They may have been overwritten by a value of another type, of which no event tells. Others
+/// are found out when they are claimed.
+pub(crate) fn watched() -> (Vec<JobKey>, usize) {
+    (queue().scheduler.lock().active_keys(), waiters::keys())
+}
+
+/// Some of the keys that are waited for, others at every call.
+pub(crate) fn some_waited_for(most: usize) -> Vec<JobKey> {
+    waiters::some_keys(most)
 }
 
 /// A job has ended, and what it needs no more was taken from its hash, of which no event tells us:

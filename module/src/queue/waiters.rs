@@ -19,9 +19,25 @@ use crate::{
 
 struct Waiter {
     client: server::BlockedClient,
-    keys: Vec<JobKey>,
-    /// Those of its keys that are still there.
-    left: usize,
+    /// Each once.
+    keys: HashSet<JobKey>,
+    /// Those of its keys under which there is no job now; one may come back.
+    gone: HashSet<JobKey>,
+    /// The server has been told to let it go.
+    is_freed: bool,
+}
+
+impl Waiter {
+    /// A key of it has gone; the client, if there is no other left.
+    fn lose(&mut self, key: KeyRef<'_>) -> Option<server::BlockedClient> {
+        self.gone.insert(key.to_key());
+        if self.gone.len() == self.keys.len() { self.free() } else { None }
+    }
+
+    /// The client, which is to be let go of; once.
+    fn free(&mut self) -> Option<server::BlockedClient> {
+        (!std::mem::replace(&mut self.is_freed, true)).then_some(self.client)
+    }
 }
 
 #[derive(Default)]
@@ -32,6 +48,15 @@ struct Waiters {
     ids: u64,
     /// Where the next look at the keys begins.
     turn: usize,
+}
+
+impl Waiters {
+    /// What `f` makes of those who wait for a key.
+    fn each<T>(&mut self, key: KeyRef<'_>, f: impl Fn(&mut Waiter) -> Option<T>) -> Vec<T> {
+        let Self { clients, by_key, .. } = self;
+        let ids = by_key.get(&key).into_iter().flatten();
+        ids.filter_map(|id| f(clients.get_mut(id)?)).collect()
+    }
 }
 
 static WAITERS: Mutex<Option<Waiters>> = Mutex::new(None);
@@ -58,9 +83,12 @@ pub(crate) fn next_id() -> u64 {
 /// Remembers a blocked client.
 pub(crate) fn add(id: u64, client: server::BlockedClient, keys: Vec<JobKey>) {
     with(|waiters| {
-        let is_new = |key: &&JobKey| waiters.by_key.entry((*key).clone()).or_default().insert(id);
-        let left = keys.iter().filter(is_new).count();
-        waiters.clients.insert(id, Waiter { client, keys, left });
+        let keys: HashSet<JobKey> = keys.into_iter().collect();
+        for key in &keys {
+            waiters.by_key.entry(key.clone()).or_default().insert(id);
+        }
+        let waiter = Waiter { client, keys, gone: HashSet::new(), is_freed: false };
+        waiters.clients.insert(id, waiter);
     });
 }
 
@@ -79,9 +107,14 @@ pub(crate) fn remove(id: u64) {
     });
 }
 
+/// How many keys somebody waits for.
+pub(super) fn keys() -> usize {
+    KEYS.load(Ordering::Relaxed)
+}
+
 /// Whether somebody waits for a key.
 pub(super) fn has(key: KeyRef<'_>) -> bool {
-    KEYS.load(Ordering::Relaxed) > 0 && with(|waiters| waiters.by_key.contains_key(&key))
+    keys() > 0 && with(|waiters| waiters.by_key.contains_key(&key))
 }
 
 /// Some of the keys that somebody waits for, others at every call.
@@ -103,36 +136,34 @@ pub(super) fn signal(ctx: &Context, key: KeyRef<'_>) {
 
 /// A key has gone: those who wait for nothing else are answered null.
 pub(super) fn release(key: KeyRef<'_>) {
-    release_all(|waiters| waiters.by_key.swap_remove(&key).into_iter().collect());
+    if has(key) {
+        unblock(with(|waiters| waiters.each(key, |waiter| waiter.lose(key))));
+    }
+}
+
+/// There is a job under a key: it may have gone before, and some still wait for another.
+pub(super) fn came_back(key: KeyRef<'_>) {
+    if has(key) {
+        let regain = |waiter: &mut Waiter| {
+            let has_lost = !waiter.gone.is_empty();
+            has_lost.then(|| waiter.gone.remove(&key.to_key()))
+        };
+        with(|waiters| waiters.each(key, regain));
+    }
 }
 
 /// As [`release`], for all keys of some databases.
 pub(super) fn release_databases(is_gone: impl Fn(Db) -> bool) {
-    release_all(|waiters| {
-        let (gone, left): (KeyMap<_>, KeyMap<_>) =
-            std::mem::take(&mut waiters.by_key).into_iter().partition(|(key, _)| is_gone(key.db));
-        waiters.by_key = left;
-        gone.into_values().collect()
+    let freed = with(|waiters| {
+        // Each client waits in one database.
+        let waits_there = |waiter: &&mut Waiter| waiter.keys.iter().any(|key| is_gone(key.db));
+        waiters.clients.values_mut().filter(waits_there).filter_map(Waiter::free).collect()
     });
+    unblock(freed);
 }
 
-/// Frees the clients that have no key left, when those of `gone` have one less.
-fn release_all(gone: impl FnOnce(&mut Waiters) -> Vec<HashSet<u64>>) {
-    let freed = with(|waiters| {
-        let mut freed = Vec::new();
-        for id in gone(waiters).into_iter().flatten() {
-            if let Some(waiter) = waiters.clients.get_mut(&id) {
-                waiter.left -= 1;
-                if waiter.left == 0 {
-                    freed.push(waiter.client);
-                }
-            }
-        }
-        freed
-    });
-    for client in freed {
-        server::unblock(client);
-    }
+fn unblock(freed: Vec<server::BlockedClient>) {
+    freed.into_iter().for_each(server::unblock);
 }
 
 /// Blocked clients.

@@ -50,6 +50,24 @@ pub(crate) fn call(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<(), S
     ask(ctx, command, args).map(|_reply| ())
 }
 
+/// Without these no job can be written; nor does the append-only file or a replica hear of one.
+const NEEDED: [&str; 5] = ["HSET", "HDEL", "PEXPIREAT", "PERSIST", "UNLINK"];
+
+/// Refuses a server on which commands have other names (`rename-command`).
+pub(crate) fn check_commands(ctx: &Context) -> Result<(), String> {
+    let args = [&["INFO"], NEEDED.as_slice()].concat();
+    let args: Vec<&[u8]> = args.iter().map(|name| name.as_bytes()).collect();
+    // Where COMMAND has another name itself, nobody can tell.
+    let Ok(CallReply::Array(found)) = ask(ctx, "COMMAND", &args) else { return Ok(()) };
+    let known = found.iter().map(|entry| matches!(entry, Ok(CallReply::Array(_))));
+    let missing: Vec<&str> =
+        NEEDED.iter().zip(known).filter(|(_, is_known)| !is_known).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!("jobs cannot be written without {}, see rename-command", missing.join(", ")))
+}
+
 /// The integer that a command replies.
 pub(crate) fn integer(ctx: &Context, command: &str, args: &[&[u8]]) -> Result<Option<i64>, String> {
     Ok(match ask(ctx, command, args)? {

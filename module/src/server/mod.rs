@@ -23,6 +23,7 @@ use std::{ffi::c_int, thread, time::Duration};
 
 use florence_engine::catch_panic;
 use redis_module::{Context, ContextFlags, MODULE_CONTEXT, RedisString, raw};
+use sha2::{Digest, Sha256};
 
 use crate::figures;
 
@@ -56,7 +57,7 @@ pub(crate) use callbacks::{
     Aside, Handlers, after, divert_publish, install, on_event_loop, subscribe, wake_event_loop,
     watch_lists,
 };
-pub(crate) use calls::{Refused, ask, bytes, call, integer, may_run, share_slot};
+pub(crate) use calls::{Refused, ask, bytes, call, check_commands, integer, may_run, share_slot};
 pub(crate) use clock::unix_ms;
 pub(crate) use config::register as register_settings;
 pub(crate) use databases::{
@@ -221,6 +222,16 @@ pub(crate) fn user(ctx: &Context) -> Option<RedisString> {
     // A script's own client has the user of its caller. Of others the server must not be asked: the
     // client of a module has no user, and it does not look.
     ctx.get_flags().contains(ContextFlags::LUA).then(|| ctx.get_current_user())
+}
+
+/// The user's name as jobs have it, and what is counted and kept apart for each: one that is long, or
+/// no text, is its digest.
+pub(crate) fn user_name(ctx: &Context) -> String {
+    const MOST: usize = 255;
+    let Some(user) = user(ctx) else { return String::new() };
+    let name = user.as_slice();
+    let text = std::str::from_utf8(name).ok().filter(|text| text.len() <= MOST);
+    text.map_or_else(|| format!("sha256:{:x}", Sha256::digest(name)), str::to_owned)
 }
 
 /// A line of the server's log; from any thread, with or without the lock.

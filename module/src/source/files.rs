@@ -65,13 +65,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     let file = open(path, &settings::FILE_ROOTS.get().0)?;
     let limit = settings::MAX_IMAGE_BYTES.get();
     let metadata = file.metadata().map_err(problem)?;
-    if !metadata.is_file() || metadata.len() > limit {
-        return Err(SourceError::TooLarge);
+    if !metadata.is_file() {
+        return Err(SourceError::NotRegular);
+    }
+    if metadata.len() > limit {
+        return Err(SourceError::TooLarge(limit));
     }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(problem)?;
     // It may have grown meanwhile.
-    if bytes.len() as u64 > limit { Err(SourceError::TooLarge) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit { Err(SourceError::TooLarge(limit)) } else { Ok(bytes) }
 }
 
 /// Opens what is below a root. No link leads out of it, whatever changes meanwhile; one that names

@@ -53,8 +53,10 @@ pub(crate) enum SourceError {
     Missing,
     #[error("the file cannot be read")]
     Unreadable,
-    #[error("not a regular file, or larger than the limit")]
-    TooLarge,
+    #[error("it is not a regular file")]
+    NotRegular,
+    #[error("the picture is larger than the limit of {0} bytes")]
+    TooLarge(u64),
 }
 
 /// Why a host may not be asked, with the setting that decides it.

@@ -28,13 +28,23 @@ use crate::{
 /// How often jobs that have waited or been kept too long, or that nobody holds, are looked for.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often keys are looked at that may have been overwritten.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// How long ends are stored in one lock section, and how long others then have the server for
-/// themselves.
+/// How long one lock section may be, and how long others then have the server for themselves.
 const LONGEST: Duration = Duration::from_millis(5);
 const BREATH: Duration = Duration::from_millis(1);
+
+/// When a lock section is to end.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    fn new() -> Self {
+        Self(Instant::now() + LONGEST)
+    }
+
+    pub(super) fn is_past(self) -> bool {
+        Instant::now() > self.0
+    }
+}
 
 /// News of claimed jobs, on their way into their keys.
 pub(super) enum Commit {
@@ -64,17 +74,14 @@ impl Commit {
 
 pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
     let (mut waiting, mut texts): (Vec<Commit>, Texts) = Default::default();
-    let (mut looked, mut watched) = (Instant::now(), Instant::now());
+    let mut watched = Instant::now();
     // More could be stored, if others did not want the server.
     let mut is_behind = false;
     while !queue().is_shut() {
-        if looked.elapsed() >= LOOK {
-            looked = Instant::now();
-            look_at_keys();
-        }
         // However much there is to store.
         if watched.elapsed() >= TICK {
             watched = Instant::now();
+            look_at_keys();
             watch_leases();
             news::tell_rest();
         }
@@ -97,13 +104,14 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
             continue;
         }
         waiting = with_server(|ctx| {
+            let deadline = Deadline::new();
             let mut left = std::mem::take(&mut waiting);
             is_behind = false;
-            if texts.write(ctx).is_ok() {
-                (left, is_behind) = store_all(ctx, left, &texts.claims());
+            if texts.write(ctx, deadline).is_ok() {
+                (left, is_behind) = store_all(ctx, left, &texts.claims(), deadline);
                 is_behind |= !texts.is_empty();
             }
-            tidy(ctx);
+            is_behind |= tidy(ctx, deadline);
             // It sees the signalled keys as soon as it gets the lock back.
             server::wake_event_loop();
             left
@@ -111,11 +119,24 @@ pub(super) fn run(outbox: &Receiver<Commit>, pieces: &Pieces) {
     }
 }
 
+/// Looks whether keys have been overwritten that are worked on, and some of those that are waited
+/// for: as many as there is time for, others at every call.
 fn look_at_keys() {
-    let keys = sync::watched();
-    if !keys.is_empty() {
-        with_server(|ctx| keys.iter().for_each(|key| sync::look(ctx, key)));
+    const SOME: usize = 256;
+    let (active, waited) = sync::watched();
+    if active.is_empty() && waited == 0 {
+        return;
     }
+    with_server(|ctx| {
+        let deadline = Deadline::new();
+        active.iter().for_each(|key| sync::look(ctx, key));
+        for _ in 0..waited.div_ceil(SOME) {
+            sync::some_waited_for(SOME).iter().for_each(|key| sync::look(ctx, key));
+            if deadline.is_past() {
+                return;
+            }
+        }
+    });
 }
 
 /// Stores what can be stored in one lock section, but for ends of claims that have text left: it goes
@@ -124,15 +145,16 @@ fn store_all(
     ctx: &Context,
     commits: Vec<Commit>,
     telling: &HashSet<String>,
+    deadline: Deadline,
 ) -> (Vec<Commit>, bool) {
-    let (mut left, start) = (Vec::new(), Instant::now());
+    let mut left = Vec::new();
     let (mut is_refusing, mut is_late) = (false, false);
     let is_told = |commit: &Commit| match commit {
         Commit::Ended { lease, .. } => !telling.contains(lease.claim().token.as_str()),
         Commit::Started { .. } | Commit::Told => true,
     };
     for commit in commits {
-        is_late = is_late || start.elapsed() > LONGEST;
+        is_late = is_late || deadline.is_past();
         if is_refusing || is_late || !is_told(&commit) {
             left.push(commit);
             continue;
@@ -158,7 +180,7 @@ fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {
     let stored = if lease.is_stopped() {
         Stored::Dropped
     } else {
-        life::store(ctx, lease.key(), &attempt, &outcome)
+        life::store(ctx, lease.key(), &attempt, &outcome, lease.claim().is_touched())
     };
     match stored {
         Stored::Yes => {
@@ -176,37 +198,49 @@ fn store(ctx: &Context, commit: Commit) -> Result<(), (Commit, Refused)> {
     Ok(())
 }
 
-/// What nobody asks for, but must be done: each a few at a time.
-fn tidy(ctx: &Context) {
+/// What nobody asks for, but must be done: of each a few, at least one; whether only the time was
+/// too short for more.
+fn tidy(ctx: &Context, deadline: Deadline) -> bool {
     if !can_write(ctx) {
-        return;
+        return false;
     }
-    // Where one write is refused to all, the next look is early enough.
-    let _ = unclaim(ctx).and_then(|()| expire(ctx)).and_then(|()| make_room(ctx));
-}
-
-/// Takes claims that nobody holds from their hashes.
-fn unclaim(ctx: &Context) -> Result<(), Refused> {
-    for (key, has_crashed) in queue().unclaimed() {
-        tidy_one(ctx, &key, || life::unclaim(ctx, &key, has_crashed))?;
-    }
-    Ok(())
-}
-
-fn expire(ctx: &Context) -> Result<(), Refused> {
-    queue().expired().iter().try_for_each(|key| tidy_one(ctx, key, || life::expire(ctx, key)))
-}
-
-/// Drops the oldest ended jobs over the budget.
-fn make_room(ctx: &Context) -> Result<(), Refused> {
-    for key in retained::surplus() {
-        tidy_one(ctx, &key, || {
-            if job::open(ctx, &key).is_ok_and(|job| job.state.is_final()) {
-                server::call(ctx, "UNLINK", &[&key.name])?;
-                figures::TRIMMED.add(1);
-            }
-            Ok(())
+    let all = || -> Result<bool, Refused> {
+        // Claims that nobody holds are taken from their hashes.
+        let mut is_late = tidy_some(queue().unclaimed(), deadline, |(key, has_crashed)| {
+            tidy_one(ctx, key, || life::unclaim(ctx, key, *has_crashed))
         })?;
+        is_late |= tidy_some(queue().expired(), deadline, |key| {
+            tidy_one(ctx, key, || life::expire(ctx, key))
+        })?;
+        is_late |= tidy_some(retained::surplus(), deadline, |key| {
+            tidy_one(ctx, key, || drop_ended(ctx, key))
+        })?;
+        Ok(is_late)
+    };
+    // Where one write is refused to all, the next look is early enough.
+    all().unwrap_or_default()
+}
+
+/// Whether some were left because of the time.
+fn tidy_some<T>(
+    some: Vec<T>,
+    deadline: Deadline,
+    tidy: impl Fn(&T) -> Result<(), Refused>,
+) -> Result<bool, Refused> {
+    for (i, one) in some.iter().enumerate() {
+        if i > 0 && deadline.is_past() {
+            return Ok(true);
+        }
+        tidy(one)?;
+    }
+    Ok(false)
+}
+
+/// Drops an ended job that is over the budget.
+fn drop_ended(ctx: &Context, key: &JobKey) -> Result<(), String> {
+    if job::open(ctx, key).is_ok_and(|job| job.state.is_final()) {
+        server::call(ctx, "UNLINK", &[&key.name])?;
+        figures::TRIMMED.add(1);
     }
     Ok(())
 }

@@ -16,7 +16,10 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use redis_module::Context;
 
-use super::{commit::Commit, guarded};
+use super::{
+    commit::{Commit, Deadline},
+    guarded,
+};
 use crate::{
     job::{JobKey, Token, life},
     news::{self, Piece},
@@ -102,13 +105,15 @@ impl Texts {
 
     /// Writes them to their streams, of jobs that are still worked on; keeps what the server does not
     /// take now, and what is too much for one lock section.
-    pub(super) fn write(&mut self, ctx: &Context) -> Result<(), Refused> {
+    pub(super) fn write(&mut self, ctx: &Context, deadline: Deadline) -> Result<(), Refused> {
         self.0.retain(|_, (listener, _)| !listener.stop.is_stopped());
         if !self.is_empty() && !can_write(ctx) {
             return Err(Refused::All);
         }
         let mut texts = std::mem::take(&mut self.0).into_iter();
-        for (place, (listener, text)) in texts.by_ref().take(ENOUGH) {
+        while !deadline.is_past()
+            && let Some((place, (listener, text))) = texts.next()
+        {
             let write = || {
                 if life::is_claimed(ctx, &listener.key, &listener.token) {
                     listener.write(ctx, (place.1, place.2), &text)
@@ -125,9 +130,6 @@ impl Texts {
         Ok(())
     }
 }
-
-/// Texts that are written in one lock section.
-const ENOUGH: usize = 512;
 
 /// What has not been taken yet.
 #[derive(Default)]

@@ -132,6 +132,9 @@ impl Scheduler {
         if let (Seen::Claimed(shown), Some(Slot::Active(active))) = (seen, self.jobs.get_mut(key))
             && active.is_shown(shown)
         {
+            if let Some(claim) = active.claim.upgrade() {
+                claim.touch();
+            }
             return;
         }
         match (seen, self.jobs.get(key)) {
