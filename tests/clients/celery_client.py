@@ -257,6 +257,8 @@ def what_follows():
         fails(AsyncResult(broken.id, app=app), "ChordError", "BADPROMPT")
         fails(inference_task.apply_async((picture, "<OCR>"), link=group(echo.s(), echo.s())),
               "NotImplementedError", "plain")
+        fails(inference_task.starmap([(picture, "<OCR>")]).apply_async(), "NotImplementedError", "send a group")
+        assert echo.map([1, 2]).apply_async(**there).get(timeout=60) == [1, 2]
 
 
 def shape(children):

@@ -212,6 +212,36 @@ fn wait_answers_for_the_first_of_several_jobs() {
 }
 
 #[test]
+fn a_key_that_went_and_came_back_is_still_waited_for() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let url = pictures.url("shapes.png");
+    let delayed = |key: &str, ms: &str| {
+        server.call::<()>(&["FLORENCE.SUBMIT", key, &url, "<OD>", "DELAY", ms]);
+    };
+    delayed("later", "100000");
+    let rename = || {
+        server.call::<()>(&["RENAME", "renamed", "away"]);
+        server.call::<()>(&["RENAME", "away", "renamed"]);
+    };
+    let submit_again = || {
+        server.call::<()>(&["DEL", "deleted"]);
+        delayed("deleted", "1");
+    };
+    for (key, change) in [("renamed", &rename as &dyn Fn()), ("deleted", &submit_again)] {
+        delayed(key, "1500");
+        let mut connection = server.connect();
+        let waiter = std::thread::spawn(move || {
+            let wait = redis::cmd("FLORENCE.WAIT").arg(key).arg("later").arg(60).to_owned();
+            wait.query::<Option<HashMap<String, Option<String>>>>(&mut connection).unwrap()
+        });
+        eventually("the client waits", || (server.stat("waiters") == 1).then_some(()));
+        change();
+        let job = waiter.join().unwrap().unwrap_or_else(|| panic!("{key} was not told"));
+        assert_eq!(job["id"].as_deref(), Some(key));
+    }
+}
+
+#[test]
 fn cancel_delete_expire_and_flush_wake_the_waiters() {
     let (server, pictures) = (Server::start(), Pictures::serve());
     let url = pictures.url("held/back/shapes.png");

@@ -24,6 +24,14 @@ fn settings_are_read_and_changed_by_config() {
 }
 
 #[test]
+fn a_server_on_which_commands_have_other_names_is_refused() {
+    let log = Server::refused(Settings::lines(&["rename-command HSET hashset"]));
+    assert!(log.contains("jobs cannot be written without HSET, see rename-command"), "{log}");
+    // What no job needs may have another one.
+    drop(Server::with(Settings::lines(&["rename-command KEYS \"\""])));
+}
+
+#[test]
 fn a_second_load_with_a_typing_error_and_an_unload_are_refused() {
     let mut server = Server::start();
     assert!(server.try_call::<()>(&["MODULE", "UNLOAD", "florence"]).is_err());

@@ -124,6 +124,38 @@ fn requests_of_different_users_in_flight_are_not_joined() {
 }
 
 #[test]
+fn long_names_and_such_that_are_no_text_are_users_too() {
+    let (server, pictures) = (Server::ready(&[]), Pictures::serve());
+    let long = ["a", "b"].map(|last| format!("{}{last}", "u".repeat(300)));
+    let [mut one, mut other] = with_users(&server, [&long[0], &long[1]]);
+    assert_eq!(ask(&server, &mut one, "<CAPTION>").0, "miss");
+    assert_eq!(ask(&server, &mut other, "<CAPTION>").0, "miss", "of another user");
+    assert_eq!(ask(&server, &mut one, "<CAPTION>").0, "result", "of the same user");
+    server.call::<()>(&["CONFIG", "SET", "florence.max-queue-per-user", "1"]);
+    server.call::<()>(&["CONFIG", "SET", "florence.paused", "yes"]);
+    let url = pictures.url("sign.png");
+    submit(&mut one, "waiting", &url, &[]).unwrap();
+    assert!(refusal(submit(&mut one, "refused", &url, &[])).starts_with("BUSY too many jobs of"));
+    submit(&mut other, "others", &url, &[]).unwrap();
+    let bytes = [b"u\xfe", b"u\xff"].map(|name| {
+        let mut connection = server.connect();
+        let set = redis::cmd("ACL")
+            .arg("SETUSER")
+            .arg(name)
+            .arg(&["on", ">pw", "~*", "+@all"])
+            .to_owned();
+        set.exec(&mut connection).unwrap();
+        redis::cmd("AUTH").arg(name).arg("pw").exec(&mut connection).unwrap();
+        connection
+    });
+    for (i, mut user) in bytes.into_iter().enumerate() {
+        submit(&mut user, &format!("bytes:{i}"), &url, &[]).unwrap();
+    }
+    let user = |key: &str| server.call::<String>(&["HGET", key, "user"]);
+    assert!(user("bytes:0").starts_with("sha256:") && user("bytes:0") != user("bytes:1"));
+}
+
+#[test]
 fn one_user_cannot_fill_the_queue() {
     let pictures = Pictures::serve();
     let server = Server::busy(&pictures, &[]);

@@ -323,20 +323,37 @@ impl List {
         };
         let name = message.task().to_owned();
         let is_known = self.tasks.contains(&name);
-        if !is_known && !celery.rejects_unknown {
+        let may_be_left = !is_known && !celery.rejects_unknown;
+        if may_be_left && !MAPS.contains(&name.as_str()) {
             return Found::Left(Why::Other(name));
         }
         let (queue, priority) = (self.queue.clone(), message.priority());
         let (headers, embed, call) = message.unpack();
+        let is_map = !is_known && call.as_ref().is_ok_and(|call| self.is_map_of_ours(call));
+        if may_be_left && !is_map {
+            return Found::Left(Why::Other(name));
+        }
         let task = Task { queue, priority, headers, embed };
         let wanted = if is_known {
             call.and_then(|call| wanted(&task, &call))
+        } else if is_map {
+            let text = "maps and chunks of this task are not supported: send a group";
+            Err(Exception::new("builtins", "NotImplementedError", text))
         } else {
             Err(Exception::new("celery.exceptions", "NotRegistered", name))
         };
         Found::Ours(Box::new(task), Box::new(wanted))
     }
+
+    /// Whether one of [`MAPS`] calls a task that is taken here.
+    fn is_map_of_ours(&self, call: &Call) -> bool {
+        let inner = call.kwargs.get("task").and_then(|signature| signature.get("task")?.as_str());
+        inner.is_some_and(|inner| self.tasks.iter().any(|task| task == inner))
+    }
 }
+
+/// Celery's own tasks that call another for each of a list; chunks are starmaps.
+const MAPS: [&str; 2] = ["celery.map", "celery.starmap"];
 
 /// Of a large message its ends are enough, where Celery has the ids that make it one of its kind.
 fn digest(message: &Value) -> u64 {
