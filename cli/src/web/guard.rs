@@ -11,7 +11,7 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -44,8 +45,10 @@ const OURS: &str = "x-florence";
 
 const SESSION: Duration = Duration::from_hours(12);
 const MOST_SESSIONS: usize = 1000;
-/// What a wrong password costs; nobody is answered meanwhile.
+/// What a wrong password costs.
 const PENALTY: Duration = Duration::from_millis(500);
+/// Wrong passwords that are waited for at a time; others are refused at once.
+const MOST_WRONG: usize = 8;
 
 type Hash = [u8; 32];
 
@@ -62,7 +65,7 @@ pub(super) struct Guard {
     /// Cookies are not apart by port: two pages on one host have cookies of different names.
     cookie: String,
     sessions: Mutex<VecDeque<(Hash, Instant)>>,
-    guesses: Semaphore,
+    wrong: Semaphore,
 }
 
 impl Guard {
@@ -78,7 +81,7 @@ impl Guard {
             is_read_only,
             cookie: format!("florence-{port}"),
             sessions: Mutex::default(),
-            guesses: Semaphore::new(1),
+            wrong: Semaphore::new(MOST_WRONG),
         }
     }
 
@@ -92,30 +95,34 @@ impl Guard {
         name == "localhost" || address.parse::<IpAddr>().is_ok() || self.names.contains(&name)
     }
 
-    async fn is_password(&self, guess: &str) -> bool {
-        let Ok(_turn) = self.guesses.acquire().await else { return false };
-        let is_right = self.password == Some(hash(guess));
-        if !is_right {
-            tokio::time::sleep(PENALTY).await;
+    /// Whoever has the password waits for nobody: others could keep him out by guessing.
+    async fn is_password(&self, guess: &str) -> Result<bool, Refusal> {
+        if self.password == Some(hash(guess)) {
+            return Ok(true);
         }
-        is_right
+        let Ok(_place) = self.wrong.try_acquire() else {
+            let text = "too many wrong passwords; try again in a moment";
+            return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
+        };
+        tokio::time::sleep(PENALTY).await;
+        Ok(false)
     }
 
     /// Whether a request shows who it is from.
-    pub(super) async fn is_known(&self, headers: &HeaderMap) -> bool {
+    pub(super) async fn is_known(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
         if self.password.is_none() || self.has_session(headers) {
-            return true;
+            return Ok(true);
         }
         match basic(headers) {
             Some(password) => self.is_password(&password).await,
-            None => false,
+            None => Ok(false),
         }
     }
 
     fn has_session(&self, headers: &HeaderMap) -> bool {
         let Some(token) = self.token(headers) else { return false };
         let (token, now) = (hash(token), Instant::now());
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.sessions.lock();
         sessions.retain(|(_, until)| *until > now);
         sessions.iter().any(|(known, _)| *known == token)
     }
@@ -127,25 +134,25 @@ impl Guard {
     }
 
     /// A cookie for who knows the password.
-    pub(super) async fn log_in(&self, guess: &str, is_https: bool) -> Option<String> {
-        if !self.is_password(guess).await {
-            return None;
+    pub(super) async fn log_in(&self, guess: &str, is_https: bool) -> Result<String, Refusal> {
+        if !self.is_password(guess).await? {
+            return Err(Refusal(StatusCode::UNAUTHORIZED, "the password is wrong".to_owned()));
         }
         let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.sessions.lock();
         if sessions.len() == MOST_SESSIONS {
             sessions.pop_front();
         }
         sessions.push_back((hash(&token), Instant::now() + SESSION));
         let (name, age) = (&self.cookie, SESSION.as_secs());
         let secure = if is_https { "; Secure" } else { "" };
-        Some(format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}"))
+        Ok(format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}"))
     }
 
     /// Ends a session; the cookie that takes its place.
     pub(super) fn log_out(&self, headers: &HeaderMap) -> String {
         if let Some(token) = self.token(headers).map(hash) {
-            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sessions = self.sessions.lock();
             sessions.retain(|(known, _)| *known != token);
         }
         format!("{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0", self.cookie)
@@ -199,10 +206,13 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
 async fn answer(app: &App, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_open = matches!(path, "/healthz" | "/readyz" | "/api/login") || assets::is_open(path);
-    if is_open || app.guard.is_known(request.headers()).await {
-        return next.run(request).await;
-    }
+    let is_known = is_open
+        || match app.guard.is_known(request.headers()).await {
+            Ok(is_known) => is_known,
+            Err(refusal) => return refusal.into_response(),
+        };
     match path {
+        _ if is_known => next.run(request).await,
         "/" => (StatusCode::UNAUTHORIZED, assets::login()).into_response(),
         // The page asks for the password itself; programs are told how they can.
         path if path.starts_with("/api/") => {
@@ -249,6 +259,10 @@ fn dressed(mut answer: Response<Body>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use futures_util::future::join_all;
+
     use super::*;
 
     #[test]
@@ -272,16 +286,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_guesses_keeps_nobody_out() {
+        let guard = Guard::new(Some("secret"), &[], false, 8080);
+        let wrong = join_all((0..30).map(|_| guard.is_password("wrong")));
+        let is_over = AtomicBool::default();
+        let right = async {
+            let is_right = guard.is_password("secret").await;
+            (is_right, is_over.load(Relaxed))
+        };
+        let wrong = async {
+            let answers = wrong.await;
+            is_over.store(true, Relaxed);
+            answers
+        };
+        let (wrong, (is_right, was_late)) = tokio::join!(wrong, right);
+        assert!(is_right.unwrap() && !was_late);
+        let (waited, refused): (Vec<_>, Vec<_>) = wrong.into_iter().partition(Result::is_ok);
+        assert_eq!((waited.len(), refused.len()), (MOST_WRONG, 30 - MOST_WRONG));
+        assert!(waited.into_iter().all(|is_right| !is_right.unwrap()));
+    }
+
+    #[tokio::test]
     async fn a_session_lasts_until_it_is_ended() {
         let guard = Guard::new(Some("secret"), &[], false, 8080);
-        assert_eq!(guard.log_in("wrong", false).await, None);
+        assert_eq!(guard.log_in("wrong", false).await.unwrap_err().0, StatusCode::UNAUTHORIZED);
         let cookie = guard.log_in("secret", true).await.unwrap();
         assert!(cookie.contains("HttpOnly; SameSite=Strict") && cookie.ends_with("; Secure"));
         let sent = cookie.split(';').next().unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(COOKIE, format!("other=1; {sent}").parse().unwrap());
-        assert!(guard.is_known(&headers).await);
+        assert!(guard.is_known(&headers).await.unwrap());
         assert!(guard.log_out(&headers).contains("Max-Age=0"));
-        assert!(!guard.is_known(&headers).await);
+        assert!(!guard.is_known(&headers).await.unwrap());
     }
 }

@@ -35,7 +35,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::servers::{self, server::Server, watch::Watch};
 use guard::Guard;
@@ -106,15 +106,17 @@ async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> any
     }
 }
 
-/// Answers whoever connects. The head of a request has to come soon: clients that send none would
-/// keep others out.
+/// Answers whoever connects, so many at a time that descriptors are left for the servers. The head
+/// of a request has to come soon: clients that send none would keep others out.
 async fn answer(listener: TcpListener, router: Router) {
     const PATIENCE: Duration = Duration::from_secs(10);
+    const MOST: usize = 500;
     /// After which there may be room for a connection again.
     const PAUSE: Duration = Duration::from_millis(100);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    loop {
+    let places = Arc::new(Semaphore::new(MOST));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
@@ -122,7 +124,10 @@ async fn answer(listener: TcpListener, router: Router) {
         let service = TowerToHyperService::new(router.clone());
         // Who goes away needs no answer.
         let served = http.serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async { drop(served.await) });
+        tokio::spawn(async {
+            drop(served.await);
+            drop(place);
+        });
     }
 }
 
