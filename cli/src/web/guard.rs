@@ -9,13 +9,14 @@
 //! - Nothing of a page may come from elsewhere, run inline, or be framed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Request, State},
     http::{
@@ -31,7 +32,6 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{App, assets, routes::Refusal};
@@ -47,8 +47,13 @@ const SESSION: Duration = Duration::from_hours(12);
 const MOST_SESSIONS: usize = 1000;
 /// What a wrong password costs.
 const PENALTY: Duration = Duration::from_millis(500);
-/// Wrong passwords that are waited for at a time; others are refused at once.
+/// Wrong passwords of one address that are waited for at a time; meanwhile it is refused whatever it
+/// sends.
 const MOST_WRONG: usize = 8;
+
+/// Whom a connection is from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 type Hash = [u8; 32];
 
@@ -65,7 +70,8 @@ pub(super) struct Guard {
     /// Cookies are not apart by port: two pages on one host have cookies of different names.
     cookie: String,
     sessions: Mutex<VecDeque<(Hash, Instant)>>,
-    wrong: Semaphore,
+    /// Wrong passwords that are waited for, by who gave them.
+    wrong: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 impl Guard {
@@ -81,7 +87,7 @@ impl Guard {
             is_read_only,
             cookie: format!("florence-{port}"),
             sessions: Mutex::default(),
-            wrong: Semaphore::new(MOST_WRONG),
+            wrong: Arc::default(),
         }
     }
 
@@ -95,26 +101,43 @@ impl Guard {
         name == "localhost" || address.parse::<IpAddr>().is_ok() || self.names.contains(&name)
     }
 
-    /// Whoever has the password waits for nobody: others could keep him out by guessing.
-    async fn is_password(&self, guess: &str) -> Result<bool, Refusal> {
-        if self.password == Some(hash(guess)) {
-            return Ok(true);
+    /// Who guesses is slowed down; whoever has the password waits for nobody else.
+    async fn is_password(&self, guess: &str, Peer(from): Peer) -> Result<bool, Refusal> {
+        {
+            let mut wrong = self.wrong.lock();
+            let guesses = wrong.get(&from).copied().unwrap_or_default();
+            if guesses >= MOST_WRONG {
+                let text = "too many wrong passwords; try again in a moment";
+                return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
+            }
+            if self.password == Some(hash(guess)) {
+                return Ok(true);
+            }
+            wrong.insert(from, guesses + 1);
         }
-        let Ok(_place) = self.wrong.try_acquire() else {
-            let text = "too many wrong passwords; try again in a moment";
-            return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
-        };
-        tokio::time::sleep(PENALTY).await;
+        // Whoever goes away meanwhile has not saved the time.
+        let wrong = Arc::clone(&self.wrong);
+        let penalty = tokio::spawn(async move {
+            tokio::time::sleep(PENALTY).await;
+            let mut wrong = wrong.lock();
+            if let Some(guesses) = wrong.get_mut(&from) {
+                *guesses -= 1;
+                if *guesses == 0 {
+                    wrong.remove(&from);
+                }
+            }
+        });
+        drop(penalty.await);
         Ok(false)
     }
 
     /// Whether a request shows who it is from.
-    pub(super) async fn is_known(&self, headers: &HeaderMap) -> Result<bool, Refusal> {
+    pub(super) async fn is_known(&self, headers: &HeaderMap, from: Peer) -> Result<bool, Refusal> {
         if self.password.is_none() || self.has_session(headers) {
             return Ok(true);
         }
         match basic(headers) {
-            Some(password) => self.is_password(&password).await,
+            Some(password) => self.is_password(&password, from).await,
             None => Ok(false),
         }
     }
@@ -134,8 +157,13 @@ impl Guard {
     }
 
     /// A cookie for who knows the password.
-    pub(super) async fn log_in(&self, guess: &str, is_https: bool) -> Result<String, Refusal> {
-        if !self.is_password(guess).await? {
+    pub(super) async fn log_in(
+        &self,
+        guess: &str,
+        from: Peer,
+        is_https: bool,
+    ) -> Result<String, Refusal> {
+        if !self.is_password(guess, from).await? {
             return Err(Refusal(StatusCode::UNAUTHORIZED, "the password is wrong".to_owned()));
         }
         let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
@@ -195,19 +223,24 @@ fn refusal(guard: &Guard, request: &Request) -> Option<Refusal> {
 }
 
 /// Stands before everything.
-pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(
+    State(app): State<Arc<App>>,
+    Extension(from): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
     let answer = match refusal(&app.guard, &request) {
         Some(refusal) => refusal.into_response(),
-        None => answer(&app, request, next).await,
+        None => answer(&app, from, request, next).await,
     };
     dressed(answer)
 }
 
-async fn answer(app: &App, request: Request, next: Next) -> Response {
+async fn answer(app: &App, from: Peer, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_open = matches!(path, "/healthz" | "/readyz" | "/api/login") || assets::is_open(path);
     let is_known = is_open
-        || match app.guard.is_known(request.headers()).await {
+        || match app.guard.is_known(request.headers(), from).await {
             Ok(is_known) => is_known,
             Err(refusal) => return refusal.into_response(),
         };
@@ -285,13 +318,19 @@ mod tests {
         }
     }
 
+    fn peer(last: u8) -> Peer {
+        Peer([127, 0, 0, last].into())
+    }
+
     #[tokio::test]
-    async fn who_guesses_keeps_nobody_out() {
+    async fn who_guesses_keeps_nobody_else_out() {
         let guard = Guard::new(Some("secret"), &[], false, 8080);
-        let wrong = join_all((0..30).map(|_| guard.is_password("wrong")));
+        let wrong = join_all((0..30).map(|_| guard.is_password("wrong", peer(1))));
         let is_over = AtomicBool::default();
         let right = async {
-            let is_right = guard.is_password("secret").await;
+            // Nor can one of them be right that comes from there.
+            assert!(guard.is_password("secret", peer(1)).await.is_err());
+            let is_right = guard.is_password("secret", peer(2)).await;
             (is_right, is_over.load(Relaxed))
         };
         let wrong = async {
@@ -304,19 +343,22 @@ mod tests {
         let (waited, refused): (Vec<_>, Vec<_>) = wrong.into_iter().partition(Result::is_ok);
         assert_eq!((waited.len(), refused.len()), (MOST_WRONG, 30 - MOST_WRONG));
         assert!(waited.into_iter().all(|is_right| !is_right.unwrap()));
+        assert!(guard.is_password("secret", peer(1)).await.unwrap());
+        assert!(guard.wrong.lock().is_empty());
     }
 
     #[tokio::test]
     async fn a_session_lasts_until_it_is_ended() {
         let guard = Guard::new(Some("secret"), &[], false, 8080);
-        assert_eq!(guard.log_in("wrong", false).await.unwrap_err().0, StatusCode::UNAUTHORIZED);
-        let cookie = guard.log_in("secret", true).await.unwrap();
+        let wrong = guard.log_in("wrong", peer(1), false).await;
+        assert_eq!(wrong.unwrap_err().0, StatusCode::UNAUTHORIZED);
+        let cookie = guard.log_in("secret", peer(1), true).await.unwrap();
         assert!(cookie.contains("HttpOnly; SameSite=Strict") && cookie.ends_with("; Secure"));
         let sent = cookie.split(';').next().unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(COOKIE, format!("other=1; {sent}").parse().unwrap());
-        assert!(guard.is_known(&headers).await.unwrap());
+        assert!(guard.is_known(&headers, peer(1)).await.unwrap());
         assert!(guard.log_out(&headers).contains("Max-Age=0"));
-        assert!(!guard.is_known(&headers).await.unwrap());
+        assert!(!guard.is_known(&headers, peer(1)).await.unwrap());
     }
 }

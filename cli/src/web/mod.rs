@@ -29,7 +29,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -38,7 +38,7 @@ use hyper_util::{
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::servers::{self, server::Server, watch::Watch};
-use guard::Guard;
+use guard::{Guard, Peer};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -117,11 +117,12 @@ async fn answer(listener: TcpListener, router: Router) {
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
     let places = Arc::new(Semaphore::new(MOST));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, from)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
+        let router = router.clone().layer(Extension(Peer(from.ip())));
+        let service = TowerToHyperService::new(router);
         // Who goes away needs no answer.
         let served = http.serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async {

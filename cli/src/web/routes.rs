@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Query, Request, State},
     http::{
@@ -24,7 +24,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    App, assets, celery, guard,
+    App, assets, celery,
+    guard::{self, Peer},
     jobs::{self, MOST_NAMED, Named, Order},
     list::{self, List, Wanted},
     metrics, picture, submit, view,
@@ -155,6 +156,7 @@ struct One {
 
 async fn live(
     State(app): Shared,
+    Extension(from): Extension<Peer>,
     headers: HeaderMap,
     Query(one): Query<One>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -166,7 +168,7 @@ async fn live(
                 tokio::time::sleep(EVERY).await;
             }
             // Who has logged out hears no more.
-            if !app.guard.is_known(&headers).await.unwrap_or_default() {
+            if !app.guard.is_known(&headers, from).await.unwrap_or_default() {
                 return None;
             }
             let overview = view::overview(&app.watch, one.server);
@@ -265,9 +267,14 @@ struct Login {
     password: String,
 }
 
-async fn log_in(State(app): Shared, headers: HeaderMap, Json(login): Json<Login>) -> Response {
+async fn log_in(
+    State(app): Shared,
+    Extension(from): Extension<Peer>,
+    headers: HeaderMap,
+    Json(login): Json<Login>,
+) -> Response {
     let is_https = headers.get("x-forwarded-proto").is_some_and(|it| it == "https");
-    let cookie = app.guard.log_in(&login.password, is_https).await;
+    let cookie = app.guard.log_in(&login.password, from, is_https).await;
     cookie.map(|cookie| ([(SET_COOKIE, cookie)], Json(json!({})))).into_response()
 }
 
