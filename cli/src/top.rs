@@ -117,6 +117,7 @@ async fn once(watch: &Watch) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let screen = Screen::new(watch);
+    let away = screen.away.clone();
     let area = Rect::new(0, 0, WIDTH, screen.height(WIDTH));
     let mut buffer = Buffer::empty(area);
     screen.render(area, &mut buffer);
@@ -124,16 +125,32 @@ async fn once(watch: &Watch) -> anyhow::Result<()> {
     let lines = lines.map(|line| line.iter().map(Cell::symbol).collect::<String>());
     let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
     println!("{}", lines.join("\n").trim_end());
-    let are_up = (0..watch.servers.len())
-        .all(|index| watch.known(index).is_some_and(|known| known.told.is_some()));
-    ensure!(are_up, "not every server answers");
+    ensure!(away.is_empty(), "not every server answers: {}", away.join("; "));
     Ok(())
+}
+
+/// Servers that do not answer, with the reasons.
+fn away(watch: &Watch) -> Vec<String> {
+    let reason = |index: usize| {
+        let known = watch.known(index)?;
+        let error = known.error.as_deref().unwrap_or("asking");
+        known.told.is_none().then(|| format!("{}: {error}", watch.servers[index].name))
+    };
+    (0..watch.servers.len()).filter_map(reason).collect()
+}
+
+/// A text in lines that are no wider than this.
+fn wrapped(text: &str, width: u16) -> Vec<String> {
+    let letters: Vec<char> = text.chars().collect();
+    letters.chunks(usize::from(width).max(1)).map(|line| line.iter().collect()).collect()
 }
 
 /// All that is shown.
 struct Screen<'a> {
     watch: &'a Watch,
     view: Option<View>,
+    /// A line for each server that does not answer.
+    away: Vec<String>,
     times: Listing,
     ends: Listing,
 }
@@ -174,11 +191,21 @@ impl<'a> Screen<'a> {
         let view = watch.view(None);
         let times = view.as_ref().map(times).unwrap_or_default();
         let ends = view.as_ref().map(|view| ends_and_hosts(&view.told)).unwrap_or_default();
-        Self { watch, view, times, ends }
+        Self { watch, view, away: away(watch), times, ends }
     }
 
+    /// The lines about servers that do not answer: the reason is what matters, so all of it is shown.
+    fn away(&self, width: u16) -> Vec<Line<'static>> {
+        let lines = self.away.iter().flat_map(|line| wrapped(line, width));
+        lines.map(|line| line.fg(Color::Red).into()).collect()
+    }
+
+    /// Lines for the servers that answer, with their head.
     fn servers(&self) -> u16 {
-        lines(self.watch.servers.len()).saturating_add(2)
+        match self.watch.servers.len() - self.away.len() {
+            0 => 0,
+            up => lines(up).saturating_add(1),
+        }
     }
 
     /// Whether both lists have room side by side.
@@ -194,7 +221,8 @@ impl<'a> Screen<'a> {
         } else {
             times.saturating_add(ends).saturating_add(1)
         };
-        self.servers().saturating_add(Self::NUMBERS + Self::CHART).saturating_add(lists)
+        let about_servers = self.servers().saturating_add(lines(self.away(width).len()));
+        about_servers.saturating_add(1 + Self::NUMBERS + Self::CHART).saturating_add(lists)
     }
 
     /// Shows it from a line on, as far as there is room, and tells of the rest.
@@ -217,14 +245,17 @@ impl<'a> Screen<'a> {
 impl Widget for Screen<'_> {
     fn render(self, area: Rect, buffer: &mut Buffer) {
         let is_wide = self.is_wide(area.width);
-        let [servers, numbers, chart, rest] = Layout::vertical([
+        let reasons = self.away(area.width);
+        let [servers, away, numbers, chart, rest] = Layout::vertical([
             Constraint::Max(self.servers()),
+            Constraint::Length(lines(reasons.len()).saturating_add(1)),
             Constraint::Length(Self::NUMBERS),
             Constraint::Length(Self::CHART),
             Constraint::Fill(1),
         ])
         .areas(area);
         about_servers(self.watch).render(servers, buffer);
+        Paragraph::new(reasons).render(away, buffer);
         let Some(view) = &self.view else { return };
         Paragraph::new(in_numbers(view)).render(numbers, buffer);
         answered_a_second(&self.watch.history(None), chart, buffer);
@@ -248,26 +279,23 @@ fn title(text: &str) -> Row<'static> {
 
 fn about_servers(watch: &Watch) -> Table<'static> {
     let head = ["server", "", "model", "device", "PING", "memory", "up"];
-    let rows = watch.servers.iter().enumerate().map(|(index, server)| {
-        let known = watch.known(index);
-        let Some(told) = known.as_ref().and_then(|known| known.told.as_ref()) else {
-            let error = known.and_then(|known| known.error.clone());
-            let cells = [server.name.clone(), error.unwrap_or_else(|| "asking".to_owned())];
-            return Row::new(cells).style(Style::new().fg(Color::Red));
-        };
+    let rows = watch.servers.iter().enumerate().filter_map(|(index, server)| {
+        let known = watch.known(index)?;
+        let told = known.told.as_ref()?;
         let info = |name: &str| told.info.get(name).cloned().unwrap_or_default();
         let model = |name: &str| told.model.get(name).cloned().unwrap_or_default();
-        let redis = told.software().unwrap_or_default();
+        let kind: Vec<String> =
+            told.software().into_iter().chain(told.role().map(str::to_owned)).collect();
         let seconds = |name: &str| info(name).parse().unwrap_or_default();
-        Row::new([
+        Some(Row::new([
             server.name.clone(),
-            format!("{redis}, {}", if told.is_replica() { "replica" } else { "master" }),
+            kind.join(", "),
             format!("{} ({})", model("name"), model("state")),
             format!("{} {}", model("device"), model("precision")),
             milliseconds(Some(told.ping_ms)),
             mebibytes(seconds("used_memory_rss")),
             duration(seconds("uptime_in_seconds")),
-        ])
+        ]))
     });
     let widths = [
         Constraint::Min(15),
@@ -411,5 +439,11 @@ mod tests {
             ["5 s", "10 min", "25 h", "10 d"]
         );
         assert_eq!(mebibytes(3.0e6), "3 MiB");
+    }
+
+    #[test]
+    fn a_long_reason_takes_more_lines() {
+        assert_eq!(wrapped("abcdefg", 3), ["abc", "def", "g"]);
+        assert_eq!(wrapped("abc", 80), ["abc"]);
     }
 }

@@ -152,6 +152,9 @@ fn a_search_looks_at_jobs_of_all_states_and_a_job_may_have_no_name() {
     browser.wait(
         r#"document.querySelector('#cli')?.textContent.includes(`--quoted-input FLORENCE.SUBMIT '"a\\x0A\\x00\\"b:again"' `)"#,
     );
+    // It is asked where the job is.
+    let connect = format!("redis-cli -p {} --quoted-input", server.port);
+    browser.wait(&format!("document.querySelector('#cli').textContent.startsWith('{connect}')"));
     browser.go(&address(&page, "job?server=0&id=found:2"));
     browser.wait("document.querySelector('#cli')?.textContent.includes('found:2:again')");
     browser.wait("document.querySelector('#cli')?.textContent.includes('NBEST 2')");
@@ -181,6 +184,55 @@ fn what_has_not_changed_stays_under_the_pointer() {
         asked(path);
         assert_eq!(browser.js("return window.seen.isConnected"), true, "{css}");
     }
+}
+
+#[test]
+fn all_keys_are_looked_at_once() {
+    let server = server();
+    answered(&server, "florence:celery:x", &sample("shapes.png"), "<OD>");
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    for (part, details) in
+        [("jobs?q=florence&state=all", "/api/rows"), ("celery?all=1", "/api/tasks")]
+    {
+        browser.go("about:blank");
+        browser.go(&address(&page, part));
+        let asked = "performance.getEntriesByType('resource').filter((e) => e.name.includes('PATH')).length";
+        browser.wait(&format!("{} >= 3", asked.replace("PATH", details)));
+        assert_eq!(
+            browser.js(&format!("return {}", asked.replace("PATH", "/api/jobs?"))),
+            1,
+            "{part}"
+        );
+    }
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn the_marked_row_is_a_job_wherever_it_goes() {
+    let server = server();
+    for key in ["job:a", "job:b", "job:c"] {
+        answered(&server, key, &sample("shapes.png"), "<OD>");
+    }
+    let (page, browser) = (Page::about(&[&server], &[]), window());
+    browser.go(&address(&page, "jobs?state=done"));
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 3");
+    browser.write(".long-scroll", "\u{e015}\u{e015}");
+    let is_at = |row: u32| {
+        let marked = "document.querySelector('.long-row.at')";
+        browser.wait(&format!(
+            "{marked}?.innerText.includes('job:b') && {marked}.ariaRowIndex === '{row}'"
+        ));
+    };
+    is_at(2);
+    answered(&server, "job:d", &sample("shapes.png"), "<OD>");
+    is_at(3);
+    // Once it has left the list, nothing is marked.
+    server.call::<()>(&["DEL", "job:b"]);
+    browser.wait("document.querySelectorAll('.long-body .long-row').length === 3");
+    assert_eq!(browser.js("return document.querySelector('.long-row.at')"), Value::Null);
+    browser.write(".long-scroll", "\u{e015}");
+    browser.wait("document.querySelector('.long-row.at')?.ariaRowIndex === '3'");
+    assert_eq!(browser.console(), [""; 0]);
 }
 
 #[test]
@@ -507,12 +559,21 @@ fn a_password_opens_the_page_and_leaving_closes_it() {
 #[test]
 fn narrow_windows_and_both_themes_show_all() {
     let server = server();
-    answered(&server, "job:1", &sample("shapes.png"), "<OD>");
+    let longest = "<REFERRING_EXPRESSION_SEGMENTATION>";
+    answered(&server, "job:1", &sample("shapes.png"), &format!("{longest}a black triangle"));
     let page = Page::about(&[&server], &[]);
     let browser = Browser::start(400, 800);
-    for part in ["overview", "jobs?state=done", "job?server=0&id=job:1", "try", "celery"] {
+    let has =
+        |part: &str| format!("document.querySelector('{part}')?.innerText.includes('REFERRING')");
+    for (part, is_there) in [
+        ("overview", format!("{} && {}", has("#latency"), has("#ends"))),
+        ("jobs?state=done", has(".long-body")),
+        ("job?server=0&id=job:1", has("#job")),
+        ("try", has("main")),
+        ("celery", "document.querySelector('h1')".to_owned()),
+    ] {
         browser.go(&address(&page, part));
-        browser.wait("document.querySelector('h1')");
+        browser.wait(&is_there);
         browser.wait("document.documentElement.scrollWidth <= window.innerWidth");
     }
     let paper = || browser.js("return getComputedStyle(document.body).backgroundColor");

@@ -30,7 +30,14 @@ pub(crate) struct Args {
 impl Args {
     /// The servers that are named; none is connected yet.
     pub(crate) fn servers(&self) -> anyhow::Result<Vec<Server>> {
-        self.redis.iter().map(|url| Server::new(url)).collect()
+        let mut servers = Vec::<Server>::new();
+        for url in &self.redis {
+            let server = Server::new(url)?;
+            let is_new = servers.iter().all(|known| known.name != server.name);
+            ensure!(is_new, "{} is named twice", server.name);
+            servers.push(server);
+        }
+        Ok(servers)
     }
 }
 
@@ -50,4 +57,17 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start threads")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_watched_twice_under_one_name() {
+        let servers = |urls: [&str; 2]| Args { redis: urls.map(str::to_owned).into() }.servers();
+        let error = servers(["redis://a:pw@127.0.0.1/0", "redis://127.0.0.1:6379"]).err().unwrap();
+        assert_eq!(error.to_string(), "127.0.0.1:6379 is named twice");
+        assert_eq!(servers(["redis://127.0.0.1/1", "redis://127.0.0.1"]).unwrap().len(), 2);
+    }
 }

@@ -32,6 +32,7 @@ impl Key {
 
 /// Who connects to the server of a URL. The error does not repeat it, because of its password.
 pub(crate) fn client(url: &str) -> anyhow::Result<Client> {
+    ensure!(url.contains("://"), "a --redis URL begins with redis://, or rediss:// for TLS");
     Client::open(url).context(
         "the --redis URL is not valid (in a password, blanks and # / ? @ : % are written as \
          %20 %23 %2F %3F %40 %3A %25)",
@@ -42,6 +43,8 @@ pub(crate) fn client(url: &str) -> anyhow::Result<Client> {
 pub(crate) struct Server {
     /// Host, port, and the database if it is not 0; never the password.
     pub(crate) name: String,
+    /// Options with which redis-cli connects there, but for user and password.
+    pub(crate) cli: Vec<String>,
     client: Client,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
@@ -51,18 +54,33 @@ impl Server {
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
         let client = client(url)?;
         let info = client.get_connection_info();
+        let mut cli = Vec::new();
+        let mut option = |name: &str, value: String, default: &str| {
+            if value != default {
+                cli.extend([name.to_owned(), value]);
+            }
+        };
         let address = match &info.addr {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
                 ensure!(!host.is_empty(), "a --redis URL names no host");
+                option("-h", host.clone(), "127.0.0.1");
+                option("-p", port.to_string(), "6379");
                 format!("{host}:{port}")
             }
-            ConnectionAddr::Unix(path) => path.display().to_string(),
+            ConnectionAddr::Unix(path) => {
+                option("-s", path.display().to_string(), "");
+                path.display().to_string()
+            }
         };
+        option("-n", info.redis.db.to_string(), "0");
+        if matches!(info.addr, ConnectionAddr::TcpTls { .. }) {
+            cli.push("--tls".to_owned());
+        }
         let name = match info.redis.db {
             0 => address,
             db => format!("{address}/{db}"),
         };
-        Ok(Self { name, client, connection: Mutex::new(None) })
+        Ok(Self { name, cli, client, connection: Mutex::new(None) })
     }
 
     async fn connection(&self) -> RedisResult<MultiplexedConnection> {
@@ -141,7 +159,8 @@ pub(crate) fn entries(value: Value) -> Vec<(String, Value)> {
 pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::SimpleString(text) => text.clone(),
+        // INFO is verbatim in RESP3.
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone(),
         Value::Int(number) => number.to_string(),
         Value::Double(number) => number.to_string(),
         _ => String::new(),
@@ -176,10 +195,34 @@ mod tests {
         let name = |url| Server::new(url).unwrap().name;
         assert_eq!(name("redis://user:secret@127.0.0.1:6380/3"), "127.0.0.1:6380/3");
         assert_eq!(name("redis://127.0.0.1"), "127.0.0.1:6379");
-        for url in ["redis//:secret@x", "redis://u:secret#w@x", "redis://u:secret/w@x"] {
+        for (url, advice) in [
+            ("redis://u:secret#w@x", "%23"),
+            ("redis://u:secret/w@x", "%23"),
+            ("redis//:secret@x", "begins with redis://"),
+            (":secret@localhost:6379", "begins with redis://"),
+        ] {
             let error = format!("{:#}", Server::new(url).err().unwrap());
-            assert!(error.contains("%23") && !error.contains("secret"), "{error}");
+            assert!(error.contains(advice) && !error.contains("secret"), "{error}");
         }
         assert_eq!(name("redis://:secret%23%2F@127.0.0.1"), "127.0.0.1:6379");
+    }
+
+    #[test]
+    fn redis_cli_is_told_what_is_not_its_default() {
+        let cli = |url| Server::new(url).unwrap().cli.join(" ");
+        assert_eq!(cli("redis://user:secret@127.0.0.1:6379/0"), "");
+        assert_eq!(cli("redis://:secret@example.com:6380/3"), "-h example.com -p 6380 -n 3");
+        assert_eq!(cli("rediss://127.0.0.1"), "--tls");
+        assert_eq!(cli("unix:///run/redis.sock?db=1"), "-s /run/redis.sock -n 1");
+    }
+
+    #[test]
+    fn replies_of_either_protocol_are_text() {
+        let verbatim = Value::VerbatimString {
+            format: redis::VerbatimFormat::Text,
+            text: "role:slave".to_owned(),
+        };
+        assert_eq!(text(&verbatim), "role:slave");
+        assert_eq!(text(&Value::BulkString(b"role:slave".into())), "role:slave");
     }
 }

@@ -4,11 +4,12 @@
 //! once. What a server does not know, because it is older, or does not tell this user, is absent.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use redis::{RedisResult, Value, cmd};
 use serde::Serialize;
 
@@ -66,8 +67,9 @@ impl Told {
         self.stats.get(name).copied().unwrap_or_default()
     }
 
-    pub(crate) fn is_replica(&self) -> bool {
-        self.info.get("role").is_some_and(|role| role != "master")
+    /// `master` or `replica`, if that is known: INFO may not be for this user.
+    pub(crate) fn role(&self) -> Option<&'static str> {
+        self.info.get("role").map(|role| if role == "master" { "master" } else { "replica" })
     }
 
     /// The server's name and version.
@@ -76,11 +78,6 @@ impl Told {
             self.info.get(field).map(|version| format!("{name} {version}"))
         };
         version("valkey_version", "Valkey").or_else(|| version("redis_version", "Redis"))
-    }
-
-    /// Tells processes apart: several databases of one server have the same one.
-    fn process(&self) -> Option<&String> {
-        self.info.get("run_id")
     }
 
     /// How jobs ended; of an older server, which does not tell their tasks, by state and code alone.
@@ -137,6 +134,8 @@ pub(crate) struct Known {
     /// What it told last, or why it did not.
     pub(crate) told: Option<Told>,
     pub(crate) error: Option<String>,
+    /// Tells processes apart: several databases of one server have the same one.
+    process: Option<String>,
     pub(crate) points: VecDeque<Point>,
     /// Latencies as they were at the last points.
     earlier: VecDeque<Latencies>,
@@ -145,6 +144,11 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    fn tell(&mut self, told: Told) {
+        self.process = told.info.get("run_id").cloned();
+        (self.told, self.error) = (Some(told), None);
+    }
+
     /// The latencies of the last five minutes.
     fn recent(&self) -> Option<Latencies> {
         let now = self.told.as_ref()?.latencies.as_ref()?;
@@ -254,7 +258,7 @@ impl Watch {
         let Some(mut known) = self.known(index) else { return };
         match asked {
             Ok(told) => {
-                (known.told, known.error) = (Some(told), None);
+                known.tell(told);
                 if turn.is_multiple_of(STEP) {
                     known.note(Instant::now());
                 }
@@ -269,7 +273,12 @@ impl Watch {
 
     /// What is known of a server.
     pub(crate) fn known(&self, index: usize) -> Option<MutexGuard<'_, Known>> {
-        self.known.get(index).map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
+        self.known.get(index).map(Mutex::lock)
+    }
+
+    /// Whether a server has answered when it was asked last.
+    pub(crate) fn tells(&self, index: usize) -> bool {
+        self.known(index).is_some_and(|known| known.told.is_some())
     }
 
     /// The servers that a page about one, or about all, is to ask: replicas know their masters'
@@ -280,25 +289,34 @@ impl Watch {
         }
         let is_replica = |index: &usize| {
             let known = self.known(*index);
-            known.and_then(|it| it.told.as_ref().map(Told::is_replica)).unwrap_or_default()
+            known.is_some_and(|it| it.told.as_ref().and_then(Told::role) == Some("replica"))
         };
         let (replicas, masters): (Vec<_>, Vec<_>) = (0..self.servers.len()).partition(is_replica);
         if masters.is_empty() { replicas } else { masters }
     }
 
+    /// Each process once, by the first of these servers that is of it: figures are the process's,
+    /// not the database's.
+    pub(crate) fn once(&self, servers: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let mut processes = HashSet::new();
+        let mut found = Vec::new();
+        for index in servers {
+            let process = self.known(index).and_then(|known| known.process.clone());
+            if process.is_none_or(|process| processes.insert(process)) {
+                found.push(index);
+            }
+        }
+        found
+    }
+
     /// What is known of one server, or of all.
     pub(crate) fn view(&self, one: Option<usize>) -> Option<View> {
-        let mut processes = Vec::new();
         let mut views = Vec::new();
-        for index in self.asked(one) {
+        for index in self.once(self.asked(one).into_iter().filter(|index| self.tells(*index))) {
             let Some(known) = self.known(index) else { continue };
             let Some(told) = known.told.clone() else { continue };
-            let process = told.process().cloned();
-            if process.is_none() || !processes.contains(&process) {
-                processes.push(process);
-                let point = known.points.back().copied();
-                views.push(View { recent: known.recent(), told, point });
-            }
+            let point = known.points.back().copied();
+            views.push(View { recent: known.recent(), told, point });
         }
         views.into_iter().reduce(|mut whole, view| {
             whole.told.add(&view.told);
@@ -313,7 +331,7 @@ impl Watch {
     /// The last hour of one server, or of all, the oldest point first.
     pub(crate) fn history(&self, one: Option<usize>) -> Vec<Point> {
         let mut steps: BTreeMap<u64, Point> = BTreeMap::new();
-        for index in self.asked(one) {
+        for index in self.once(self.asked(one)) {
             let Some(known) = self.known(index) else { continue };
             for point in &known.points {
                 // Servers are asked at about the same moment.
@@ -412,7 +430,7 @@ mod tests {
     fn told(run_id: &str, role: &str, done: f64) -> Told {
         let info = [("run_id", run_id), ("role", role)];
         Told {
-            stats: [("jobs_done".to_owned(), done)].into(),
+            stats: ["jobs_done", "jobs_in_turn"].map(|name| (name.to_owned(), done)).into(),
             info: info.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..Told::default()
         }
@@ -422,7 +440,7 @@ mod tests {
         let server = |_| Server::new("redis://127.0.0.1:1").unwrap();
         let watch = Watch::new(servers.iter().map(server).collect());
         for (index, told) in servers.iter().enumerate() {
-            watch.known(index).unwrap().told = Some(told.clone());
+            watch.known(index).unwrap().tell(told.clone());
         }
         watch
     }
@@ -435,6 +453,16 @@ mod tests {
         assert_eq!(watch.view(None).unwrap().told.stat("jobs_done"), 5.0);
         assert_eq!(watch.view(Some(2)).unwrap().told.stat("jobs_done"), 9.0);
         assert!(watch.view(Some(3)).is_none());
+        (0..3).for_each(|index| watch.known(index).unwrap().note(Instant::now()));
+        let waiting = |points: Vec<Point>| points.iter().map(|point| point[3]).sum::<f64>();
+        assert_eq!(waiting(watch.history(None)), waiting(watch.history(Some(0))));
+    }
+
+    #[test]
+    fn who_does_not_tell_a_role_is_no_master() {
+        assert_eq!(told("a", "slave", 1.0).role(), Some("replica"));
+        assert_eq!(Told::default().role(), None);
+        assert_eq!(watch(&[Told::default(), told("b", "slave", 1.0)]).asked(None), [0]);
     }
 
     #[test]

@@ -9,13 +9,14 @@
 //! - Nothing of a page may come from elsewhere, run inline, or be framed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Request, State},
     http::{
@@ -29,8 +30,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{App, assets, routes::Refusal};
@@ -44,8 +45,15 @@ const OURS: &str = "x-florence";
 
 const SESSION: Duration = Duration::from_hours(12);
 const MOST_SESSIONS: usize = 1000;
-/// What a wrong password costs; nobody is answered meanwhile.
+/// What a wrong password costs.
 const PENALTY: Duration = Duration::from_millis(500);
+/// Wrong passwords of one address that are waited for at a time; meanwhile it is refused whatever it
+/// sends.
+const MOST_WRONG: usize = 8;
+
+/// Whom a connection is from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 type Hash = [u8; 32];
 
@@ -62,7 +70,8 @@ pub(super) struct Guard {
     /// Cookies are not apart by port: two pages on one host have cookies of different names.
     cookie: String,
     sessions: Mutex<VecDeque<(Hash, Instant)>>,
-    guesses: Semaphore,
+    /// Wrong passwords that are waited for, by who gave them.
+    wrong: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 impl Guard {
@@ -78,7 +87,7 @@ impl Guard {
             is_read_only,
             cookie: format!("florence-{port}"),
             sessions: Mutex::default(),
-            guesses: Semaphore::new(1),
+            wrong: Arc::default(),
         }
     }
 
@@ -92,30 +101,51 @@ impl Guard {
         name == "localhost" || address.parse::<IpAddr>().is_ok() || self.names.contains(&name)
     }
 
-    async fn is_password(&self, guess: &str) -> bool {
-        let Ok(_turn) = self.guesses.acquire().await else { return false };
-        let is_right = self.password == Some(hash(guess));
-        if !is_right {
-            tokio::time::sleep(PENALTY).await;
+    /// Who guesses is slowed down; whoever has the password waits for nobody else.
+    async fn is_password(&self, guess: &str, Peer(from): Peer) -> Result<bool, Refusal> {
+        {
+            let mut wrong = self.wrong.lock();
+            let guesses = wrong.get(&from).copied().unwrap_or_default();
+            if guesses >= MOST_WRONG {
+                let text = "too many wrong passwords; try again in a moment";
+                return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
+            }
+            if self.password == Some(hash(guess)) {
+                return Ok(true);
+            }
+            wrong.insert(from, guesses + 1);
         }
-        is_right
+        // Whoever goes away meanwhile has not saved the time.
+        let wrong = Arc::clone(&self.wrong);
+        let penalty = tokio::spawn(async move {
+            tokio::time::sleep(PENALTY).await;
+            let mut wrong = wrong.lock();
+            if let Some(guesses) = wrong.get_mut(&from) {
+                *guesses -= 1;
+                if *guesses == 0 {
+                    wrong.remove(&from);
+                }
+            }
+        });
+        drop(penalty.await);
+        Ok(false)
     }
 
     /// Whether a request shows who it is from.
-    pub(super) async fn is_known(&self, headers: &HeaderMap) -> bool {
+    pub(super) async fn is_known(&self, headers: &HeaderMap, from: Peer) -> Result<bool, Refusal> {
         if self.password.is_none() || self.has_session(headers) {
-            return true;
+            return Ok(true);
         }
         match basic(headers) {
-            Some(password) => self.is_password(&password).await,
-            None => false,
+            Some(password) => self.is_password(&password, from).await,
+            None => Ok(false),
         }
     }
 
     fn has_session(&self, headers: &HeaderMap) -> bool {
         let Some(token) = self.token(headers) else { return false };
         let (token, now) = (hash(token), Instant::now());
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.sessions.lock();
         sessions.retain(|(_, until)| *until > now);
         sessions.iter().any(|(known, _)| *known == token)
     }
@@ -127,25 +157,30 @@ impl Guard {
     }
 
     /// A cookie for who knows the password.
-    pub(super) async fn log_in(&self, guess: &str, is_https: bool) -> Option<String> {
-        if !self.is_password(guess).await {
-            return None;
+    pub(super) async fn log_in(
+        &self,
+        guess: &str,
+        from: Peer,
+        is_https: bool,
+    ) -> Result<String, Refusal> {
+        if !self.is_password(guess, from).await? {
+            return Err(Refusal(StatusCode::UNAUTHORIZED, "the password is wrong".to_owned()));
         }
         let token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.sessions.lock();
         if sessions.len() == MOST_SESSIONS {
             sessions.pop_front();
         }
         sessions.push_back((hash(&token), Instant::now() + SESSION));
         let (name, age) = (&self.cookie, SESSION.as_secs());
         let secure = if is_https { "; Secure" } else { "" };
-        Some(format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}"))
+        Ok(format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}"))
     }
 
     /// Ends a session; the cookie that takes its place.
     pub(super) fn log_out(&self, headers: &HeaderMap) -> String {
         if let Some(token) = self.token(headers).map(hash) {
-            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sessions = self.sessions.lock();
             sessions.retain(|(known, _)| *known != token);
         }
         format!("{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0", self.cookie)
@@ -188,21 +223,29 @@ fn refusal(guard: &Guard, request: &Request) -> Option<Refusal> {
 }
 
 /// Stands before everything.
-pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(
+    State(app): State<Arc<App>>,
+    Extension(from): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
     let answer = match refusal(&app.guard, &request) {
         Some(refusal) => refusal.into_response(),
-        None => answer(&app, request, next).await,
+        None => answer(&app, from, request, next).await,
     };
     dressed(answer)
 }
 
-async fn answer(app: &App, request: Request, next: Next) -> Response {
+async fn answer(app: &App, from: Peer, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_open = matches!(path, "/healthz" | "/readyz" | "/api/login") || assets::is_open(path);
-    if is_open || app.guard.is_known(request.headers()).await {
-        return next.run(request).await;
-    }
+    let is_known = is_open
+        || match app.guard.is_known(request.headers(), from).await {
+            Ok(is_known) => is_known,
+            Err(refusal) => return refusal.into_response(),
+        };
     match path {
+        _ if is_known => next.run(request).await,
         "/" => (StatusCode::UNAUTHORIZED, assets::login()).into_response(),
         // The page asks for the password itself; programs are told how they can.
         path if path.starts_with("/api/") => {
@@ -249,6 +292,10 @@ fn dressed(mut answer: Response<Body>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use futures_util::future::join_all;
+
     use super::*;
 
     #[test]
@@ -271,17 +318,47 @@ mod tests {
         }
     }
 
+    fn peer(last: u8) -> Peer {
+        Peer([127, 0, 0, last].into())
+    }
+
+    #[tokio::test]
+    async fn who_guesses_keeps_nobody_else_out() {
+        let guard = Guard::new(Some("secret"), &[], false, 8080);
+        let wrong = join_all((0..30).map(|_| guard.is_password("wrong", peer(1))));
+        let is_over = AtomicBool::default();
+        let right = async {
+            // Nor can one of them be right that comes from there.
+            assert!(guard.is_password("secret", peer(1)).await.is_err());
+            let is_right = guard.is_password("secret", peer(2)).await;
+            (is_right, is_over.load(Relaxed))
+        };
+        let wrong = async {
+            let answers = wrong.await;
+            is_over.store(true, Relaxed);
+            answers
+        };
+        let (wrong, (is_right, was_late)) = tokio::join!(wrong, right);
+        assert!(is_right.unwrap() && !was_late);
+        let (waited, refused): (Vec<_>, Vec<_>) = wrong.into_iter().partition(Result::is_ok);
+        assert_eq!((waited.len(), refused.len()), (MOST_WRONG, 30 - MOST_WRONG));
+        assert!(waited.into_iter().all(|is_right| !is_right.unwrap()));
+        assert!(guard.is_password("secret", peer(1)).await.unwrap());
+        assert!(guard.wrong.lock().is_empty());
+    }
+
     #[tokio::test]
     async fn a_session_lasts_until_it_is_ended() {
         let guard = Guard::new(Some("secret"), &[], false, 8080);
-        assert_eq!(guard.log_in("wrong", false).await, None);
-        let cookie = guard.log_in("secret", true).await.unwrap();
+        let wrong = guard.log_in("wrong", peer(1), false).await;
+        assert_eq!(wrong.unwrap_err().0, StatusCode::UNAUTHORIZED);
+        let cookie = guard.log_in("secret", peer(1), true).await.unwrap();
         assert!(cookie.contains("HttpOnly; SameSite=Strict") && cookie.ends_with("; Secure"));
         let sent = cookie.split(';').next().unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(COOKIE, format!("other=1; {sent}").parse().unwrap());
-        assert!(guard.is_known(&headers).await);
+        assert!(guard.is_known(&headers, peer(1)).await.unwrap());
         assert!(guard.log_out(&headers).contains("Max-Age=0"));
-        assert!(!guard.is_known(&headers).await);
+        assert!(!guard.is_known(&headers, peer(1)).await.unwrap());
     }
 }

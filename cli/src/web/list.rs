@@ -2,10 +2,10 @@
 //!
 //! A list is in the server's own order, as `FLORENCE.JOBS` gives it: those at work, then in the order
 //! of their turn, ended ones the newest first; a thousand at most. A search looks at all keys, and
-//! says how many it has looked at if there were too many.
+//! says how many it has looked at if there were too many; nobody is to make one again by the clock.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -13,9 +13,12 @@ use redis::{Cmd, RedisResult, Value, cmd};
 use serde::{Deserialize, Serialize};
 
 use super::routes::Refusal;
-use crate::servers::{
-    server::{Key, Server, entries, number, text, words},
-    watch::Watch,
+use crate::{
+    draw,
+    servers::{
+        server::{Key, Server, entries, number, text, words},
+        watch::Watch,
+    },
 };
 
 const UNFINISHED: [&str; 4] = ["queued", "retrying", "fetching", "running"];
@@ -36,6 +39,8 @@ pub(super) struct Wanted {
     pub(super) server: Option<usize>,
     /// States, separated by commas, or `all`; those of unfinished jobs, if there are none.
     state: String,
+    /// What all keys that are listed begin with.
+    prefix: String,
     /// What is looked for.
     q: String,
     field: Field,
@@ -57,6 +62,11 @@ enum Field {
 }
 
 impl Wanted {
+    /// What keys have to begin with.
+    fn start(&self) -> &str {
+        if self.field == Field::Key { &self.q } else { &self.prefix }
+    }
+
     fn states(&self) -> Result<Vec<&str>, Refusal> {
         let states: Vec<&str> = match self.state.as_str() {
             "" => return Ok(UNFINISHED.to_vec()),
@@ -86,7 +96,9 @@ pub(super) struct List {
     pub(super) rows: Vec<Row>,
     /// Nothing was left out.
     pub(super) is_complete: bool,
-    /// Keys that a search has looked at.
+    /// All keys had to be looked at.
+    is_search: bool,
+    /// How many were.
     looked_at: usize,
     /// What to know about it.
     pub(super) notes: Vec<String>,
@@ -111,11 +123,12 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
                         all of its keys were looked at";
             list.notes.push(format!("{} {text}", server.name));
         }
+        list.is_search |= is_search || (may_be_older && tells_ended.is_some());
         let found = if is_search || may_be_older {
             is_sorted = false;
             search(server, index, wanted, &states, &mut list).await
         } else {
-            turns(server, index, &states, &mut list).await
+            turns(server, index, wanted, &states, &mut list).await
         };
         if let Err(error) = found {
             list.notes.push(format!("{}: {}", server.name, words(&error)));
@@ -129,7 +142,13 @@ pub(super) async fn list(watch: &Watch, wanted: &Wanted) -> Result<List, Refusal
 }
 
 /// What `FLORENCE.JOBS` lists.
-async fn turns(server: &Server, index: usize, states: &[&str], list: &mut List) -> RedisResult<()> {
+async fn turns(
+    server: &Server,
+    index: usize,
+    wanted: &Wanted,
+    states: &[&str],
+    list: &mut List,
+) -> RedisResult<()> {
     let command = |state: Option<&str>| {
         let mut command = cmd("FLORENCE.JOBS");
         command.arg("COUNT").arg(LISTED);
@@ -148,23 +167,36 @@ async fn turns(server: &Server, index: usize, states: &[&str], list: &mut List) 
         list.is_complete &= rows.len() < LISTED;
         for row in rows {
             let mut found = Row { server: index, id: Key::of(b""), state: String::new(), at: 0.0 };
+            let mut is_meant = wanted.prefix.is_empty();
             for (name, value) in entries(row) {
                 match (name.as_str(), &value) {
-                    ("id", Value::BulkString(key)) => found.id = Key::of(key),
+                    ("id", Value::BulkString(key)) => {
+                        found.id = Key::of(key);
+                        is_meant = key.starts_with(wanted.prefix.as_bytes());
+                    }
                     ("state", _) => found.state = text(&value),
                     ("finished_at", _) => found.at = number(&value),
                     _ => {}
                 }
             }
-            list.rows.push(found);
+            list.rows.extend(is_meant.then_some(found));
         }
     }
     Ok(())
 }
 
 /// The fields that a search looks at.
-const LOOKED_AT: [&str; 8] =
-    ["florence", "state", "prompt", "image", "error_code", "error", "submitted_at", "finished_at"];
+const LOOKED_AT: [&str; 9] = [
+    "florence",
+    "state",
+    "prompt",
+    "steps",
+    "image",
+    "error_code",
+    "error",
+    "submitted_at",
+    "finished_at",
+];
 
 type Fields = Vec<Option<Vec<u8>>>;
 
@@ -181,8 +213,8 @@ async fn search(
     loop {
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("COUNT").arg(1000).arg("TYPE").arg("hash");
-        if wanted.field == Field::Key {
-            scan.arg("MATCH").arg([glob(&wanted.q).as_slice(), b"*"].concat());
+        if !wanted.start().is_empty() {
+            scan.arg("MATCH").arg([glob(wanted.start()).as_slice(), b"*"].concat());
         }
         let (next, keys): (u64, Vec<Vec<u8>>) = server.call(&scan).await?;
         let keys: Vec<Vec<u8>> = keys.into_iter().filter(|key| seen.insert(key.clone())).collect();
@@ -232,7 +264,13 @@ fn matching(
     let state = field("state").filter(|state| states.contains(&state.as_str()))?;
     field("florence").filter(|version| version == "1")?;
     let sought = wanted.q.to_lowercase();
-    let has = |name| field(name).is_some_and(|text| text.to_lowercase().contains(&sought));
+    let is_in = |text: &String| text.to_lowercase().contains(&sought);
+    let has = |name| field(name).is_some_and(|text| is_in(&text));
+    let asks = || {
+        let prompts = field("prompt").map(|prompt| draw::prompts(&prompt)).unwrap_or_default();
+        let steps = field("steps").map(|steps| prompts_of(&steps)).unwrap_or_default();
+        prompts.iter().chain(&steps).any(is_in)
+    };
     let is_at = || {
         let url = field("image").and_then(|image| url::Url::parse(&image).ok());
         url.is_some_and(|url| url.host_str().is_some_and(|host| host.contains(&sought)))
@@ -240,15 +278,21 @@ fn matching(
     let is_key = || key.starts_with(wanted.q.as_bytes());
     let failed = || has("error") || has("error_code");
     let is_meant = match wanted.field {
-        Field::Any => sought.is_empty() || is_key() || has("prompt") || is_at() || failed(),
+        Field::Any => sought.is_empty() || is_key() || asks() || is_at() || failed(),
         Field::Key => is_key(),
-        Field::Prompt => has("prompt"),
+        Field::Prompt => asks(),
         Field::Host => is_at(),
         Field::Error => failed(),
     };
     let time = |name| field(name).and_then(|time| time.parse().ok());
     let at = time("finished_at").or_else(|| time("submitted_at")).unwrap_or_default();
     is_meant.then(|| Row { server, id: Key::of(key), state, at })
+}
+
+/// The prompts of a chain's steps, `[{"then": prompt}, ..]`; none if they are written otherwise.
+fn prompts_of(steps: &str) -> Vec<String> {
+    let steps: Vec<BTreeMap<String, String>> = serde_json::from_str(steps).unwrap_or_default();
+    steps.into_iter().flat_map(BTreeMap::into_values).collect()
 }
 
 /// A text as a pattern that matches it alone.
@@ -267,7 +311,8 @@ mod tests {
         [
             "1",
             state,
-            "<OD>",
+            r#"["<OD>","a \"red\" square"]"#,
+            r#"[{"each":"<OCR>"},{"crop":"the \"label\""}]"#,
             "https://user:pw@Img.Example.com/a.png?sig=x",
             "FETCH",
             "the server answered 404",
@@ -290,6 +335,9 @@ mod tests {
         for (q, field) in [
             ("job:", Field::Key),
             ("<od", Field::Prompt),
+            ("a \"RED\"", Field::Prompt),
+            ("<ocr>", Field::Prompt),
+            ("the \"label", Field::Prompt),
             ("example.com", Field::Host),
             ("answered 404", Field::Error),
             ("fetch", Field::Error),
@@ -298,6 +346,9 @@ mod tests {
             assert!(is_found(q, Field::Any, &["failed"]), "{q}");
         }
         assert!(!is_found("ob:", Field::Key, &["failed"]));
+        // Nor is it how they are written.
+        assert!(!is_found("\\\"", Field::Any, &["failed"]));
+        assert!(!is_found("crop", Field::Any, &["failed"]));
         // Nobody finds out a signature by guessing at it.
         assert!(!is_found("sig=x", Field::Any, &["failed"]));
         assert!(!is_found("user", Field::Any, &["failed"]));

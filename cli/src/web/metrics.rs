@@ -1,4 +1,7 @@
 //! `/metrics`: what the servers told last, in Prometheus' text format.
+//!
+//! Figures add up over servers: those of a process are told once, however many of its databases are
+//! watched, and unfinished jobs by masters alone, since their replicas have the same ones.
 
 use std::fmt::Write;
 
@@ -11,6 +14,8 @@ use crate::servers::{
 struct Of<'a> {
     server: &'a str,
     told: &'a Told,
+    /// Whether another server that is watched has the same jobs.
+    is_copy: bool,
 }
 
 /// Counters of STATS that are told under other names, or by `FLORENCE.STATS JOBS`.
@@ -70,6 +75,8 @@ struct Group {
     label: &'static str,
     /// Names in STATS, with the label's values.
     figures: &'static [(&'static str, &'static str)],
+    /// Whether it tells of jobs that replicas have, too.
+    is_of_data: bool,
 }
 
 const GROUPS: [Group; 4] = [
@@ -83,6 +90,7 @@ const GROUPS: [Group; 4] = [
             ("jobs_delayed", "delayed"),
             ("jobs_active", "active"),
         ],
+        is_of_data: true,
     },
     Group {
         name: "florence_cache_lookups_total",
@@ -94,6 +102,7 @@ const GROUPS: [Group; 4] = [
             ("cache_features", "features"),
             ("cache_misses", "miss"),
         ],
+        is_of_data: false,
     },
     Group {
         name: "florence_cache_bytes",
@@ -101,6 +110,7 @@ const GROUPS: [Group; 4] = [
         help: "What the caches hold.",
         label: "cache",
         figures: &[("cache_result_bytes", "results"), ("cache_feature_bytes", "features")],
+        is_of_data: false,
     },
     Group {
         name: "florence_engine_memory_bytes",
@@ -116,6 +126,7 @@ const GROUPS: [Group; 4] = [
             ("memory_kv_cache", "kv_cache"),
             ("memory_kv_cache_peak", "kv_cache_peak"),
         ],
+        is_of_data: false,
     },
 ];
 
@@ -128,9 +139,15 @@ pub(super) fn text(watch: &Watch) -> String {
         let last = watch.known(index).and_then(|known| known.told.clone());
         let is_up = f64::from(u8::from(last.is_some()));
         page.sample("florence_up", &[("server", &server.name)], is_up);
-        told.extend(last.map(|last| (server.name.clone(), last)));
+        told.extend(last.map(|last| (index, last)));
     }
-    let servers: Vec<Of<'_>> = told.iter().map(|(server, told)| Of { server, told }).collect();
+    let processes = watch.once(told.iter().map(|(index, _)| *index));
+    let with_jobs = watch.asked(None);
+    let mut servers = Vec::new();
+    for (index, told) in told.iter().filter(|(index, _)| processes.contains(index)) {
+        let Some(server) = watch.servers.get(*index) else { continue };
+        servers.push(Of { server: &server.name, told, is_copy: !with_jobs.contains(index) });
+    }
     page.servers(&servers);
     page.text
 }
@@ -167,6 +184,13 @@ impl Page {
     }
 
     fn servers(&mut self, servers: &[Of<'_>]) {
+        const INFO: &str = "florence_server_info";
+        self.head(INFO, "gauge", "Always 1; the role that the server has.");
+        for of in servers {
+            if let Some(role) = of.told.role() {
+                self.sample(INFO, &[("server", of.server), ("role", role)], 1.0);
+            }
+        }
         self.one(
             servers,
             ("florence_ping_seconds", "gauge", "How long the server took to answer PING."),
@@ -197,7 +221,7 @@ impl Page {
         }
         for group in &GROUPS {
             self.head(group.name, group.kind, group.help);
-            for of in servers {
+            for of in servers.iter().filter(|of| !(group.is_of_data && of.is_copy)) {
                 for (stat, value) in group.figures {
                     if let Some(figure) = of.told.stats.get(*stat) {
                         let labels = [("server", of.server), (group.label, value)];
@@ -281,7 +305,7 @@ mod tests {
 
     #[test]
     fn documents_and_dashboards_name_figures_that_there_are() {
-        let servers = [Of { server: "x", told: &Told::default() }];
+        let servers = [Of { server: "x", told: &Told::default(), is_copy: false }];
         let mut page = Page::default();
         page.head("florence_up", "gauge", "");
         page.servers(&servers);

@@ -29,16 +29,16 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::servers::{self, server::Server, watch::Watch};
-use guard::Guard;
+use guard::{Guard, Peer};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -106,23 +106,29 @@ async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> any
     }
 }
 
-/// Answers whoever connects. The head of a request has to come soon: clients that send none would
-/// keep others out.
+/// Answers whoever connects, so many at a time that descriptors are left for the servers. The head
+/// of a request has to come soon: clients that send none would keep others out.
 async fn answer(listener: TcpListener, router: Router) {
     const PATIENCE: Duration = Duration::from_secs(10);
+    const MOST: usize = 500;
     /// After which there may be room for a connection again.
     const PAUSE: Duration = Duration::from_millis(100);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
+    let places = Arc::new(Semaphore::new(MOST));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let Ok((stream, from)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
+        let router = router.clone().layer(Extension(Peer(from.ip())));
+        let service = TowerToHyperService::new(router);
         // Who goes away needs no answer.
         let served = http.serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async { drop(served.await) });
+        tokio::spawn(async {
+            drop(served.await);
+            drop(place);
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Query, Request, State},
     http::{
@@ -24,7 +24,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    App, assets, celery, guard,
+    App, assets, celery,
+    guard::{self, Peer},
     jobs::{self, MOST_NAMED, Named, Order},
     list::{self, List, Wanted},
     metrics, picture, submit, view,
@@ -33,6 +34,9 @@ use crate::servers::{server::words, watch::NoServer};
 
 /// The largest picture that is passed on: what a server takes by default, and room for the rest.
 const MOST_BYTES: usize = (32 << 20) + (64 << 10);
+/// Room for as many jobs as one request names, with keys as long as a server takes them, of which
+/// every byte may be percent-encoded.
+const MOST_NAMES: usize = MOST_NAMED * (3 * 8192 + 256);
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -73,8 +77,9 @@ type Answer = Result<Json<Value>, Refusal>;
 type Shared = State<Arc<App>>;
 
 pub(super) fn router(app: &Arc<App>) -> Router {
+    let named = DefaultBodyLimit::max(MOST_NAMES);
     let changes = Router::new()
-        .route("/api/act", post(act))
+        .route("/api/act", post(act).layer(named))
         .route("/api/pause", post(pause))
         .route(
             "/api/submit",
@@ -89,8 +94,8 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .route("/api/job", get(job))
         .route("/api/picture", get(shown_picture))
         .route("/api/annotated", get(annotated))
-        .route("/api/rows", post(rows))
-        .route("/api/tasks", post(tasks))
+        .route("/api/rows", post(rows).layer(named))
+        .route("/api/tasks", post(tasks).layer(named))
         .route("/api/login", post(log_in))
         .route("/api/logout", post(log_out))
         .route("/metrics", get(prometheus))
@@ -108,10 +113,7 @@ async fn as_json(answer: Response) -> Response {
     let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let is_plain = kind.is_none_or(|kind| kind.starts_with("text/plain"));
     match answer.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the picture is too large".to_owned())
-                .into_response()
-        }
+        StatusCode::PAYLOAD_TOO_LARGE if is_plain => too_large("request"),
         StatusCode::BAD_REQUEST
         | StatusCode::UNPROCESSABLE_ENTITY
         | StatusCode::UNSUPPORTED_MEDIA_TYPE
@@ -123,9 +125,15 @@ async fn as_json(answer: Response) -> Response {
     }
 }
 
+fn too_large(what: &str) -> Response {
+    Refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("the {what} is too large")).into_response()
+}
+
 /// What the page has to know at its start.
 async fn info(State(app): Shared) -> Json<Value> {
-    let names: Vec<&str> = app.watch.servers.iter().map(|server| server.name.as_str()).collect();
+    let servers = &app.watch.servers;
+    let names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+    let cli: Vec<&[String]> = servers.iter().map(|server| server.cli.as_slice()).collect();
     let tasks: Vec<Value> = Task::ALL
         .iter()
         .map(|task| json!({ "token": task.token(), "input": picture::input(*task) }))
@@ -133,6 +141,7 @@ async fn info(State(app): Shared) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "servers": names,
+        "cli": cli,
         "is_read_only": app.guard.is_read_only,
         "has_password": app.guard.has_password(),
         "tasks": tasks,
@@ -147,6 +156,7 @@ struct One {
 
 async fn live(
     State(app): Shared,
+    Extension(from): Extension<Peer>,
     headers: HeaderMap,
     Query(one): Query<One>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -158,7 +168,7 @@ async fn live(
                 tokio::time::sleep(EVERY).await;
             }
             // Who has logged out hears no more.
-            if !app.guard.is_known(&headers).await {
+            if !app.guard.is_known(&headers, from).await.unwrap_or_default() {
                 return None;
             }
             let overview = view::overview(&app.watch, one.server);
@@ -235,14 +245,17 @@ async fn pause(State(app): Shared, Json(pause): Json<Pause>) -> Answer {
     Ok(Json(json!({ "paused": pause.paused })))
 }
 
-/// Refuses what says that it is too large before any of it is read.
+/// Refuses a picture that is too large; one that says so, before any of it is read.
 async fn sized(request: Request, next: Next) -> Response {
     let length = request.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > MOST_BYTES) {
-        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+        return too_large("picture");
     }
-    next.run(request).await
+    match next.run(request).await {
+        answer if answer.status() == StatusCode::PAYLOAD_TOO_LARGE => too_large("picture"),
+        answer => answer,
+    }
 }
 
 async fn submitted(State(app): Shared, body: Bytes) -> Answer {
@@ -254,14 +267,15 @@ struct Login {
     password: String,
 }
 
-async fn log_in(State(app): Shared, headers: HeaderMap, Json(login): Json<Login>) -> Response {
+async fn log_in(
+    State(app): Shared,
+    Extension(from): Extension<Peer>,
+    headers: HeaderMap,
+    Json(login): Json<Login>,
+) -> Response {
     let is_https = headers.get("x-forwarded-proto").is_some_and(|it| it == "https");
-    match app.guard.log_in(&login.password, is_https).await {
-        Some(cookie) => ([(SET_COOKIE, cookie)], Json(json!({}))).into_response(),
-        None => {
-            Refusal(StatusCode::UNAUTHORIZED, "the password is wrong".to_owned()).into_response()
-        }
-    }
+    let cookie = app.guard.log_in(&login.password, from, is_https).await;
+    cookie.map(|cookie| ([(SET_COOKIE, cookie)], Json(json!({})))).into_response()
 }
 
 async fn log_out(State(app): Shared, headers: HeaderMap) -> Response {

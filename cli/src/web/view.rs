@@ -54,7 +54,7 @@ fn server(watch: &Watch, index: usize) -> Value {
     json!({
         "name": name,
         "is_up": true,
-        "role": if told.is_replica() { "replica" } else { "master" },
+        "role": told.role(),
         "redis": told.software(),
         "version": info("florence_version"),
         "uptime_ms": told.stats.get("uptime_ms").copied().or(seconds.map(|it| it * 1e3)),

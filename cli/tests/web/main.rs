@@ -363,6 +363,54 @@ fn server_has(server: &Server, key: &str) {
 }
 
 #[test]
+fn figures_that_add_up_are_told_once() {
+    let (master, replica) = (server(), server());
+    replica.follow(&master);
+    let late = ["FLORENCE.SUBMIT", "late", &sample("sign.png"), "<OCR>", "DELAY", "3600000"];
+    master.call::<()>(&late);
+    eventually("the replica has it", || (replica.stat("jobs_delayed") == 1).then_some(()));
+    let url = |server: &Server, rest: &str| format!("redis://127.0.0.1:{}{rest}", server.port);
+    // The same process under two names, and INFO as the newer protocol has it.
+    let urls = [url(&master, ""), url(&master, "/1"), url(&replica, "?protocol=resp3")];
+    let urls: Vec<&str> = urls.iter().flat_map(|url| ["--redis", url]).collect();
+    let page = Page::start(&urls);
+    let text = eventually("all are told of", || {
+        let text = page.get("/metrics").text();
+        let are_up = text.lines().filter(|line| line.starts_with("florence_up{"));
+        (are_up.filter(|line| line.ends_with(" 1")).count() == 3).then_some(text)
+    });
+    let samples = |start: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(start));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (master, replica) =
+        (format!("127.0.0.1:{}", master.port), format!("127.0.0.1:{}", replica.port));
+    assert_eq!(
+        samples("florence_server_info"),
+        [(&master, "master"), (&replica, "replica")].map(|(name, role)| format!(
+            "florence_server_info{{server=\"{name}\",role=\"{role}\"}} 1"
+        ))
+    );
+    let depth = format!("florence_queue_depth{{server=\"{master}\",state=\"delayed\"}} 1");
+    let depths = samples("florence_queue_depth{");
+    assert!(depths.len() == 3 && depths.contains(&depth), "{depths:?}");
+    assert_eq!(samples("florence_jobs_submitted_total{").len(), 2);
+}
+
+#[test]
+fn as_many_jobs_as_can_be_named_fit_a_request() {
+    let server = server();
+    let page = Page::about(&[&server], &[]);
+    let key = "%FF".repeat(8188);
+    let jobs: Vec<Value> =
+        (0..1000).map(|i| json!({ "server": 0, "id": format!("{key}{i:04}") })).collect();
+    let done = act(&page, &json!({ "action": "cancel", "jobs": jobs }));
+    assert_eq!((&done["changed"], &done["unchanged"]), (&json!(0), &json!(1000)), "{done}");
+    let large = page.post("/api/pause", &json!("x".repeat(2 << 20)));
+    assert_eq!((large.status, large.json()), (413, json!({ "error": "the request is too large" })));
+}
+
+#[test]
 fn keys_of_any_bytes_are_listed_and_shown() {
     let server = server();
     let mut connection = server.connect();
@@ -405,6 +453,13 @@ fn tasks_of_celery_are_shown_as_flower_shows_them() {
     let page = Page::about(&[&server], &[]);
     let found = list(&page, "?all=true&field=key&q=florence:celery:&state=done");
     assert_eq!(ids(&found).len(), 2);
+    // Those that the server lists by itself are found without a look at all keys.
+    answered(&server, "other", "<OD>");
+    page.live("", |told| told["servers"][0]["is_up"] == true);
+    for (all, is_search) in [("", !is_newer(&server)), ("&all=true", true)] {
+        let found = list(&page, &format!("?state=all&prefix=florence:celery:{all}"));
+        assert_eq!((ids(&found).len(), &found["is_search"]), (2, &json!(is_search)), "{found}");
+    }
     let jobs = json!([{ "server": 0, "id": "florence:celery:id-1" },
         { "server": 0, "id": "florence:celery:not-a-task" }]);
     let tasks = page.post("/api/tasks", &json!({ "jobs": jobs })).json();

@@ -1,12 +1,11 @@
 // Tasks of Celery's clients, as Flower shows them.
 
 import { get, post } from "./api.js";
-import { duration, el, moment, put, state } from "./dom.js";
+import { duration, el, moment, put, repeat, state } from "./dom.js";
 import { LongList } from "./table.js";
 
 const EVERY = 3000;
 const PREFIX = "florence:celery:";
-const ALL = "queued,retrying,fetching,running,done,failed,cancelled,expired";
 
 export function showCelery(main, app, parameters, signal) {
   const note = el("p", { class: "quiet", id: "note", role: "status" }, "Looking …");
@@ -25,23 +24,20 @@ export function showCelery(main, app, parameters, signal) {
     canSelect: false,
   });
   main.append(el("h1", {}, "Celery"), el("div", { class: "bar" }, form), note, list.element);
-  const wanted = { field: "key", q: PREFIX + (parameters.get("q") ?? ""), state: ALL, all: true };
-  let timer;
-  const look = async () => {
-    try {
-      if (!document.hidden) {
-        const found = await get("/api/jobs", { ...wanted, server: app.server }, signal);
-        const n = found.rows.length;
-        put(note, `${n.toLocaleString("en")} ${n === 1 ? "task" : "tasks"}`, found.notes.map((text) => ` · ${text}`));
-        await list.set(found.rows, "No tasks of Celery's are here: docs/CELERY.md says how they come.");
-      }
-    } catch (error) {
-      if (!signal.aborted) note.textContent = error.message;
-    }
-    if (!signal.aborted) timer = setTimeout(look, EVERY);
-  };
-  signal.addEventListener("abort", () => clearTimeout(timer));
-  look();
+  const q = parameters.get("q") ?? "";
+  const all = parameters.get("all") === "1" ? true : undefined;
+  const wanted = { prefix: PREFIX + q, state: "all", all };
+  let found = { rows: [] };
+  async function look() {
+    found = await get("/api/jobs", { ...wanted, server: app.server }, signal);
+    const n = found.rows.length;
+    put(note, `${n.toLocaleString("en")} ${n === 1 ? "task" : "tasks"}`,
+      found.is_complete || all || found.notes.length ? null : [", and perhaps more: of each state the server lists a thousand jobs. ", el("button", { type: "button", onclick: () => app.go("celery", { q, all: 1 }) }, "Look at all keys")],
+      found.notes.map((text) => ` · ${text}`));
+    await list.set(found.rows, "No tasks of Celery's are here: docs/CELERY.md says how they come.");
+  }
+  // As in the list of jobs, all keys are looked at once.
+  repeat(() => (found.is_search ? list.ask() : look()), EVERY, note, signal);
 }
 
 function cells(row, task) {

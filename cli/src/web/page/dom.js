@@ -28,6 +28,21 @@ export function put(element, ...children) {
   element.replaceChildren(...children.flat(2).filter((child) => child !== null && child !== undefined));
 }
 
+/** Looks again and again until `signal` ends it, while somebody sees it; `note` tells what went wrong. */
+export function repeat(look, every, note, signal) {
+  let timer;
+  const again = async () => {
+    try {
+      if (!document.hidden) await look();
+    } catch (error) {
+      if (!signal.aborted) note.textContent = error.message;
+    }
+    if (!signal.aborted) timer = setTimeout(again, every);
+  };
+  signal.addEventListener("abort", () => clearTimeout(timer));
+  again();
+}
+
 let toastTimer;
 
 /** Says something for a moment. */

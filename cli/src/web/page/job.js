@@ -59,13 +59,13 @@ function head(found, named, app, look) {
   return [state(found.job.state), el("b", {}, [prompts(found.job.prompt), ...steps(found.job).map((step) => step.join(" "))].join(" ")), el("span", { class: "grow" }), buttons(found, named, app, look)];
 }
 
-function rest(found, named) {
+function rest(found, named, app) {
   const { job } = found;
   return [
     job.error && job.state !== "done" ? el("p", { class: "bad", id: "error" }, `${job.error.code}: ${job.error.message}${job.error.retryable ? " (may pass)" : ""}`) : null,
     el("div", { class: "cards" }, timeline(found), facts(found), attempts(found)),
     text(job),
-    el("details", { class: "card" }, el("summary", {}, "As redis-cli"), el("pre", { id: "cli" }, command(found, named))),
+    el("details", { class: "card" }, el("summary", {}, "As redis-cli"), el("pre", { id: "cli" }, command(found, named, app.info.cli[named.server] ?? []))),
     el("details", { class: "card" }, el("summary", {}, "As JSON"), el("pre", { id: "json" }, JSON.stringify(job, null, 2))),
   ];
 }
@@ -192,14 +192,15 @@ function steps(job) {
 }
 
 /** The command that asks the same, under a key of its own: under the job's, it would have to give no more options than its client did,
- * which is not known. Nor is what is secret in its address. */
-function command({ job, options }, named) {
+ * which is not known. Nor is what is secret in its address. `connect` are the options that choose the server. */
+function command({ job, options }, named, connect) {
   const id = keyText(named.id);
   // Bytes that are no text, and what ends a line or a word: only redis-cli's own quotes can say them, and then all is in them.
   const isText = !/\p{Cc}/u.test(id) && (id !== named.id || !id.includes("%"));
-  const cli = isText ? "redis-cli" : "redis-cli --quoted-input";
   const isWord = (value) => /^[\w:./-]+$/.test(value);
   const inShell = (value) => (isWord(value) ? value : `'${value.replaceAll("'", "'\\''")}'`);
+  const client = ["redis-cli", ...connect.map(inShell)].join(" ");
+  const cli = isText ? client : `${client} --quoted-input`;
   const escaped = (value) => value.replaceAll(/["\\]/g, "\\$&");
   const quoted = (value) => inShell(isText || isWord(value) ? String(value) : `"${escaped(value)}"`);
   const several = listOf(job.prompt);
@@ -212,7 +213,7 @@ function command({ job, options }, named) {
   const key = isText ? quoted(`${id}:again`) : inShell(`"${escaped(named.id).replaceAll(/%(..)/g, "\\x$1")}:again"`);
   if (image === null) {
     // The shell cannot pass a picture's bytes as an argument.
-    return `redis-cli -x SET florence:picture < picture\n${cli} FLORENCE.SUBMIT ${key} KEY florence:picture ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
+    return `${client} -x SET florence:picture < picture\n${cli} FLORENCE.SUBMIT ${key} KEY florence:picture ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
   }
   return `${cli} FLORENCE.SUBMIT ${key} ${source.join(" ")} ${[...asked, ...words].map(quoted).join(" ")}\n${cli} FLORENCE.GET ${key}`;
 }

@@ -1,7 +1,7 @@
 // Lists of jobs: by state, or found; some or all of them retried, cancelled, deleted.
 
 import { get, post } from "./api.js";
-import { duration, el, keyText, moment, put, say, state } from "./dom.js";
+import { duration, el, keyText, moment, put, repeat, say, state } from "./dom.js";
 import { pauseButtons } from "./overview.js";
 import { LongList, nameOf } from "./table.js";
 
@@ -124,18 +124,8 @@ export function showJobs(main, app, parameters, signal) {
   app.live.addEventListener("told", (event) => told(event.detail), { signal });
   if (app.last) told(app.last);
 
-  // A search is made once, and again by who presses Search; what it found is kept up to date.
-  let timer;
-  const again = async () => {
-    try {
-      if (!document.hidden) await (isSearch && found.rows.length ? list.ask() : look());
-    } catch (error) {
-      if (!signal.aborted) note.textContent = error.message;
-    }
-    if (!signal.aborted) timer = setTimeout(again, EVERY);
-  };
-  signal.addEventListener("abort", () => clearTimeout(timer));
-  again();
+  // What looks at all keys is done once, and again by who presses Search; what it found is kept up to date.
+  repeat(() => (found.is_search ? list.ask() : look()), EVERY, note, signal);
 }
 
 function batches(action, rows) {

@@ -95,7 +95,7 @@ export function pauseButtons(app) {
   const told = (now) => {
     servers = now;
     now.forEach((server, i) => {
-      const can = server.is_up && typeof server.paused === "boolean" && server.role === "master" && !app.info.is_read_only;
+      const can = server.is_up && typeof server.paused === "boolean" && server.role !== "replica" && !app.info.is_read_only;
       buttons[i].hidden = !can || (app.server !== undefined && app.server !== i);
       const of = now.length > 1 ? ` ${server.name}` : "";
       buttons[i].textContent = (server.paused ? "Go on" : "Pause") + of;

@@ -31,29 +31,39 @@ export class LongList {
       this.scroll);
     this.element = el("div", { class: `long${canSelect ? " selects" : ""}` }, this.table, this.empty);
     this.scroll.addEventListener("keydown", (event) => this.key(event));
+    // The marked row, and its place: jobs come and go around it.
     this.at = -1;
+    this.marked = null;
     new ResizeObserver(() => this.draw()).observe(this.scroll);
   }
 
   set(rows, emptyText) {
+    if (this.cameTo) {
+      Object.assign(this, { at: this.cameTo.at, marked: this.cameTo.marked });
+    }
+    const found = this.marked === null ? -1 : rows.findIndex((row) => nameOf(row) === this.marked);
+    const moved = found < 0 ? 0 : found - this.at;
+    if (found < 0) this.marked = null;
+    this.at = Math.min(this.at + moved, rows.length - 1);
     this.rows = rows;
     this.empty.textContent = emptyText;
     this.empty.hidden = rows.length > 0;
     this.scroll.hidden = rows.length === 0;
     this.table.setAttribute("aria-rowcount", rows.length);
     this.body.style.height = `${rows.length * ROW}px`;
-    if (this.cameTo) {
-      this.at = this.cameTo.at;
-      this.scroll.scrollTop = this.cameTo.top;
-      this.cameTo = null;
-    }
-    this.at = Math.min(this.at, rows.length - 1);
+    const top = this.cameTo?.top ?? this.scroll.scrollTop;
+    this.cameTo = null;
+    if (top + moved * ROW !== this.scroll.scrollTop) this.scroll.scrollTop = top + moved * ROW;
     this.draw();
     return this.ask();
   }
 
   place() {
-    return { at: this.at, top: this.scroll.scrollTop };
+    return { at: this.at, marked: this.marked, top: this.scroll.scrollTop };
+  }
+
+  isMarked(i) {
+    return i === this.at && this.marked !== null;
   }
 
   range() {
@@ -69,7 +79,7 @@ export class LongList {
     for (let i = first; i < end; i += 1) {
       const name = nameOf(this.rows[i]);
       const isChosen = this.canSelect && this.selected.has(name);
-      const looks = JSON.stringify([i, i === this.at, isChosen, this.rows[i], this.known.get(name)]);
+      const looks = JSON.stringify([i, this.isMarked(i), isChosen, this.rows[i], this.known.get(name)]);
       const old = this.drawn.get(looks);
       const element = old && !drawn.has(looks) ? old : this.row(this.rows[i], i);
       drawn.set(looks, element);
@@ -90,7 +100,7 @@ export class LongList {
     const cells = this.cells(row, this.known.get(name));
     const isSelected = this.canSelect && this.selected.has(name);
     const element = el("div", {
-      class: `long-row${i === this.at ? " at" : ""}${isSelected ? " chosen" : ""}`, role: "row", "aria-rowindex": i + 1,
+      class: `long-row${this.isMarked(i) ? " at" : ""}${isSelected ? " chosen" : ""}`, role: "row", "aria-rowindex": i + 1,
       onclick: (event) => event.target.closest("input, a") || this.open(row),
     },
     this.canSelect ? el("span", { role: "cell" }, el("input", {
@@ -110,20 +120,22 @@ export class LongList {
   }
 
   key(event) {
+    const row = this.isMarked(this.at) ? this.rows[this.at] : null;
     const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
-    if (step) {
+    if (step && this.rows.length) {
       event.preventDefault();
       this.at = Math.max(0, Math.min(this.rows.length - 1, this.at + step));
+      this.marked = nameOf(this.rows[this.at]);
       const top = this.at * ROW;
       const { scrollTop, clientHeight } = this.scroll;
       if (top < scrollTop) this.scroll.scrollTop = top;
       if (top + ROW > scrollTop + clientHeight) this.scroll.scrollTop = top + ROW - clientHeight;
       this.draw();
-    } else if (event.key === "Enter" && this.rows[this.at]) {
-      this.open(this.rows[this.at]);
-    } else if (event.key === " " && this.canSelect && this.rows[this.at]) {
+    } else if (event.key === "Enter" && row) {
+      this.open(row);
+    } else if (event.key === " " && this.canSelect && row) {
       event.preventDefault();
-      this.toggle(this.rows[this.at]);
+      this.toggle(row);
     }
   }
 
