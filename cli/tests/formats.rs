@@ -5,10 +5,10 @@ mod labels;
 
 use std::{
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
-use florence_tests::picture;
+use florence_tests::{eventually, picture};
 use labels::{florence, label, lines, samples, succeeds, text};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
@@ -329,6 +329,27 @@ fn pictures_that_differ_in_their_ending_alone_have_files_of_their_own() {
     std::fs::write(path("labels.jsonl"), lines).unwrap();
     succeeds(&convert(&directory, &["--format", "voc=again"]));
     assert_eq!(names("again/d"), xml);
+}
+
+#[test]
+fn a_signal_leaves_nothing_half_written() {
+    let directory = tempdir().unwrap();
+    let lines: String = (0..100_000).map(|i| boxes(&format!("{i}.png"), &[])).collect();
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl", "--format", "voc=voc"]);
+    let mut child = convert.current_dir(&directory).stderr(Stdio::piped()).spawn().unwrap();
+    let folder = directory.path().join("voc");
+    eventually("some is written", || {
+        let count = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        (count > 10 || child.try_wait().unwrap().is_some()).then_some(())
+    });
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("stopped; florence convert"), "{err}");
+    let mut names = std::fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name());
+    assert!(names.all(|name| name.to_string_lossy().ends_with(".xml")));
 }
 
 #[test]

@@ -400,19 +400,21 @@ fn a_server_is_told_how_the_model_is_asked() {
 #[test]
 fn all_answers_are_of_the_model_that_was_the_default_one_at_first() {
     let tiny = picture("shapes.png").ancestors().nth(2).unwrap().display().to_string();
-    let server = Server::ready(&["florence.max-batch 1", &format!("florence.models other={tiny}")]);
+    let models = format!("florence.models \"one={tiny} two={tiny}\"");
+    let server = Server::ready(&["florence.max-batch 1", &models]);
     let directory = tempdir().unwrap();
     draw_pictures(&directory, 200);
     let out = directory.path().join("labels.jsonl");
     let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &url(&server)];
     let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
     eventually("some are answered", || (server.stat("jobs_done") > 5).then_some(()));
-    eventually("there is another", || {
-        server.try_call::<()>(&["FLORENCE.MODEL", "DEFAULT", "other"]).ok()
+    eventually("the other is the default one", || {
+        server.try_call::<()>(&["FLORENCE.MODEL", "DEFAULT", "two"]).ok()
     });
     succeeds(&child.wait_with_output().unwrap());
     let lines = lines(&out);
-    assert!(lines.len() == 200 && lines.iter().all(|line| line["model"] == "tiny"));
+    let is_first = |line: &&Value| line["model"] == "one";
+    assert_eq!((lines.len(), lines.iter().filter(is_first).count()), (200, 200));
 }
 
 #[test]
