@@ -1,5 +1,6 @@
 //! The options that say how the model is asked.
 
+use anyhow::ensure;
 use florence_engine::{
     Coordinates, Decimals, GenerateOptions, PrepareOptions, image::Orientation, model::MAX_BEAMS,
     prompt::Prompts,
@@ -36,6 +37,13 @@ pub(crate) struct AskArgs {
 }
 
 impl AskArgs {
+    /// Refuses what would have no effect.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let has_effect = self.beams != Some(1) || self.length_penalty.is_none();
+        ensure!(has_effect, "--length-penalty is for several beams, and --beams 1 is none");
+        Ok(())
+    }
+
     pub(crate) fn prepare(&self) -> PrepareOptions {
         PrepareOptions {
             prompts: self.prompts,

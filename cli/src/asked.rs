@@ -1,11 +1,14 @@
 //! Pictures and prompts that a model is asked in several numbers.
 
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 use florence_engine::{Answer, Florence, Prepared, Stop, fetch::Authorities, image::decode};
 
 use crate::{
     ask::AskArgs,
     source::{Item, Sources},
+    whole::is_same,
 };
 
 #[derive(clap::Args)]
@@ -38,9 +41,12 @@ pub(crate) struct Asked {
 impl AskedArgs {
     /// Every picture that can be read with every task; the others are told about.
     pub(crate) fn read(&self) -> anyhow::Result<Asked> {
+        self.ask.check()?;
         let sources = Sources::new(&self.pictures, None, &Authorities::default())?;
-        let mut items = Vec::new();
-        for listed in sources.list().take(self.limit) {
+        let (mut items, mut list) = (Vec::new(), sources.list());
+        while items.len() < self.limit
+            && let Some(listed) = list.next()
+        {
             let read =
                 listed.map_err(|error| (error.name, error.reason)).and_then(|item| {
                     match self.picture(&sources, &item) {
@@ -59,6 +65,13 @@ impl AskedArgs {
         };
         let questions = (0..items.len()).flat_map(question).collect();
         Ok(Asked { items, questions })
+    }
+
+    /// Whether a file has a picture, or lists some.
+    pub(crate) fn reads(&self, asked: &Asked, file: &Path) -> bool {
+        let named = self.pictures.iter().map(Path::new);
+        let mut files = named.chain(asked.items.iter().filter_map(|(item, _)| item.place.file()));
+        files.any(|it| is_same(it, file))
     }
 
     /// A picture's bytes, if it can be decoded.

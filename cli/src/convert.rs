@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use florence_engine::Stop;
 
-use crate::formats::{self, FormatArgs};
+use crate::{
+    formats::{self, FormatArgs},
+    signals,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,5 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let is_file = path.metadata().map_or(true, |it| it.is_file());
         ensure!(is_file, "{} is no file, which could be read twice", path.display());
     }
-    formats::write(&args.labels, &args.labels[0], &args.formats, args.overwrite)
+    let stop = Stop::default();
+    signals::end_at(&stop)?;
+    formats::write(&args.labels, &args.labels[0], &args.formats, args.overwrite, &stop)
 }

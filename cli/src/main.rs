@@ -37,6 +37,7 @@ mod prove;
 mod pull;
 mod run;
 mod servers;
+mod signals;
 mod source;
 mod top;
 mod tune;

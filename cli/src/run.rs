@@ -47,7 +47,7 @@ pub(crate) struct Args {
 
 /// Tokens are drawn by chance, instead of a search, where one of these is given.
 #[derive(clap::Args)]
-#[group(id = "drawn", multiple = true, conflicts_with = "beams")]
+#[group(id = "drawn", multiple = true, conflicts_with_all = ["beams", "length_penalty"])]
 struct Drawn {
     /// Draw tokens by chance, likely ones more often the lower it is (default, where tokens are drawn: 1)
     #[arg(long, value_name = "T", value_parser = within::<f64>(0.01..=100.0))]
@@ -71,6 +71,7 @@ impl Drawn {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    args.ask.check()?;
     let florence = args.model.load()?;
     if let Some(note) = florence.note() {
         eprintln!("{note} --to DIRECTORY, then --model DIRECTORY");

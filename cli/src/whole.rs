@@ -1,9 +1,9 @@
 //! Files that are there as a whole or not at all.
 
 use std::{
-    fs::Permissions,
+    fs::{Metadata, Permissions},
     io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -32,4 +32,15 @@ pub(crate) fn write(out: &Path, bytes: &[u8]) -> io::Result<()> {
 
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What tells files apart, whatever their names.
+pub(crate) fn id(there: &Metadata) -> (u64, u64) {
+    (there.dev(), there.ino())
+}
+
+/// Whether two names are of one file, which is there.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    let both = one.metadata().ok().zip(other.metadata().ok());
+    both.is_some_and(|(one, other)| id(&one) == id(&other))
 }

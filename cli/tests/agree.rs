@@ -34,10 +34,15 @@ fn precisions_are_compared_in_a_table_and_on_a_page() {
 fn without_a_picture_or_a_precision_there_is_nothing_to_compare() {
     let directory = tempdir().unwrap();
     std::fs::write(directory.path().join("broken.png"), "hello").unwrap();
+    std::fs::copy(picture("sign.png"), directory.path().join("a.png")).unwrap();
+    std::fs::write(directory.path().join("list.txt"), "a.png\n").unwrap();
     for (args, told) in [
         (&["nowhere.png"][..], "there is no nowhere.png"),
         (&["broken.png"], "there is no picture to ask about"),
         (&["broken.png", "--precisions", "f32,f8"], "unknown precision 'f8'"),
+        (&["a.png", "--out", "./a.png"], "./a.png would be written over: it is read"),
+        (&["list.txt", "--out", "list.txt"], "list.txt would be written over: it is read"),
+        (&["a.png", "--beams", "1", "--length-penalty", "2"], "is for several beams"),
     ] {
         let output = florence(&["agree"]).args(args).current_dir(&directory).output().unwrap();
         let err = text(&output.stderr);

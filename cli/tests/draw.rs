@@ -152,6 +152,23 @@ fn a_line_of_run_without_json_is_an_answer_too() {
 }
 
 #[test]
+fn an_answer_may_stand_after_any_name_and_after_a_score() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shapes, path) = (sample("shapes.png"), out(&directory, "a.png"));
+    for line in [
+        format!("a: {{b}}: c.png: {ANSWER}\n"),
+        format!("a.png: -0.1234 {ANSWER}\na.png: -0.5 {{\"<OD>\":{{}}}}\n"),
+    ] {
+        draw(&[&shapes, "-", &path], &line);
+        assert!(has_box(&path), "{line}");
+    }
+    for line in [format!("a.png: {ANSWER}\nb.png: {ANSWER}\n"), format!("{{\"answer\": {ANSWER}")] {
+        let refused = florence(&["draw", &shapes, "-", &path], &line);
+        assert!(!refused.status.success(), "{line}");
+    }
+}
+
+#[test]
 fn the_picture_itself_is_not_drawn_over() {
     let directory = tempfile::tempdir().unwrap();
     let picture = out(&directory, "a.png");

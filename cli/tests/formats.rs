@@ -5,10 +5,10 @@ mod labels;
 
 use std::{
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
-use florence_tests::picture;
+use florence_tests::{eventually, picture};
 use labels::{florence, label, lines, samples, succeeds, text};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
@@ -187,6 +187,75 @@ fn a_later_answer_to_a_prompt_counts() {
 }
 
 #[test]
+fn of_a_picture_that_was_changed_the_newest_answers_count() {
+    let old = boxes("a.png", &[("car", [1.0, 1.0, 9.0, 9.0], 0.5)]);
+    let lines = old.replace("\"width\":100", "\"width\":90") + &said("<CAPTION>", "a car");
+    let (directory, output) = converted(&lines, &["--format", "coco", "--format", "captions=c"]);
+    succeeds(&output);
+    let coco = std::fs::read_to_string(directory.path().join("labels.coco.json")).unwrap();
+    let coco: Value = serde_json::from_str(&coco).unwrap();
+    assert_eq!(coco["images"][0]["width"], 100);
+    assert_eq!(coco["annotations"], serde_json::json!([]));
+    let caption = std::fs::read_to_string(directory.path().join("c/a.txt")).unwrap();
+    assert_eq!(caption, "a car\n");
+}
+
+#[test]
+fn numbers_of_classes_do_not_change_below_files_that_stay() {
+    let directory = tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let found = |label| [(label, [1.0, 1.0, 9.0, 9.0], 0.5)];
+    let write = |lines: &str| std::fs::write(path("labels.jsonl"), lines).unwrap();
+    let formats = ["--format", "yolo=yolo", "--format", "masks=masks"];
+    write(&(boxes("a.png", &found("cat")) + &boxes("b.png", &found("dog"))));
+    succeeds(&convert(&directory, &formats));
+    let grown = std::fs::read_to_string(path("labels.jsonl")).unwrap();
+    write(&(grown + &boxes("c.png", &found("ant"))));
+    let output = convert(&directory, &formats);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    for told in ["data.yaml has other classes, and stays", "classes.txt has other classes"] {
+        assert!(err.contains(told), "{err}");
+    }
+    assert!(!path("yolo/labels/c.txt").exists() && !path("masks/c.png").exists());
+    // Those that there are go as far, and somebody has written more beside them.
+    let data = std::fs::read_to_string(path("yolo/data.yaml")).unwrap() + "test: others\n";
+    std::fs::write(path("yolo/data.yaml"), data).unwrap();
+    write(&(boxes("a.png", &found("cat")) + &boxes("c.png", &found("cat"))));
+    let output = convert(&directory, &formats);
+    assert!(text(&output.stderr).contains("are there and say something else"));
+    assert!(path("yolo/labels/c.txt").exists() && path("masks/c.png").exists());
+    succeeds(&convert(&directory, &[&formats[..], &["--overwrite"]].concat()));
+}
+
+#[test]
+fn a_picture_of_which_no_file_can_be_keeps_no_other_from_its_own() {
+    let directory = labelled("pics");
+    let mut lines = std::fs::read_to_string(directory.path().join("labels.jsonl")).unwrap();
+    let urls = ["x", "y"].map(|end| format!("https://host/a.png?{}{end}", "q".repeat(1000)));
+    for name in ["pics/a.png", &urls[0], &urls[1]] {
+        lines += &said("<CAPTION>", "a car").replace("a.png", name);
+    }
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let folders = ["voc=voc", "labelme=lm", "captions=c", "yolo=yolo"];
+    let args: Vec<&str> = folders.iter().flat_map(|format| ["--format", format]).collect();
+    succeeds(&convert(&directory, &args));
+    assert_eq!(std::fs::read_dir(directory.path().join("voc/host")).unwrap().count(), 2);
+    let output = convert(&directory, &["--format", "captions"]);
+    let err = text(&output.stderr);
+    assert!(!output.status.success() && err.contains("2 pictures are no files here"), "{err}");
+    assert!(directory.path().join("pics/a.txt").is_file());
+}
+
+#[test]
+fn without_pictures_there_is_nothing_to_write() {
+    let (directory, output) = converted("", &["--format", "captions", "--format", "yolo"]);
+    succeeds(&output);
+    assert!(text(&output.stdout).contains("there are no pictures"));
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+}
+
+#[test]
 fn names_lead_neither_out_of_the_folder_nor_over_each_other() {
     let lines =
         boxes("../../x.png", &[]) + &boxes("s3://bucket/y.png", &[]) + &boxes("/z.png", &[]);
@@ -260,6 +329,27 @@ fn pictures_that_differ_in_their_ending_alone_have_files_of_their_own() {
     std::fs::write(path("labels.jsonl"), lines).unwrap();
     succeeds(&convert(&directory, &["--format", "voc=again"]));
     assert_eq!(names("again/d"), xml);
+}
+
+#[test]
+fn a_signal_leaves_nothing_half_written() {
+    let directory = tempdir().unwrap();
+    let lines: String = (0..100_000).map(|i| boxes(&format!("{i}.png"), &[])).collect();
+    std::fs::write(directory.path().join("labels.jsonl"), lines).unwrap();
+    let mut convert = florence(&["convert", "labels.jsonl", "--format", "voc=voc"]);
+    let mut child = convert.current_dir(&directory).stderr(Stdio::piped()).spawn().unwrap();
+    let folder = directory.path().join("voc");
+    eventually("some is written", || {
+        let count = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        (count > 10 || child.try_wait().unwrap().is_some()).then_some(())
+    });
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("stopped; florence convert"), "{err}");
+    let mut names = std::fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name());
+    assert!(names.all(|name| name.to_string_lossy().ends_with(".xml")));
 }
 
 #[test]

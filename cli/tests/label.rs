@@ -134,13 +134,39 @@ fn every_kind_of_source_gives_the_same_pictures() {
     assert_eq!(answered(&out), [sign, "pics/a.png".to_owned()]);
     for (odd, told) in [
         ("nowhere.png", "there is no nowhere.png"),
-        ("table.jsonl", "1 of 1 pictures have no answer"),
+        ("table.jsonl", "2 of 2 pictures have no answer"),
     ] {
         let out = root.join("odd.jsonl");
         let output = label(&directory, &[odd, "--task", "<OD>", "--limit", "1"], &out);
         let err = text(&output.stderr);
         assert!(!output.status.success() && err.contains(told), "{err}");
     }
+}
+
+#[test]
+fn tables_may_call_different_pictures_alike() {
+    let directory = tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for (folder, sample) in [("train", "shapes.png"), ("val", "sign.png")] {
+        std::fs::create_dir_all(path("hf").join(folder)).unwrap();
+        std::fs::copy(picture(sample), path("hf").join(folder).join("0.png")).unwrap();
+        let table = path("hf").join(folder).join("metadata.csv");
+        std::fs::write(table, "file_name\n./0.png\n0.png\n").unwrap();
+    }
+    let (train, val) = ("hf/train/metadata.csv", "hf/val/metadata.csv");
+    let args = ["--task", "<CAPTION>", "--format", "captions", "--format", "yolo=yolo"];
+    let args = [&args[..], &["--classes", "circle"]].concat();
+    succeeds(&label(&directory, &[&[train, val], &args[..]].concat(), &path("a.jsonl")));
+    assert_eq!(answered(&path("a.jsonl")), ["hf/train/0.png", "hf/val/0.png"]);
+    let caption = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    assert!(caption("hf/train/0.txt").contains("circle"));
+    assert!(caption("hf/val/0.txt").contains("EXIT"));
+    assert!(path("yolo/images/hf/val/0.png").is_file());
+    for table in [train, val] {
+        let args = [table, "--task", "<CAPTION>", "--resume"];
+        succeeds(&label(&directory, &args, &path("b.jsonl")));
+    }
+    assert_eq!(answered(&path("b.jsonl")), answered(&path("a.jsonl")));
 }
 
 #[test]
@@ -367,14 +393,24 @@ fn no_output_destroys_another() {
     std::fs::write(path("there.csv"), "mine").unwrap();
     refused(&[&args[..], &["--format", "csv=there.csv"]].concat(), "a.jsonl", "there.csv is there");
 
+    let before = std::fs::read(path("pics/a.png")).unwrap();
+    let over = [&args[..], &["--overwrite"]].concat();
+    refused(&over, "pics/a.png", "pics/a.png holds no lines of labels, and stays");
+    let appended = [&over[..], &["--errors", "pics/a.png"]].concat();
+    refused(&appended, "a.jsonl", "it is there, and no text");
+    assert_eq!(std::fs::read(path("pics/a.png")).unwrap(), before);
+
     // Failures of two outputs may stand in one file, and a device stays one.
+    let mine = "{\"error\":\"mine\",\"level\":\"fatal\"}\n";
+    std::fs::write(path("errors.jsonl"), mine).unwrap();
     for (out, more) in
         [("a.jsonl", "--overwrite"), ("b.jsonl", "--overwrite"), ("a.jsonl", "--resume")]
     {
         refused(&[&args[..], &[more]].concat(), out, "1 of 4 pictures have no answer");
     }
     let errors = lines(&path("errors.jsonl"));
-    let outs: Vec<&str> = errors.iter().map(|line| line["out"].as_str().unwrap()).collect();
+    assert_eq!(errors[0]["error"], "mine");
+    let outs: Vec<&str> = errors[1..].iter().map(|line| line["out"].as_str().unwrap()).collect();
     assert!(
         outs.len() == 2 && outs[0].ends_with("/b.jsonl") && outs[1].ends_with("/a.jsonl"),
         "{outs:?}"
@@ -394,10 +430,17 @@ fn what_cannot_be_named_or_is_not_there_is_told_of() {
     for name in [&b"a\xfe.png"[..], b"a\xff.png", b"b.png"] {
         std::fs::copy(picture("shapes.png"), folder.join(OsStr::from_bytes(name))).unwrap();
     }
+    for (name, text) in [("head.csv", "file,label\n"), ("none.txt", "\n"), ("none.jsonl", "")] {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
     for (source, told) in [
         ("pics", "2 of 3 pictures"),
         ("pics/empty", "1 of 1 pictures"),
         ("pics/*.jpg", "1 of 1 pictures"),
+        ("head.csv", "1 of 1 pictures"),
+        ("none.txt", "1 of 1 pictures"),
+        ("none.jsonl", "1 of 1 pictures"),
+        ("-", "1 of 1 pictures"),
     ] {
         let out = directory.path().join("a.jsonl");
         let output = label(&directory, &[source, "--task", "<OD>", "--overwrite"], &out);
@@ -406,6 +449,28 @@ fn what_cannot_be_named_or_is_not_there_is_told_of() {
     }
     let errors = lines(&directory.path().join("errors.jsonl"));
     assert_eq!(errors[0]["error"], "there are no pictures");
+    // The first of them cannot be listed, and is none of so many.
+    let out = directory.path().join("b.jsonl");
+    let output = label(&directory, &["pics", "--task", "<OD>", "--limit", "1"], &out);
+    assert!(text(&output.stderr).contains("2 of 3 pictures"), "{}", text(&output.stderr));
+    assert_eq!(answered(&out), ["pics/b.png"]);
+}
+
+#[test]
+fn a_link_in_an_archive_is_told_of() {
+    let directory = samples();
+    let mut tar =
+        tar::Builder::new(std::fs::File::create(directory.path().join("set.tar")).unwrap());
+    tar.append_path_with_name(directory.path().join("pics/a.png"), "a.png").unwrap();
+    let mut head = tar::Header::new_gnu();
+    head.set_entry_type(tar::EntryType::Link);
+    head.set_size(0);
+    tar.append_link(&mut head, "b.png", "a.png").unwrap();
+    tar.into_inner().unwrap();
+    let out = directory.path().join("a.jsonl");
+    let output = label(&directory, &["set.tar", "--task", "<OD>"], &out);
+    assert!(text(&output.stderr).contains("1 of 2 pictures"), "{}", text(&output.stderr));
+    assert_eq!(answered(&out), ["set.tar/a.png"]);
 }
 
 #[test]

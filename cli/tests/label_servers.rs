@@ -122,8 +122,12 @@ fn a_server_fetches_addresses_itself_and_a_lost_job_is_told_of() {
             |path: &std::path::Path| std::fs::metadata(path).is_ok_and(|it| it.len() > 0);
         (is_there(&out) && is_there(&errors) && server.call::<i64>(&["DBSIZE"]) == 1).then_some(())
     });
-    let key: String = server.call(&["RANDOMKEY"]);
-    server.call::<()>(&["DEL", &key]);
+    // It is submitted again, so many times.
+    for _ in 0..4 {
+        let key: Option<String> =
+            eventually("it is there", || server.call::<Option<String>>(&["RANDOMKEY"]).map(Some));
+        server.call::<()>(&["DEL", &key.unwrap()]);
+    }
     pictures.release("gate");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -140,10 +144,13 @@ fn what_a_server_cannot_be_told_is_refused_and_no_password_is_shown() {
     let out = directory.path().join("labels.jsonl");
     let server = Server::ready(&[]);
     std::fs::write(directory.path().join("x.png"), "").unwrap();
+    let texts: Vec<String> = (0..16).map(|i| format!("<OPEN_VOCABULARY_DETECTION> {i}")).collect();
+    let many: Vec<&str> = texts.iter().flat_map(|text| ["--task", text]).collect();
     for (args, told) in [
         (["--redis", "redis://:secret@127.0.0.1:1"].to_vec(), "cannot connect to the server"),
         (["--redis", "secret"].to_vec(), "the --redis URL is not valid"),
         (["--redis", &url(&server), "--decimals", "1"].to_vec(), "are settings of the server"),
+        ([&["--redis", &url(&server)][..], &many].concat(), "there are more than 16 tasks"),
     ] {
         let output = label(&directory, &[&["x.png", "--task", "<OD>"], &args[..]].concat(), &out);
         let err = text(&output.stderr);
@@ -361,4 +368,71 @@ fn a_server_is_asked_only_where_that_is_meant() {
         let err = text(&output.stderr);
         assert!(!output.status.success() && err.contains(told), "{err}");
     }
+}
+
+#[test]
+fn a_prompt_that_the_server_does_not_take_ends_the_run() {
+    let server = Server::ready(&[]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 20);
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--prompts", "any", "--task", "What is it?", "--redis", &url(&server)];
+    let output = label(&directory, &args, &out);
+    let err = text(&output.stderr);
+    assert!(!output.status.success() && err.contains("the server refuses: BADPROMPT"), "{err}");
+    assert!(!directory.path().join("errors.jsonl").exists());
+}
+
+#[test]
+fn a_server_is_told_how_the_model_is_asked() {
+    let server = Server::ready(&[]);
+    let directory = tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("pics")).unwrap();
+    std::fs::copy(picture("shapes.png"), directory.path().join("pics/a.png")).unwrap();
+    let (here, there) = (directory.path().join("here.jsonl"), directory.path().join("there.jsonl"));
+    let how = ["--no-repeat-ngram", "2", "--length-penalty", "2.5"];
+    let args = [&["pics", "--task", "<DETAILED_CAPTION>"], &how[..]].concat();
+    succeeds(&label(&directory, &args, &here));
+    succeeds(&label(&directory, &[&args[..], &["--redis", &url(&server)]].concat(), &there));
+    assert_eq!(answers(&here), answers(&there));
+}
+
+#[test]
+fn all_answers_are_of_the_model_that_was_the_default_one_at_first() {
+    let tiny = picture("shapes.png").ancestors().nth(2).unwrap().display().to_string();
+    let models = format!("florence.models \"one={tiny} two={tiny}\"");
+    let server = Server::ready(&["florence.max-batch 1", &models]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 200);
+    let out = directory.path().join("labels.jsonl");
+    let args = ["pics", "--task", "<CAPTION>", "--beams", "1", "--redis", &url(&server)];
+    let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("some are answered", || (server.stat("jobs_done") > 5).then_some(()));
+    eventually("the other is the default one", || {
+        server.try_call::<()>(&["FLORENCE.MODEL", "DEFAULT", "two"]).ok()
+    });
+    succeeds(&child.wait_with_output().unwrap());
+    let lines = lines(&out);
+    let is_first = |line: &&Value| line["model"] == "one";
+    assert_eq!((lines.len(), lines.iter().filter(is_first).count()), (200, 200));
+}
+
+#[test]
+fn jobs_that_are_gone_are_submitted_again() {
+    let mut server = Server::ready(&["florence.max-batch 1", "save \"\""]);
+    let directory = tempdir().unwrap();
+    draw_pictures(&directory, 200);
+    let out = directory.path().join("labels.jsonl");
+    let address = url(&server);
+    let args = ["pics", "--task", "<CAPTION>", "--redis", &address];
+    let child = labels::command(&directory, &args, &out).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("some are answered", || (server.stat("jobs_done") > 20).then_some(()));
+    server.kill();
+    server.restart();
+    // Another run has the same keys, and deletes what has ended.
+    let other = directory.path().join("other.jsonl");
+    succeeds(&label(&directory, &[&args[..], &["--errors", "others"]].concat(), &other));
+    succeeds(&child.wait_with_output().unwrap());
+    assert_eq!((answered(&out).len(), answered(&other).len()), (200, 200));
+    assert_eq!(server.call::<i64>(&["DBSIZE"]), 0);
 }

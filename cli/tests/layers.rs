@@ -7,16 +7,16 @@ use std::path::Path;
 mod imports;
 
 /// A subcommand, or what several share, and what it may name of ours.
-const ALLOWED: [(&str, &[&str]); 21] = [
+const ALLOWED: [(&str, &[&str]); 22] = [
     ("agree", &["asked", "draw", "load", "source", "whole"]),
     ("ask", &["limits"]),
-    ("asked", &["ask", "source"]),
+    ("asked", &["ask", "source", "whole"]),
     ("bench", &["limits", "load"]),
-    ("convert", &["formats"]),
+    ("convert", &["formats", "signals"]),
     ("doctor", &["load"]),
     ("draw", &["servers", "whole"]),
     ("formats", &["draw", "limits", "whole"]),
-    ("label", &["ask", "formats", "limits", "load", "servers", "source", "whole"]),
+    ("label", &["ask", "formats", "limits", "load", "servers", "signals", "source", "whole"]),
     ("limits", &[]),
     ("load", &["limits"]),
     ("merge", &[]),
@@ -24,6 +24,7 @@ const ALLOWED: [(&str, &[&str]); 21] = [
     ("pull", &[]),
     ("run", &["ask", "limits", "load"]),
     ("servers", &[]),
+    ("signals", &[]),
     ("source", &[]),
     ("top", &["servers"]),
     ("tune", &["asked", "load"]),

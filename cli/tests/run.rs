@@ -295,7 +295,11 @@ fn tokens_are_drawn_alike_with_the_same_seed() {
     for option in ["--temperature", "--top-k", "--top-p", "--seed"] {
         let output = run(&["--prompt", "<OD>", option, "1", "--beams", "3", "x.png"]);
         assert_eq!(output.status.code(), Some(2), "beams and {option} do not go together");
+        let output = run(&["--prompt", "<OD>", option, "1", "--length-penalty", "3", "x.png"]);
+        assert_eq!(output.status.code(), Some(2), "no beams have a length penalty");
     }
+    let greedy = run(&["--prompt", "<OD>", "--beams", "1", "--length-penalty", "3", "x.png"]);
+    assert!(text(&greedy.stderr).contains("--length-penalty is for several beams"));
     let margin = run(&["--prompt", "<OD>", "--margin", "5", &sample("shapes.png")]);
     assert!(text(&margin.stderr).contains("--margin is for CROP"));
 }

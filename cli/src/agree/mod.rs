@@ -10,7 +10,7 @@ mod page;
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use florence_engine::{Answer, Florence, Precision};
 
 use crate::{
@@ -74,6 +74,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .map(|name| Ok((name, name.parse().map_err(anyhow::Error::msg)?)))
         .collect::<anyhow::Result<_>>()?;
     let asked = args.asked.read()?;
+    ensure!(
+        !args.asked.reads(&asked, &args.out),
+        "{} would be written over: it is read",
+        args.out.display()
+    );
     let reference = column(args, "f32", Precision::F32, &asked)?;
     let reference_answers = reference.answers.as_ref().map_err(|it| anyhow::anyhow!("{it}"))?;
     let mut rows = vec![Row {

@@ -80,11 +80,9 @@ impl Answer {
     /// The answer alone, also after its picture's name as `run` writes it, or an object that has it:
     /// of `run --json`, or of a job.
     fn read(text: &str) -> anyhow::Result<Self> {
-        let text = match text.split_once(": {") {
-            Some((name, _)) if !name.contains('{') => &text[name.len() + 2..],
-            _ => text,
-        };
-        let value: Value = serde_json::from_str(text).context("the answer is not JSON")?;
+        let value = serde_json::from_str(text);
+        let value: Value =
+            value.or_else(|error| named(text).ok_or(error)).context("the answer is not JSON")?;
         ensure!(value.is_object(), "the answer is not a JSON object");
         let named = ["answer", "result"].into_iter().find(|name| value[*name].is_object());
         let Some(named) = named else { return Ok(Self { result: value, ..Self::default() }) };
@@ -105,6 +103,22 @@ impl Answer {
         marks.scale((width / asked.0, height / asked.1));
         marks
     }
+}
+
+/// An answer after its picture's name, or after that and a beam's score; of several beams, each on a
+/// line, the best is first.
+fn named(text: &str) -> Option<Value> {
+    let mut ends = text.match_indices(": ").filter(|(end, _)| !text[..*end].contains('\n'));
+    // What begins as JSON is some that is broken.
+    if text.starts_with("{\"") {
+        return None;
+    }
+    ends.find_map(|(end, between)| {
+        let rest = &text[end + between.len()..];
+        let best = rest.split_once(' ').filter(|(score, _)| score.parse::<f64>().is_ok());
+        let json = best.map_or(rest, |(_, rest)| rest.lines().next().unwrap_or_default());
+        serde_json::from_str(json).ok().filter(Value::is_object)
+    })
 }
 
 /// The prompts of a job or a line, which are a list in JSON if there are several.
@@ -144,8 +158,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn drawing(args: &Args) -> anyhow::Result<(Drawing, &str)> {
     let names: Vec<&str> = args.names.iter().map(String::as_str).collect();
     if let [sources @ .., out] = names.as_slice() {
-        let place = |path: &str| Path::new(path).canonicalize().ok();
-        let is_source = |source: &&str| place(out).is_some() && place(source) == place(out);
+        let is_source = |source: &&str| whole::is_same(Path::new(source), Path::new(out));
         ensure!(!sources.iter().any(is_source), "{out} would be written over: it is the picture");
     }
     let file = |path: &str| std::fs::read(path).with_context(|| format!("cannot read {path}"));

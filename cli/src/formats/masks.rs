@@ -15,13 +15,13 @@ pub(super) fn write(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow:
     let classes = &pictures.classes.names;
     ensure!(classes.len() < 256, "a mask has room for 255 classes: choose some with --classes");
     let names = to.names(Picture::below)?;
+    let lines: String = classes.iter().map(|name| name.replace('\n', " ") + "\n").collect();
+    to.classes(&folder.join("classes.txt"), &lines, |there| there.starts_with(&lines))?;
     pictures.each(|picture| {
         let path = folder.join(names.file(picture, "png"));
         let png = png(picture, &pixels(picture)?)?;
         to.bytes(&path, &png)
-    })?;
-    let lines: String = classes.iter().map(|name| name.replace('\n', " ") + "\n").collect();
-    to.bytes(&folder.join("classes.txt"), lines.as_bytes())
+    })
 }
 
 fn pixels(picture: &Picture) -> anyhow::Result<Vec<u8>> {

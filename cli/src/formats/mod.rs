@@ -28,6 +28,7 @@ use std::{
 };
 
 use classes::ClassArgs;
+use florence_engine::Stop;
 pub(crate) use labels::Line;
 use out::Out;
 pub(crate) use out::place;
@@ -139,17 +140,25 @@ pub(crate) fn write(
     named: &Path,
     args: &FormatArgs,
     may_write_over: bool,
+    stop: &Stop,
 ) -> anyhow::Result<()> {
     if args.formats.is_empty() {
         return Ok(());
     }
-    let pictures = Pictures::new(labels, args.root.clone(), &args.classes)?;
+    let pictures = Pictures::new(labels, args, stop)?;
+    if pictures.len() == 0 {
+        tellln!("there are no pictures, and so no formats");
+        return Ok(());
+    }
     let out = Out::new(&pictures, may_write_over);
     let mut failed = Vec::new();
     for wanted in &args.formats {
         let (name, path) = (wanted.format.name, wanted.path(named));
         if let Err(error) = (wanted.format.write)(&pictures, &out, &path) {
             failed.push(error.context(format!("cannot write the format {name}")));
+            if stop.is_stopped() {
+                break;
+            }
             continue;
         }
         let to = if path.as_os_str().is_empty() {

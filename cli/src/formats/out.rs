@@ -4,9 +4,9 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashSet,
-    fs::{File, Metadata},
+    fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf, absolute},
 };
 
@@ -18,7 +18,7 @@ use super::{
     names::Names,
     pictures::{Picture, Pictures},
 };
-use crate::whole::{folder_of, part};
+use crate::whole::{folder_of, id, is_same, part};
 
 /// Where formats write.
 pub(super) struct Out<'a> {
@@ -77,6 +77,24 @@ impl<'a> Out<'a> {
     /// Writes a file of these bytes.
     pub(super) fn bytes(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         self.file(path, |out| Ok(out.write_all(bytes)?))
+    }
+
+    /// Writes the classes by whose numbers the other files of a format are written. Where others are
+    /// there and stay, none of those may be, unless they agree as far as these go.
+    pub(super) fn classes(
+        &self,
+        path: &Path,
+        text: &str,
+        agree: impl FnOnce(&str) -> bool,
+    ) -> anyhow::Result<()> {
+        let before = self.left.borrow().len();
+        self.bytes(path, text.as_bytes())?;
+        let is_left = self.left.borrow().len() > before;
+        if is_left && !agree(&String::from_utf8_lossy(&std::fs::read(path)?)) {
+            self.left.borrow_mut().pop();
+            bail!("{} has other classes, and stays; --overwrite writes all anew", path.display());
+        }
+        Ok(())
     }
 
     /// Links to a picture, unless it is there itself.
@@ -162,15 +180,6 @@ fn spot(path: &Path) -> PathBuf {
     let folder = folder_of(path);
     let folder = folder.canonicalize().or_else(|_| absolute(folder)).unwrap_or_default();
     folder.join(path.file_name().unwrap_or_default())
-}
-
-fn id(there: &Metadata) -> (u64, u64) {
-    (there.dev(), there.ino())
-}
-
-fn is_same(one: &Path, other: &Path) -> bool {
-    let both = one.metadata().ok().zip(other.metadata().ok());
-    both.is_some_and(|(one, other)| id(&one) == id(&other))
 }
 
 /// Whether two files have the same bytes.

@@ -4,6 +4,7 @@
 //! pictures as often as it likes.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     fs::File,
     io::{BufRead, BufReader, Seek, SeekFrom},
@@ -11,11 +12,12 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use florence_engine::Stop;
 use indexmap::IndexMap;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::{
-    Line,
+    FormatArgs, Line,
     classes::{self, ClassArgs, Classes},
 };
 use crate::draw::{Findings, Kind, Mark, Point};
@@ -75,22 +77,21 @@ pub(super) struct Pictures {
     places: IndexMap<u128, Vec<Place>>,
     root: Option<PathBuf>,
     args: ClassArgs,
+    stop: Stop,
     pub(super) classes: Classes,
     pub(super) has_objects: bool,
     pub(super) has_texts: bool,
 }
 
 impl Pictures {
-    pub(super) fn new(
-        labels: &[PathBuf],
-        root: Option<PathBuf>,
-        args: &ClassArgs,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(labels: &[PathBuf], args: &FormatArgs, stop: &Stop) -> anyhow::Result<Self> {
+        let (root, args) = (args.root.clone(), &args.classes);
         let mut pictures = Self {
             labels: labels.to_vec(),
             places: IndexMap::new(),
             root,
             args: args.clone(),
+            stop: stop.clone(),
             classes: Classes::default(),
             has_objects: false,
             has_texts: false,
@@ -101,6 +102,7 @@ impl Pictures {
         for (file, path) in labels.iter().enumerate() {
             let mut reader = Lines::open(path)?;
             while let Some((offset, line)) = reader.next()? {
+                pictures.go_on()?;
                 let places = pictures.places.entry(xxh3_128(line.file.as_bytes())).or_default();
                 places.push(Place { file, offset });
                 is_below_root |= pictures.relative(&line.file).is_some();
@@ -142,6 +144,12 @@ impl Pictures {
         self.places.len()
     }
 
+    /// An error once somebody has asked to end.
+    fn go_on(&self) -> anyhow::Result<()> {
+        ensure!(!self.stop.is_stopped(), "stopped; florence convert writes formats from the lines");
+        Ok(())
+    }
+
     /// Shows every picture, in the order of their first lines.
     pub(super) fn each(
         &self,
@@ -150,11 +158,12 @@ impl Pictures {
         let mut readers: Vec<Lines> =
             self.labels.iter().map(|path| Lines::open(path)).collect::<Result<_, _>>()?;
         for (id, places) in (1..).zip(self.places.values()) {
+            self.go_on()?;
             let mut lines: Vec<Line> = Vec::new();
             for place in places {
                 let (_, line) = readers[place.file].at(place.offset)?.context("a line is gone")?;
-                // Of two answers to one prompt the later counts.
-                lines.retain(|other| other.prompt != line.prompt);
+                // Of two answers to one prompt the later counts, and of two pictures of one name.
+                lines.retain(|other| other.prompt != line.prompt && is_alike(other, &line));
                 lines.push(line);
             }
             show(&self.picture(id, &lines)?)?;
@@ -176,8 +185,6 @@ impl Pictures {
             texts: Vec::new(),
         };
         for line in lines.iter().filter(|line| self.args.takes(&line.task)) {
-            let same = (line.width, line.height) == (first.width, first.height);
-            ensure!(same, "{} has had more than one size", line.file);
             let prompt = picture.prompts.len();
             picture.prompts.push(line.prompt.clone());
             let findings = findings(line);
@@ -207,15 +214,32 @@ impl Pictures {
 }
 
 impl Picture {
-    /// A path for the picture below a folder of files: without what would lead out of it.
+    /// A path for the picture below a folder of files: without what would lead out of it, or is too
+    /// long for a name.
     pub(super) fn below(&self) -> PathBuf {
         let path = self.name.split_once("://").map_or(&*self.name, |(_, path)| path);
         let plain = Path::new(path).components().filter_map(|component| match component {
-            Component::Normal(part) => Some(part),
+            Component::Normal(part) => Some(short(&part.to_string_lossy()).into_owned()),
             _ => None,
         });
         plain.collect()
     }
+}
+
+/// Whether two lines are about the same picture, as far as they tell.
+fn is_alike(one: &Line, other: &Line) -> bool {
+    let both = one.sha256.as_ref().zip(other.sha256.as_ref());
+    (one.width, one.height) == (other.width, other.height)
+        && both.is_none_or(|(one, other)| one == other)
+}
+
+/// A name that leaves room for an ending; what is cut off is told by its hash.
+fn short(name: &str) -> Cow<'_, str> {
+    const MOST: usize = 220;
+    if name.len() <= MOST {
+        return name.into();
+    }
+    format!("{}-{:016x}", &name[..name.floor_char_boundary(MOST)], xxh3_64(name.as_bytes())).into()
 }
 
 fn findings(line: &Line) -> Findings {

@@ -65,6 +65,7 @@ fn all(
         "nothing was found, and a data set has classes: name them with --classes"
     );
     std::fs::create_dir_all(folder.join("images"))?;
+    write_data(pictures, to, folder)?;
     let names = to.names(place)?;
     let mut elsewhere = 0;
     pictures.each(|picture| {
@@ -85,11 +86,17 @@ fn all(
     if elsewhere > 0 {
         eprintln!("{elsewhere} pictures are no files here: images/ has no links to them");
     }
-    let root = serde_json::to_string(&absolute(folder)?.display().to_string())?;
+    Ok(())
+}
+
+fn write_data(pictures: &Pictures, to: &Out<'_>, folder: &Path) -> anyhow::Result<()> {
     // A string in JSON is one in YAML.
-    let mut data = format!("path: {root}\ntrain: images\nval: images\nnames:\n");
+    let root = serde_json::to_string(&absolute(folder)?.display().to_string())?;
+    let mut names = "names:\n".to_owned();
     for (class, name) in pictures.classes.names.iter().enumerate() {
-        let _ = writeln!(data, "  {class}: {}", serde_json::to_string(name)?);
+        let _ = writeln!(names, "  {class}: {}", serde_json::to_string(name)?);
     }
-    to.bytes(&folder.join("data.yaml"), data.as_bytes())
+    let data = format!("path: {root}\ntrain: images\nval: images\n{names}");
+    // Other places of the pictures may have been written there.
+    to.classes(&folder.join("data.yaml"), &data, |there| there.contains(&names))
 }

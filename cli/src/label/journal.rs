@@ -119,12 +119,18 @@ impl Journal {
                 for path in there.values() {
                     // A run that still writes it keeps it.
                     let _held = locked(path)?;
+                    check_is_ours(path)?;
                     if names.most.is_some() {
                         remove(path)?;
                     }
                 }
             }
-            Before::Kept => return Self::go_on(names, &there, &mut each),
+            Before::Kept => {
+                if there.is_empty() {
+                    check_other_form(out, most)?;
+                }
+                return Self::go_on(names, &there, &mut each);
+            }
         }
         Self::begin(names, 0)
     }
@@ -211,12 +217,29 @@ impl Journal {
 
     /// Ends the output; without this, the last shard keeps its temporary name.
     pub(super) fn finish(self) -> anyhow::Result<()> {
+        if self.shard > 0 && self.length == 0 {
+            return remove(&self.names.open(self.shard));
+        }
         self.close()
     }
 
     /// The files of a finished output.
     pub(super) fn files(out: &Path, most: Option<usize>) -> anyhow::Result<Vec<PathBuf>> {
         Ok(Names { out: out.to_owned(), most }.there()?.into_values().collect())
+    }
+}
+
+/// Refuses to begin anew what was begun in shards or without them.
+fn check_other_form(out: &Path, most: Option<usize>) -> anyhow::Result<()> {
+    // Shards of any length are called alike.
+    let other = Names { out: out.to_owned(), most: most.is_none().then_some(1) };
+    let Some(there) = other.there()?.into_values().next() else { return Ok(()) };
+    let there = there.display();
+    match most {
+        None => bail!("{there} is there, a shard: --resume goes on with it with --shard"),
+        Some(_) => {
+            bail!("{there} is there, not in shards: --resume goes on with it without --shard")
+        }
     }
 }
 
@@ -247,7 +270,6 @@ fn locked(path: &Path) -> anyhow::Result<File> {
 /// Reads whole lines; how long they are, and how many.
 fn read(path: &Path, shard: u32, each: &mut dyn FnMut(Mark, Line)) -> anyhow::Result<(u64, usize)> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let size = file.metadata()?.len();
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let (mut offset, mut count, mut text) = (0, 0, Vec::new());
     loop {
@@ -256,16 +278,33 @@ fn read(path: &Path, shard: u32, each: &mut dyn FnMut(Mark, Line)) -> anyhow::Re
         if length == 0 {
             return Ok((offset, count));
         }
-        let is_last = offset + length == size;
         match serde_json::from_slice::<Line>(&text) {
             Ok(line) if text.ends_with(b"\n") => each(Mark { shard, offset }, line),
             // What a run that was killed, or a full disk, has torn off.
-            _ if is_last => return Ok((offset, count)),
+            _ if is_torn(&text) => return Ok((offset, count)),
             _ => bail!("{}:{}: not a line of labels", path.display(), count + 1),
         }
         offset += length;
         count += 1;
     }
+}
+
+/// Whether this is a line of ours without its end.
+fn is_torn(text: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"{\"file\":\"";
+    let length = text.len().min(BEGIN.len());
+    !text.ends_with(b"\n") && text[..length] == BEGIN[..length]
+}
+
+/// Refuses to drop what no run has written, such as a picture.
+fn check_is_ours(path: &Path) -> anyhow::Result<()> {
+    const MOST: u64 = 1 << 26;
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut first = Vec::new();
+    BufReader::new(file).take(MOST).read_until(b'\n', &mut first)?;
+    let is_ours = is_torn(&first) || serde_json::from_slice::<Line>(&first).is_ok();
+    ensure!(is_ours, "{} holds no lines of labels, and stays", path.display());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -317,6 +356,43 @@ mod tests {
         std::fs::write(&out, [b"{}\n", &whole[..]].concat()).unwrap();
         let error = found(&out, None).err().unwrap();
         assert!(error.to_string().ends_with("a.jsonl:1: not a line of labels"), "{error}");
+    }
+
+    #[test]
+    fn what_no_run_has_written_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("a.jsonl");
+        for other in
+            ["{\"images\": []}", "{\"images\": []}\n", "{\"file\": \"a.png\"}\n", "\u{89}PNG"]
+        {
+            std::fs::write(&out, other).unwrap();
+            let refused = |before| Journal::open(&out, None, before, |_, _| ()).err().unwrap();
+            let (kept, dropped) = (refused(Before::Kept), refused(Before::Dropped));
+            assert!(kept.to_string().ends_with("a.jsonl:1: not a line of labels"), "{kept}");
+            assert!(dropped.to_string().ends_with("holds no lines of labels, and stays"));
+            assert_eq!(std::fs::read_to_string(&out).unwrap(), other);
+        }
+        std::fs::write(&out, "").unwrap();
+        assert!(Journal::open(&out, None, Before::Dropped, |_, _| ()).is_ok());
+    }
+
+    #[test]
+    fn an_output_goes_on_as_it_was_begun_and_has_no_empty_shard() {
+        let directory = tempfile::tempdir().unwrap();
+        let finished = |name: &str, most| {
+            let out = directory.path().join(name);
+            let mut journal = Journal::open(&out, most, Before::Nothing, |_, _| ()).unwrap();
+            journal.append(&[line("a")]).unwrap();
+            journal.finish().unwrap();
+            out
+        };
+        let (whole, shards) = (finished("a.jsonl", None), finished("b.jsonl", Some(1)));
+        let told = found(&whole, Some(1)).err().unwrap().to_string();
+        assert!(told.contains("a.jsonl is there, not in shards"), "{told}");
+        let told = found(&shards, None).err().unwrap().to_string();
+        assert!(told.contains("b-00000.jsonl is there, a shard"), "{told}");
+        found(&shards, Some(1)).unwrap().0.finish().unwrap();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
     }
 
     #[test]

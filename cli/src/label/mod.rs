@@ -34,7 +34,7 @@ use crate::{
     formats::{self, FormatArgs, Line},
     limits::within,
     load::ModelArgs,
-    servers,
+    servers, signals,
     source::Sources,
 };
 use flow::{Flow, Permits, Todo};
@@ -179,7 +179,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let answerer = Answerer::new(args)?;
     let (journal, done, repeated) = open(args, answerer.model())?;
     let (progress, stop) = (Arc::new(Progress::new()), Stop::default());
-    end_at_signals(&stop)?;
+    signals::end_at(&stop)?;
     let turned = AtomicU64::new(0);
     let (todo, ends) = (list(args, &sources, &progress, done), unbounded());
     let flow = Flow {
@@ -231,7 +231,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     recorder.journal.finish()?;
     let files = Journal::files(&args.out, args.shard)?;
-    let written = formats::write(&files, &args.out, &args.formats, args.overwrite);
+    let written = formats::write(&files, &args.out, &args.formats, args.overwrite, &stop);
     told(args, counts, progress.rate());
     if let count @ 1.. = turned.into_inner() {
         eprintln!(
@@ -256,6 +256,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
     }
     ensure!(args.tasks.len() <= MOST_TASKS, "there are more than {MOST_TASKS} tasks");
     ensure!(args.out != Path::new("-"), "--out takes a file: it is read again");
+    args.ask.check()?;
     args.select.check()?;
     args.formats.check()
 }
@@ -374,36 +375,6 @@ fn list(
         thread::spawn(move || progress.is_of(select.of(listed.list()).count() as u64));
     }
     todo
-}
-
-/// At the first signal the run ends in order; at the second, at once.
-fn end_at_signals(stop: &Stop) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let stop = stop.clone();
-    let guard = runtime.enter();
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    drop(guard);
-    thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                if stop.is_stopped() {
-                    end_now();
-                }
-                stop.stop();
-            }
-        });
-    });
-    Ok(())
-}
-
-#[expect(clippy::exit, reason = "whoever asks twice does not want to wait")]
-fn end_now() -> ! {
-    const INTERRUPTED: i32 = 130;
-    std::process::exit(INTERRUPTED)
 }
 
 fn go_on(out: &Path, counts: Counts) -> String {

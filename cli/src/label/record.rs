@@ -46,11 +46,12 @@ impl Errors {
             return Ok(());
         }
         let there = std::fs::read(&self.path)?;
+        if std::str::from_utf8(&there).is_err() {
+            return Err(io::Error::other("it is there, and no text"));
+        }
         let is_ours = |line: &[u8]| {
-            // Earlier versions did not tell the output.
-            let is = |line: &Value| line["out"] == self.out || line["out"].is_null();
             serde_json::from_slice(line)
-                .is_ok_and(|line: Value| line["error"].is_string() && is(&line))
+                .is_ok_and(|line: Value| line["error"].is_string() && line["out"] == self.out)
         };
         let lines = || there.split_inclusive(|byte| *byte == b'\n');
         let others: Vec<&[u8]> = lines().filter(|line| !is_ours(line)).collect();

@@ -2,7 +2,9 @@
 //!
 //! A job's key is made of what it asks. A run that is repeated finds the jobs of the one before, and
 //! the server does nothing twice. Once its end is in the output, a job is deleted; what is asked again
-//! in one run, because it has failed or stands there twice, is another job.
+//! in one run, because it has failed or stands there twice, is another job. A job that is gone before
+//! its end was heard of, with its server's memory or because another run has deleted it, is submitted
+//! again.
 
 use std::{
     collections::HashMap,
@@ -16,7 +18,9 @@ use anyhow::{Context, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use florence_engine::Stop;
 use parking_lot::Mutex;
-use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, RedisResult, Value, cmd};
+use redis::{
+    Client, Cmd, Connection, FromRedisValue, Pipeline, RedisError, RedisResult, Value, cmd,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -28,6 +32,8 @@ use crate::{ask::AskArgs, servers::server, source::Place};
 
 /// Jobs that a server is given at once: enough for its batch and for the way there and back.
 const AT_ONCE: usize = 128;
+/// Most prompts of a job.
+const MOST_TASKS: usize = 16;
 /// How long an ended job is kept for a run that comes back, in seconds.
 const KEPT: u32 = 86_400;
 /// How long an answer is waited for on one connection.
@@ -49,11 +55,18 @@ pub(super) struct Remote {
     /// How often what makes a key was asked.
     asked: Mutex<HashMap<[u8; 16], u32>>,
     /// Pictures that wait for the ends of their jobs, by key.
-    running: Mutex<HashMap<String, Ticket>>,
+    running: Mutex<HashMap<String, Running>>,
     /// When a job ended last.
     last_end: Mutex<Instant>,
     /// Jobs whose ends are written.
     ended: (Sender<String>, Receiver<String>),
+}
+
+/// A picture with a job.
+struct Running {
+    ticket: Ticket,
+    /// How often its job was lost.
+    lost: u32,
 }
 
 impl Remote {
@@ -63,6 +76,10 @@ impl Remote {
         tasks: &[String],
         ask: &AskArgs,
     ) -> anyhow::Result<Self> {
+        ensure!(
+            tasks.len() <= MOST_TASKS,
+            "there are more than {MOST_TASKS} tasks, and a job has no more"
+        );
         let client = server::client(url)?;
         let (tasks, options) = (tasks.to_vec(), options(ask)?);
         let mut remote = Self {
@@ -79,6 +96,8 @@ impl Remote {
         // A wrong address is told at once, a server that has just started is waited for.
         connect(&remote.client, ANSWER).context("cannot connect to the server")?;
         remote.model = remote.ask_for_model()?;
+        // The server may choose another one while we ask.
+        remote.options.extend(["MODEL".to_owned(), remote.model.clone()]);
         Ok(remote)
     }
 
@@ -136,13 +155,7 @@ impl Remote {
         });
     }
 
-    fn submit(
-        &self,
-        flow: &Flow<'_>,
-        link: &mut Link<'_>,
-        mut ticket: Ticket,
-        bytes: Option<&[u8]>,
-    ) {
+    fn submit(&self, flow: &Flow<'_>, link: &mut Link<'_>, ticket: Ticket, bytes: Option<&[u8]>) {
         let key = self.key(&ticket);
         let command = self.command(&key, &ticket, bytes);
         let (start, mut refused) = (Instant::now(), 0);
@@ -150,13 +163,17 @@ impl Remote {
             match self.pause(&error, start, refused) {
                 Some(_) if flow.stop.is_stopped() => return,
                 Some(pause) => thread::sleep(pause),
-                None if is_about_all(&error) => return flow.end(lost(&error)),
+                None if is_about_all(&error) => return flow.end(gone(&error)),
                 None => return flow.end(End::Failed(ticket, words(&error))),
             }
             refused += 1;
         }
-        ticket.job = Some(key.clone());
-        self.running.lock().insert(key, ticket);
+        self.runs(key, Running { ticket, lost: 0 });
+    }
+
+    fn runs(&self, key: String, mut running: Running) {
+        running.ticket.job = Some(key.clone());
+        self.running.lock().insert(key, running);
     }
 
     /// Made of all that the answer depends on.
@@ -168,8 +185,7 @@ impl Remote {
             (None, _) => sha.update(&ticket.item.name),
         }
         let asked = ticket.prompts(&self.tasks).into_iter();
-        let parts = asked.chain(self.options.iter().map(|it| &**it)).chain([&*self.model]);
-        for part in parts {
+        for part in asked.chain(self.options.iter().map(|it| &**it)) {
             sha.update([0]);
             sha.update(part);
         }
@@ -203,24 +219,28 @@ impl Remote {
 
     /// Waits for the ends of jobs, until there will be no more.
     fn collect(&self, flow: &Flow<'_>, is_all_submitted: &AtomicBool) {
-        // Since when the server refuses to tell.
-        let (mut link, mut refused) = (self.link(), None);
+        // Since when the server refuses to tell, or to take a job again.
+        let (mut link, mut lost, mut refused) = (self.link(), Lost::new(), None);
         loop {
             let is_last = is_all_submitted.load(Ordering::SeqCst);
             let keys: Vec<String> = self.running.lock().keys().cloned().collect();
-            if flow.stop.is_stopped() || (keys.is_empty() && is_last) {
+            let is_none = keys.is_empty() && lost.jobs.is_empty();
+            if flow.stop.is_stopped() || (is_none && is_last) {
                 break;
             }
-            if keys.is_empty() {
+            if is_none {
                 thread::sleep(Duration::from_millis(2));
                 continue;
             }
-            match self.wait(flow, &mut link, &keys) {
+            let heard = self
+                .wait(flow, &mut link, (&keys, &mut lost))
+                .and_then(|()| self.submit_lost(flow, &mut link, &mut lost));
+            match heard {
                 Ok(()) => refused = None,
                 Err(error) => {
                     let since = *refused.get_or_insert_with(Instant::now);
                     let Some(pause) = self.pause(&error, since, 0) else {
-                        flow.end(lost(&error));
+                        flow.end(gone(&error));
                         break;
                     };
                     thread::sleep(pause);
@@ -243,19 +263,30 @@ impl Remote {
     }
 
     /// Hears of the ends of some of the jobs, or for a moment of none.
-    fn wait(&self, flow: &Flow<'_>, link: &mut Link<'_>, keys: &[String]) -> RedisResult<()> {
+    fn wait(
+        &self,
+        flow: &Flow<'_>,
+        link: &mut Link<'_>,
+        (keys, lost): (&[String], &mut Lost),
+    ) -> RedisResult<()> {
         const MOST_KEYS: usize = 1000;
         const SECONDS: &str = "0.2";
+        /// How often jobs are looked for that are gone.
+        const LOOK: Duration = Duration::from_secs(2);
         let keys = &keys[..keys.len().min(MOST_KEYS)];
+        if keys.is_empty() {
+            return Ok(());
+        }
         let waited: RedisResult<Option<HashMap<String, Value>>> =
             link.call(cmd("FLORENCE.WAIT").arg(keys).arg(SECONDS), flow.stop);
         match waited {
-            Ok(Some(job)) => self.end(flow, &job),
-            Ok(None) => self.look_for_lost(flow, link, (keys, "EXISTS"))?,
-            Err(error) if is_about_key(&error) => {
-                self.look_for_lost(flow, link, (keys, "FLORENCE.GET"))?;
-            }
+            Ok(job) => job.into_iter().for_each(|job| self.end(flow, &job)),
+            Err(error) if error.code() == Some("NOJOB") => lost.looked = None,
+            Err(error) if is_about_key(&error) => self.look_for_others(flow, link, keys)?,
             Err(error) => return Err(error),
+        }
+        if lost.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.look_for_lost(flow, link, (keys, lost))?;
         }
         Ok(())
     }
@@ -285,7 +316,7 @@ impl Remote {
         let text = |name: &str| {
             job.get(name).and_then(|it| String::from_redis_value(it).ok()).unwrap_or_default()
         };
-        let Some(ticket) = self.running.lock().remove(&text("id")) else { return };
+        let Some(Running { ticket, .. }) = self.running.lock().remove(&text("id")) else { return };
         *self.last_end.lock() = Instant::now();
         flow.end(match self.answers(&ticket, &text) {
             Ok(answers) => End::Answered(ticket, answers),
@@ -326,24 +357,89 @@ impl Remote {
         Ok(Answers { size, model: text("model"), parts })
     }
 
-    /// Jobs that somebody has deleted, or put something else in the place of, will not end; and
-    /// nothing is there that could be deleted.
+    /// Where something else was put in the place of a job, it will not end; and nothing is there that
+    /// could be deleted.
+    fn look_for_others(
+        &self,
+        flow: &Flow<'_>,
+        link: &mut Link<'_>,
+        keys: &[String],
+    ) -> RedisResult<()> {
+        for key in keys {
+            match link.call::<Value>(cmd("FLORENCE.GET").arg(key), flow.stop) {
+                Ok(_) => {}
+                Err(error) if is_about_key(&error) => {
+                    if let Some(Running { mut ticket, .. }) = self.running.lock().remove(key) {
+                        ticket.job = None;
+                        flow.end(End::Failed(ticket, words(&error)));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the jobs that are not there any more from those that run.
     fn look_for_lost(
         &self,
         flow: &Flow<'_>,
         link: &mut Link<'_>,
-        (keys, command): (&[String], &str),
+        (keys, lost): (&[String], &mut Lost),
     ) -> RedisResult<()> {
-        for key in keys {
-            let reason = match link.call(cmd(command).arg(key), flow.stop) {
-                Ok(Value::Nil | Value::Int(0)) => "the job was deleted on the server".to_owned(),
-                Ok(_) => continue,
-                Err(error) if is_about_key(&error) => words(&error),
-                Err(error) => return Err(error),
+        /// Who deletes a job again and again means it.
+        const MOST: u32 = 3;
+        // Those that have ended since are no longer waited for.
+        let keys: Vec<&String> = {
+            let running = self.running.lock();
+            keys.iter().filter(|key| running.contains_key(*key)).collect()
+        };
+        let mut pipe = redis::pipe();
+        for key in &keys {
+            pipe.cmd("EXISTS").arg(key);
+        }
+        let there: Vec<bool> = link.all(&pipe, flow.stop)?;
+        lost.looked = Some(Instant::now());
+        for (key, _) in keys.into_iter().zip(there).filter(|(_, is_there)| !is_there) {
+            let Some(mut running) = self.running.lock().remove(key) else { continue };
+            running.ticket.job = None;
+            running.lost += 1;
+            if running.lost > MOST {
+                let reason = "the job was deleted on the server".to_owned();
+                flow.end(End::Failed(running.ticket, reason));
+            } else {
+                lost.jobs.push((key.clone(), running));
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits jobs again that were lost, as many as the server takes for now.
+    fn submit_lost(
+        &self,
+        flow: &Flow<'_>,
+        link: &mut Link<'_>,
+        lost: &mut Lost,
+    ) -> RedisResult<()> {
+        while let Some((key, running)) = lost.jobs.pop() {
+            let bytes = match read_again(flow, &running.ticket) {
+                Ok(bytes) => bytes,
+                Err(reason) => {
+                    flow.end(End::Failed(running.ticket, reason));
+                    continue;
+                }
             };
-            if let Some(mut ticket) = self.running.lock().remove(key) {
-                ticket.job = None;
-                flow.end(End::Failed(ticket, reason));
+            let command = self.command(&key, &running.ticket, bytes.as_deref());
+            match link.call::<Value>(&command, flow.stop) {
+                Ok(_) => self.runs(key, running),
+                Err(error) if self.pause(&error, Instant::now(), 0).is_some() => {
+                    lost.jobs.push((key, running));
+                    // Jobs that end make room.
+                    let is_none = self.running.lock().is_empty();
+                    return if is_none { Err(error) } else { Ok(()) };
+                }
+                Err(error) if is_about_all(&error) => return Err(error),
+                Err(error) => flow.end(End::Failed(running.ticket, words(&error))),
             }
         }
         Ok(())
@@ -356,16 +452,41 @@ impl Remote {
     }
 }
 
+/// Jobs that were lost.
+struct Lost {
+    /// They are to be submitted again.
+    jobs: Vec<(String, Running)>,
+    /// When they were looked for.
+    looked: Option<Instant>,
+}
+
+impl Lost {
+    fn new() -> Self {
+        Self { jobs: Vec::new(), looked: Some(Instant::now()) }
+    }
+}
+
+/// A picture's bytes once more, unless the server reads it itself.
+fn read_again(flow: &Flow<'_>, ticket: &Ticket) -> Result<Option<Vec<u8>>, String> {
+    let Some(sha256) = ticket.sha256 else { return Ok(None) };
+    let bytes = flow.sources.read(&ticket.item.place, flow.stop)?;
+    let is_same = <[u8; 32]>::from(Sha256::digest(&bytes)) == sha256;
+    is_same.then_some(Some(bytes)).ok_or_else(|| "the file was changed meanwhile".to_owned())
+}
+
 /// What SUBMIT is told of how the model is asked.
 fn options(ask: &AskArgs) -> anyhow::Result<Vec<String>> {
-    let plain = (ask.no_repeat_ngram, ask.length_penalty, ask.coordinates, ask.decimals);
-    ensure!(
-        plain == Default::default(),
-        "n-grams, length penalty, coordinates and decimals are settings of the server"
-    );
+    let plain = (ask.coordinates, ask.decimals);
+    ensure!(plain == Default::default(), "coordinates and decimals are settings of the server");
     let mut options = vec!["MAXTOKENS".to_owned(), ask.max_new_tokens.to_string()];
     if let Some(beams) = ask.beams {
         options.extend(["BEAMS".to_owned(), beams.to_string()]);
+    }
+    if let Some(length) = ask.no_repeat_ngram {
+        options.extend(["NGRAM".to_owned(), length.to_string()]);
+    }
+    if let Some(penalty) = ask.length_penalty {
+        options.extend(["LENGTHPENALTY".to_owned(), penalty.to_string()]);
     }
     options.push(if ask.exif { "EXIF" } else { "NOEXIF" }.to_owned());
     Ok(options)
@@ -378,8 +499,9 @@ fn is_about_key(error: &RedisError) -> bool {
 
 /// Whether other pictures would fare no better.
 fn is_about_all(error: &RedisError) -> bool {
-    let is_refusal =
-        |code| matches!(code, "NOPERM" | "NOAUTH" | "NOMODEL") || SHORT.contains(&code);
+    let is_refusal = |code| {
+        matches!(code, "NOPERM" | "NOAUTH" | "NOMODEL" | "BADPROMPT") || SHORT.contains(&code)
+    };
     is_passing(error) || error.code().is_some_and(is_refusal)
 }
 
@@ -392,7 +514,7 @@ fn words(error: &RedisError) -> String {
 }
 
 /// The jobs that it has are found again by the next run.
-fn lost(error: &RedisError) -> End {
+fn gone(error: &RedisError) -> End {
     let what = if error.code().is_some() { "refuses" } else { "does not answer" };
     End::Lost(format!("the server {what}: {}", words(error)))
 }
@@ -405,9 +527,22 @@ struct Link<'a> {
 
 impl Link<'_> {
     fn call<T: FromRedisValue>(&mut self, command: &Cmd, stop: &Stop) -> RedisResult<T> {
+        self.patiently(stop, |connection| command.query(connection))
+    }
+
+    /// Several commands in one go.
+    fn all<T: FromRedisValue>(&mut self, commands: &Pipeline, stop: &Stop) -> RedisResult<T> {
+        self.patiently(stop, |connection| commands.query(connection))
+    }
+
+    fn patiently<T>(
+        &mut self,
+        stop: &Stop,
+        call: impl Fn(&mut Connection) -> RedisResult<T>,
+    ) -> RedisResult<T> {
         let start = Instant::now();
         loop {
-            let called = self.try_call(command);
+            let called = self.connection().and_then(&call);
             match called {
                 // Nothing that is called here does harm when it is called again.
                 Err(error) if is_passing(&error) && !stop.is_stopped() => {
@@ -422,12 +557,11 @@ impl Link<'_> {
         }
     }
 
-    fn try_call<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => none.insert(connect(&self.remote.client, ANSWER)?),
-        };
-        command.query(connection)
+    fn connection(&mut self) -> RedisResult<&mut Connection> {
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => Ok(none.insert(connect(&self.remote.client, ANSWER)?)),
+        }
     }
 }
 

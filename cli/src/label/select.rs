@@ -5,7 +5,7 @@ use std::{collections::BinaryHeap, path::Path};
 use anyhow::ensure;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::source::{Item, List, Place};
+use crate::source::{Item, List, Place, first};
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SelectArgs {
@@ -40,7 +40,7 @@ impl SelectArgs {
             None => list,
         };
         match (self.limit, self.sample) {
-            (Some(limit), _) => Box::new(list.take(limit)),
+            (Some(limit), _) => first(list, limit),
             (None, Some(count)) => sample(list, count, self.seed),
             (None, None) => list,
         }

@@ -20,8 +20,9 @@ pub(super) fn item(path: &Path) -> Listed {
     }
 }
 
-fn is_hidden(entry: &DirEntry) -> bool {
-    entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.')
+/// Whether something this far below what was named is hidden.
+fn is_hidden(path: &Path, depth: usize) -> bool {
+    depth > 0 && path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(b"."))
 }
 
 /// A path without what says nothing.
@@ -31,7 +32,13 @@ fn plain(path: &Path) -> &Path {
 
 /// The pictures of a folder and of all below it, but for what is hidden.
 pub(super) fn folder(path: &Path) -> List<'static> {
-    let entries = walk(path).into_iter().filter_entry(|entry| !is_hidden(entry));
+    let entries = walk(path).into_iter();
+    let entries = entries.filter_entry(|entry| !is_hidden(entry.path(), entry.depth()));
+    // A link that leads nowhere is none of these entries.
+    let entries = entries.filter(|entry| match entry {
+        Err(error) => error.path().is_none_or(|path| !is_hidden(path, error.depth())),
+        Ok(_) => true,
+    });
     let is_wanted = |entry: &DirEntry| is_picture(&entry.file_name().to_string_lossy());
     let files = entries.filter_map(move |entry| found(entry, is_wanted));
     Box::new(files.map(|file| file.and_then(|path| item(&path))))
@@ -127,12 +134,12 @@ impl Glob {
                 depth < self.most_depth && folder.is_none_or(|it| it.is_match(plain(path)));
             is_folder && may_hold || self.matcher.is_match(plain(path))
         };
-        let is_meant = |entry: &DirEntry| {
-            !is_hidden(entry) || self.dotted.iter().any(|part| part.is_match(entry.file_name()))
+        let is_meant = |path: &Path, depth: usize| {
+            let name = path.file_name().unwrap_or_default();
+            !is_hidden(path, depth) || self.dotted.iter().any(|part| part.is_match(name))
         };
-        let is_near = move |entry: &DirEntry| {
-            is_meant(entry)
-                && is_on_the_way(entry.path(), entry.depth(), entry.file_type().is_dir())
+        let is_near = move |path: &Path, depth: usize, is_folder: bool| {
+            is_meant(path, depth) && is_on_the_way(path, depth, is_folder)
         };
         let is_wanted = move |entry: &DirEntry| {
             (self.has_ending || has_ending(entry.path()))
@@ -140,11 +147,14 @@ impl Glob {
         };
         // What cannot be looked at matters only where something may be found.
         let matters = move |entry: &walkdir::Result<DirEntry>| match entry {
-            Err(error) => error.path().is_none_or(|path| is_on_the_way(path, error.depth(), true)),
+            Err(error) => error.path().is_none_or(|path| is_near(path, error.depth(), true)),
             Ok(_) => true,
         };
         let entries = walk(&self.base).max_depth(self.most_depth).into_iter();
-        let files = entries.filter_entry(is_near).filter(matters);
+        let is_entry_near = move |entry: &DirEntry| {
+            is_near(entry.path(), entry.depth(), entry.file_type().is_dir())
+        };
+        let files = entries.filter_entry(is_entry_near).filter(matters);
         files.filter_map(move |entry| found(entry, is_wanted))
     }
 }
@@ -169,6 +179,8 @@ mod tests {
             };
             list.map(|item| strip(item.unwrap())).collect()
         };
+        // As Emacs leaves it.
+        std::os::unix::fs::symlink("nowhere", root.join("sub/.#c.webp")).unwrap();
         assert_eq!(names(folder(root)), ["a.JPG", "b.png", "sub/c.webp"]);
         let glob = |pattern: &str| -> Vec<String> {
             let pattern = format!("{}/{pattern}", root.display());

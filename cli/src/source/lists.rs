@@ -16,7 +16,7 @@ use std::{
 use florence_engine::fetch::file_of_url;
 use serde_json::Value;
 
-use super::{Item, List, Listed, Place, Unlisted, alone, ending, files, is_address};
+use super::{Item, List, Listed, Place, Unlisted, alone, ending, files, is_address, plain};
 
 /// What a column is called if nobody says so.
 const USUAL: [&str; 5] = ["file", "file_name", "image", "path", "url"];
@@ -27,17 +27,15 @@ fn named(name: &str, beside: &Path, there: &str) -> Listed {
         let reason = "a data: URL is no name that the output could tell: let it be a file";
         return Err(Unlisted::new(&there, &reason));
     }
-    if let Some(path) = file_of_url(name.as_bytes()) {
-        return files::item(&path);
+    if is_address(name) {
+        return Ok(Item { name: name.to_owned(), place: Place::Address(name.to_owned()) });
     }
-    let place = if is_address(name) {
-        Place::Address(name.to_owned())
-    } else {
-        let path = PathBuf::from(name);
-        let other = beside.join(name);
-        Place::File(if !path.exists() && other.exists() { other } else { path })
-    };
-    Ok(Item { name: name.to_owned(), place })
+    let path = file_of_url(name.as_bytes()).unwrap_or_else(|| {
+        let (path, other) = (PathBuf::from(name), beside.join(name));
+        if !path.exists() && other.exists() { other } else { path }
+    });
+    // Two lists may call different pictures alike, and one calls a picture in several ways.
+    files::item(&plain(&path))
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -336,14 +334,20 @@ mod tests {
     fn names_are_looked_for_beside_the_list_too() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("a.png"), "").unwrap();
+        std::fs::create_dir(directory.path().join("b")).unwrap();
         let list = directory.path().join("list.txt");
-        let text = "a.png\n\n  gs://bucket/b.png\nnowhere.png\nfile:///a%20b/c#1.png\ndata:,x\n";
+        let text = "a.png\n./b/../a.png\n\n  gs://bucket/b.png\nnowhere.png\nfile:///a%20b/c#1.png\ndata:,x\n";
         std::fs::write(&list, text).unwrap();
         let mut places: Vec<Listed> = file_of_names(&list).collect();
         let refused = places.pop().unwrap().unwrap_err();
-        assert!(refused.name.ends_with("list.txt:6"), "{}", refused.name);
-        let places: Vec<Place> = places.into_iter().map(|item| item.unwrap().place).collect();
+        assert!(refused.name.ends_with("list.txt:7"), "{}", refused.name);
+        let items: Vec<Item> = places.into_iter().map(Result::unwrap).collect();
+        let beside = directory.path().join("a.png").display().to_string();
+        let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+        assert_eq!(names[..4], [&*beside, &beside, "gs://bucket/b.png", "nowhere.png"]);
+        let places: Vec<Place> = items.into_iter().map(|item| item.place).collect();
         let expected = [
+            Place::File(directory.path().join("a.png")),
             Place::File(directory.path().join("a.png")),
             Place::Address("gs://bucket/b.png".to_owned()),
             Place::File("nowhere.png".into()),

@@ -50,6 +50,17 @@ pub(crate) enum Place {
     Address(String),
 }
 
+impl Place {
+    /// The file that has them, here.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Member { archive, .. } => Some(archive),
+            Self::Address(_) => None,
+        }
+    }
+}
+
 /// Something that cannot be listed, and why.
 #[derive(Debug)]
 pub(crate) struct Unlisted {
@@ -136,8 +147,12 @@ fn plain(path: &Path) -> PathBuf {
     if plain.as_os_str().is_empty() {
         plain.push(".");
     }
+    let spelled: PathBuf = path.components().collect();
+    if plain == spelled {
+        return plain;
+    }
     let is_same = path.canonicalize().is_ok_and(|it| plain.canonicalize().is_ok_and(|to| to == it));
-    if is_same { plain } else { path.components().collect() }
+    if is_same { plain } else { spelled }
 }
 
 /// The ending of a name, in small letters.
@@ -155,11 +170,21 @@ fn is_packed(path: &Path) -> bool {
 fn of_file(path: &Path, column: Option<&str>) -> List<'static> {
     match &*ending(path) {
         "tar" => or_none(tar::members(path), &path.display()),
-        "csv" | "tsv" | "jsonl" | "ndjson" => lists::table(path, column),
-        "txt" | "lst" | "list" => lists::file_of_names(path),
+        "csv" | "tsv" | "jsonl" | "ndjson" => or_none(lists::table(path, column), &path.display()),
+        "txt" | "lst" | "list" => or_none(lists::file_of_names(path), &path.display()),
         _ if is_packed(path) => alone(Err(Unlisted::new(&path.display(), &PACKED))),
         _ => alone(files::item(path)),
     }
+}
+
+/// As many pictures, and what cannot be listed before the last of them. Nothing is asked for beyond:
+/// it may be yet to be typed.
+pub(crate) fn first(mut list: List<'_>, mut count: usize) -> List<'_> {
+    Box::new(iter::from_fn(move || {
+        let listed = (count > 0).then(|| list.next()).flatten()?;
+        count -= usize::from(listed.is_ok());
+        Some(listed)
+    }))
 }
 
 fn alone(listed: Listed) -> List<'static> {
@@ -214,7 +239,8 @@ impl Sources {
         let column = self.column.as_deref();
         match source {
             Source::Stdin => {
-                lists::names(BufReader::new(io::stdin()), "standard input", Path::new(""))
+                let name = "standard input";
+                or_none(lists::names(BufReader::new(io::stdin()), name, Path::new("")), &name)
             }
             Source::Address(address) => {
                 let place = Place::Address(address.clone());

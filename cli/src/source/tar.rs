@@ -25,7 +25,13 @@ fn read(path: &Path, found: &mut Vec<Listed>) -> std::io::Result<()> {
         let entry = entry?;
         let member = entry.path_bytes();
         let name = format!("{}/{}", path.display(), String::from_utf8_lossy(&member));
-        if entry.header().entry_type().is_file() && !is_hidden(&member) && is_picture(&name) {
+        let kind = entry.header().entry_type();
+        if is_hidden(&member) || !is_picture(&name) {
+            continue;
+        }
+        if kind.is_hard_link() || kind.is_symlink() {
+            found.push(Err(Unlisted::new(&name, &"links in archives are not followed")));
+        } else if kind.is_file() {
             let (offset, size) = (entry.raw_file_position(), entry.size());
             let place = Place::Member { archive: Arc::clone(&archive), offset, size };
             let is_text = std::str::from_utf8(&member).is_ok();

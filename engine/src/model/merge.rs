@@ -143,11 +143,12 @@ fn write_files(
 }
 
 /// Whether a file of the checkpoint goes with the merged one as it is: all but weights and what
-/// tells of them.
+/// tells of them, such as a plan of ours for int8.
 fn is_copied(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     name != adapter::CONFIG
+        && !name.starts_with("florence-")
         && !name.ends_with(".index.json")
         && (matches!(extension, "json" | "txt" | "py" | "jinja") || name.starts_with("LICENSE"))
 }
