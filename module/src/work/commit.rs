@@ -130,9 +130,13 @@ fn look_at_keys() {
     }
     with_server(|ctx| {
         let deadline = Deadline::after(LONGEST);
-        active.iter().for_each(|key| sync::look(ctx, key));
+        for key in &active {
+            sync::look(ctx, key);
+        }
         for _ in 0..waited.div_ceil(SOME) {
-            sync::some_waited_for(SOME).iter().for_each(|key| sync::look(ctx, key));
+            for key in sync::some_waited_for(SOME) {
+                sync::look(ctx, &key);
+            }
             if deadline.is_past() {
                 return;
             }
@@ -207,13 +211,13 @@ fn tidy(ctx: &Context, deadline: Deadline) -> bool {
     }
     let all = || -> Result<bool, Refused> {
         // Claims that nobody holds are taken from their hashes.
-        let mut is_late = tidy_some(queue().unclaimed(), deadline, |(key, has_crashed)| {
+        let mut is_late = tidy_some(&queue().unclaimed(), deadline, |(key, has_crashed)| {
             tidy_one(ctx, key, || life::unclaim(ctx, key, *has_crashed))
         })?;
-        is_late |= tidy_some(queue().expired(), deadline, |key| {
+        is_late |= tidy_some(&queue().expired(), deadline, |key| {
             tidy_one(ctx, key, || life::expire(ctx, key))
         })?;
-        is_late |= tidy_some(retained::surplus(), deadline, |key| {
+        is_late |= tidy_some(&retained::surplus(), deadline, |key| {
             tidy_one(ctx, key, || drop_ended(ctx, key))
         })?;
         Ok(is_late)
@@ -224,7 +228,7 @@ fn tidy(ctx: &Context, deadline: Deadline) -> bool {
 
 /// Whether some were left because of the time.
 fn tidy_some<T>(
-    some: Vec<T>,
+    some: &[T],
     deadline: Deadline,
     tidy: impl Fn(&T) -> Result<(), Refused>,
 ) -> Result<bool, Refused> {
