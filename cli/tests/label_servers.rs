@@ -148,7 +148,7 @@ fn what_a_server_cannot_be_told_is_refused_and_no_password_is_shown() {
     let many: Vec<&str> = texts.iter().flat_map(|text| ["--task", text]).collect();
     for (args, told) in [
         (["--redis", "redis://:secret@127.0.0.1:1"].to_vec(), "cannot connect to the server"),
-        (["--redis", "secret"].to_vec(), "the --redis URL is not valid"),
+        (["--redis", "secret"].to_vec(), "a --redis URL begins with redis://"),
         (["--redis", &url(&server), "--decimals", "1"].to_vec(), "are settings of the server"),
         ([&["--redis", &url(&server)][..], &many].concat(), "there are more than 16 tasks"),
     ] {
