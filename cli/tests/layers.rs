@@ -28,7 +28,7 @@ const ALLOWED: [(&str, &[&str]); 22] = [
     ("source", &[]),
     ("top", &["servers"]),
     ("tune", &["asked", "load"]),
-    ("web", &["draw", "servers"]),
+    ("web", &["draw", "servers", "signals"]),
     ("whole", &[]),
 ];
 

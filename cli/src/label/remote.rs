@@ -233,7 +233,7 @@ impl Remote {
                 continue;
             }
             let heard = self
-                .wait(flow, &mut link, (&keys, &mut lost))
+                .wait(flow, &mut link, &keys, &mut lost)
                 .and_then(|()| self.submit_lost(flow, &mut link, &mut lost));
             match heard {
                 Ok(()) => refused = None,
@@ -267,7 +267,8 @@ impl Remote {
         &self,
         flow: &Flow<'_>,
         link: &mut Link<'_>,
-        (keys, lost): (&[String], &mut Lost),
+        keys: &[String],
+        lost: &mut Lost,
     ) -> RedisResult<()> {
         const MOST_KEYS: usize = 1000;
         const SECONDS: &str = "0.2";
@@ -286,7 +287,7 @@ impl Remote {
             Err(error) => return Err(error),
         }
         if lost.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            self.look_for_lost(flow, link, (keys, lost))?;
+            self.look_for_lost(flow, link, keys, lost)?;
         }
         Ok(())
     }
@@ -385,7 +386,8 @@ impl Remote {
         &self,
         flow: &Flow<'_>,
         link: &mut Link<'_>,
-        (keys, lost): (&[String], &mut Lost),
+        keys: &[String],
+        lost: &mut Lost,
     ) -> RedisResult<()> {
         /// Who deletes a job again and again means it.
         const MOST: u32 = 3;

@@ -37,7 +37,10 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::servers::{self, server::Server, watch::Watch};
+use crate::{
+    servers::{self, server::Server, watch::Watch},
+    signals::Signals,
+};
 use guard::{Guard, Peer};
 
 #[derive(clap::Args)]
@@ -99,10 +102,11 @@ async fn serve(args: &Args, password: Option<&str>, servers: Vec<Server>) -> any
     let app = Arc::new(App { watch, guard });
     tellln!("http://{address}/");
     let router = routes::router(&app);
+    let mut signals = Signals::new()?;
     // Pages that are open keep their connections; nobody waits for them.
     tokio::select! {
         () = answer(listener, router) => Ok(()),
-        () = interrupted() => Ok(()),
+        () = signals.next() => Ok(()),
     }
 }
 
@@ -129,21 +133,5 @@ async fn answer(listener: TcpListener, router: Router) {
             drop(served.await);
             drop(place);
         });
-    }
-}
-
-/// Until somebody wants the program to end.
-async fn interrupted() {
-    let terminated = async {
-        let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-        if let Ok(mut signal) = signal {
-            signal.recv().await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
     }
 }

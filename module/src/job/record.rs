@@ -17,7 +17,7 @@ use super::{
     retry,
 };
 use crate::{
-    server::{Hash, Look, NoHash, Value, reply, unix_ms},
+    server::{Hash, Look, NAME_BYTES, NoHash, Value, reply, unix_ms},
     source,
 };
 
@@ -336,9 +336,8 @@ impl<F: ReadField> Job<F> {
 
     /// A name of ours or of a user; nothing if it is longer than one can be.
     fn name(&self, field: &str) -> String {
-        const MOST: usize = 255;
         let name = |bytes: &[u8]| {
-            let name = bytes.get(..bytes.len().min(MOST + 1)).filter(|name| name.len() <= MOST);
+            let name = Some(bytes).filter(|name| name.len() <= NAME_BYTES);
             String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
         };
         self.bytes(field, name).unwrap_or_default()

@@ -160,16 +160,11 @@ fn crash_unless_ended_well(owner: &str) -> Death {
     if owners::ended_well(owner) { Death::None } else { Death::Crash }
 }
 
-/// Keys that are looked at from time to time: those that are worked on, and so many that are waited
-/// for. They may have been overwritten by a value of another type, of which no event tells. Others
+/// Keys that are looked at from time to time: those that are worked on, and how many there are that
+/// are waited for ([`waiters::some_keys`]). They may have been overwritten by a value of another type, of which no event tells. Others
 /// are found out when they are claimed.
 pub(crate) fn watched() -> (Vec<JobKey>, usize) {
     (queue().scheduler.lock().active_keys(), waiters::keys())
-}
-
-/// Some of the keys that are waited for, others at every call.
-pub(crate) fn some_waited_for(most: usize) -> Vec<JobKey> {
-    waiters::some_keys(most)
 }
 
 /// A job has ended, and what it needs no more was taken from its hash, of which no event tells us:

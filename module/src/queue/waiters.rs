@@ -118,7 +118,7 @@ pub(super) fn has(key: KeyRef<'_>) -> bool {
 }
 
 /// Some of the keys that somebody waits for, others at every call.
-pub(super) fn some_keys(most: usize) -> Vec<JobKey> {
+pub(crate) fn some_keys(most: usize) -> Vec<JobKey> {
     with(|waiters| {
         let start = if waiters.turn < waiters.by_key.len() { waiters.turn } else { 0 };
         waiters.turn = start + most;

@@ -224,13 +224,15 @@ pub(crate) fn user(ctx: &Context) -> Option<RedisString> {
     ctx.get_flags().contains(ContextFlags::LUA).then(|| ctx.get_current_user())
 }
 
+/// Most bytes of a name, of a user or of ours, that jobs keep.
+pub(crate) const NAME_BYTES: usize = 255;
+
 /// The user's name as jobs have it, and what is counted and kept apart for each: one that is long, or
 /// no text, is its digest.
 pub(crate) fn user_name(ctx: &Context) -> String {
-    const MOST: usize = 255;
     let Some(user) = user(ctx) else { return String::new() };
     let name = user.as_slice();
-    let text = std::str::from_utf8(name).ok().filter(|text| text.len() <= MOST);
+    let text = std::str::from_utf8(name).ok().filter(|text| text.len() <= NAME_BYTES);
     text.map_or_else(|| format!("sha256:{:x}", Sha256::digest(name)), str::to_owned)
 }
 

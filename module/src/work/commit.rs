@@ -21,7 +21,7 @@ use crate::{
         life::{self, Attempt, Outcome, Stored},
     },
     news,
-    queue::{Lease, queue, retained, sync, watch_leases},
+    queue::{Lease, queue, retained, sync, waiters, watch_leases},
     server::{self, Refused, can_write, with_server},
 };
 
@@ -134,7 +134,7 @@ fn look_at_keys() {
             sync::look(ctx, key);
         }
         for _ in 0..waited.div_ceil(SOME) {
-            for key in sync::some_waited_for(SOME) {
+            for key in waiters::some_keys(SOME) {
                 sync::look(ctx, &key);
             }
             if deadline.is_past() {
